@@ -1,0 +1,363 @@
+"""Hypergradient dL_p/dF through the best response z*(F) (PAPER.md, "The crafting problem").
+
+With the inner objective ``L(F, z) = c * ||F - e(z)||^2 + rho * ||z||^2`` of each sample and ``v = dL_p/dz``
+at ``z*``, the implicit function theorem gives ``dL_p/dF = -v . [d2L/dz2 + damping * I]^-1 . d2L/dzdF``. The
+mixed derivative of a squared loss is exactly ``-2c * J^T`` (J the Jacobian of e), so ``dL_p/dF = 2c * J y``
+with ``y`` the solution of ``(d2L/dz2 + damping * I) y = v``; the solvers differ in that linear system only.
+
+Every sample is solved on its own: no reduction runs over samples, and a sample that has converged is frozen
+while the others go on, so a result equals the single-sample one up to rounding.
+
+How products are formed: ``J u`` is the derivative of ``w -> J^T w`` (backward through a backward pass that is
+recorded once), ``J^T w`` a backward pass through the same recorded forward pass. On a ResNet18-to-layer1
+after a transposed-convolution generator (32x32 pictures, batch 32, one core) this took 41 ms a ``J u``,
+against 59 ms for `torch.func.jvp` and 25 ms for `torch.func.linearize`, whose tracing however costs 0.8 s at
+every new z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.crafting.inversion import Render, Scale, data_weight, inner_loss
+
+SOLVERS = ("neumann", "cg", "gauss_newton", "unroll")
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """A hypergradient with its diagnostics.
+
+    Attributes:
+        grad: dL_p/dF, the shape of F.
+        y: ``(N, Z)``, the solution of the linear system (to start the next one from); zeros for `unroll`,
+            which has none.
+        residual: ``(N,)``, ``||v - A y|| / ||v||`` with A the solver's own matrix, 0 where v is 0; for
+            `unroll` the norm of the inner gradient after the last step over that before the first; NaN where
+            not asked for.
+        products: exact count of Hessian products (`neumann`, `cg`, `unroll`) or ``J^T J`` products
+            (`gauss_newton`) of the whole batch; the final ``J y`` (one half of a ``J^T J`` product) is not in
+            it.
+        negative_curvature: samples stopped early because a direction of non-positive curvature was met (`cg`
+            only).
+    """
+
+    grad: Tensor
+    y: Tensor
+    residual: Tensor
+    products: int
+    negative_curvature: int
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product a sample, ``(N,)``."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _along(step: Tensor, x: Tensor) -> Tensor:
+    """Multiply every sample of ``x (N, ...)`` by its own scalar ``step (N,)``."""
+    return step.view(-1, *[1] * (x.ndim - 1)) * x
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a / b``, and 0 where ``b`` is 0."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
+
+
+def _relative(rr: Tensor, norm: Tensor) -> Tensor:
+    """Return the relative residual from squared norms; the recurrence says nothing below the dtype's epsilon."""
+    residual = _divide(rr.sqrt(), norm.sqrt())
+    return torch.where(norm > 0, residual.clamp(min=torch.finfo(residual.dtype).eps), 0.0)
+
+
+class _Curvature:
+    """Second-order products of the inner objective at one point, on a graph recorded once."""
+
+    def __init__(self, render: Render, target: Tensor, z: Tensor, rho: float, scale: Scale) -> None:
+        self.products = 0
+        self._rho = rho
+        self._weight = data_weight(scale, target)
+        with torch.enable_grad():
+            self._z = z.detach().clone().requires_grad_()
+            self._rendered = render(self._z)
+        self._target = target.detach()
+        self._scale = scale
+        self._gradient: Tensor | None = None
+        self._probe: Tensor | None = None
+        self._transposed: Tensor | None = None
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """Return ``d2L/dz2 u`` by double backward."""
+        if self._gradient is None:
+            with torch.enable_grad():
+                loss = inner_loss(self._rendered, self._target, self._z, self._rho, self._scale)
+                (self._gradient,) = torch.autograd.grad(loss.sum(), self._z, create_graph=True)
+        self.products += 1
+        if not self._gradient.requires_grad:
+            return torch.zeros_like(u)
+        (product,) = torch.autograd.grad(
+            self._gradient, self._z, u, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return product
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return ``J u``, the shape of F."""
+        if self._transposed is None:
+            with torch.enable_grad():
+                self._probe = torch.zeros_like(self._rendered, requires_grad=True)
+                graph = torch.autograd.grad(self._rendered, self._z, self._probe, create_graph=True)
+            self._transposed = graph[0]
+        assert self._probe is not None
+        return torch.autograd.grad(self._transposed, self._probe, u, retain_graph=True)[0]
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """Return ``J^T w``, ``(N, Z)``."""
+        return torch.autograd.grad(self._rendered, self._z, w, retain_graph=True)[0]
+
+    def mixed(self, y: Tensor) -> Tensor:
+        """Return ``-y . d2L/dzdF = 2c * J y``."""
+        return 2 * self._weight * self.forward(y)
+
+
+def neumann(
+    render: Render,
+    target: Tensor,
+    z: Tensor,
+    v: Tensor,
+    *,
+    alpha: float,
+    terms: int,
+    rho: float = 0.0,
+    scale: Scale = "sum",
+    diagnose: bool = True,
+) -> Hypergradient:
+    """Hypergradient with ``alpha * sum_{j<=terms} (I - alpha * H)^j`` for the inverse Hessian (the paper's).
+
+    Args:
+        render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
+        target: features F, ``(N, ...)``.
+        z: best response at F, ``(N, Z)``.
+        v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
+        alpha: step of the series; it converges where ``0 < alpha * H < 2``.
+        terms: K, the Hessian products of the series.
+        rho: prior weight of the inner objective.
+        scale: factor of its data term (`crafter_pl.crafting.inversion.Scale`).
+        diagnose: spend one more product on the residual; without it the residual is NaN.
+    """
+    v, curvature = v.detach(), _Curvature(render, target, z, rho, scale)
+    power = total = v
+    for _ in range(terms):
+        power = power - alpha * curvature.hessian(power)
+        total = total + power
+    if diagnose:
+        remainder = power - alpha * curvature.hessian(power)
+        residual = _divide(_dot(remainder, remainder).sqrt(), _dot(v, v).sqrt())
+    else:
+        residual = torch.full((len(v),), torch.nan, dtype=v.dtype, device=v.device)
+    y = alpha * total
+    return Hypergradient(curvature.mixed(y), y, residual, curvature.products, 0)
+
+
+def cg(
+    render: Render,
+    target: Tensor,
+    z: Tensor,
+    v: Tensor,
+    *,
+    damping: float,
+    iterations: int,
+    tol: float = 0.0,
+    rho: float = 0.0,
+    scale: Scale = "sum",
+    y0: Tensor | None = None,
+) -> Hypergradient:
+    """Hypergradient by conjugate gradients, a sample each, on the damped Hessian ``d2L/dz2 + damping * I``.
+
+    A sample that meets a direction of non-positive curvature stops at its last iterate (its start, if that
+    happens at the first one: its hypergradient is then 0 without ``y0``) and is counted in
+    ``negative_curvature``.
+
+    Args:
+        render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
+        target: features F, ``(N, ...)``.
+        z: best response at F, ``(N, Z)``.
+        v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
+        damping: added to the Hessian's diagonal.
+        iterations: at most this many; one product each, and one more with ``y0``.
+        tol: a sample is frozen once its relative residual is at most this.
+        rho: prior weight of the inner objective.
+        scale: factor of its data term.
+        y0: start, ``(N, Z)``; zeros by default.
+    """
+    v, curvature = v.detach(), _Curvature(render, target, z, rho, scale)
+
+    def matrix(p: Tensor) -> Tensor:
+        return curvature.hessian(p) + damping * p
+
+    norm = _dot(v, v)
+    y = torch.zeros_like(v) if y0 is None else torch.where((norm > 0)[:, None], y0.detach(), 0.0)
+    r = v if y0 is None else v - matrix(y)
+    p, rr = r, _dot(r, r)
+    active = rr > tol**2 * norm
+    negative = torch.zeros_like(active)
+    for _ in range(iterations):
+        if not active.any():
+            break
+        product = matrix(p)
+        bend = _dot(p, product)
+        negative = negative | (active & (bend <= 0))
+        active = active & (bend > 0)
+        step = torch.where(active, _divide(rr, bend), 0.0)
+        y = y + _along(step, p)
+        r = r - _along(step, product)
+        after = torch.where(active, _dot(r, r), rr)
+        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
+        rr = after
+        active = active & (rr > tol**2 * norm)
+    residual = _relative(rr, norm)
+    return Hypergradient(curvature.mixed(y), y, residual, curvature.products, int(negative.sum()))
+
+
+def gauss_newton(
+    render: Render,
+    target: Tensor,
+    z: Tensor,
+    v: Tensor,
+    *,
+    damping: float,
+    iterations: int,
+    tol: float = 0.0,
+    rho: float = 0.0,
+    scale: Scale = "sum",
+    y0: Tensor | None = None,
+) -> Hypergradient:
+    """Hypergradient by conjugate gradients on ``2c * J^T J + (2 * rho + damping) * I``, a sample each.
+
+    This is the Hessian without the residual's own curvature: positive definite always, and exact where the
+    inversion reproduces the feature. ``J y`` is accumulated along the iterations, so that the hypergradient
+    ``2c * J y`` costs no further product.
+
+    Args:
+        render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
+        target: features F, ``(N, ...)``.
+        z: best response at F, ``(N, Z)``.
+        v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
+        damping: added to the diagonal.
+        iterations: at most this many; one product each, and one more with ``y0``.
+        tol: a sample is frozen once its relative residual is at most this.
+        rho: prior weight of the inner objective.
+        scale: factor of its data term.
+        y0: start, ``(N, Z)``, e.g. the last outer step's ``y``; zeros by default.
+    """
+    v, curvature = v.detach(), _Curvature(render, target, z, rho, scale)
+    weight, ridge = 2 * data_weight(scale, target), 2 * rho + damping
+
+    def normal(image: Tensor, p: Tensor) -> Tensor:
+        curvature.products += 1
+        return weight * curvature.transposed(image) + ridge * p
+
+    norm = _dot(v, v)
+    if y0 is None:
+        y, r, image = torch.zeros_like(v), v, torch.zeros_like(target)
+    else:
+        y = torch.where((norm > 0)[:, None], y0.detach(), 0.0)
+        image = curvature.forward(y)
+        r = v - normal(image, y)
+    p, rr = r, _dot(r, r)
+    active = rr > tol**2 * norm
+    for _ in range(iterations):
+        if not active.any():
+            break
+        ahead = curvature.forward(p)
+        product = normal(ahead, p)
+        step = torch.where(active, _divide(rr, weight * _dot(ahead, ahead) + ridge * _dot(p, p)), 0.0)
+        y = y + _along(step, p)
+        image = image + _along(step, ahead)
+        r = r - _along(step, product)
+        after = torch.where(active, _dot(r, r), rr)
+        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
+        rr = after
+        active = active & (rr > tol**2 * norm)
+    residual = _relative(rr, norm)
+    return Hypergradient(weight * image, y, residual, curvature.products, 0)
+
+
+def unroll(
+    loss_fn: Callable[[Tensor], Tensor],
+    render: Render,
+    target: Tensor,
+    z0: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    momentum: float = 0.0,
+    rho: float = 0.0,
+    scale: Scale = "sum",
+) -> Hypergradient:
+    """Hypergradient by differentiating through ``steps`` inner steps from ``z0``, which is held constant.
+
+    Args:
+        loss_fn: L_p a sample, ``z (N, Z) -> (N,)``, at the last iterate.
+        render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
+        target: features F, ``(N, ...)``.
+        z0: start of the unrolled steps, ``(N, Z)``: z*, or an iterate on the way to it.
+        steps: gradient steps ``v = momentum * v + dL/dz; z = z - lr * v``; a Hessian product each, but for
+            the first.
+        lr: their size.
+        momentum: their momentum.
+        rho: prior weight of the inner objective.
+        scale: factor of its data term.
+
+    Raises:
+        ValueError: if ``steps`` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; unrolling needs at least one step.")
+    with torch.enable_grad():
+        feature = target.detach().clone().requires_grad_()
+        z = z0.detach().clone().requires_grad_()
+        velocity = torch.zeros_like(z)
+        before: Tensor | None = None
+        for _ in range(steps):
+            loss = inner_loss(render(z), feature, z, rho, scale)
+            (gradient,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
+            before = gradient.detach() if before is None else before
+            velocity = momentum * velocity + gradient
+            z = z - lr * velocity
+        (grad,) = torch.autograd.grad(loss_fn(z).sum(), feature)
+        end = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(inner_loss(render(end), feature, end, rho, scale).sum(), end)
+    assert before is not None
+    residual = _divide(_dot(gradient, gradient).sqrt(), _dot(before, before).sqrt())
+    return Hypergradient(grad, torch.zeros_like(z0), residual.detach(), steps - 1, 0)
+
+
+def hypergradient(
+    solver: str, render: Render, target: Tensor, z: Tensor, v: Tensor, **settings: Any
+) -> Hypergradient:
+    """Return dL_p/dF by the named solver.
+
+    Args:
+        solver: "neumann", "cg", "gauss_newton" or "unroll" (which starts its steps at ``z`` and takes L_p as
+            linear, ``<v, z>``).
+        render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
+        target: features F, ``(N, ...)``.
+        z: best response at F, ``(N, Z)``.
+        v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
+        settings: the solver's own keyword arguments.
+
+    Raises:
+        ValueError: on an unknown solver.
+    """
+    if solver == "unroll":
+        constant = v.detach()
+        return unroll(lambda end: _dot(constant, end), render, target, z, **settings)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}.")
+    function = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}[solver]
+    return function(render, target, z, v, **settings)
