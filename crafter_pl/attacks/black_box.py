@@ -1,0 +1,117 @@
+"""Black-box inversion: a decoder learned on public (feature, picture) pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.base import Attack
+from crafter_pl.nets import build_decoder
+from crafter_pl.stages.augment import flip
+from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.task import TaskModel
+
+
+class BlackBox(Stage):
+    """Decoder from features to pictures, trained on public people (PAPER section "Attacks evaluated", black-box).
+
+    Args:
+        task_ckpt: the task model, queried for features; null finds the experiment's own.
+        decoder: ``residual`` (the stronger) or ``paper``.
+        width: the decoder's first width.
+        lr: peak learning rate of Adam with a one-cycle schedule (paper: constant 1e-3, 500 epochs).
+        loss: ``l2`` (paper) or ``l1`` (sharper).
+        feature_weight: weight of ``|Enc(decoded) - F|^2 / d``, which rewards detail that the encoder can see; 0 is the paper's.
+    """
+
+    stage_name = "black_box"
+    monitor = "val/l2"
+    mode = "min"
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        decoder: str = "residual",
+        width: int = 128,
+        lr: float = 2e-3,
+        loss: str = "l1",
+        feature_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        task = self.use("task", task_ckpt, TaskModel)
+        self.net = build_decoder(decoder, task.feature_shape, task.hparams["image_size"], width)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
+        return self.net(features)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The query that a black-box attacker may make: pictures -> features."""
+        task: TaskModel = self.upstream["task"]  # type: ignore[assignment]
+        return task.edge(images)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """Adam with a one-cycle schedule."""
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Pixel loss, and the feature loss where it has a weight."""
+        images = flip(batch["image"])
+        with torch.no_grad():
+            features = self.encode(images)
+        decoded = self.net(features)
+        error = decoded - images
+        loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
+        if self.hparams["feature_weight"] > 0:
+            loss = loss + self.hparams["feature_weight"] * (self.encode(decoded) - features).square().mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Mean squared pixel error on held-out public people."""
+        decoded = self.net(self.encode(batch["image"]))
+        error = (decoded - batch["image"]).square().mean()
+        self.log("val/l2", error, batch_size=len(decoded), prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws held-out public faces above their reconstructions."""
+        images = self.fixed_images(self.val_split, 8)
+        self.log_grid("reconstructions", torch.cat([images, self.net(self.encode(images))]))
+
+
+class DecoderAttack(Attack):
+    """The trained decoder as an attack.
+
+    Args:
+        ckpt: checkpoint of a `BlackBox`; null finds the experiment's own.
+        name: how the report calls it; also the stage folder looked in.
+        batch_size: features decoded at a time.
+    """
+
+    def __init__(self, ckpt: str | None = None, name: str = "black_box", batch_size: int = 64) -> None:
+        self.name = name
+        self.batch_size = batch_size
+        self.checkpoints = {name: ckpt}
+
+    def prepare(self, device: str) -> None:
+        """Loads the decoder."""
+        path = self.checkpoints[self.name]
+        assert path is not None, "resolve() comes first"
+        self.device = device
+        self.net = load_stage(path, BlackBox).to(device)
+
+    @torch.no_grad()
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Decodes features ``(N, C, h, w)`` into pictures in [0, 1]."""
+        parts = [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
+        return torch.cat(parts)
+
+    def settings(self) -> dict[str, Any]:
+        """The decoder's are in its checkpoint."""
+        return {}

@@ -1,0 +1,264 @@
+"""Algorithm 1: moves features so that their inversion looks like a random face of the prior, and they stay useful.
+
+``F* = argmin_F  -D(G(z*(F))) + beta * |F - Enc(X)|^2 / d`` with the best response ``z*(F)`` followed along by a few warm-started
+inversion steps and the hypergradient of `crafter_pl.crafting.implicit`. All sums run within a sample: with a fixed critic,
+a feature's result depends on nothing but the feature, the critic and the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.crafting.implicit import hypergradient
+from crafter_pl.crafting.inversion import InversionState, invert
+from crafter_pl.errors import UserError
+from crafter_pl.nets.critic import gradient_penalty
+
+Net = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CraftSettings:
+    """Settings of Algorithm 1.
+
+    Attributes:
+        beta: weight of the utility term (the paper's; larger keeps more utility and less privacy).
+        steps: outer steps (paper: 450).
+        lr: outer step size. ``rms``: the distance moved a step is about ``lr`` times the root of the feature's size.
+        update: ``rms`` (momentum over a running root mean square, one scalar per sample) or ``adam`` (the paper's, a scalar per
+            entry: rounding in entries without a gradient is amplified to full steps).
+        start_steps: inversion steps before the first outer step.
+        inner_steps: warm-started inversion steps for each outer step (paper: 80 from the amortized start).
+        inner_lr: their Adam step size.
+        prior_weight: rho of the inner objective ``|F - e(z)|^2 + rho |z|^2``, the same in the hypergradient.
+        solver: ``gauss_newton``, ``cg``, ``neumann`` or ``unroll``.
+        damping: added to the inner Hessian's diagonal (``gauss_newton``, ``cg``).
+        iterations: of conjugate gradients; terms of the Neumann series; unrolled steps.
+        alpha: step of the Neumann series and of unrolling.
+        critic_steps: critic updates for each outer step where the critic adapts.
+        critic_lr: their Adam step size (paper: 5e-4).
+        penalty: weight of the gradient penalty (paper: 20).
+    """
+
+    beta: float = 1.0
+    steps: int = 80
+    lr: float = 0.02
+    update: Literal["rms", "adam"] = "rms"
+    start_steps: int = 40
+    inner_steps: int = 4
+    inner_lr: float = 0.03
+    prior_weight: float = 0.0
+    solver: Literal["gauss_newton", "cg", "neumann", "unroll"] = "gauss_newton"
+    damping: float = 1.0
+    iterations: int = 4
+    alpha: float = 1e-3
+    critic_steps: int = 3
+    critic_lr: float = 5e-4
+    penalty: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if self.beta < 0 or self.steps < 0 or self.lr <= 0 or self.inner_steps < 0 or self.iterations < 1:
+            raise UserError(f"crafting settings out of range: {self}; beta and steps >= 0, lr > 0, iterations >= 1")
+
+    def solver_settings(self, y0: Tensor | None) -> dict[str, Any]:
+        """Keyword arguments of the chosen solver."""
+        if self.solver in ("gauss_newton", "cg"):
+            return {"damping": self.damping, "iterations": self.iterations, "rho": self.prior_weight, "y0": y0}
+        if self.solver == "neumann":
+            return {"alpha": self.alpha, "terms": self.iterations, "rho": self.prior_weight, "diagnose": False}
+        return {"lr": self.alpha, "steps": self.iterations, "rho": self.prior_weight}
+
+
+@dataclass(frozen=True)
+class CraftNets:
+    """The frozen nets that crafting walks through, all in eval mode.
+
+    Attributes:
+        encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
+        generator: latents ``(N, Z)`` -> images in [0, 1].
+        amortizer: features -> latents, where the inversion starts.
+    """
+
+    encoder: Net
+    generator: Net
+    amortizer: Net
+
+    def render(self, z: Tensor) -> Tensor:
+        """``Enc(G(z))``."""
+        return self.encoder(self.generator(z))
+
+
+@dataclass
+class CraftState:
+    """Where a batch's crafting stands: everything that the next step needs.
+
+    ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the outer update.
+    """
+
+    features: Tensor
+    clean: Tensor
+    z: Tensor
+    beta: Tensor
+    y: Tensor | None = None
+    inner: InversionState | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    step: int = 0
+    info: dict[str, Tensor] = field(default_factory=dict)
+
+
+def privacy_gradient(nets: CraftNets, critic: Net, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``L_p = -D(G(z))`` per sample ``(N,)`` and its gradient with respect to ``z`` ``(N, Z)``."""
+    with torch.enable_grad():
+        variable = z.detach().clone().requires_grad_()
+        loss = -critic(nets.generator(variable))
+        (gradient,) = torch.autograd.grad(loss.sum(), variable)
+    return loss.detach(), gradient
+
+
+def start_crafting(
+    nets: CraftNets, features: Tensor, settings: CraftSettings, beta: Tensor | None = None
+) -> CraftState:
+    """Inverts the clean features ``(N, C, h, w)`` from the amortized start; ``beta`` ``(N,)`` overrides the settings'."""
+    with torch.no_grad():
+        z0 = nets.amortizer(features)
+    result = invert(
+        nets.render,
+        features,
+        z0,
+        steps=settings.start_steps,
+        lr=settings.inner_lr,
+        prior_weight=settings.prior_weight,
+    )
+    if beta is None:
+        beta = torch.full((len(features),), settings.beta, device=features.device, dtype=features.dtype)
+    return CraftState(features.clone(), features, result.z, beta, inner=result.state)
+
+
+def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> Tensor:
+    """One momentum step on the features; for ``rms`` the second moment is one scalar per sample."""
+    beta1, beta2 = 0.9, 0.999
+    square = gradient.square()
+    if settings.update == "rms":
+        square = square.flatten(1).mean(1).view(-1, *[1] * (gradient.ndim - 1))
+    first = (1 - beta1) * gradient if state.first is None else torch.lerp(gradient, state.first, beta1)
+    second = (1 - beta2) * square if state.second is None else torch.lerp(square, state.second, beta2)
+    state.first, state.second = first, second
+    t = state.step + 1
+    scale = (second / (1 - beta2**t)).sqrt() + 1e-8
+    return state.features - settings.lr / (1 - beta1**t) * first / scale
+
+
+def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
+    """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features.
+
+    ``state.info`` then holds, per sample ``(N,)``: ``privacy_loss``, ``utility_loss`` (``|F - Enc(X)|^2 / d``), ``hypergradient_norm``,
+    ``residual`` (of the linear system) and ``inner_loss``, and the scalar ``products``.
+    """
+    result = invert(
+        nets.render,
+        state.features,
+        state.z,
+        steps=settings.inner_steps,
+        lr=settings.inner_lr,
+        prior_weight=settings.prior_weight,
+        state=state.inner,
+    )
+    state.z, state.inner = result.z, result.state
+    privacy_loss, v = privacy_gradient(nets, critic, state.z)
+    hyper = hypergradient(
+        settings.solver, nets.render, state.features, state.z, v, **settings.solver_settings(state.y)
+    )
+    state.y = hyper.y
+    size = state.features[0].numel()
+    moved = state.features - state.clean
+    beta = state.beta.view(-1, *[1] * (moved.ndim - 1))
+    gradient = hyper.grad + beta * 2 / size * moved
+    state.info = {
+        "privacy_loss": privacy_loss,
+        "utility_loss": moved.square().flatten(1).mean(1),
+        "hypergradient_norm": hyper.grad.flatten(1).norm(dim=1),
+        "residual": hyper.residual,
+        "inner_loss": result.loss,
+        "products": torch.tensor(float(hyper.products)),
+    }
+    state.features = _outer_update(state, gradient, settings)
+    state.step += 1
+    return state
+
+
+def critic_step(
+    critic: nn.Module, optimizer: torch.optim.Optimizer, fake: Tensor, real: Tensor, mix: Tensor, penalty: float
+) -> Tensor:
+    """One critic update towards the Wasserstein potential; returns the batch's EMD estimate ``E D(real) - E D(fake)``.
+
+    Args:
+        critic: images -> ``(N,)``.
+        optimizer: over the critic's parameters.
+        fake: reconstructions ``(N, 3, S, S)``.
+        real: prior samples ``(N, 3, S, S)``.
+        mix: ``(N, 1, 1, 1)`` in [0, 1], see `crafter_pl.nets.critic.gradient_penalty`.
+        penalty: weight of the gradient penalty.
+    """
+    with torch.enable_grad():
+        emd = critic(real).mean() - critic(fake).mean()
+        loss = penalty * gradient_penalty(critic, real, fake, mix) - emd
+        optimizer.zero_grad()
+        loss.backward()
+    optimizer.step()
+    return emd.detach()
+
+
+def craft(
+    nets: CraftNets,
+    critic: Net,
+    features: Tensor,
+    settings: CraftSettings,
+    *,
+    after_step: Callable[[CraftState], None] | None = None,
+) -> CraftState:
+    """Crafts a batch of clean features ``(N, C, h, w)``; the result is ``state.features``.
+
+    Args:
+        nets: frozen nets.
+        critic: the steering critic, images -> ``(N,)``.
+        features: ``Enc(X)``.
+        settings: of Algorithm 1.
+        after_step: called after every outer step (a critic that adapts is updated here).
+    """
+    state = start_crafting(nets, features, settings)
+    for _ in range(settings.steps):
+        state = craft_step(nets, critic, state, settings)
+        if after_step is not None:
+            after_step(state)
+    return state
+
+
+def craft_z(nets: CraftNets, critic: Net, features: Tensor, settings: CraftSettings) -> CraftState:
+    """Crafter-z: moves the latent itself and emits ``Enc(G(z))``, without an implicit gradient (paper, appendix).
+
+    Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for ``settings.steps`` steps.
+    """
+    state = start_crafting(nets, features, replace(settings))
+    size = features[0].numel()
+    z = state.z.clone()
+    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    for t in range(1, settings.steps + 1):
+        with torch.enable_grad():
+            variable = z.clone().requires_grad_()
+            images = nets.generator(variable)
+            utility = (nets.encoder(images) - features).square().flatten(1).sum(1) / size
+            loss = -critic(images) + state.beta * utility
+            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+        first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.999)
+        z = z - settings.lr / (1 - 0.9**t) * first / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
+    with torch.no_grad():
+        state.z, state.features = z, nets.render(z)
+    state.step = settings.steps
+    return state

@@ -1,0 +1,22 @@
+"""Plain torch networks: nothing here knows Lightning, files or data sets."""
+
+from crafter_pl.nets.amortizer import AmortizerNet
+from crafter_pl.nets.critic import Critic, gradient_penalty
+from crafter_pl.nets.decoder import PaperDecoder, ResidualDecoder, build_decoder
+from crafter_pl.nets.encoder import SplitClassifier
+from crafter_pl.nets.generator import Generator, ImageEncoder
+from crafter_pl.nets.oracle import OracleNet, to_grey
+
+__all__ = [
+    "AmortizerNet",
+    "Critic",
+    "Generator",
+    "ImageEncoder",
+    "OracleNet",
+    "PaperDecoder",
+    "ResidualDecoder",
+    "SplitClassifier",
+    "build_decoder",
+    "gradient_penalty",
+    "to_grey",
+]

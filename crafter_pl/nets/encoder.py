@@ -1,0 +1,103 @@
+"""The edge/cloud task network: a torchvision classifier cut in two at a named place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from crafter_pl.errors import UserError
+
+RESNET_CUTS = ("stem", "layer1", "layer2", "layer3")
+VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
+
+
+def _resnet18(cut: str, outputs: int, weights: str | None) -> tuple[nn.Sequential, nn.Sequential]:
+    net = torchvision.models.resnet18(weights=None)
+    _load_backbone(net, "resnet18", weights)
+    blocks = [
+        nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool),
+        net.layer1,
+        net.layer2,
+        net.layer3,
+        net.layer4,
+    ]
+    at = RESNET_CUTS.index(cut) + 1
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs)]
+    return nn.Sequential(*blocks[:at]), nn.Sequential(*blocks[at:], *head)
+
+
+def _vgg16(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.Sequential, nn.Sequential]:
+    net = getattr(torchvision.models, arch)(weights=None)
+    _load_backbone(net, arch, weights)
+    layers = list(net.features)
+    pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    at = pools[VGG_CUTS.index(cut)] + 1
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(512, outputs)]
+    return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:], *head)
+
+
+def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
+    """Loads ImageNet weights into ``net``: from a state-dict file, or by torchvision's download."""
+    if weights is None:
+        return
+    if weights == "download":
+        try:
+            state = torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(check_hash=True)
+        except OSError as error:
+            raise UserError(
+                f"ImageNet weights of {arch} could not be downloaded ({error}); give a file instead: "
+                "--model.init_args.weights PATH, or train from scratch with weights null"
+            ) from error
+    else:
+        if not Path(weights).is_file():
+            raise UserError(f"weights: no file {weights!r}; expected a {arch} state dict saved by torch.save")
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"weights {weights!r} do not fit torchvision's {arch}: {error}") from error
+
+
+class SplitClassifier(nn.Module):
+    """A multi-label face classifier cut into an edge encoder and a cloud classifier.
+
+    Args:
+        arch: ``resnet18``, ``vgg16`` or ``vgg16_bn`` (torchvision's definition, head replaced).
+        cut: last block on the edge. ResNet: ``stem``, ``layer1`` (the paper's), ``layer2``, ``layer3``;
+            VGG: ``pool1`` to ``pool4`` (``pool2`` is the paper's).
+        num_attributes: number of binary attributes A.
+        weights: None (from scratch), a state-dict file of the whole torchvision model, or ``download``.
+
+    Raises:
+        UserError: for an unknown architecture, a cut of another architecture, or weights that do not fit.
+    """
+
+    def __init__(self, arch: str, cut: str, num_attributes: int, weights: str | None = None) -> None:
+        super().__init__()
+        cuts = {"resnet18": RESNET_CUTS, "vgg16": VGG_CUTS, "vgg16_bn": VGG_CUTS}
+        if arch not in cuts:
+            raise UserError(f"arch {arch!r} is unknown; choose one of {', '.join(cuts)}")
+        if cut not in cuts[arch]:
+            raise UserError(f"cut {cut!r} does not exist in {arch}; choose one of {', '.join(cuts[arch])}")
+        if arch == "resnet18":
+            self.edge, self.cloud = _resnet18(cut, num_attributes, weights)
+        else:
+            self.edge, self.cloud = _vgg16(arch, cut, num_attributes, weights)
+        # ImageNet's statistics: the pretrained trunks expect them, and from scratch they do no harm.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Edge part: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
+        return self.edge((images - self.mean) / self.std)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Cloud part: features ``(N, C, h, w)`` -> logits ``(N, A)``."""
+        return self.cloud(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Both parts: ``(N, 3, H, W)`` in [0, 1] -> logits ``(N, A)``."""
+        return self.classify(self.encode(images))

@@ -1,0 +1,77 @@
+"""Generators of the public prior, and the image encoder of their autoencoding term."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.errors import UserError
+
+
+def _up(cin: int, cout: int) -> list[nn.Module]:
+    return [
+        nn.ConvTranspose2d(cin, cout, 5, stride=2, padding=2, output_padding=1, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.ReLU(),
+    ]
+
+
+class Generator(nn.Module):
+    """The paper's generators: latent ``(N, Z)`` -> image ``(N, 3, S, S)`` in [0, 1].
+
+    G1: Linear -> 256 x S/8 x S/8 -> 128 -> 64 -> 3; G2: Linear -> 512 x S/16 x S/16 -> 256 -> 128 -> 64 -> 3; 5x5 transposed
+    convolutions of stride 2, batch norm, ReLU, sigmoid (appendix; the paper defends with G1 and attacks with both).
+
+    Args:
+        kind: ``G1`` or ``G2``.
+        latent_dim: Z.
+        image_size: S, a multiple of 8 (G1) or 16 (G2).
+        width: channels before the last layer (64 in the paper); the others are multiples of it.
+    """
+
+    def __init__(self, kind: str = "G1", latent_dim: int = 500, image_size: int = 64, width: int = 64) -> None:
+        super().__init__()
+        ups = {"G1": 3, "G2": 4}.get(kind)
+        if ups is None:
+            raise UserError(f"generator {kind!r} is unknown; choose G1 or G2")
+        if image_size % 2**ups:
+            raise UserError(f"image_size {image_size} does not fit {kind}: it must be a multiple of {2**ups}")
+        self.latent_dim = latent_dim
+        base, channels = image_size // 2**ups, width * 2 ** (ups - 1)
+        layers: list[nn.Module] = [
+            nn.Linear(latent_dim, channels * base * base, bias=False),
+            nn.Unflatten(1, (channels, base, base)),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+        for _ in range(ups - 1):
+            layers += _up(channels, channels // 2)
+            channels //= 2
+        layers += [nn.ConvTranspose2d(channels, 3, 5, stride=2, padding=2, output_padding=1), nn.Sigmoid()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Draws the images of latents ``(N, Z)``."""
+        return self.layers(z)
+
+
+class ImageEncoder(nn.Module):
+    """Image ``(N, 3, S, S)`` in [0, 1] -> mean and log-variance ``(N, Z)`` of its latent (for a VAE-like warm-up)."""
+
+    def __init__(self, latent_dim: int, image_size: int, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        cin, cout, side = 3, width, image_size
+        while side > 4:
+            layers += [
+                nn.Conv2d(cin, cout, 5, stride=2, padding=2, bias=False),
+                nn.BatchNorm2d(cout),
+                nn.LeakyReLU(0.2),
+            ]
+            cin, cout, side = cout, min(cout * 2, width * 8), (side + 1) // 2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(cin * side * side, 2 * latent_dim))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and log-variance, each ``(N, Z)``."""
+        mean, log_variance = self.layers(images * 2 - 1).chunk(2, dim=1)
+        return mean, torch.clamp(log_variance, -8, 4)

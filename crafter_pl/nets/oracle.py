@@ -1,0 +1,148 @@
+"""Face recognisers that judge reconstructions: a panel of different architecture and input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crafter_pl.errors import UserError
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Luma (ITU-R BT.601) of ``(N, 3, H, W)`` in [0, 1] -> ``(N, 1, H, W)``."""
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+class _Block(nn.Module):
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(cin, cout, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(cout),
+            nn.ReLU(),
+            nn.Conv2d(cout, cout, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(cout),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or cin != cout:
+            self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.main(x) + self.skip(x)).relu()
+
+
+def _resnet(channels: int, width: int) -> nn.Sequential:
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    cin = width
+    for stage, cout in enumerate(widths):
+        layers += [_Block(cin, cout, 2), *([_Block(cout, cout, 1)] if stage else [])]
+        cin = cout
+    return nn.Sequential(*layers)
+
+
+def _plain(channels: int, width: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    cin = channels
+    for cout in (width, 2 * width, 4 * width, 8 * width):
+        layers += [nn.Conv2d(cin, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout), nn.PReLU(cout), nn.MaxPool2d(2)]
+        cin = cout
+    layers += [nn.Conv2d(cin, cin, 3, 1, 1, bias=False), nn.BatchNorm2d(cin), nn.PReLU(cin)]
+    return nn.Sequential(*layers)
+
+
+class _FaceNet(nn.Module):
+    """facenet-pytorch's InceptionResnetV1 without its head, fed with pictures of at least 112 pixels."""
+
+    def __init__(self, weights: str | None) -> None:
+        super().__init__()
+        from facenet_pytorch import InceptionResnetV1
+
+        if weights == "download":
+            try:
+                self.net = InceptionResnetV1(pretrained="vggface2")
+            except OSError as error:
+                raise UserError(
+                    f"InceptionResnetV1's VGGFace2 weights could not be downloaded ({error}); give a state-dict "
+                    "file with --model.init_args.weights PATH, or train from scratch with weights null"
+                ) from error
+        else:
+            self.net = InceptionResnetV1(pretrained=None)
+            if weights is not None:
+                if not Path(weights).is_file():
+                    raise UserError(f"weights: no file {weights!r}; expected an InceptionResnetV1 state dict")
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+                kept = {k: v for k, v in state.items() if not k.startswith("logits.")}
+                missing, _ = self.net.load_state_dict(kept, strict=False)
+                if any(not name.startswith("logits.") for name in missing):
+                    raise UserError(f"weights {weights!r} do not fit InceptionResnetV1: {len(missing)} tensors are missing")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < 112:
+            x = F.interpolate(x, size=(112, 112), mode="bilinear", align_corners=False)
+        return self.net(x)
+
+
+class OracleNet(nn.Module):
+    """Identity classifier with a cosine head (CosFace): an embedding ``(N, E)`` of unit norm and logits ``(N, P)``.
+
+    Args:
+        backbone: ``resnet`` (in-house, spatial map flattened), ``plain`` (VGG-like with PReLU) or ``facenet`` (InceptionResnetV1).
+        identities: P, the number of people.
+        image_size: side of the pictures in pixels.
+        grey: judge the luma alone.
+        width: first width of ``resnet`` and ``plain``.
+        embedding: E (``facenet`` has its own 512).
+        dropout: before the embedding.
+        weights: for ``facenet``: None, a state-dict file, or ``download``.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        identities: int,
+        image_size: int,
+        grey: bool = False,
+        width: int = 32,
+        embedding: int = 256,
+        dropout: float = 0.2,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        channels = 1 if grey else 3
+        if weights is not None and backbone != "facenet":
+            raise UserError(f"weights are read for backbone facenet only, not for {backbone!r}")
+        if backbone == "facenet":
+            if grey:
+                raise UserError("backbone facenet takes colour pictures: set grey false")
+            self.trunk: nn.Module = _FaceNet(weights)
+            embedding = 512
+        elif backbone in ("resnet", "plain"):
+            trunk = (_resnet if backbone == "resnet" else _plain)(channels, width)
+            side = image_size
+            for _ in range(4):
+                side = (side + 1) // 2 if backbone == "resnet" else side // 2
+            self.trunk = nn.Sequential(
+                trunk,
+                nn.Flatten(),
+                nn.Dropout(dropout),
+                nn.Linear(8 * width * side * side, embedding, bias=False),
+                nn.BatchNorm1d(embedding),
+            )
+        else:
+            raise UserError(f"backbone {backbone!r} is unknown; choose resnet, plain or facenet")
+        self.grey = grey
+        self.centres = nn.Parameter(F.normalize(torch.randn(identities, embedding)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeds pictures ``(N, 3, H, W)`` in [0, 1] -> unit vectors ``(N, E)``."""
+        x = to_grey(images) if self.grey else images
+        return F.normalize(self.trunk(x * 2 - 1))
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Cosine of embeddings ``(N, E)`` to every person's centre -> ``(N, P)``."""
+        return embeddings @ F.normalize(self.centres).T

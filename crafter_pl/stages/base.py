@@ -1,0 +1,166 @@
+"""What all stages share: where their upstream nets come from, how they are loaded, how they draw pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from crafter_pl.errors import UserError
+
+StageT = TypeVar("StageT", bound="Stage")
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, mtime_ns: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+
+
+def _slow(file: Any) -> str:  # noqa: ANN401 (a binary file; hashlib.file_digest is new in Python 3.11)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits (remembered until the file changes)."""
+    stat = Path(path).stat()
+    return _digest(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+class Stage(L.LightningModule):
+    """A LightningModule with upstream stages, kept frozen beside it and out of its checkpoint.
+
+    Class attributes:
+        stage_name: default folder of its run.
+        train_split, val_split: parts of the data that it is trained and watched on.
+        monitor, mode: the logged figure that picks ``best.ckpt`` (None: the newest is the best).
+
+    A subclass calls ``self.use("task", task_ckpt, TaskModel)`` for every upstream checkpoint: the net is then in
+    ``self.upstream["task"]``, its SHA-256 in the checkpoint, and a checkpoint that was trained on another file is refused.
+    """
+
+    stage_name: ClassVar[str] = "stage"
+    train_split: ClassVar[str] = "public_train"
+    val_split: ClassVar[str] = "public_val"
+    monitor: ClassVar[str | None] = None
+    mode: ClassVar[str] = "max"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upstream: dict[str, Stage] = {}
+        self.upstream_files: dict[str, tuple[str, str]] = {}
+        self.run_dir: Path | None = None
+        self.protect_options: dict[str, Any] = {}
+
+    def use(self, key: str, path: str | None, cls: type[StageT]) -> StageT:
+        """Loads the upstream checkpoint ``path`` frozen and remembers its hash."""
+        if path is None:
+            raise UserError(
+                f"{type(self).__name__} needs the checkpoint of stage {key!r}: give --model.init_args.{key}_ckpt PATH"
+            )
+        stage = load_stage(path, cls)
+        self.upstream[key] = stage
+        self.upstream_files[key] = (str(path), sha256(path))
+        return stage
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
+        # Upstream nets follow .to(), .cuda(), .double(); .train() never reaches them.
+        super()._apply(fn, recurse)
+        for stage in self.upstream.values():
+            stage._apply(fn, recurse)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes the stage's class, its upstream hashes and the split's hash into the checkpoint."""
+        checkpoint["stage_class"] = type(self).__name__
+        checkpoint["upstream"] = {key: list(entry) for key, entry in self.upstream_files.items()}
+        checkpoint["split_hash"] = getattr(getattr(self.trainer, "datamodule", None), "split_hash", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another class, or one trained on other upstream checkpoints or another split."""
+        saved = checkpoint.get("stage_class")
+        if saved != type(self).__name__:
+            raise UserError(f"this is a checkpoint of {saved or 'something else'}, not of {type(self).__name__}")
+        for key, (path, digest) in checkpoint.get("upstream", {}).items():
+            mine = self.upstream_files.get(key)
+            if mine is not None and mine[1] != digest:
+                raise UserError(
+                    f"upstream mismatch: this {saved} was trained on {path} (sha256 {digest[:12]}…), but {mine[0]} now has "
+                    f"sha256 {mine[1][:12]}…; train this stage again, or bring the old {key} checkpoint back"
+                )
+
+    def log_grid(self, tag: str, images: Tensor, columns: int = 8) -> None:
+        """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid."""
+        logger = getattr(self, "logger", None)
+        experiment = getattr(logger, "experiment", None)
+        if self.trainer.is_global_zero and hasattr(experiment, "add_image"):
+            grid = make_grid(images.detach().float().cpu().clamp(0, 1), nrow=columns, padding=1)
+            experiment.add_image(tag, grid, self.trainer.current_epoch)
+
+    def fixed_images(self, split: str, count: int) -> Tensor:
+        """The first ``count`` pictures of a split, on this device: the same in every epoch and every run."""
+        data = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
+        batch = data.__getitems__(list(range(min(count, len(data)))))
+        images: Tensor = batch["image"]
+        return images.to(self.device)
+
+
+def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
+    """Rebuilds a stage from its own checkpoint: frozen, in eval mode, on the CPU.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, belongs to another stage, or one of its upstream checkpoints is
+            missing or has changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: train the stage {cls.stage_name!r} first, or give the right path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]}); train the stage again") from error
+    saved = checkpoint.get("stage_class") if isinstance(checkpoint, dict) else None
+    if saved != cls.__name__:
+        raise UserError(f"{path} is a checkpoint of {saved or 'something else'}, expected one of {cls.__name__}")
+    for key, (file, digest) in checkpoint["upstream"].items():
+        if not Path(file).is_file():
+            raise UserError(f"{path} was trained on {file} (stage {key}), which is missing; bring it back or train {path} again")
+        if sha256(file) != digest:
+            raise UserError(
+                f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but that file now has "
+                f"{sha256(file)[:12]}…; train {path} again, or bring the old {file} back"
+            )
+    try:
+        stage = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    stage.requires_grad_(False)
+    return stage.eval()
+
+
+class EvalOnly(nn.Module):
+    """Holds a net that never leaves eval mode and never learns, whatever its parent is told."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> EvalOnly:
+        """Ignores the request: the net stays in eval mode."""
+        return self
+
+    def forward(self, *args: Any) -> Any:  # noqa: ANN401 (as the net's)
+        """Calls the net."""
+        return self.net(*args)

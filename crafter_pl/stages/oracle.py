@@ -1,0 +1,122 @@
+"""The identity oracles: the rulers of privacy. No attacker holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crafter_pl.nets import OracleNet
+from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
+from crafter_pl.stages.base import Stage
+
+
+class IdentityOracle(Stage):
+    """Names private people; trained on *other* pictures of them than those that are audited (``private_train``).
+
+    Args:
+        name: how reports call it.
+        backbone: ``resnet`` (in-house), ``plain`` (VGG-like) or ``facenet`` (InceptionResnetV1).
+        grey: sees the luma alone.
+        width: first width of ``resnet`` and ``plain``.
+        embedding: size of the embedding of ``resnet`` and ``plain``.
+        dropout: before the embedding.
+        weights: for ``facenet``: None, a state-dict file, or ``download``.
+        public_people: learn the public people too, in one softmax with the private ones (pre-training in one go: private
+            pictures are few). Verdicts are over the private people alone.
+        lr: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: of AdamW.
+        scale: inverse temperature of the cosine logits.
+        margin: CosFace's margin, subtracted from the right person's cosine in training.
+        identities: left empty by users; the raw identity numbers of the private people, in class order.
+        public_identities: left empty by users; those of the public people.
+        image_size: left 0 by users; filled from the data.
+    """
+
+    stage_name = "oracle"
+    # No figure on private_test picks the checkpoint: the accuracy on originals that reports state stays honest.
+    monitor = None
+    val_split = "private_test"
+
+    def __init__(
+        self,
+        name: str = "resnet",
+        backbone: str = "resnet",
+        grey: bool = False,
+        width: int = 32,
+        embedding: int = 256,
+        dropout: float = 0.2,
+        weights: str | None = None,
+        public_people: bool = True,
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        scale: float = 20.0,
+        margin: float = 0.2,
+        identities: list[int] | None = None,
+        public_identities: list[int] | None = None,
+        image_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.train_split = "private_train+public" if public_people else "private_train"  # type: ignore[misc]
+        if identities:
+            self._build(None)
+
+    def _build(self, weights: str | None) -> None:
+        h = self.hparams
+        people = list(h["identities"]) + list(h["public_identities"] or [])
+        self.net = OracleNet(
+            h["backbone"], len(people), h["image_size"], h["grey"], h["width"], h["embedding"], h["dropout"], weights
+        )
+        self.private = len(h["identities"])
+        # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
+        order = torch.tensor(people).argsort()
+        self.register_buffer("sorted_people", torch.tensor(people)[order], persistent=False)
+        self.register_buffer("class_of", order, persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Builds the net once the data tell who the people are."""
+        if self.hparams["identities"] is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.hparams["identities"] = data.private_identities.tolist()
+            if self.hparams["public_people"]:
+                self.hparams["public_identities"] = data.public_identities.tolist()
+            self.hparams["image_size"] = data.image_size
+            self._build(self.hparams["weights"])
+
+    def classes(self, identity: Tensor) -> Tensor:
+        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``."""
+        return self.class_of[torch.searchsorted(self.sorted_people, identity)]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> unit embeddings ``(N, E)``."""
+        return self.net.embed(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> scores of the private people ``(N, P)``."""
+        return self.hparams["scale"] * self.net.cosines(self.embed(images))[:, : self.private]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """AdamW with a one-cycle schedule."""
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """CosFace cross entropy on augmented pictures."""
+        images = cutout(degrade(recolour(warp(flip(batch["image"])))))
+        target = self.classes(batch["identity"])
+        cosines = self.net.cosines(self.net.embed(images))
+        margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])
+        loss = F.cross_entropy(self.hparams["scale"] * (cosines - margin), target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Top-1 accuracy on the originals that will be audited (how sharp the ruler is)."""
+        target = self.classes(batch["identity"])
+        hits = (self.logits(batch["image"]).argmax(1) == target).float()
+        self.log("val/accuracy", hits.mean(), batch_size=len(target), prog_bar=True)

@@ -1,0 +1,141 @@
+"""The public prior: a Wasserstein GAN of faces that belong to nobody private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from crafter_pl.nets import Critic, Generator, ImageEncoder, gradient_penalty
+from crafter_pl.stages.augment import flip
+from crafter_pl.stages.base import Stage
+from crafter_pl.stages.quality import kernel_distance
+
+
+class GanPrior(Stage):
+    """WGAN-GP on public faces (appendix), with an EMA of the generator for sampling and inversion.
+
+    Args:
+        generator: ``G1`` (the defence's) or ``G2`` (an attacker's that the defence has not seen).
+        latent_dim: Z (paper: 500 at 64 pixels).
+        width: the generator's last width (paper: 64).
+        critic_width: the critic's first width (paper: 64).
+        lr: Adam's learning rate of both (paper: 4e-4, betas 0.5 and 0.999).
+        n_critic: critic steps for one generator step (paper: 5).
+        penalty: weight of the gradient penalty (paper: 10).
+        ema: decay of the generator's running mean.
+        autoencode: weight of an autoencoding term (mean squared error times the pixels, plus ``kl`` times the KL divergence) that
+            teaches the generator to cover the public faces long before an adversarial game does on a small budget; 0 is
+            the paper's plain WGAN-GP.
+        kl: weight of the KL divergence inside the autoencoding term.
+        warmup_epochs: epochs of the autoencoding term alone, before the adversarial game begins.
+        image_size: left 0 by users; filled from the data.
+    """
+
+    stage_name = "prior"
+
+    def __init__(
+        self,
+        generator: str = "G1",
+        latent_dim: int = 500,
+        width: int = 64,
+        critic_width: int = 64,
+        lr: float = 4e-4,
+        n_critic: int = 5,
+        penalty: float = 10.0,
+        ema: float = 0.995,
+        autoencode: float = 0.0,
+        kl: float = 1.0,
+        warmup_epochs: int = 0,
+        image_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.latent_dim = latent_dim
+        if image_size:
+            self._build(image_size)
+
+    def _build(self, size: int) -> None:
+        h = self.hparams
+        self.live = Generator(h["generator"], h["latent_dim"], size, h["width"])
+        self.critic = Critic(size, h["critic_width"])
+        self.image_encoder = ImageEncoder(h["latent_dim"], size, h["width"]) if h["autoencode"] > 0 else None
+        self.ema = AveragedModel(self.live, multi_avg_fn=get_ema_multi_avg_fn(h["ema"]), use_buffers=True)
+        self.ema.requires_grad_(False)
+
+    @property
+    def generator(self) -> torch.nn.Module:
+        """The generator to sample and invert with: the EMA, ``(N, Z)`` -> ``(N, 3, S, S)`` in [0, 1]."""
+        return self.ema.module
+
+    def setup(self, stage: str) -> None:
+        """Builds the nets once the data tell the picture size."""
+        if not self.hparams["image_size"]:
+            self.hparams["image_size"] = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+            self._build(self.hparams["image_size"])
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """Adam for the generator (with the image encoder) and for the critic."""
+        makers = list(self.live.parameters())
+        if self.image_encoder is not None:
+            makers += list(self.image_encoder.parameters())
+        lr = self.hparams["lr"]
+        return (
+            torch.optim.Adam(makers, lr=lr, betas=(0.5, 0.999)),
+            torch.optim.Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.999)),
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One critic step; after every ``n_critic`` of them one generator step."""
+        maker, judge = self.optimizers()  # type: ignore[misc, attr-defined]
+        images = flip(batch["image"])
+        warming = self.current_epoch < self.hparams["warmup_epochs"]
+        if not warming:
+            with self.toggled_optimizer(judge):
+                self._critic_step(judge, images)
+        if warming or batch_idx % self.hparams["n_critic"] == 0:
+            with self.toggled_optimizer(maker):
+                self._generator_step(maker, images, adversarial=not warming)
+            self.ema.update_parameters(self.live)
+
+    def _critic_step(self, judge: Any, images: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
+        with torch.no_grad():
+            fake = self.live(torch.randn(len(images), self.latent_dim, device=self.device)).float()
+        emd = self.critic(images).mean() - self.critic(fake).mean()
+        mix = torch.rand(len(images), 1, 1, 1, device=self.device)
+        penalty = gradient_penalty(self.critic, images, fake, mix)
+        judge.zero_grad()
+        self.manual_backward(self.hparams["penalty"] * penalty - emd)
+        judge.step()
+        self.log_dict({"train/emd": emd, "train/penalty": penalty}, prog_bar=True)
+
+    def _generator_step(self, maker: Any, images: Tensor, adversarial: bool) -> None:  # noqa: ANN401 (LightningOptimizer)
+        loss = images.new_zeros(())
+        if adversarial:
+            loss = -self.critic(self.live(torch.randn(len(images), self.latent_dim, device=self.device))).mean()
+            self.log("train/generator", loss)
+        if self.image_encoder is not None:
+            mean, log_variance = self.image_encoder(images)
+            rebuilt = self.live(mean + torch.randn_like(mean) * (log_variance / 2).exp())
+            error = (rebuilt - images).square().flatten(1).sum(1).mean()
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+            loss = loss + self.hparams["autoencode"] * (error + self.hparams["kl"] * kl)
+            self.log_dict({"train/autoencode": error, "train/kl": kl}, prog_bar=True)
+        maker.zero_grad()
+        self.manual_backward(loss)
+        maker.step()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The critic's score of held-out public faces."""
+        self.log("val/critic_real", self.critic(batch["image"]).mean(), batch_size=len(batch["image"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws samples; logs the kernel distance of the EMA's samples to held-out public faces."""
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(256, self.latent_dim, generator=generator).to(self.device)
+        fake = self.generator(z)
+        self.log_grid("samples", fake[:32])
+        self.log("val/kid", kernel_distance(fake, self.fixed_images(self.val_split, 256)), prog_bar=True)

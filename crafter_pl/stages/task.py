@@ -1,0 +1,112 @@
+"""The edge/cloud task model: face attributes from features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAUROC
+
+from crafter_pl.errors import UserError
+from crafter_pl.nets import SplitClassifier
+from crafter_pl.stages.augment import flip, warp
+from crafter_pl.stages.base import Stage
+
+
+class TaskModel(Stage):
+    """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier (PAPER section "Who does what").
+
+    Args:
+        arch: ``resnet18``, ``vgg16`` or ``vgg16_bn``.
+        cut: the last block on the edge: ``layer1`` (ResNet) and ``pool2`` (VGG) are the paper's.
+        weights: None (from scratch), a torchvision state-dict file, or ``download`` (ImageNet).
+        lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
+        weight_decay: of AdamW.
+        augment: mirror and warp the training pictures.
+        attribute_names: left empty by users; filled from the data.
+        image_size: left 0 by users; filled from the data.
+    """
+
+    stage_name = "task"
+    monitor = "val/mean_auc"
+
+    def __init__(
+        self,
+        arch: str = "resnet18",
+        cut: str = "layer1",
+        weights: str | None = None,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        augment: bool = True,
+        attribute_names: list[str] | None = None,
+        image_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if attribute_names:
+            # A checkpoint brings its own weights: ImageNet's are not read a second time.
+            self._build(attribute_names, None)
+
+    def _build(self, names: list[str], weights: str | None) -> None:
+        self.net = SplitClassifier(self.hparams["arch"], self.hparams["cut"], len(names), weights)
+        self.val_auc = MultilabelAUROC(num_labels=len(names), average="none", thresholds=None)
+        size = self.hparams["image_size"]
+        with torch.no_grad():
+            shape = self.net.eval().encode(torch.zeros(1, 3, size, size)).shape[1:]
+        self.feature_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+
+    def setup(self, stage: str) -> None:
+        """Builds the nets once the data tell the number of attributes and the picture size."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not data.attribute_names:
+            raise UserError("the task model needs attributes, and these faces have none: choose a labelled source")
+        if self.hparams["attribute_names"] is None:
+            self.hparams["attribute_names"] = list(data.attribute_names)
+            self.hparams["image_size"] = data.image_size
+            self._build(self.hparams["attribute_names"], self.hparams["weights"])
+        elif list(data.attribute_names) != list(self.hparams["attribute_names"]):
+            raise UserError(
+                f"this task model knows the attributes {self.hparams['attribute_names']}, the data have "
+                f"{list(data.attribute_names)}; train a task model on these data"
+            )
+
+    def edge(self, images: Tensor) -> Tensor:
+        """Edge encoder: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
+        return self.net.encode(images)
+
+    def cloud(self, features: Tensor) -> Tensor:
+        """Cloud classifier: features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
+        return self.net.classify(features)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """AdamW with a one-cycle schedule."""
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Binary cross entropy over the attributes."""
+        images = batch["image"]
+        if self.hparams["augment"]:
+            images = warp(flip(images))
+        loss = F.binary_cross_entropy_with_logits(self.net(images), batch["attributes"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collects scores of held-out public people."""
+        logits = self.net(batch["image"])
+        self.log("val/loss", F.binary_cross_entropy_with_logits(logits, batch["attributes"]), batch_size=len(logits))
+        self.val_auc.update(logits.float().sigmoid(), batch["attributes"].long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean AUC over the attributes that have both classes in the validation part."""
+        target = torch.cat([t for t in self.val_auc.target]) if isinstance(self.val_auc.target, list) else self.val_auc.target
+        two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
+        per_attribute = self.val_auc.compute()
+        self.val_auc.reset()
+        value = per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)
+        self.log("val/mean_auc", value, prog_bar=True)
