@@ -1,0 +1,1 @@
+"""Faces in, crafted features out and in again."""

@@ -1,0 +1,231 @@
+"""The LightningDataModule of every stage: a source of faces, split by identity, as whole batches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from crafter_pl.data import sources, split
+from crafter_pl.data.decoding import Decoding
+from crafter_pl.data.faces import FaceBatches, Faces, FaceSet
+from crafter_pl.data.synthetic import synthetic_faces
+from crafter_pl.errors import UserError
+
+
+def _same(batch: Any) -> Any:
+    """The collate function: `FaceSet` makes whole batches itself."""
+    return batch
+
+
+class FacesDataModule(LightningDataModule):
+    """Faces with attributes and identities, split into public and private people."""
+
+    faces: Faces
+    splits: split.Splits
+    split_hash: str
+    private_identities: Tensor
+    public_identities: Tensor
+
+    def __init__(
+        self,
+        source: Literal["synthetic", "celeba", "lfw", "folder"] = "synthetic",
+        root: str | None = None,
+        image_size: int = 32,
+        crop: Literal["auto", "none"] | int = "auto",
+        people: int = 460,
+        images_per_person: int = 24,
+        private_people: int = 60,
+        min_private_images: int = 16,
+        test_images: int = 4,
+        public_val_fraction: float = 0.1,
+        batch_size: int = 64,
+        predict_batch_size: int = 64,
+        predict_split: str = "private_test",
+        seed: int = 0,
+        strict: bool = False,
+        cache_dir: str | None = None,
+        max_memory_mb: int = 2048,
+        attribute_columns: list[int] | None = None,
+        require_attributes: bool = True,
+    ) -> None:
+        """Describe the data; nothing is loaded before `setup`.
+
+        Args:
+            source: where faces come from: drawn by code, CelebA's or LFW's official layout, or a folder a person.
+            root: the data's folder for all sources but `synthetic`; `$VARIABLES` and `~` are expanded.
+            image_size: side of a picture in pixels.
+            crop: `auto` crops pictures of CelebA's 178x218 and LFW's 250x250 to the face and leaves others whole,
+                `none` leaves all whole, a number cuts the central square of that side.
+            people: how many people to draw (`synthetic`).
+            images_per_person: how many pictures of each to draw (`synthetic`).
+            private_people: how many people are private.
+            min_private_images: the fewest pictures that a private person may have.
+            test_images: pictures of each private person in `private_test`; the others are `private_train`.
+            public_val_fraction: share of the public people held out for validation.
+            batch_size: pictures a training or validation batch, per process.
+            predict_batch_size: pictures a batch of `predict`; it decides what a shard of a feature store holds.
+            predict_split: the part of the data that `predict` works on.
+            seed: of the synthetic people, of the split and of the training order.
+            strict: stop at the first unreadable picture instead of leaving it out.
+            cache_dir: keep decoded pictures here, so that the next run starts at once.
+            max_memory_mb: above this size the decoded pictures are memory-mapped from disk.
+            attribute_columns: which columns of the attribute file to use, from 0; by default all of CelebA's and the
+                paper's ten of LFW's.
+            require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every picture
+                and no attributes.
+        """
+        super().__init__()
+        self.source = source
+        self.root = root
+        self.image_size = image_size
+        self.crop = crop
+        self.people = people
+        self.images_per_person = images_per_person
+        self.private_people = private_people
+        self.min_private_images = min_private_images
+        self.test_images = test_images
+        self.public_val_fraction = public_val_fraction
+        self.batch_size = batch_size
+        self.predict_batch_size = predict_batch_size
+        self.predict_split = predict_split
+        self.seed = seed
+        self.strict = strict
+        self.cache_dir = cache_dir
+        self.max_memory_mb = max_memory_mb
+        self.attribute_columns = attribute_columns
+        self.require_attributes = require_attributes
+        for name, value in (("batch_size", batch_size), ("predict_batch_size", predict_batch_size), ("image_size", image_size)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
+
+    # Loading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and split once; later calls do nothing.
+
+        Raises:
+            UserError: the data is missing, malformed or too small for the split.
+        """
+        if hasattr(self, "faces"):
+            return
+        faces = self._load()
+        self.splits = split.make_split(
+            faces, self.private_people, self.min_private_images, self.test_images, self.public_val_fraction, self.seed
+        )
+        self.split_hash = split.split_hash(faces, self.splits)
+        self.private_identities = torch.unique(faces.identity[self.splits["private_train"]])
+        self.public_identities = torch.unique(faces.identity[self._rows("public")])
+        self.faces = faces
+
+    def _load(self) -> Faces:
+        if self.source == "synthetic":
+            return synthetic_faces(self.people, self.images_per_person, self.image_size, self.seed)
+        if self.root is None:
+            raise UserError(f"source {self.source} needs the folder of the pictures: give --data.root PATH")
+        root = Path(os.path.expanduser(os.path.expandvars(self.root)))
+        if "$" in str(root):
+            raise UserError(f"--data.root {self.root}: the variable in it is not set; export it or give the path itself")
+        decoding = Decoding(
+            self.image_size, self.crop, self.strict, self.cache_dir and Path(os.path.expandvars(self.cache_dir)), self.max_memory_mb
+        )
+        if self.source == "celeba":
+            return sources.load_celeba(root, decoding, self.attribute_columns)
+        if self.source == "lfw":
+            return sources.load_lfw(root, decoding, self.attribute_columns, self.require_attributes)
+        return sources.load_folder(root, decoding)
+
+    def _rows(self, part: str) -> Tensor:
+        if part in split.UNIONS:
+            return torch.cat([self.splits[p] for p in split.UNIONS[part]]).sort().values
+        if part not in self.splits:
+            raise UserError(f"no part of the data is called {part!r}; there are {', '.join((*split.PARTS, *split.UNIONS))}")
+        return self.splits[part]
+
+    # What there is
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """The attributes, in the order of the columns."""
+        return self.faces.attribute_names
+
+    @property
+    def num_attributes(self) -> int:
+        """How many attributes there are; 0 for a source without them."""
+        return len(self.faces.attribute_names)
+
+    def label_of(self, identity: Tensor) -> Tensor:
+        """Private people's numbers `(N,)` as classes `0..P-1` in ascending order of the number.
+
+        Raises:
+            UserError: somebody among them is not private.
+        """
+        known = self.private_identities.to(identity.device)
+        label = torch.searchsorted(known, identity).clamp(max=len(known) - 1)
+        if not torch.equal(known[label], identity):
+            stranger = int(identity[known[label] != identity].flatten()[0])
+            raise UserError(f"person {stranger} is not one of the {len(known)} private people of this split")
+        return label
+
+    def dataset(self, part: str) -> FaceSet:
+        """A part of the data: one of `split.PARTS`, or `public` or `all_private` for both halves of either."""
+        return FaceSet(self.faces, self._rows(part))
+
+    def images(self, part: str) -> Tensor:
+        """All pictures of a part, float32 `(N, 3, S, S)` in [0, 1]."""
+        return self.dataset(part).batch()["image"]
+
+    def rows(self, part: str) -> dict[str, Tensor]:
+        """A whole part as one batch: `image`, `attributes`, `identity`, `index`."""
+        return self.dataset(part).batch()
+
+    def write_split_csv(self, path: str | Path) -> None:
+        """Write who and what is in which part: `file,person,part`, sorted."""
+        split.write_split_csv(path, self.faces, self.splits)
+
+    # Loaders
+
+    def _part_for(self, attribute: str, default: str) -> str:
+        """The part that the stage being trained asks for."""
+        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
+        return str(getattr(module, attribute, default))
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        """How many processes there are, and which is this."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The stage's `train_split`, each process its share, in an order that depends on seed and epoch alone.
+
+        The last, smaller batch is left out, unless it is the only one.
+        """
+        data = self.dataset(self._part_for("train_split", "public_train"))
+        world, rank = self._world
+        sampler = DistributedSampler(data, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
+        whole = len(sampler) >= self.batch_size
+        return DataLoader(data, batch_size=self.batch_size, sampler=sampler, drop_last=whole, collate_fn=_same)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The stage's `val_split`, in order; every process sees all of it, so all agree on the figures."""
+        return self._in_order(self._part_for("val_split", "public_val"))
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The stage's `test_split`, by default `private_test`, in order, all of it on every process."""
+        return self._in_order(self._part_for("test_split", "private_test"))
+
+    def _in_order(self, part: str) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(self.dataset(part), batch_size=self.batch_size, shuffle=False, collate_fn=_same)
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """`predict_split` in fixed batches, dealt whole: batch `b`, number in its entry `batch`, to rank `b % world`."""
+        batches = FaceBatches(self.dataset(self.predict_split), self.predict_batch_size)
+        world, rank = self._world
+        return DataLoader(batches, batch_size=None, sampler=range(rank, len(batches), world), collate_fn=_same)

@@ -1,0 +1,133 @@
+"""Faces in memory: pictures, attributes and identities of a whole data set, and views on parts of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crafter_pl.errors import UserError
+
+
+@dataclass
+class Faces:
+    """A data set of faces, decoded; the pictures may be memory-mapped.
+
+    Attributes:
+        images: uint8 `(N, 3, S, S)`, RGB.
+        attributes: uint8 `(N, A)`, 0 or 1; `A` is 0 where the source has no attributes.
+        identity: int64 `(N,)`, the source's own number of the person.
+        attribute_names: `A` names in the order of the columns.
+        identity_names: the people's names, in ascending order of their numbers.
+        file_names: `N` names, stable from one machine to the next.
+        notes: how many pictures or rows were dropped, by reason.
+    """
+
+    images: Tensor
+    attributes: Tensor
+    identity: Tensor
+    attribute_names: list[str]
+    identity_names: list[str]
+    file_names: list[str]
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        count = len(self.images)
+        lengths = {len(self.attributes), len(self.identity), len(self.file_names), count}
+        if len(lengths) != 1 or self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"faces do not fit together: images {tuple(self.images.shape)} {self.images.dtype}, attributes "
+                f"{tuple(self.attributes.shape)}, identity {tuple(self.identity.shape)}, {len(self.file_names)} file names"
+            )
+        if self.attributes.shape[1] != len(self.attribute_names):
+            raise ValueError(f"{self.attributes.shape[1]} attribute columns, {len(self.attribute_names)} names")
+        if len(self.people) != len(self.identity_names):
+            raise ValueError(f"{len(self.people)} people, {len(self.identity_names)} names")
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.images)
+
+    @property
+    def image_size(self) -> int:
+        """The side of a picture in pixels."""
+        return int(self.images.shape[-1])
+
+    @property
+    def people(self) -> Tensor:
+        """The identity numbers, ascending, int64 `(P,)`."""
+        return torch.unique(self.identity)
+
+    def name_of(self, identity: int) -> str:
+        """The name of the person with this identity number."""
+        position = int(torch.searchsorted(self.people, identity))
+        return self.identity_names[position]
+
+
+class FaceSet(Dataset[dict[str, Any]]):
+    """Some rows of a `Faces`, as samples: one dict each, or a whole batch at once.
+
+    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, `identity` int64 and `index`
+    int64, the row in `faces`, which stays the same from run to run.
+    """
+
+    def __init__(self, faces: Faces, index: Tensor) -> None:
+        """Take the rows `index` (int64 `(M,)`) of `faces`."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(faces):
+            raise UserError(f"rows {int(index.min())} to {int(index.max())} asked of a data set of {len(faces)} pictures")
+        self.faces = faces
+        self.index = index
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """One sample."""
+        return {name: value[0] for name, value in self.__getitems__([item]).items()}
+
+    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
+        """A whole batch: the sample's entries with a leading dimension `N`."""
+        return self.take(self.index[torch.as_tensor(items, dtype=torch.long)])
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """The batch of these rows of `faces`, int64 `(N,)`."""
+        return {
+            "image": self.faces.images[rows].float().div_(255.0),
+            "attributes": self.faces.attributes[rows].float(),
+            "identity": self.faces.identity[rows],
+            "index": rows.clone(),
+        }
+
+    def batch(self) -> dict[str, Tensor]:
+        """All samples as one batch."""
+        return self.take(self.index)
+
+
+class FaceBatches(Dataset[dict[str, Any]]):
+    """A `FaceSet` in fixed batches: item `b` is batch `b`, and the batch says so itself.
+
+    Which pictures share a batch depends on the batch size alone, not on how many processes share the work.
+    """
+
+    def __init__(self, faces: FaceSet, batch_size: int) -> None:
+        """Cut `faces` into batches of `batch_size`; the last may be smaller."""
+        self.faces = faces
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return -(-len(self.faces) // self.batch_size)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Batch number `item`: a sample's entries with a leading `N`, and `batch`, its number, an int."""
+        if not 0 <= item < len(self):
+            raise IndexError(f"batch {item} of {len(self)}")
+        start = item * self.batch_size
+        batch: dict[str, Any] = self.faces.take(self.faces.index[start : start + self.batch_size])
+        batch["batch"] = item
+        return batch

@@ -1,0 +1,154 @@
+"""The split of a data set into public and private people, and its hash.
+
+Public people train the networks and the attacks; private people are protected and attacked. They share nobody. A
+private person's pictures are cut in two: `private_train` for the oracle only, `private_test` for the audit.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crafter_pl.data.faces import Faces
+from crafter_pl.errors import UserError
+
+PARTS = ("public_train", "public_val", "private_train", "private_test")
+UNIONS = {"public": ("public_train", "public_val"), "all_private": ("private_train", "private_test")}
+
+Splits = dict[str, Tensor]
+
+
+def make_split(
+    faces: Faces,
+    private_people: int,
+    min_private_images: int,
+    test_images: int,
+    public_val_fraction: float,
+    seed: int,
+) -> Splits:
+    """Split a data set by identity.
+
+    Who is private and which picture is a test picture depend on the seed and on names alone, not on the order of rows.
+
+    Args:
+        faces: the data set.
+        private_people: how many people are private, chosen among those with enough pictures.
+        min_private_images: the fewest pictures that a private person may have.
+        test_images: how many pictures of each private person go to `private_test`; the others to `private_train`.
+        public_val_fraction: the share of public *people* held out for validation; at least one person.
+        seed: of the choice.
+
+    Returns:
+        Rows of `faces`, int64, ascending, for each of `PARTS`.
+
+    Raises:
+        UserError: the data set has too few people for it, or the settings contradict each other.
+    """
+    if private_people < 1 or test_images < 1:
+        raise UserError(f"private_people {private_people} and test_images {test_images} must both be at least 1 (--data.*)")
+    if min_private_images <= test_images:
+        raise UserError(
+            f"min_private_images {min_private_images} leaves nothing to train the oracle on after {test_images} test "
+            "pictures a person; raise --data.min_private_images or lower --data.test_images"
+        )
+    if not 0 < public_val_fraction < 1:
+        raise UserError(f"public_val_fraction is {public_val_fraction}; give a number between 0 and 1, such as 0.1")
+    rows = _rows_of_people(faces)
+    fit = [person for person, own in rows.items() if len(own) >= min_private_images]
+    if len(fit) < private_people or len(rows) < private_people + 2:
+        most = max((len(own) for own in rows.values()), default=0)
+        raise UserError(
+            f"the split needs {private_people} private people with at least {min_private_images} pictures each and two "
+            f"public people besides; of {len(rows)} people {len(fit)} qualify (the most pictures of one person: {most}). "
+            "Lower --data.private_people or --data.min_private_images, or give more data"
+        )
+    fit.sort(key=lambda person: _draw(seed, "private", person))
+    private = set(fit[:private_people])
+    public = sorted((p for p in rows if p not in private), key=lambda person: _draw(seed, "public", person))
+    held_out = set(public[: min(len(public) - 1, max(1, math.floor(len(public) * public_val_fraction + 0.5)))])
+
+    parts: dict[str, list[int]] = {part: [] for part in PARTS}
+    for person, own in rows.items():
+        if person in private:
+            dealt = sorted(own, key=lambda row: _draw(seed, "test", faces.file_names[row]))
+            parts["private_test"] += dealt[:test_images]
+            parts["private_train"] += dealt[test_images:]
+        else:
+            parts["public_val" if person in held_out else "public_train"] += own
+    splits = {part: torch.tensor(sorted(chosen), dtype=torch.long) for part, chosen in parts.items()}
+    check_split(faces, splits)
+    return splits
+
+
+def _rows_of_people(faces: Faces) -> dict[str, list[int]]:
+    """The rows of each person, by name."""
+    order = torch.argsort(faces.identity, stable=True)
+    _, counts = torch.unique_consecutive(faces.identity[order], return_counts=True)
+    groups = order.split(counts.tolist())
+    return {name: rows.tolist() for name, rows in zip(faces.identity_names, groups, strict=True)}
+
+
+def _draw(seed: int, purpose: str, name: str) -> bytes:
+    """A sorting key that shuffles names, the same on every machine."""
+    return hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).digest()
+
+
+def check_split(faces: Faces, splits: Splits) -> None:
+    """Refuse a split that shares a person between public and private, or a picture between any two parts.
+
+    Raises:
+        UserError: an overlap, naming the parts and the first person or picture shared.
+    """
+    pictures = torch.cat([splits[part] for part in PARTS]).sort().values
+    if len(twice := pictures[1:][pictures[1:] == pictures[:-1]]):
+        raise UserError(f"the split holds picture {faces.file_names[int(twice[0])]} twice; its parts must not overlap")
+    people = {part: set(faces.identity[splits[part]].tolist()) for part in PARTS}
+    people["private"] = people.pop("private_train") | people.pop("private_test")
+    for one in people:
+        for other in people:
+            if one < other and (shared := people[one] & people[other]):
+                raise UserError(
+                    f"the split has {len(shared)} people in both {one} and {other}, {faces.name_of(min(shared))} "
+                    "first; no person may be in two of them"
+                )
+
+
+def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
+    """The split as sorted rows `(file name, person's name, part)`."""
+    names = dict(zip(faces.people.tolist(), faces.identity_names, strict=True))
+    rows = []
+    for part in PARTS:
+        own = splits[part]
+        rows += [(faces.file_names[r], names[i], part) for r, i in zip(own.tolist(), faces.identity[own].tolist(), strict=True)]
+    rows.sort()
+    for one, other in pairwise(rows):
+        if one[0] == other[0]:
+            raise UserError(f"two pictures have the name {one[0]}; file names must be unique in a data set")
+    return rows
+
+
+def split_hash(faces: Faces, splits: Splits) -> str:
+    """SHA-256 over the rows `file,person,part`, sorted: equal on every machine for the same split."""
+    digest = hashlib.sha256()
+    for row in split_rows(faces, splits):
+        digest.update((",".join(row) + "\n").encode())
+    return digest.hexdigest()
+
+
+def write_split_csv(path: str | Path, faces: Faces, splits: Splits) -> None:
+    """Write the split as `file,person,part`, sorted, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "person", "part"])
+        writer.writerows(split_rows(faces, splits))
+    os.replace(partial, path)

@@ -1,0 +1,320 @@
+"""Synthetic people: who they are, how each picture of them was taken, and the attributes that follow.
+
+Every number is a hash of (seed, name of the parameter, person, picture). So person 7 of seed 0 is always the same
+person and picture 3 of them always the same picture, however many are drawn, in whichever order.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crafter_pl.data.drawing import draw
+from crafter_pl.data.faces import Faces
+from crafter_pl.errors import UserError
+
+Params = dict[str, Tensor]
+
+IDENTITY_ATTRIBUTES = (
+    "Bald",
+    "Beard",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Long_Hair",
+    "Mustache",
+    "Pale_Skin",
+)
+PICTURE_ATTRIBUTES = (
+    "Eyeglasses",
+    "Eyes_Closed",
+    "Head_Turned",
+    "Mouth_Slightly_Open",
+    "Raised_Eyebrows",
+    "Side_Light",
+    "Smiling",
+    "Wearing_Hat",
+)
+ATTRIBUTE_NAMES = IDENTITY_ATTRIBUTES + PICTURE_ATTRIBUTES
+
+_SKIN = ((1.00, 0.89, 0.82), (0.95, 0.77, 0.64), (0.82, 0.60, 0.44), (0.60, 0.40, 0.27), (0.38, 0.24, 0.17))
+_BLACK, _BROWN, _BLOND, _RED, _GREY, _DYED = range(6)
+_HAIR_LOW = ((0.05, 0.04, 0.05), (0.28, 0.16, 0.08), (0.80, 0.62, 0.28), (0.55, 0.18, 0.06), (0.58, 0.58, 0.60))
+_HAIR_HIGH = ((0.13, 0.12, 0.15), (0.46, 0.28, 0.15), (0.95, 0.84, 0.56), (0.78, 0.32, 0.12), (0.86, 0.86, 0.88))
+_EYES = ((0.22, 0.13, 0.07), (0.45, 0.28, 0.12), (0.25, 0.45, 0.72), (0.28, 0.52, 0.30), (0.45, 0.50, 0.55))
+
+
+def _mix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 on uint64, element by element."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keyed_uniform(seed: int, name: str, *keys: Tensor) -> Tensor:
+    """Numbers in [0, 1) that depend on `(seed, name, keys)` alone.
+
+    Args:
+        seed: any integer.
+        name: what the number is for.
+        keys: int64 tensors that broadcast together; the result has their shape, float32.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix64(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        state = _mix64(state ^ np.uint64(zlib.crc32(name.encode())))
+        for key in keys:
+            state = _mix64(state * np.uint64(0x9E3779B97F4A7C15) + key.numpy().astype(np.uint64))
+    shape = torch.broadcast_shapes(*(key.shape for key in keys))
+    return torch.from_numpy((state >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).expand(shape)
+
+
+class _Dice:
+    """Keyed draws for a batch of people or pictures, each by the name of what it decides."""
+
+    def __init__(self, seed: int, prefix: str, *keys: Tensor) -> None:
+        self._source: Callable[[str], Tensor] = lambda name: keyed_uniform(seed, prefix + name, *keys)
+
+    def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * self._source(name)
+
+    def normal(self, name: str, scale: float = 1.0, limit: float = 2.5) -> Tensor:
+        return (torch.erfinv((self._source(name) * 2 - 1).clamp(-0.9999, 0.9999)) * 2**0.5).clamp(-limit, limit) * scale
+
+    def chance(self, name: str, probability: float | Tensor) -> Tensor:
+        return self._source(name) < probability
+
+    def either(self, name: str, yes: Tensor, high: tuple[float, float], low: tuple[float, float]) -> Tensor:
+        """A value in the range `high` where `yes`, else in the range `low`: the gap between makes an attribute clear."""
+        return torch.where(yes, self.uniform(name, *high), self.uniform(name, *low))
+
+    def colour(self, name: str, low: float, high: float) -> Tensor:
+        return torch.stack([self.uniform(f"{name}.{c}", low, high) for c in "rgb"], dim=-1)
+
+
+def _along(palette: tuple[tuple[float, ...], ...], position: Tensor) -> Tensor:
+    """The colour at `position` in [0, 1] along a palette: `(N,)` to `(N, 3)`."""
+    stops = torch.tensor(palette)
+    place = position.clamp(0, 1) * (len(stops) - 1)
+    low = place.floor().long().clamp(max=len(stops) - 2)
+    return torch.lerp(stops[low], stops[low + 1], (place - low)[:, None])
+
+
+def _hue(turn: Tensor) -> Tensor:
+    """A strong colour of this hue, in turns: `(N,)` to `(N, 3)`."""
+    offsets = torch.tensor([0.0, 1 / 3, 2 / 3])
+    return 0.5 + 0.35 * torch.cos(2 * torch.pi * (turn[:, None] - offsets))
+
+
+def draw_people(people: Tensor, seed: int) -> Params:
+    """What stays the same in every picture of a person.
+
+    Args:
+        people: int64 `(N,)`, numbers of people; any selection, repeats allowed.
+        seed: of the population.
+
+    Returns:
+        Parameters by name, `(N,)` or `(N, 3)` for colours; lengths in half pictures.
+    """
+    dice = _Dice(seed, "person.", people)
+    rugged = dice.chance("rugged", 0.5)
+
+    def odds(if_rugged: float, otherwise: float) -> Tensor:
+        return torch.where(rugged, if_rugged, otherwise)
+
+    pale = dice.chance("pale", 0.35)
+    skin = _along(_SKIN, dice.either("skin", pale, (0.0, 0.12), (0.27, 1.0)))
+    skin = skin * (1 + torch.stack([dice.normal("skin.red", 0.02), dice.normal("skin.green", 0.025), dice.normal("skin.blue", 0.05)], -1))
+    kind = torch.bucketize(dice.uniform("hair"), torch.tensor([0.32, 0.60, 0.80, 0.88, 0.95]), right=True)
+    shade = dice.colour("hair.shade", 0.0, 1.0) * 0.3 + dice.uniform("hair.depth")[:, None] * 0.7
+    hair = torch.lerp(torch.tensor(_HAIR_LOW)[kind.clamp(max=4)], torch.tensor(_HAIR_HIGH)[kind.clamp(max=4)], shade)
+    hair = torch.where((kind == _DYED)[:, None], _hue(dice.uniform("hair.hue")), hair)
+    bald = dice.chance("bald", odds(0.2, 0.02))
+    long_hair = dice.chance("long", odds(0.12, 0.75)) & ~bald
+    beard = dice.chance("beard", odds(0.5, 0.0))
+    moustache = dice.chance("moustache", torch.where(beard, 0.75, odds(0.25, 0.0)))
+    bushy, big_nose, big_lips = (dice.chance(n, odds(a, b)) for n, a, b in (("bushy", 0.6, 0.2), ("nose", 0.5, 0.25), ("lips", 0.2, 0.5)))
+    width = dice.uniform("face.width", 0.47, 0.62)
+    return {
+        "Bald": bald,
+        "Beard": beard,
+        "Big_Lips": big_lips,
+        "Big_Nose": big_nose,
+        "Black_Hair": (kind == _BLACK) & ~bald,
+        "Blond_Hair": (kind == _BLOND) & ~bald,
+        "Brown_Hair": (kind == _BROWN) & ~bald,
+        "Bushy_Eyebrows": bushy,
+        "Long_Hair": long_hair,
+        "Mustache": moustache,
+        "Pale_Skin": pale,
+        "skin": skin.clamp(0.05, 1.0),
+        "hair": hair,
+        "has_hair": (~bald).float(),
+        "brow": hair * dice.uniform("brow.depth", 0.45, 0.85)[:, None],
+        "hair_curl": dice.uniform("hair.curl") ** 2 * dice.uniform("hair.curled", 0.0, 1.0),
+        "hair_waves": dice.uniform("hair.waves", 7.0, 14.0).round(),
+        "hair_volume": dice.uniform("hair.volume", 0.03, 0.16),
+        "hair_length": dice.either("hair.length", long_hair, (0.55, 1.1), (-0.35, 0.05)),
+        "hairline": dice.uniform("hairline", -0.56, -0.34),
+        "fringe": dice.normal("fringe", 0.22, 1.8),
+        "temples": dice.uniform("temples", 0.15, 0.5),
+        "width": width,
+        "height": dice.uniform("face.height", 0.62, 0.78),
+        "jaw": dice.either("jaw", rugged, (0.0, 0.30), (0.18, 0.45)),
+        "square": dice.either("square", rugged, (2.1, 3.0), (1.9, 2.4)),
+        "ears": dice.uniform("ears", 0.06, 0.17),
+        "eye_x": width * dice.uniform("eye.x", 0.38, 0.52),
+        "eye_y": dice.uniform("eye.y", -0.15, -0.02),
+        "eye_width": dice.uniform("eye.width", 0.105, 0.165),
+        "eye_height": dice.uniform("eye.height", 0.050, 0.105),
+        "eye_slant": dice.normal("eye.slant", 0.12),
+        "iris": _along(_EYES, dice.uniform("iris")) * dice.uniform("iris.depth", 0.75, 1.2)[:, None],
+        "brow_gap": dice.uniform("brow.gap", 0.11, 0.19),
+        "brow_width": dice.uniform("brow.width", 0.13, 0.20),
+        "brow_thick": dice.either("brow.thick", bushy, (0.050, 0.072), (0.014, 0.030)),
+        "brow_slant": dice.normal("brow.slant", 0.14),
+        "brow_arch": dice.uniform("brow.arch", 0.0, 0.07),
+        "nose_width": dice.either("nose.width", big_nose, (0.125, 0.17), (0.06, 0.095)),
+        "nose_length": dice.either("nose.length", big_nose, (0.26, 0.36), (0.17, 0.27)),
+        "mouth_y": dice.uniform("mouth.y", 0.33, 0.45),
+        "mouth_width": dice.uniform("mouth.width", 0.17, 0.27),
+        "lips": dice.either("lips.thick", big_lips, (0.068, 0.095), (0.022, 0.042)),
+        "lip_red": dice.uniform("lips.red", 0.15, 1.0),
+        "beard_density": beard * dice.uniform("beard.density", 0.6, 0.97),
+        "beard_length": dice.uniform("beard.length", 0.0, 0.16),
+        "beard_line": dice.uniform("beard.line", 0.0, 0.16),
+        "moustache_density": moustache * dice.uniform("moustache.density", 0.75, 0.97),
+        "moustache_width": dice.uniform("moustache.width", 0.13, 0.25),
+        "moustache_thick": dice.uniform("moustache.thick", 0.035, 0.065),
+        "moustache_droop": dice.normal("moustache.droop", 0.05),
+        "blush": dice.uniform("blush") ** 2 * 0.5,
+        "freckles": dice.chance("freckles", 0.2) * dice.uniform("freckles.depth", 0.3, 0.65),
+        "mole": dice.chance("mole", 0.25) * 0.8,
+        "mole_x": dice.uniform("mole.x", -0.6, 0.6) * width,
+        "mole_y": dice.uniform("mole.y", 0.1, 0.35),
+        "lines": dice.uniform("lines") ** 2 * 0.5,
+    }
+
+
+def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
+    """What belongs to one picture: pose, expression, light, background, glasses, hat, clothes.
+
+    Args:
+        people: int64 `(N,)`.
+        pictures: int64 `(N,)`, the number of the picture among this person's.
+        seed: of the population.
+
+    Returns:
+        Parameters by name, `(N,)` or `(N, 3)`.
+    """
+    dice = _Dice(seed, "picture.", people, pictures)
+    smiling = dice.chance("smiling", 0.45)
+    mouth_open = dice.chance("open", torch.where(smiling, 0.55, 0.3))
+    closed, raised, turned = dice.chance("closed", 0.2), dice.chance("raised", 0.3), dice.chance("turned", 0.35)
+    side, glasses, hat = dice.chance("side", 0.35), dice.chance("glasses", 0.22), dice.chance("hat", 0.2)
+    sign = torch.where(dice.chance("side.sign", 0.5), 1.0, -1.0)
+    direction = torch.where(side, dice.normal("light.tilt", 0.3) + (sign < 0) * torch.pi, dice.uniform("light.turn", 0.0, 2 * torch.pi))
+    warmth = dice.normal("light.warmth", 0.035)
+    return {
+        "Eyeglasses": glasses,
+        "Eyes_Closed": closed,
+        "Head_Turned": turned,
+        "Mouth_Slightly_Open": mouth_open,
+        "Raised_Eyebrows": raised,
+        "Side_Light": side,
+        "Smiling": smiling,
+        "Wearing_Hat": hat,
+        "shift_x": dice.normal("shift.x", 0.035),
+        "shift_y": dice.normal("shift.y", 0.035),
+        "scale": 1.12 + dice.normal("scale", 0.035),
+        "roll": dice.normal("roll", 0.07),
+        "yaw": dice.either("yaw", turned, (0.65, 1.0), (0.0, 0.25)) * torch.where(dice.chance("yaw.sign", 0.5), 1.0, -1.0),
+        "gaze": dice.normal("gaze", 0.35, 1.5),
+        "smile": dice.either("smile", smiling, (0.6, 1.0), (-0.45, 0.1)),
+        "open": dice.either("open.much", mouth_open, (0.45, 1.0), (0.0, 0.05)),
+        "lids": dice.either("lids", closed, (0.0, 0.1), (0.75, 1.1)),
+        "brow_raise": dice.either("brow.raise", raised, (0.65, 1.0), (-0.2, 0.1)),
+        "light_x": torch.cos(direction),
+        "light_y": torch.sin(direction),
+        "light": dice.either("light", side, (0.38, 0.58), (0.0, 0.14)),
+        "tint": torch.stack([1 + warmth, 1 + dice.normal("light.green", 0.01), 1 - warmth], -1) * (1 + dice.normal("gain", 0.06))[:, None],
+        "back_low": dice.colour("back.low", -0.2, 0.2) + dice.uniform("back.low.grey", 0.3, 0.85)[:, None],
+        "back_high": dice.colour("back.high", -0.2, 0.2) + dice.uniform("back.high.grey", 0.3, 0.85)[:, None],
+        "back_turn": dice.uniform("back.turn", 0.0, 2 * torch.pi),
+        "cloth": dice.colour("cloth", 0.1, 0.85),
+        "collar": dice.uniform("collar", 0.1, 0.3),
+        "glasses_on": glasses.float(),
+        "glasses": dice.colour("glasses.colour", 0.02, 0.3),
+        "glasses_width": dice.uniform("glasses.width", 0.17, 0.21),
+        "glasses_height": dice.uniform("glasses.height", 0.12, 0.17),
+        "glasses_thick": dice.uniform("glasses.thick", 0.02, 0.036),
+        "glasses_tint": dice.uniform("glasses.tint", 0.05, 0.3),
+        "hat_on": hat.float(),
+        "hat": dice.colour("hat.colour", 0.1, 0.9),
+        "hat_band": dice.colour("hat.band", 0.05, 0.9),
+        "hat_low": dice.uniform("hat.low", -0.50, -0.38),
+        "hat_high": dice.uniform("hat.high", 0.35, 0.6),
+        "brim": dice.uniform("hat.brim", 0.0, 0.3),
+        "noise": dice.uniform("noise", 0.005, 0.025),
+    }
+
+
+def render(people: Tensor, pictures: Tensor, image_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw these pictures of these people.
+
+    Args:
+        people: int64 `(N,)`.
+        pictures: int64 `(N,)`.
+        image_size: the side `S` in pixels.
+        seed: of the population.
+
+    Returns:
+        Images uint8 `(N, 3, S, S)` and attributes uint8 `(N, A)` in the order of `ATTRIBUTE_NAMES`.
+    """
+    params = draw_people(people, seed) | draw_pictures(people, pictures, seed)
+    attributes = torch.stack([params.pop(name) for name in ATTRIBUTE_NAMES], dim=1).to(torch.uint8)
+    image = draw(params, image_size)
+    pixel = torch.arange(3 * image_size**2)
+    grain = keyed_uniform(seed, "grain", people[:, None], pictures[:, None], pixel[None])
+    image += (grain.view_as(image) - 0.5) * (params["noise"] * 3.46)[:, None, None, None]
+    return image.clamp_(0, 1).mul_(255).round_().to(torch.uint8), attributes
+
+
+def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: int) -> Faces:
+    """Draw `images_per_person` pictures of each of `people` people, `(N, 3, S, S)`, in order of the person.
+
+    Args:
+        people: how many people.
+        images_per_person: how many pictures of each.
+        image_size: the side of a picture in pixels.
+        seed: of the population.
+
+    Raises:
+        UserError: a size or a count is not positive.
+    """
+    for name, value in (("people", people), ("images_per_person", images_per_person), ("image_size", image_size)):
+        if value < 1:
+            raise UserError(f"synthetic faces: {name} is {value}; give at least 1 (--data.{name})")
+    count = people * images_per_person
+    person = torch.arange(people).repeat_interleave(images_per_person)
+    picture = torch.arange(images_per_person).repeat(people)
+    images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
+    attributes = torch.empty(count, len(ATTRIBUTE_NAMES), dtype=torch.uint8)
+    chunk = max(1, 2**17 // image_size**2)
+    for start in range(0, count, chunk):
+        rows = slice(start, start + chunk)
+        images[rows], attributes[rows] = render(person[rows], picture[rows], image_size, seed)
+    return Faces(
+        images=images,
+        attributes=attributes,
+        identity=person,
+        attribute_names=list(ATTRIBUTE_NAMES),
+        identity_names=[f"synthetic-{seed}-{number:05d}" for number in range(people)],
+        file_names=[f"synthetic-{seed}-{p:05d}-{k:05d}" for p, k in zip(person.tolist(), picture.tolist(), strict=True)],
+    )
