@@ -1,0 +1,42 @@
+# Every target that a person calls carries a "## explanation", which `make help` prints.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install check test demo reproduce tensorboard clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv and install the package with its test and development tools
+
+# Done once, and again when pyproject.toml changes. The last line finds a CPU-only torch beside a default torchvision.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[test,dev]"
+	@$(BIN)/python -c "import torchvision.ops" || { echo "error: torch and torchvision are builds that do not fit \
+	together: install both from one index, both default or both CPU" >&2; exit 1; }
+	@touch $@
+
+check: $(STAMP) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest -q
+
+demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
+	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
+
+reproduce: $(STAMP) ## every stage at full length on synthetic faces, and the sweep of the trade-off
+	PATH="$(abspath $(BIN)):$$PATH" bash scripts/reproduce.sh
+
+tensorboard: $(STAMP) ## show all runs in TensorBoard
+	$(BIN)/tensorboard --logdir runs
+
+clean: ## remove .venv and caches, but no runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

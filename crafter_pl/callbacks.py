@@ -1,0 +1,265 @@
+"""What every run keeps beside its weights: seeds, metrics.csv, summary.json, the exact config, a progress line."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from crafter_pl.stages.base import sha256
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def peak_memory_mb() -> float:
+    """The most memory (resident, MB) that this process has held since `EpochSeed`'s run began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(metrics.items())}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
+
+    Lightning's own writer goes through the system's temporary folder, which may be another disk (a copy, not a move).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Saves `checkpoint` at `path`."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+
+
+class BestAndLast(ModelCheckpoint):
+    """`best.ckpt` by the stage's own monitor (the newest if it has none) and `last.ckpt`, at the end of each epoch."""
+
+    def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the best score so far, also where the run's folder was moved; not without a best.ckpt here."""
+        best = Path(str(self.dirpath), "best.ckpt")
+        if best.is_file():
+            paths = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
+            best_k = {str(best): score for score in state_dict["best_k_models"].values()}
+            last = str(best.with_name("last.ckpt"))
+            super().load_state_dict({**state_dict, **paths, "best_k_models": best_k, "last_model_path": last})
+
+
+class EpochSeed(Callback):
+    """Makes every random draw of an epoch a function of (seed, epoch, process), so that resuming equals not stopping.
+
+    Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a number, before
+    `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint. Processes draw different
+    numbers (Lightning alone gives all the same).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed that the run began with."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the seed that the run began with."""
+        self.seed = state_dict["seed"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seeds what the stage draws at the start of the epoch."""
+        self._seed(trainer, 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds the first batch of an epoch, after the data loader's draw."""
+        if batch_idx == 0:
+            self._seed(trainer, 1)
+
+    def _seed(self, trainer: Trainer, moment: int) -> None:
+        key = f"{self.seed} {trainer.current_epoch} {trainer.global_rank} {moment}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+
+class MetricsCSV(Checkpoint):
+    """`metrics.csv`: one row an epoch; a resumed run drops the rows of the epochs that it repeats.
+
+    A `Checkpoint` callback only in order to run after the stage's own `on_train_epoch_end` and before the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started = 0.0
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reads the rows of the epochs before the one that starts now."""
+        self.rows = []
+        if self.path.is_file() and trainer.current_epoch > 0:
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the epoch's clock."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the epoch's row."""
+        seconds = round(time.perf_counter() - self.started, 3)
+        row = {"epoch": trainer.current_epoch, "seconds": seconds, **_scalars(trainer.callback_metrics)}
+        if not trainer.is_global_zero:
+            return
+        self.rows.append(row)
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in self.rows)]
+        write_text(self.path, "\n".join(lines) + "\n")
+
+
+class Summary(Callback):
+    """`summary.json` at the end of `fit`: it marks the stage as finished, and holds its final figures and its cost."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds_before = 0.0
+        self.started = time.perf_counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the clock and, where the system allows it, forgets the memory peak of earlier stages."""
+        self.started = time.perf_counter()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent so far, in seconds, over all parts of an interrupted run."""
+        return {"seconds": self.seconds_before + time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Adds the time of the interrupted run."""
+        self.seconds_before = state_dict["seconds"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes away the mark of a finished run that is trained for longer."""
+        if trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the summary; a stage adds figures of its own by the attribute `final_metrics` (a dict)."""
+        best = self.path.parent / "checkpoints" / "best.ckpt"
+        metrics = _scalars({**trainer.callback_metrics, **getattr(pl_module, "final_metrics", {})})
+        if not trainer.is_global_zero or not best.is_file():
+            return
+        summary = {
+            "stage": getattr(pl_module, "stage_name", type(pl_module).__name__),
+            "epochs": trainer.current_epoch,
+            "max_epochs": trainer.max_epochs,
+            "seconds": round(self.state_dict()["seconds"], 1),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "best_sha256": sha256(best),
+            "metrics": metrics,
+        }
+        write_text(self.path, json.dumps(summary, indent=2) + "\n")
+
+
+class SaveConfig(SaveConfigCallback):
+    """The exact config of a verb as `<verb>.yaml` in the run's folder, and in each checkpoint.
+
+    A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, folder: Path, verb: str) -> None:
+        super().__init__(parser, config)
+        self.folder, self.verb = folder, verb
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file."""
+        if not trainer.is_global_zero or self.already_saved:
+            return
+        self.already_saved = True
+        text = self.parser.dump(self.config, skip_none=False)
+        path, number = self.folder / f"{self.verb}.yaml", 1
+        while path.is_file() and _without_ckpt_path(path.read_text(encoding="utf-8")) != _without_ckpt_path(text):
+            number += 1
+            path = self.folder / f"{self.verb}-{number}.yaml"
+        if not path.is_file():
+            write_text(path, text)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the model's and the data's settings into the checkpoint, for `crafter_pl.cli` to compare on resuming."""
+        checkpoint["config"] = {"model": self.config["model"].as_dict(), "data": self.config["data"].as_dict()}
+
+
+def _without_ckpt_path(text: str) -> str:
+    return re.sub(r"^ckpt_path:.*$", "", text, flags=re.MULTILINE)
+
+
+class LineProgress(Callback):
+    """One plain line at most every `interval` seconds, for logs and pipes, where a moving bar is noise."""
+
+    def __init__(self, name: str, interval: float = 10.0) -> None:
+        self.name, self.interval = name, interval
+        self.started = self.printed = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Reports within a long epoch."""
+        self._say(trainer, f"{self._epoch(trainer)} batch {args[2] + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports an epoch; the last one always."""
+        values = " ".join(f"{name} {value:.4g}" for name, value in _scalars(trainer.callback_metrics).items())
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        self._say(trainer, f"{self._epoch(trainer)} {values}", always=last)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Reports the batches done and the time left."""
+        done, total = args[2] + 1, int(sum(trainer.num_predict_batches))
+        left = (time.perf_counter() - self.started) / done * (total - done)
+        self._say(trainer, f"batch {done}/{total}, {left:.0f} s left", always=done == total)
+
+    def _epoch(self, trainer: Trainer) -> str:
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+
+    def _say(self, trainer: Trainer, text: str, always: bool = False) -> None:
+        now = time.perf_counter()
+        if trainer.is_global_zero and (always or now - self.printed >= self.interval):
+            self.printed = now
+            print(f"{self.name} {now - self.started:.0f} s: {text}", flush=True)

@@ -1,0 +1,148 @@
+"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, and audit.
+
+This module is light on purpose: torch and Lightning are imported when a verb needs them.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from crafter_pl import __version__
+from crafter_pl.errors import UserError
+
+VERBS = {
+    "fit": "train one stage; upstream stages that are missing are trained first",
+    "validate": "score a trained stage on its validation split",
+    "test": "score a trained stage on its test split",
+    "predict": "let a trained defence craft a split of the data and write the feature store",
+    "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
+}
+HELP = "\n".join(
+    [
+        "usage: python -m crafter_pl VERB [--config FILE] [options]",
+        "",
+        *(f"  {verb:<9} {text}" for verb, text in VERBS.items()),
+        "",
+        "python -m crafter_pl VERB --help   the options of a verb",
+        "python -m crafter_pl --version     the version",
+        "",
+        "Runs are kept in RUNS_DIR/EXPERIMENT/NAME (runs/synthetic/<stage> by default).",
+    ]
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: like KeyboardInterrupt, no error of the program."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 130 Ctrl+C, 143 SIGTERM."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args[:1] in (["-h"], ["--help"]):
+        print(HELP)
+        return 0
+    if args[:1] == ["--version"]:
+        print(f"crafter_pl {__version__}")
+        return 0
+    try:
+        with _signals():
+            return _run(args)
+    except KeyboardInterrupt:
+        return _interrupted("interrupted", args, 130)
+    except Terminated:
+        return _interrupted("terminated", args, 143)
+    except UserError as error:
+        return _fail(error)
+    finally:
+        _leave_process_group()
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] not in VERBS:
+        what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
+        raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
+    from argparse import ArgumentError
+
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from crafter_pl import runner
+
+    _quiet()
+    try:
+        runner.audit(args[1:]) if args[0] == "audit" else runner.run(args)
+    except (ArgumentError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
+    except SystemExit as stop:
+        # Lightning turns Ctrl+C into SystemExit(1); --help is SystemExit(0).
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    print(f"error: {error}" if rank == "0" else f"[process {rank}] error: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _interrupted(what: str, args: list[str], code: int) -> int:
+    message = what
+    if args[0] == "fit":
+        from crafter_pl.runner import command, without_option
+
+        resume = command([*without_option(args, "--ckpt_path"), "--ckpt_path", "last"])
+        message = f"{what}; finished epochs are kept, go on with: {resume}"
+    elif args[0] in ("predict", "audit"):
+        message = f"{what}; go on with the same command: python -m crafter_pl {shlex.join(args)}"
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turns SIGTERM into `Terminated`, and puts back the handlers that Lightning leaves changed after Ctrl+C."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # only the main thread may set handlers: in another one signals are the caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quiet() -> None:
+    """Silences what Lightning says about itself and cannot be acted on; each filter has its reason."""
+    # "GPU available: ...", "Seed set to 0", tips to install litlogger and litmodels.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # the data are in memory: workers would only copy them
+        ".*is smaller than the logging interval.*",  # tiny runs: the epoch's values are what matters
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; anything else is refused before
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # inside Lightning, about torch's own interface
+        ".*but have no logger configured.*",  # predict and --trainer.logger false
+        ".*torch.distributed._sharded_tensor will be deprecated.*",  # inside torch
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _leave_process_group() -> None:
+    """Ends torch.distributed in order: without it a run under torchrun on the CPU now and then aborts at its exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

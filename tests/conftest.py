@@ -1,0 +1,37 @@
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the same sums on any machine
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # tiny_stage.py, by its name in configs
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def runs_dir(tmp_path):
+    """An empty folder of runs."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def crafter_data():
+    """The folder of real pictures, for tests marked `data`."""
+    folder = os.environ.get("CRAFTER_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set CRAFTER_DATA to a folder with celeba/ and lfw/")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    """Whatever a test or Lightning writes into the environment is gone after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
