@@ -70,7 +70,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _relative(rr: Tensor, norm: Tensor) -> Tensor:
-    """Return the relative residual from squared norms; the recurrence says nothing below the dtype's epsilon."""
+    """Return the relative residual, at least the dtype's epsilon: a recurrence knows no better."""
     residual = _divide(rr.sqrt(), norm.sqrt())
     return torch.where(norm > 0, residual.clamp(min=torch.finfo(residual.dtype).eps), 0.0)
 
@@ -359,5 +359,6 @@ def hypergradient(
         return unroll(lambda end: _dot(constant, end), render, target, z, **settings)
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}.")
-    function = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}[solver]
-    return function(render, target, z, v, **settings)
+    functions: dict[str, Callable[..., Hypergradient]]
+    functions = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}
+    return functions[solver](render, target, z, v, **settings)
