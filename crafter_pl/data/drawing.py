@@ -91,6 +91,7 @@ def draw(params: dict[str, Tensor], size: int) -> Tensor:
     _moustache(p, canvas, xf, y, hair)
     _eyes(p, canvas, xf, y)
     person = torch.maximum(person, _front_hair(p, canvas, x, xf, y, hair))
+    person = torch.maximum(person, _earrings(p, canvas, x, y))
     _glasses(p, canvas, x, xf, y)
     person = torch.maximum(person, _hat(p, canvas, x, xf, y))
 
@@ -121,7 +122,7 @@ def _skin(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, xf: Tenso
     """The face's surface: rounding, cheeks, freckles, a mole, lines."""
     ax = xf.abs()
     canvas.paint(face, p["skin"] * (1 - 0.22 * torch.exp(head.clamp(max=0) / 0.13))[:, None])
-    rosy = p["skin"] * torch.tensor([1.0, 0.72, 0.70])[:, None, None]
+    rosy = p["skin"] * torch.tensor([1.05, 0.60, 0.60])[:, None, None]
     canvas.paint(face * p["blush"] * _blob(ax - 0.29, y - 0.2, 0.13, 0.1), rosy)
     dots = torch.sin(xf * 47) * torch.sin(y * 43 + xf * 11) > 0.45
     canvas.paint(face * p["freckles"] * dots * _blob(ax - 0.17, y - 0.13, 0.17, 0.1), p["skin"] * 0.6)
@@ -156,7 +157,8 @@ def _mouth(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None
     gap = 0.075 * p["open"] * round_.sqrt()
     upper, lower = p["lips"] * 0.75 * round_.sqrt(), p["lips"] * 1.1 * round_
     red = torch.lerp(p["skin"] * 0.72, p["skin"] * torch.tensor([0.88, 0.42, 0.44])[:, None, None], p["lip_red"][:, None])
-    beyond = (xf.abs() - width)
+    red = torch.lerp(red, p["lipstick_colour"], p["lipstick"][:, None])
+    beyond = xf.abs() - width
     lips = canvas.cover(torch.maximum(torch.maximum(middle - gap - upper - y, y - middle - gap - lower), beyond))
     canvas.paint(lips, red)
     inner = canvas.cover(torch.maximum((y - middle).abs() - gap - 0.014, beyond))
@@ -178,7 +180,7 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     ax = xf.abs() - p["eye_x"]
     yy = y - p["eye_y"] + p["eye_slant"] * ax
     canvas.paint(0.30 * _blob(ax, yy + 0.02, 0.2, 0.13), p["skin"] * 0.62)
-    high = p["eye_height"] * p["lids"]
+    high = p["eye_height"] * p["lids"] * (1 + 0.25 * p["brow_raise"].clamp(min=0))
     white = _ellipse(ax, yy, p["eye_width"], high.clamp(min=0.004))
     white_mask = canvas.cover(white) * (p["lids"] > 0.3)
     canvas.paint(white_mask, torch.tensor([0.97, 0.97, 0.98])[:, None, None])
@@ -193,7 +195,7 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     canvas.paint(0.85 * canvas.cover(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05)), p["skin"] * 0.22)
 
     b = ax / p["brow_width"]
-    middle = p["eye_y"] - p["brow_gap"] - 0.085 * p["brow_raise"] - p["brow_arch"] * (1 - b * b) + p["brow_slant"] * ax
+    middle = p["eye_y"] - p["brow_gap"] - 0.115 * p["brow_raise"] - p["brow_arch"] * (1 - b * b) + p["brow_slant"] * ax
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
     brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
     canvas.paint(0.92 * canvas.cover(brow), p["brow"])
@@ -211,6 +213,14 @@ def _front_hair(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y:
     canvas.paint(shadow, p["skin"] * 0.6)
     shine = 1 + 0.28 * _blob(y + 0.62 - 0.25 * x * x, x - 0.12, 0.09, 0.35)
     canvas.paint(mask, (hair * shine[:, None]).clamp(max=1))
+    return mask
+
+
+def _earrings(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor) -> Tensor:
+    """A hoop below each ear. Returns its mask."""
+    ring = _ellipse(x.abs() - p["width"] - 0.3 * p["ears"], y - 0.17 - p["earring_size"], p["earring_size"] * 0.8, p["earring_size"])
+    mask = p["earrings_on"] * canvas.cover(ring.abs() - 0.026)
+    canvas.paint(mask, p["earring"])
     return mask
 
 

@@ -22,8 +22,6 @@ Params = dict[str, Tensor]
 IDENTITY_ATTRIBUTES = (
     "Bald",
     "Beard",
-    "Big_Lips",
-    "Big_Nose",
     "Black_Hair",
     "Blond_Hair",
     "Brown_Hair",
@@ -38,9 +36,12 @@ PICTURE_ATTRIBUTES = (
     "Head_Turned",
     "Mouth_Slightly_Open",
     "Raised_Eyebrows",
+    "Rosy_Cheeks",
     "Side_Light",
     "Smiling",
+    "Wearing_Earrings",
     "Wearing_Hat",
+    "Wearing_Lipstick",
 )
 ATTRIBUTE_NAMES = IDENTITY_ATTRIBUTES + PICTURE_ATTRIBUTES
 
@@ -138,14 +139,12 @@ def draw_people(people: Tensor, seed: int) -> Params:
     bald = dice.chance("bald", odds(0.2, 0.02))
     long_hair = dice.chance("long", odds(0.12, 0.75)) & ~bald
     beard = dice.chance("beard", odds(0.5, 0.0))
-    moustache = dice.chance("moustache", torch.where(beard, 0.75, odds(0.25, 0.0)))
-    bushy, big_nose, big_lips = (dice.chance(n, odds(a, b)) for n, a, b in (("bushy", 0.6, 0.2), ("nose", 0.5, 0.25), ("lips", 0.2, 0.5)))
+    moustache = dice.chance("moustache", torch.where(beard, 0.9, odds(0.25, 0.0)))
+    bushy = dice.chance("bushy", odds(0.6, 0.15))
     width = dice.uniform("face.width", 0.47, 0.62)
     return {
         "Bald": bald,
         "Beard": beard,
-        "Big_Lips": big_lips,
-        "Big_Nose": big_nose,
         "Black_Hair": (kind == _BLACK) & ~bald,
         "Blond_Hair": (kind == _BLOND) & ~bald,
         "Brown_Hair": (kind == _BROWN) & ~bald,
@@ -180,12 +179,12 @@ def draw_people(people: Tensor, seed: int) -> Params:
         "brow_thick": dice.either("brow.thick", bushy, (0.050, 0.072), (0.014, 0.030)),
         "brow_slant": dice.normal("brow.slant", 0.14),
         "brow_arch": dice.uniform("brow.arch", 0.0, 0.07),
-        "nose_width": dice.either("nose.width", big_nose, (0.125, 0.17), (0.06, 0.095)),
-        "nose_length": dice.either("nose.length", big_nose, (0.26, 0.36), (0.17, 0.27)),
+        "nose_width": dice.uniform("nose.width", 0.06, 0.165),
+        "nose_length": dice.uniform("nose.length", 0.18, 0.35),
         "mouth_y": dice.uniform("mouth.y", 0.33, 0.45),
         "mouth_width": dice.uniform("mouth.width", 0.17, 0.27),
-        "lips": dice.either("lips.thick", big_lips, (0.068, 0.095), (0.022, 0.042)),
-        "lip_red": dice.uniform("lips.red", 0.15, 1.0),
+        "lips": dice.uniform("lips.thick", 0.022, 0.09),
+        "lip_red": dice.uniform("lips.red", 0.1, 0.7),
         "beard_density": beard * dice.uniform("beard.density", 0.6, 0.97),
         "beard_length": dice.uniform("beard.length", 0.0, 0.16),
         "beard_line": dice.uniform("beard.line", 0.0, 0.16),
@@ -193,7 +192,6 @@ def draw_people(people: Tensor, seed: int) -> Params:
         "moustache_width": dice.uniform("moustache.width", 0.13, 0.25),
         "moustache_thick": dice.uniform("moustache.thick", 0.035, 0.065),
         "moustache_droop": dice.normal("moustache.droop", 0.05),
-        "blush": dice.uniform("blush") ** 2 * 0.5,
         "freckles": dice.chance("freckles", 0.2) * dice.uniform("freckles.depth", 0.3, 0.65),
         "mole": dice.chance("mole", 0.25) * 0.8,
         "mole_x": dice.uniform("mole.x", -0.6, 0.6) * width,
@@ -218,6 +216,7 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
     mouth_open = dice.chance("open", torch.where(smiling, 0.55, 0.3))
     closed, raised, turned = dice.chance("closed", 0.2), dice.chance("raised", 0.3), dice.chance("turned", 0.35)
     side, glasses, hat = dice.chance("side", 0.35), dice.chance("glasses", 0.22), dice.chance("hat", 0.2)
+    rosy, lipstick, earrings = dice.chance("rosy", 0.3), dice.chance("lipstick", 0.3), dice.chance("earrings", 0.25)
     sign = torch.where(dice.chance("side.sign", 0.5), 1.0, -1.0)
     direction = torch.where(side, dice.normal("light.tilt", 0.3) + (sign < 0) * torch.pi, dice.uniform("light.turn", 0.0, 2 * torch.pi))
     warmth = dice.normal("light.warmth", 0.035)
@@ -227,9 +226,12 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
         "Head_Turned": turned,
         "Mouth_Slightly_Open": mouth_open,
         "Raised_Eyebrows": raised,
+        "Rosy_Cheeks": rosy,
         "Side_Light": side,
         "Smiling": smiling,
+        "Wearing_Earrings": earrings,
         "Wearing_Hat": hat,
+        "Wearing_Lipstick": lipstick,
         "shift_x": dice.normal("shift.x", 0.035),
         "shift_y": dice.normal("shift.y", 0.035),
         "scale": 1.12 + dice.normal("scale", 0.035),
@@ -240,6 +242,12 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
         "open": dice.either("open.much", mouth_open, (0.45, 1.0), (0.0, 0.05)),
         "lids": dice.either("lids", closed, (0.0, 0.1), (0.75, 1.1)),
         "brow_raise": dice.either("brow.raise", raised, (0.65, 1.0), (-0.2, 0.1)),
+        "blush": dice.either("blush", rosy, (0.65, 0.95), (0.0, 0.12)),
+        "lipstick": lipstick * dice.uniform("lipstick.much", 0.75, 0.95),
+        "lipstick_colour": _hue(dice.uniform("lipstick.hue", -0.12, 0.03)),
+        "earrings_on": earrings.float(),
+        "earring": _along(((0.95, 0.80, 0.30), (0.90, 0.92, 0.95)), dice.uniform("earring.metal")),
+        "earring_size": dice.uniform("earring.size", 0.075, 0.11),
         "light_x": torch.cos(direction),
         "light_y": torch.sin(direction),
         "light": dice.either("light", side, (0.38, 0.58), (0.0, 0.14)),
