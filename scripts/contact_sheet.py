@@ -27,7 +27,9 @@ def contact_sheet(people: int, pictures: int, size: int, seed: int, gap: int = 2
 
 def main() -> None:
     """Write the sheet that the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/contact_sheet.png"))
     parser.add_argument("--people", type=int, default=7)
     parser.add_argument("--pictures", type=int, default=12)

@@ -100,7 +100,11 @@ class FacesDataModule(LightningDataModule):
         self.max_memory_mb = max_memory_mb
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
-        for name, value in (("batch_size", batch_size), ("predict_batch_size", predict_batch_size), ("image_size", image_size)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("predict_batch_size", predict_batch_size),
+            ("image_size", image_size),
+        ):
             if value < 1:
                 raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
 
@@ -116,7 +120,12 @@ class FacesDataModule(LightningDataModule):
             return
         faces = self._load()
         self.splits = split.make_split(
-            faces, self.private_people, self.min_private_images, self.test_images, self.public_val_fraction, self.seed
+            faces,
+            self.private_people,
+            self.min_private_images,
+            self.test_images,
+            self.public_val_fraction,
+            self.seed,
         )
         self.split_hash = split.split_hash(faces, self.splits)
         self.private_identities = torch.unique(faces.identity[self.splits["private_train"]])
@@ -130,9 +139,15 @@ class FacesDataModule(LightningDataModule):
             raise UserError(f"source {self.source} needs the folder of the pictures: give --data.root PATH")
         root = Path(os.path.expanduser(os.path.expandvars(self.root)))
         if "$" in str(root):
-            raise UserError(f"--data.root {self.root}: the variable in it is not set; export it or give the path itself")
+            raise UserError(
+                f"--data.root {self.root}: the variable in it is not set; export it or give the path itself"
+            )
         decoding = Decoding(
-            self.image_size, self.crop, self.strict, self.cache_dir and Path(os.path.expandvars(self.cache_dir)), self.max_memory_mb
+            self.image_size,
+            self.crop,
+            self.strict,
+            self.cache_dir and Path(os.path.expandvars(self.cache_dir)),
+            self.max_memory_mb,
         )
         if self.source == "celeba":
             return sources.load_celeba(root, decoding, self.attribute_columns)
@@ -144,7 +159,9 @@ class FacesDataModule(LightningDataModule):
         if part in split.UNIONS:
             return torch.cat([self.splits[p] for p in split.UNIONS[part]]).sort().values
         if part not in self.splits:
-            raise UserError(f"no part of the data is called {part!r}; there are {', '.join((*split.PARTS, *split.UNIONS))}")
+            raise UserError(
+                f"no part of the data is called {part!r}; there are {', '.join((*split.PARTS, *split.UNIONS))}"
+            )
         return self.splits[part]
 
     # What there is
@@ -209,9 +226,13 @@ class FacesDataModule(LightningDataModule):
         """
         data = self.dataset(self._part_for("train_split", "public_train"))
         world, rank = self._world
-        sampler = DistributedSampler(data, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
+        sampler = DistributedSampler(
+            data, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True
+        )
         whole = len(sampler) >= self.batch_size
-        return DataLoader(data, batch_size=self.batch_size, sampler=sampler, drop_last=whole, collate_fn=_same)
+        return DataLoader(
+            data, batch_size=self.batch_size, sampler=sampler, drop_last=whole, collate_fn=_same
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The stage's `val_split`, in order; every process sees all of it, so all agree on the figures."""
@@ -228,4 +249,6 @@ class FacesDataModule(LightningDataModule):
         """`predict_split` in fixed batches, dealt whole: batch `b`, number in its entry `batch`, to rank `b % world`."""
         batches = FaceBatches(self.dataset(self.predict_split), self.predict_batch_size)
         world, rank = self._world
-        return DataLoader(batches, batch_size=None, sampler=range(rank, len(batches), world), collate_fn=_same)
+        return DataLoader(
+            batches, batch_size=None, sampler=range(rank, len(batches), world), collate_fn=_same
+        )

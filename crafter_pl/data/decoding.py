@@ -62,7 +62,9 @@ def _box(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, flo
         side, x, y = _OFFICIAL_CROPS[size]
     elif isinstance(crop, int):
         if crop > side:
-            raise UserError(f"{file} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or give auto")
+            raise UserError(
+                f"{file} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or give auto"
+            )
         side = float(crop)
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
 
@@ -111,7 +113,11 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
             kept = _fill(images, root, names, how)
             return torch.from_numpy(images)[: len(kept)], kept
         folder = Path(tempfile.mkdtemp(prefix="crafter_pl-faces-"))
-        log.warning("the decoded pictures take %d MB: they are memory-mapped from %s (see --data.cache_dir)", size >> 20, folder)
+        log.warning(
+            "the decoded pictures take %d MB: they are memory-mapped from %s (see --data.cache_dir)",
+            size >> 20,
+            folder,
+        )
         images_file, kept = _write(folder, "faces", root, names, how)
         images = _open(images_file, len(kept), how.image_size, mapped=True)
         images_file.unlink()  # the mapping keeps the bytes until the process ends
@@ -124,7 +130,9 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
         found = _open(images_file, len(kept), how.image_size, mapped), kept
     if how.strict and len(found[1]) < len(names):
         missing = names[min(set(range(len(names))) - set(found[1]))]
-        raise UserError(f"{root / missing} is no readable picture; mend or remove it, or leave it out with --data.strict false")
+        raise UserError(
+            f"{root / missing} is no readable picture; mend or remove it, or leave it out with --data.strict false"
+        )
     return found
 
 
@@ -153,7 +161,9 @@ def _fill(images: np.ndarray, root: Path, names: Sequence[str], how: Decoding) -
                     kept.append(start + offset)
             progress.update(min(step, len(names) - start))
     if not kept:
-        raise UserError(f"none of the {len(names)} pictures in {root} is readable, {names[0] if names else ''} first")
+        raise UserError(
+            f"none of the {len(names)} pictures in {root} is readable, {names[0] if names else ''} first"
+        )
     return kept
 
 
@@ -166,7 +176,9 @@ def _key(root: Path, names: Sequence[str], how: Decoding) -> str:
     return digest.hexdigest()[:20]
 
 
-def _write(folder: Path, stem: str, root: Path, names: Sequence[str], how: Decoding) -> tuple[Path, list[int]]:
+def _write(
+    folder: Path, stem: str, root: Path, names: Sequence[str], how: Decoding
+) -> tuple[Path, list[int]]:
     """Decode into `<stem>.bin`, then write `<stem>.json`, each under a temporary name first."""
     final, partial = folder / f"{stem}.bin", folder / f"{stem}.{os.getpid()}.tmp"
     shape = (len(names), 3, how.image_size, how.image_size)

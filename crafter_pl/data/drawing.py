@@ -95,7 +95,9 @@ def draw(params: dict[str, Tensor], size: int) -> Tensor:
     _glasses(p, canvas, x, xf, y)
     person = torch.maximum(person, _hat(p, canvas, x, xf, y))
 
-    side = (x / p["width"]).clamp(-1.3, 1.3) * p["light_x"] + (y / p["height"]).clamp(-1.3, 1.3) * p["light_y"]
+    side = (x / p["width"]).clamp(-1.3, 1.3) * p["light_x"] + (y / p["height"]).clamp(-1.3, 1.3) * p[
+        "light_y"
+    ]
     canvas.shade(1 + person * p["light"] * side)
     return canvas.image * p["tint"]
 
@@ -105,20 +107,26 @@ def _behind(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, hair: T
     wide = p["width"] + p["hair_volume"]
     long = (p["hair_length"] > 0.3).float()
     top = _ellipse(x, y + 0.12, wide, p["height"] - 0.12 + p["hair_volume"]) + _hair_wave(p, x, y)
-    strand = torch.maximum(x.abs() - wide * (1 + 0.12 * (y + 0.1)), torch.maximum(-0.12 - y, y - p["hair_length"]))
+    strand = torch.maximum(
+        x.abs() - wide * (1 + 0.12 * (y + 0.1)), torch.maximum(-0.12 - y, y - p["hair_length"])
+    )
     back = torch.where(long > 0, torch.minimum(top, strand + 2.5 * _hair_wave(p, x, y)), top)
     back_mask = canvas.cover(back) * p["has_hair"]
     canvas.paint(back_mask, hair * 0.82)
     neck = canvas.cover(torch.maximum(x.abs() - p["width"] * 0.62, -y))
     canvas.paint(neck, p["skin"] * 0.80)
-    shoulder = canvas.cover(0.62 * (0.72 + p["collar"] + 0.25 * x * x - y) - 0.12 * torch.exp(-(((x.abs() - 0.5) / 0.3) ** 2)))
+    shoulder = canvas.cover(
+        0.62 * (0.72 + p["collar"] + 0.25 * x * x - y) - 0.12 * torch.exp(-(((x.abs() - 0.5) / 0.3) ** 2))
+    )
     canvas.paint(shoulder, p["cloth"])
     ears = canvas.cover(_ellipse(x.abs() - p["width"] * 0.98, y - 0.02, p["ears"], 0.16))
     canvas.paint(ears * (1 - long), p["skin"] * 0.9)
     return torch.maximum(torch.maximum(back_mask, neck), torch.maximum(shoulder, ears * (1 - long)))
 
 
-def _skin(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, xf: Tensor, head: Tensor, face: Tensor) -> None:
+def _skin(
+    p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, xf: Tensor, head: Tensor, face: Tensor
+) -> None:
     """The face's surface: rounding, cheeks, freckles, a mole, lines."""
     ax = xf.abs()
     canvas.paint(face, p["skin"] * (1 - 0.22 * torch.exp(head.clamp(max=0) / 0.13))[:, None])
@@ -126,9 +134,14 @@ def _skin(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, xf: Tenso
     canvas.paint(face * p["blush"] * _blob(ax - 0.29, y - 0.2, 0.13, 0.1), rosy)
     dots = torch.sin(xf * 47) * torch.sin(y * 43 + xf * 11) > 0.45
     canvas.paint(face * p["freckles"] * dots * _blob(ax - 0.17, y - 0.13, 0.17, 0.1), p["skin"] * 0.6)
-    canvas.paint(p["mole"] * canvas.cover(_ellipse(xf - p["mole_x"], y - p["mole_y"], 0.035, 0.035)), p["skin"] * 0.3)
+    canvas.paint(
+        p["mole"] * canvas.cover(_ellipse(xf - p["mole_x"], y - p["mole_y"], 0.035, 0.035)), p["skin"] * 0.3
+    )
     crease = (ax - 0.16 - 0.35 * (y - 0.12)).abs() - 0.012
-    canvas.paint(face * p["lines"] * canvas.cover(crease, 1.5) * _blob(ax - 0.2, y - 0.25, 0.12, 0.13), p["skin"] * 0.65)
+    canvas.paint(
+        face * p["lines"] * canvas.cover(crease, 1.5) * _blob(ax - 0.2, y - 0.25, 0.12, 0.13),
+        p["skin"] * 0.65,
+    )
 
 
 def _beard(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor, head: Tensor, hair: Tensor) -> None:
@@ -144,7 +157,9 @@ def _nose(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     inside = torch.maximum(x.abs() - half, torch.maximum(p["eye_y"] + 0.04 - y, y - tip))
     canvas.paint(0.75 * canvas.cover(inside, 2.0), p["skin"] * 0.91)
     canvas.paint(0.8 * canvas.cover(_ellipse(x, y - tip, p["nose_width"], 0.055)), p["skin"] * 0.80)
-    canvas.paint(0.6 * _blob(x, y - tip + 0.05, 0.45 * p["nose_width"], 0.07), (p["skin"] * 1.12).clamp(max=1))
+    canvas.paint(
+        0.6 * _blob(x, y - tip + 0.05, 0.45 * p["nose_width"], 0.07), (p["skin"] * 1.12).clamp(max=1)
+    )
     nostril = _ellipse(x.abs() - 0.5 * p["nose_width"], y - tip - 0.02, 0.34 * p["nose_width"], 0.022)
     canvas.paint(0.75 * canvas.cover(nostril), p["skin"] * 0.42)
 
@@ -156,21 +171,35 @@ def _mouth(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None
     middle = p["mouth_y"] + 0.105 * p["smile"] * (0.45 - t * t)
     gap = 0.075 * p["open"] * round_.sqrt()
     upper, lower = p["lips"] * 0.75 * round_.sqrt(), p["lips"] * 1.1 * round_
-    red = torch.lerp(p["skin"] * 0.72, p["skin"] * torch.tensor([0.88, 0.42, 0.44])[:, None, None], p["lip_red"][:, None])
+    red = torch.lerp(
+        p["skin"] * 0.72, p["skin"] * torch.tensor([0.88, 0.42, 0.44])[:, None, None], p["lip_red"][:, None]
+    )
     red = torch.lerp(red, p["lipstick_colour"], p["lipstick"][:, None])
     beyond = xf.abs() - width
-    lips = canvas.cover(torch.maximum(torch.maximum(middle - gap - upper - y, y - middle - gap - lower), beyond))
+    lips = canvas.cover(
+        torch.maximum(torch.maximum(middle - gap - upper - y, y - middle - gap - lower), beyond)
+    )
     canvas.paint(lips, red)
     inner = canvas.cover(torch.maximum((y - middle).abs() - gap - 0.014, beyond))
-    canvas.paint(inner * (0.55 + 0.45 * p["open"]), torch.tensor([0.30, 0.07, 0.08])[:, None, None] * (0.5 + p["skin"] * 0.5))
-    teeth = canvas.cover(torch.maximum(torch.maximum(middle - gap - y, y - middle + 0.35 * gap), beyond + 0.03))
+    canvas.paint(
+        inner * (0.55 + 0.45 * p["open"]),
+        torch.tensor([0.30, 0.07, 0.08])[:, None, None] * (0.5 + p["skin"] * 0.5),
+    )
+    teeth = canvas.cover(
+        torch.maximum(torch.maximum(middle - gap - y, y - middle + 0.35 * gap), beyond + 0.03)
+    )
     canvas.paint(0.95 * teeth * (p["open"] > 0.3), torch.tensor([0.97, 0.96, 0.92])[:, None, None])
 
 
 def _moustache(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor, hair: Tensor) -> None:
     t = xf / p["moustache_width"]
-    middle = p["mouth_y"] - 0.045 - p["lips"] * 0.75 + (0.03 + p["moustache_droop"]) * t * t + 0.03 * p["smile"]
-    edge = torch.maximum((y - middle).abs() - p["moustache_thick"] * (1.05 - t * t).clamp(min=0), xf.abs() - p["moustache_width"])
+    middle = (
+        p["mouth_y"] - 0.045 - p["lips"] * 0.75 + (0.03 + p["moustache_droop"]) * t * t + 0.03 * p["smile"]
+    )
+    edge = torch.maximum(
+        (y - middle).abs() - p["moustache_thick"] * (1.05 - t * t).clamp(min=0),
+        xf.abs() - p["moustache_width"],
+    )
     canvas.paint(p["moustache_density"] * canvas.cover(edge), hair * 0.85)
 
 
@@ -191,20 +220,32 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     glint = _ellipse(ix - side * 0.02, yy + 0.022, 0.016, 0.016)
     canvas.paint(white_mask * 0.9 * canvas.cover(glint), torch.ones(3, 1, 1))
     t = ax / p["eye_width"]
-    lid = (yy + (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()).abs() - 0.015
+    lid = (
+        yy + (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()
+    ).abs() - 0.015
     canvas.paint(0.85 * canvas.cover(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05)), p["skin"] * 0.22)
 
     b = ax / p["brow_width"]
-    middle = p["eye_y"] - p["brow_gap"] - 0.115 * p["brow_raise"] - p["brow_arch"] * (1 - b * b) + p["brow_slant"] * ax
+    middle = (
+        p["eye_y"]
+        - p["brow_gap"]
+        - 0.115 * p["brow_raise"]
+        - p["brow_arch"] * (1 - b * b)
+        + p["brow_slant"] * ax
+    )
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
     brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
     canvas.paint(0.92 * canvas.cover(brow), p["brow"])
 
 
-def _front_hair(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor, hair: Tensor) -> Tensor:
+def _front_hair(
+    p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor, hair: Tensor
+) -> Tensor:
     """The hair before the forehead and temples. Returns its mask."""
     long = (p["hair_length"] > 0.3).float()
-    cap = _ellipse(x, y + 0.12, p["width"] + p["hair_volume"] * 0.95, p["height"] - 0.12 + p["hair_volume"]) + _hair_wave(p, x, y)
+    cap = _ellipse(
+        x, y + 0.12, p["width"] + p["hair_volume"] * 0.95, p["height"] - 0.12 + p["hair_volume"]
+    ) + _hair_wave(p, x, y)
     t = (xf / p["width"]).abs()
     line = p["hairline"] + p["fringe"] * xf + p["temples"] * t**3 + (0.25 + 0.55 * long) * t**8
     line = line + 0.03 * p["hair_curl"] * torch.sin(30 * xf)
@@ -218,7 +259,12 @@ def _front_hair(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y:
 
 def _earrings(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor) -> Tensor:
     """A hoop below each ear. Returns its mask."""
-    ring = _ellipse(x.abs() - p["width"] - 0.3 * p["ears"], y - 0.17 - p["earring_size"], p["earring_size"] * 0.8, p["earring_size"])
+    ring = _ellipse(
+        x.abs() - p["width"] - 0.3 * p["ears"],
+        y - 0.17 - p["earring_size"],
+        p["earring_size"] * 0.8,
+        p["earring_size"],
+    )
     mask = p["earrings_on"] * canvas.cover(ring.abs() - 0.026)
     canvas.paint(mask, p["earring"])
     return mask
@@ -229,8 +275,13 @@ def _glasses(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Te
     ax, yy = xf.abs() - centre, y - p["eye_y"] - 0.01
     ring = _ellipse(ax, yy, p["glasses_width"], p["glasses_height"])
     canvas.paint(p["glasses_on"] * p["glasses_tint"] * canvas.cover(ring), p["glasses"] + 0.15)
-    bridge = torch.maximum((yy + 0.03).abs() - 0.7 * p["glasses_thick"], xf.abs() - (centre - p["glasses_width"]).clamp(min=0.01))
-    arm = torch.maximum((yy + 0.03).abs() - 0.7 * p["glasses_thick"], torch.maximum(p["glasses_width"] - ax, x.abs() - p["width"]))
+    bridge = torch.maximum(
+        (yy + 0.03).abs() - 0.7 * p["glasses_thick"], xf.abs() - (centre - p["glasses_width"]).clamp(min=0.01)
+    )
+    arm = torch.maximum(
+        (yy + 0.03).abs() - 0.7 * p["glasses_thick"],
+        torch.maximum(p["glasses_width"] - ax, x.abs() - p["width"]),
+    )
     frame = torch.minimum(torch.minimum(ring.abs() - p["glasses_thick"], bridge), arm)
     canvas.paint(p["glasses_on"] * canvas.cover(frame), p["glasses"])
 
@@ -238,7 +289,9 @@ def _glasses(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Te
 def _hat(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor) -> Tensor:
     """A dome with a band and a brim, down to the brows. Returns its mask."""
     low = p["hat_low"] + 0.10 * (xf / p["width"]) ** 2
-    dome = torch.maximum(_ellipse(x, y - p["hat_low"], p["width"] + p["hair_volume"] + 0.03, p["hat_high"]), y - low)
+    dome = torch.maximum(
+        _ellipse(x, y - p["hat_low"], p["width"] + p["hair_volume"] + 0.03, p["hat_high"]), y - low
+    )
     brim = torch.maximum((y - low).abs() - 0.045, x.abs() - p["width"] - p["hair_volume"] - 0.03 - p["brim"])
     mask = p["hat_on"] * canvas.cover(torch.minimum(dome, brim))
     shadow = torch.maximum(y - low - 0.14, x.abs() - p["width"])

@@ -44,7 +44,9 @@ class Faces:
                 f"{tuple(self.attributes.shape)}, identity {tuple(self.identity.shape)}, {len(self.file_names)} file names"
             )
         if self.attributes.shape[1] != len(self.attribute_names):
-            raise ValueError(f"{self.attributes.shape[1]} attribute columns, {len(self.attribute_names)} names")
+            raise ValueError(
+                f"{self.attributes.shape[1]} attribute columns, {len(self.attribute_names)} names"
+            )
         if len(self.people) != len(self.identity_names):
             raise ValueError(f"{len(self.people)} people, {len(self.identity_names)} names")
 
@@ -78,7 +80,9 @@ class FaceSet(Dataset[dict[str, Any]]):
     def __init__(self, faces: Faces, index: Tensor) -> None:
         """Take the rows `index` (int64 `(M,)`) of `faces`."""
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(faces):
-            raise UserError(f"rows {int(index.min())} to {int(index.max())} asked of a data set of {len(faces)} pictures")
+            raise UserError(
+                f"rows {int(index.min())} to {int(index.max())} asked of a data set of {len(faces)} pictures"
+            )
         self.faces = faces
         self.index = index
 

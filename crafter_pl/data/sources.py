@@ -34,19 +34,28 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
         UserError: something is missing or a row is malformed (naming file and line).
     """
     folder = _need_folder(root, "img_align_celeba", "the CelebA pictures")
-    identity = {name: _number(value, at, "an identity number") for at, name, (value,) in _rows(root / "identity_CelebA.txt", 0, 1)}
+    identity = {
+        name: _number(value, at, "an identity number")
+        for at, name, (value,) in _rows(root / "identity_CelebA.txt", 0, 1)
+    }
     lines = _rows(root / "list_attr_celeba.txt", 2, None)
     header = _read_lines(root / "list_attr_celeba.txt")[:2]
     names = header[1].split() if len(header) == 2 else []
     if not names or not header[0].strip().isdigit():
-        raise UserError(f"{root / 'list_attr_celeba.txt'}: line 1 must be the number of rows and line 2 the attribute names")
+        raise UserError(
+            f"{root / 'list_attr_celeba.txt'}: line 1 must be the number of rows and line 2 the attribute names"
+        )
     if int(header[0]) != len(lines):
-        log.warning("%s announces %s rows and has %d", root / "list_attr_celeba.txt", header[0].strip(), len(lines))
+        log.warning(
+            "%s announces %s rows and has %d", root / "list_attr_celeba.txt", header[0].strip(), len(lines)
+        )
     columns = _columns(attribute_columns, list(range(len(names))), len(names))
     labels: dict[str, list[int]] = {}
     for at, name, values in lines:
         if len(values) != len(names) or not set(values) <= {"1", "-1"}:
-            raise UserError(f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} values: {values[:3]}...")
+            raise UserError(
+                f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} values: {values[:3]}..."
+            )
         labels[name] = [int(values[column] == "1") for column in columns]
     if (partition := root / "list_eval_partition.txt").exists():
         for at, _, (value,) in _rows(partition, 0, 1):
@@ -60,11 +69,20 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
         "pictures_without_row": len(pictures) - len(chosen),
     }
     return _assemble(
-        folder, chosen, [identity[n] for n in chosen], None, [labels[n] for n in chosen], [names[c] for c in columns], notes, how
+        folder,
+        chosen,
+        [identity[n] for n in chosen],
+        None,
+        [labels[n] for n in chosen],
+        [names[c] for c in columns],
+        notes,
+        how,
     )
 
 
-def load_lfw(root: Path, how: Decoding, attribute_columns: list[int] | None = None, require_attributes: bool = True) -> Faces:
+def load_lfw(
+    root: Path, how: Decoding, attribute_columns: list[int] | None = None, require_attributes: bool = True
+) -> Faces:
     """Read LFW: `lfw-deepfunneled/<Name>/<Name>_NNNN.jpg` and `lfw_attributes.txt`, whose scores' sign is the label.
 
     Args:
@@ -88,9 +106,20 @@ def load_lfw(root: Path, how: Decoding, attribute_columns: list[int] | None = No
         notes["pictures_without_row"] = len(known - labels.keys())
         files = [f for f in files if Path(f).stem in labels]
     elif attribute_columns is not None:
-        raise UserError("attribute_columns are given but require_attributes is false: drop one of the two (--data.*)")
+        raise UserError(
+            "attribute_columns are given but require_attributes is false: drop one of the two (--data.*)"
+        )
     identity = [people[Path(f).parent.name] for f in files]
-    return _assemble(folder, files, identity, list(people), [labels[Path(f).stem] if names else [] for f in files], names, notes, how)
+    return _assemble(
+        folder,
+        files,
+        identity,
+        list(people),
+        [labels[Path(f).stem] if names else [] for f in files],
+        names,
+        notes,
+        how,
+    )
 
 
 def load_folder(root: Path, how: Decoding) -> Faces:
@@ -105,9 +134,20 @@ def load_folder(root: Path, how: Decoding) -> Faces:
     """
     files = _people_folders(_need_folder(root.parent, root.name, "the people's folders"))
     people = {person: number for number, person in enumerate(sorted({Path(f).parent.name for f in files}))}
-    loose = sum(entry.is_file() and entry.name.lower().endswith(PICTURE_ENDINGS) for entry in os.scandir(root))
+    loose = sum(
+        entry.is_file() and entry.name.lower().endswith(PICTURE_ENDINGS) for entry in os.scandir(root)
+    )
     notes = {"pictures_outside_a_person": loose}
-    return _assemble(root, files, [people[Path(f).parent.name] for f in files], list(people), [[] for _ in files], [], notes, how)
+    return _assemble(
+        root,
+        files,
+        [people[Path(f).parent.name] for f in files],
+        list(people),
+        [[] for _ in files],
+        [],
+        notes,
+        how,
+    )
 
 
 def _assemble(
@@ -122,16 +162,24 @@ def _assemble(
 ) -> Faces:
     """Decode the pictures and put the rows of the readable ones together; `people` are names by number."""
     if not files:
-        raise UserError(f"{folder} and its label files have no picture in common ({dict(notes)}); do they belong together?")
+        raise UserError(
+            f"{folder} and its label files have no picture in common ({dict(notes)}); do they belong together?"
+        )
     images, kept = decode_all(folder, files, how)
-    notes = {reason: count for reason, count in {**notes, "unreadable_pictures": len(files) - len(kept)}.items() if count}
+    notes = {
+        reason: count
+        for reason, count in {**notes, "unreadable_pictures": len(files) - len(kept)}.items()
+        if count
+    }
     for reason, count in notes.items():
         log.warning("%s: %d %s", folder, count, reason.replace("_", " "))
     numbers = torch.tensor([identity[k] for k in kept], dtype=torch.long)
     present = torch.unique(numbers).tolist()
     return Faces(
         images=images,
-        attributes=torch.tensor([labels[k] for k in kept], dtype=torch.uint8).view(len(kept), len(attribute_names)),
+        attributes=torch.tensor([labels[k] for k in kept], dtype=torch.uint8).view(
+            len(kept), len(attribute_names)
+        ),
         identity=numbers,
         attribute_names=attribute_names,
         identity_names=[str(number) if people is None else people[number] for number in present],
@@ -155,7 +203,9 @@ def _read_lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; it belongs beside the pictures, under its official name") from None
+        raise UserError(
+            f"{file} is missing; it belongs beside the pictures, under its official name"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text: {error}") from error
 
@@ -185,7 +235,9 @@ def _number(text: str, at: str, what: str) -> int:
 def _columns(chosen: list[int] | None, default: list[int], width: int) -> list[int]:
     columns = default if chosen is None else chosen
     if not columns or len(set(columns)) != len(columns) or not all(0 <= column < width for column in columns):
-        raise UserError(f"attribute_columns {columns} must be different numbers from 0 to {width - 1} (--data.attribute_columns)")
+        raise UserError(
+            f"attribute_columns {columns} must be different numbers from 0 to {width - 1} (--data.attribute_columns)"
+        )
     return columns
 
 
@@ -210,7 +262,9 @@ def _lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], di
         try:
             labels[stem] = [int(float(cells[2 + column]) > 0) for column in columns]
         except ValueError:
-            raise UserError(f"{at}: the scores must be numbers, got {[cells[2 + c] for c in columns][:3]}...") from None
+            raise UserError(
+                f"{at}: the scores must be numbers, got {[cells[2 + c] for c in columns][:3]}..."
+            ) from None
     return [names[column].replace(" ", "_") for column in columns], labels
 
 
@@ -228,5 +282,7 @@ def _people_folders(root: Path) -> list[str]:
         if entry.name.lower().endswith(PICTURE_ENDINGS)
     ]
     if not files:
-        raise UserError(f"{root} holds no pictures: expected <person>/<picture>, ending in {', '.join(PICTURE_ENDINGS)}")
+        raise UserError(
+            f"{root} holds no pictures: expected <person>/<picture>, ending in {', '.join(PICTURE_ENDINGS)}"
+        )
     return sorted(files)

@@ -20,7 +20,11 @@ from crafter_pl.data.faces import Faces
 from crafter_pl.errors import UserError
 
 PARTS = ("public_train", "public_val", "private_train", "private_test")
-UNIONS = {"public": ("public_train", "public_val"), "all_private": ("private_train", "private_test")}
+UNIONS = {
+    "public": ("public_train", "public_val"),
+    "all_private": ("private_train", "private_test"),
+    "oracle": ("private_train", "public_train", "public_val"),
+}
 
 Splits = dict[str, Tensor]
 
@@ -52,14 +56,18 @@ def make_split(
         UserError: the data set has too few people for it, or the settings contradict each other.
     """
     if private_people < 1 or test_images < 1:
-        raise UserError(f"private_people {private_people} and test_images {test_images} must both be at least 1 (--data.*)")
+        raise UserError(
+            f"private_people {private_people} and test_images {test_images} must both be at least 1 (--data.*)"
+        )
     if min_private_images <= test_images:
         raise UserError(
             f"min_private_images {min_private_images} leaves nothing to train the oracle on after {test_images} test "
             "pictures a person; raise --data.min_private_images or lower --data.test_images"
         )
     if not 0 < public_val_fraction < 1:
-        raise UserError(f"public_val_fraction is {public_val_fraction}; give a number between 0 and 1, such as 0.1")
+        raise UserError(
+            f"public_val_fraction is {public_val_fraction}; give a number between 0 and 1, such as 0.1"
+        )
     rows = _rows_of_people(faces)
     fit = [person for person, own in rows.items() if len(own) >= min_private_images]
     if len(fit) < private_people or len(rows) < private_people + 2:
@@ -72,7 +80,9 @@ def make_split(
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])
     public = sorted((p for p in rows if p not in private), key=lambda person: _draw(seed, "public", person))
-    held_out = set(public[: min(len(public) - 1, max(1, math.floor(len(public) * public_val_fraction + 0.5)))])
+    held_out = set(
+        public[: min(len(public) - 1, max(1, math.floor(len(public) * public_val_fraction + 0.5)))]
+    )
 
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for person, own in rows.items():
@@ -108,7 +118,9 @@ def check_split(faces: Faces, splits: Splits) -> None:
     """
     pictures = torch.cat([splits[part] for part in PARTS]).sort().values
     if len(twice := pictures[1:][pictures[1:] == pictures[:-1]]):
-        raise UserError(f"the split holds picture {faces.file_names[int(twice[0])]} twice; its parts must not overlap")
+        raise UserError(
+            f"the split holds picture {faces.file_names[int(twice[0])]} twice; its parts must not overlap"
+        )
     people = {part: set(faces.identity[splits[part]].tolist()) for part in PARTS}
     people["private"] = people.pop("private_train") | people.pop("private_test")
     for one in people:
@@ -126,7 +138,10 @@ def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
     rows = []
     for part in PARTS:
         own = splits[part]
-        rows += [(faces.file_names[r], names[i], part) for r, i in zip(own.tolist(), faces.identity[own].tolist(), strict=True)]
+        rows += [
+            (faces.file_names[r], names[i], part)
+            for r, i in zip(own.tolist(), faces.identity[own].tolist(), strict=True)
+        ]
     rows.sort()
     for one, other in pairwise(rows):
         if one[0] == other[0]:

@@ -47,8 +47,20 @@ ATTRIBUTE_NAMES = IDENTITY_ATTRIBUTES + PICTURE_ATTRIBUTES
 
 _SKIN = ((1.00, 0.89, 0.82), (0.95, 0.77, 0.64), (0.82, 0.60, 0.44), (0.60, 0.40, 0.27), (0.38, 0.24, 0.17))
 _BLACK, _BROWN, _BLOND, _RED, _GREY, _DYED = range(6)
-_HAIR_LOW = ((0.05, 0.04, 0.05), (0.28, 0.16, 0.08), (0.80, 0.62, 0.28), (0.55, 0.18, 0.06), (0.58, 0.58, 0.60))
-_HAIR_HIGH = ((0.13, 0.12, 0.15), (0.46, 0.28, 0.15), (0.95, 0.84, 0.56), (0.78, 0.32, 0.12), (0.86, 0.86, 0.88))
+_HAIR_LOW = (
+    (0.05, 0.04, 0.05),
+    (0.28, 0.16, 0.08),
+    (0.80, 0.62, 0.28),
+    (0.55, 0.18, 0.06),
+    (0.58, 0.58, 0.60),
+)
+_HAIR_HIGH = (
+    (0.13, 0.12, 0.15),
+    (0.46, 0.28, 0.15),
+    (0.95, 0.84, 0.56),
+    (0.78, 0.32, 0.12),
+    (0.86, 0.86, 0.88),
+)
 _EYES = ((0.22, 0.13, 0.07), (0.45, 0.28, 0.12), (0.25, 0.45, 0.72), (0.28, 0.52, 0.30), (0.45, 0.50, 0.55))
 
 
@@ -86,7 +98,9 @@ class _Dice:
         return low + (high - low) * self._source(name)
 
     def normal(self, name: str, scale: float = 1.0, limit: float = 2.5) -> Tensor:
-        return (torch.erfinv((self._source(name) * 2 - 1).clamp(-0.9999, 0.9999)) * 2**0.5).clamp(-limit, limit) * scale
+        return (torch.erfinv((self._source(name) * 2 - 1).clamp(-0.9999, 0.9999)) * 2**0.5).clamp(
+            -limit, limit
+        ) * scale
 
     def chance(self, name: str, probability: float | Tensor) -> Tensor:
         return self._source(name) < probability
@@ -131,10 +145,18 @@ def draw_people(people: Tensor, seed: int) -> Params:
 
     pale = dice.chance("pale", 0.35)
     skin = _along(_SKIN, dice.either("skin", pale, (0.0, 0.12), (0.27, 1.0)))
-    skin = skin * (1 + torch.stack([dice.normal("skin.red", 0.02), dice.normal("skin.green", 0.025), dice.normal("skin.blue", 0.05)], -1))
+    skin = skin * (
+        1
+        + torch.stack(
+            [dice.normal("skin.red", 0.02), dice.normal("skin.green", 0.025), dice.normal("skin.blue", 0.05)],
+            -1,
+        )
+    )
     kind = torch.bucketize(dice.uniform("hair"), torch.tensor([0.32, 0.60, 0.80, 0.88, 0.95]), right=True)
     shade = dice.colour("hair.shade", 0.0, 1.0) * 0.3 + dice.uniform("hair.depth")[:, None] * 0.7
-    hair = torch.lerp(torch.tensor(_HAIR_LOW)[kind.clamp(max=4)], torch.tensor(_HAIR_HIGH)[kind.clamp(max=4)], shade)
+    hair = torch.lerp(
+        torch.tensor(_HAIR_LOW)[kind.clamp(max=4)], torch.tensor(_HAIR_HIGH)[kind.clamp(max=4)], shade
+    )
     hair = torch.where((kind == _DYED)[:, None], _hue(dice.uniform("hair.hue")), hair)
     bald = dice.chance("bald", odds(0.2, 0.02))
     long_hair = dice.chance("long", odds(0.12, 0.75)) & ~bald
@@ -214,11 +236,23 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
     dice = _Dice(seed, "picture.", people, pictures)
     smiling = dice.chance("smiling", 0.45)
     mouth_open = dice.chance("open", torch.where(smiling, 0.55, 0.3))
-    closed, raised, turned = dice.chance("closed", 0.2), dice.chance("raised", 0.3), dice.chance("turned", 0.35)
+    closed, raised, turned = (
+        dice.chance("closed", 0.2),
+        dice.chance("raised", 0.3),
+        dice.chance("turned", 0.35),
+    )
     side, glasses, hat = dice.chance("side", 0.35), dice.chance("glasses", 0.22), dice.chance("hat", 0.2)
-    rosy, lipstick, earrings = dice.chance("rosy", 0.3), dice.chance("lipstick", 0.3), dice.chance("earrings", 0.25)
+    rosy, lipstick, earrings = (
+        dice.chance("rosy", 0.3),
+        dice.chance("lipstick", 0.3),
+        dice.chance("earrings", 0.25),
+    )
     sign = torch.where(dice.chance("side.sign", 0.5), 1.0, -1.0)
-    direction = torch.where(side, dice.normal("light.tilt", 0.3) + (sign < 0) * torch.pi, dice.uniform("light.turn", 0.0, 2 * torch.pi))
+    direction = torch.where(
+        side,
+        dice.normal("light.tilt", 0.3) + (sign < 0) * torch.pi,
+        dice.uniform("light.turn", 0.0, 2 * torch.pi),
+    )
     warmth = dice.normal("light.warmth", 0.035)
     return {
         "Eyeglasses": glasses,
@@ -236,7 +270,8 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
         "shift_y": dice.normal("shift.y", 0.035),
         "scale": 1.12 + dice.normal("scale", 0.035),
         "roll": dice.normal("roll", 0.07),
-        "yaw": dice.either("yaw", turned, (0.65, 1.0), (0.0, 0.25)) * torch.where(dice.chance("yaw.sign", 0.5), 1.0, -1.0),
+        "yaw": dice.either("yaw", turned, (0.65, 1.0), (0.0, 0.25))
+        * torch.where(dice.chance("yaw.sign", 0.5), 1.0, -1.0),
         "gaze": dice.normal("gaze", 0.35, 1.5),
         "smile": dice.either("smile", smiling, (0.6, 1.0), (-0.45, 0.1)),
         "open": dice.either("open.much", mouth_open, (0.45, 1.0), (0.0, 0.05)),
@@ -251,7 +286,8 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
         "light_x": torch.cos(direction),
         "light_y": torch.sin(direction),
         "light": dice.either("light", side, (0.38, 0.58), (0.0, 0.14)),
-        "tint": torch.stack([1 + warmth, 1 + dice.normal("light.green", 0.01), 1 - warmth], -1) * (1 + dice.normal("gain", 0.06))[:, None],
+        "tint": torch.stack([1 + warmth, 1 + dice.normal("light.green", 0.01), 1 - warmth], -1)
+        * (1 + dice.normal("gain", 0.06))[:, None],
         "back_low": dice.colour("back.low", -0.2, 0.2) + dice.uniform("back.low.grey", 0.3, 0.85)[:, None],
         "back_high": dice.colour("back.high", -0.2, 0.2) + dice.uniform("back.high.grey", 0.3, 0.85)[:, None],
         "back_turn": dice.uniform("back.turn", 0.0, 2 * torch.pi),
@@ -306,7 +342,11 @@ def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: 
     Raises:
         UserError: a size or a count is not positive.
     """
-    for name, value in (("people", people), ("images_per_person", images_per_person), ("image_size", image_size)):
+    for name, value in (
+        ("people", people),
+        ("images_per_person", images_per_person),
+        ("image_size", image_size),
+    ):
         if value < 1:
             raise UserError(f"synthetic faces: {name} is {value}; give at least 1 (--data.{name})")
     count = people * images_per_person
@@ -324,5 +364,8 @@ def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: 
         identity=person,
         attribute_names=list(ATTRIBUTE_NAMES),
         identity_names=[f"synthetic-{seed}-{number:05d}" for number in range(people)],
-        file_names=[f"synthetic-{seed}-{p:05d}-{k:05d}" for p, k in zip(person.tolist(), picture.tolist(), strict=True)],
+        file_names=[
+            f"synthetic-{seed}-{p:05d}-{k:05d}"
+            for p, k in zip(person.tolist(), picture.tolist(), strict=True)
+        ],
     )

@@ -1,0 +1,291 @@
+"""The feature store: crafted features on disk, all that leaves the edge.
+
+A folder of `shard-NNNNN.safetensors` (`features` float32 `(n, C, h, w)`, `index` int64 `(n,)`) and a
+`manifest.json`, which is written last: a store without one is not finished. No picture, unprotected feature,
+identity or file name is in it. Shards are written atomically, so that an interrupted writer goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from crafter_pl.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_REQUIRED = {
+    "format_version": int,
+    "defense": str,
+    "settings": dict,
+    "encoder_sha256": str,
+    "split_hash": str,
+    "split": str,
+    "shape": list,
+    "dtype": str,
+    "count": int,
+    "seed": int,
+    "shards": dict,
+}
+_AGAIN = "delete it and run predict again; finished shards are kept"
+
+
+def shard_name(number: int) -> str:
+    """The file name of the shard of batch `number`."""
+    return f"shard-{number:05d}.safetensors"
+
+
+# Writing
+
+
+def write_shard(folder: str | Path, number: int, features: Tensor, index: Tensor) -> Path:
+    """Write a batch of crafted features, atomically.
+
+    Args:
+        folder: the store; made if it is not there.
+        number: of the batch, which names the shard.
+        features: `(n, C, h, w)`, finite; stored as float32.
+        index: int64 `(n,)`, the pictures' rows in the data set, all different.
+
+    Raises:
+        ValueError: the shapes do not fit together, a feature is not finite or an index comes twice.
+    """
+    name = shard_name(number)
+    if (
+        features.ndim != 4
+        or index.shape != features.shape[:1]
+        or len(index) == 0
+        or index.dtype != torch.int64
+    ):
+        raise ValueError(
+            f"{name}: features {tuple(features.shape)} and index {tuple(index.shape)} {index.dtype} do not fit"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{name}: a crafted feature is not finite; nothing was written")
+    if len(torch.unique(index)) != len(index):
+        raise ValueError(f"{name}: a picture comes twice in one batch; nothing was written")
+    tensors = {
+        "features": features.detach().to("cpu", torch.float32).contiguous(),
+        "index": index.detach().cpu().contiguous(),
+    }
+    return _write(Path(folder) / name, save(tensors))
+
+
+def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
+    """Write the manifest, atomically, once every shard that it lists is there.
+
+    Raises:
+        ValueError: an entry is missing or of the wrong type, or the counts do not add up.
+        UserError: a listed shard is missing.
+    """
+    folder = Path(folder)
+    _check_manifest(manifest, ValueError, MANIFEST)
+    for name in manifest["shards"]:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name} is missing, so the store is not finished; run predict again with the same settings"
+            )
+    return _write(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _write(file: Path, data: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
+    """Whether the shard of batch `number` is there, sound, and of exactly these pictures in this order."""
+    file = Path(folder) / shard_name(number)
+    if not file.is_file():
+        return False
+    try:
+        return torch.equal(_read_shard(file)[1], index.cpu())
+    except UserError:
+        return False
+
+
+# Reading
+
+
+def read_store(
+    folder: str | Path,
+    *,
+    shape: Sequence[int] | None = None,
+    encoder_sha256: str | None = None,
+    split_hash: str | None = None,
+    split: str | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Read a finished store and check all of it.
+
+    Args:
+        folder: the store.
+        shape: `(C, h, w)` that the encoder gives; None accepts the manifest's.
+        encoder_sha256: of the encoder's checkpoint that the reader has; None accepts any.
+        split_hash: of the reader's split; None accepts any.
+        split: the part of the data that the reader expects, such as `private_test`; None accepts any.
+
+    Returns:
+        Features float32 `(N, C, h, w)` and index int64 `(N,)`, both in ascending order of the index, and the manifest.
+
+    Raises:
+        UserError: the store is unfinished, damaged or made for something else; it names the shard and the way out.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    expected = {
+        "shape": (
+            None if shape is None else list(shape),
+            "of an encoder cut elsewhere or another picture size",
+        ),
+        "encoder_sha256": (encoder_sha256, "made with another encoder"),
+        "split_hash": (split_hash, "made of another split of the data"),
+        "split": (split, "made of another part of the data"),
+    }
+    for entry, (want, meaning) in expected.items():
+        if want is not None and manifest[entry] != want:
+            raise UserError(
+                f"{folder}: the store's {entry} is {manifest[entry]}, expected {want}: it was {meaning}; "
+                "craft it again with this one, or give the files that it was made with"
+            )
+    shards = list(iter_shards(folder, manifest))
+    features = torch.cat([features for _, features, _ in shards])
+    index = torch.cat([index for _, _, index in shards])
+    order = torch.argsort(index, stable=True)
+    index = index[order]
+    if len(twice := index[1:][index[1:] == index[:-1]]):
+        holders = [name for name, _, own in shards if bool((own == twice[0]).any())]
+        raise UserError(
+            f"{folder}: picture {int(twice[0])} is in the store twice, in {' and '.join(holders)}; "
+            f"delete {holders[-1]} and {MANIFEST} and run predict again"
+        )
+    return features[order], index, manifest
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read and check the manifest alone.
+
+    Raises:
+        UserError: there is none, it is no manifest, or its format version is another.
+    """
+    file = Path(folder) / MANIFEST
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent} is missing: no feature store there; make one with predict")
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing: the store is not finished; run predict again with the same settings to go on"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); {_AGAIN}") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{file} is not a manifest, but a {type(manifest).__name__}; {_AGAIN}")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise UserError(
+            f"{file}: format version {version!r}, this crafter_pl reads {FORMAT_VERSION}; craft the store again, or use the "
+            "version of crafter_pl that wrote it"
+        )
+    _check_manifest(manifest, UserError, str(file))
+    return manifest
+
+
+def iter_shards(
+    folder: str | Path, manifest: dict[str, Any] | None = None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The shards one by one, in order of their names: (name, features `(n, C, h, w)`, index `(n,)`).
+
+    Raises:
+        UserError: a shard is missing, damaged, or not as the manifest says; it names the shard.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder) if manifest is None else manifest
+    if strangers := sorted(
+        {file.name for file in folder.glob("shard-*.safetensors")} - manifest["shards"].keys()
+    ):
+        raise UserError(
+            f"{folder / strangers[0]} is not in the manifest; delete it, or run predict again to a new folder"
+        )
+    for name, count in sorted(manifest["shards"].items()):
+        features, index = _read_shard(folder / name)
+        if len(index) != count:
+            raise UserError(
+                f"{folder / name} holds {len(index)} features, the manifest says {count}; {_AGAIN}"
+            )
+        if list(features.shape[1:]) != manifest["shape"]:
+            raise UserError(
+                f"{folder / name}: features of shape {tuple(features.shape[1:])}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
+            )
+        yield name, features, index
+
+
+def _read_shard(file: Path) -> tuple[Tensor, Tensor]:
+    """One shard's features and index, checked by themselves."""
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
+        )
+    try:
+        tensors = load(file.read_bytes())
+        features, index = tensors["features"], tensors["index"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is truncated or damaged ({error}); {_AGAIN}") from error
+    if set(tensors) != {"features", "index"}:
+        raise UserError(
+            f"{file} holds {', '.join(sorted(tensors))}, expected features and index alone; {_AGAIN}"
+        )
+    if (
+        features.dtype != torch.float32
+        or features.ndim != 4
+        or index.dtype != torch.int64
+        or index.shape != features.shape[:1]
+    ):
+        raise UserError(
+            f"{file}: expected features float32 (n, C, h, w) and index int64 (n,), got {features.dtype} "
+            f"{tuple(features.shape)} and {index.dtype} {tuple(index.shape)}; {_AGAIN}"
+        )
+    if not bool((finite := torch.isfinite(features).flatten(1).all(1)).all()):
+        raise UserError(f"{file}: the features of picture {int(index[~finite][0])} are not finite; {_AGAIN}")
+    if len(torch.unique(index)) != len(index):
+        raise UserError(f"{file}: a picture is in this shard twice; {_AGAIN}")
+    return features, index
+
+
+def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str) -> None:
+    for entry, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(entry), kind):
+            raise error(
+                f"{where}: entry {entry!r} must be {kind.__name__}, got {manifest.get(entry)!r}; {_AGAIN}"
+            )
+    shards = manifest["shards"]
+    if (
+        manifest["format_version"] != FORMAT_VERSION
+        or manifest["dtype"] != "float32"
+        or len(manifest["shape"]) != 3
+        or not shards
+    ):
+        raise error(
+            f"{where}: expected format version {FORMAT_VERSION}, dtype float32, three sizes in shape, and shards; {_AGAIN}"
+        )
+    if not all(Path(name).name == name and isinstance(count, int) for name, count in shards.items()):
+        raise error(f"{where}: shards must map file names to counts; {_AGAIN}")
+    if sum(shards.values()) != manifest["count"]:
+        raise error(
+            f"{where}: the shards hold {sum(shards.values())} features together, count says {manifest['count']}; {_AGAIN}"
+        )
