@@ -66,7 +66,7 @@ def dense_matrix(
 def dense(
     net: Render, target: Tensor, z: Tensor, v: Tensor, *, rho: float, damping: float, scale: str, gauss: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the exact hypergradient and the matrices, with the mixed derivative taken by torch.func as well."""
+    """Return the exact hypergradient and the matrices, the mixed derivative by torch.func as well."""
     grads, matrices = [], []
     for f, q, w in zip(target, z, v, strict=True):
         a = dense_matrix(net, f, q, rho=rho, damping=damping, scale=scale, gauss=gauss)

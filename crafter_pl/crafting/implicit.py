@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -338,7 +338,7 @@ def unroll(
 
 
 def hypergradient(
-    solver: str, render: Render, target: Tensor, z: Tensor, v: Tensor, **settings: Any
+    solver: str, render: Render, target: Tensor, z: Tensor, v: Tensor, **settings: object
 ) -> Hypergradient:
     """Return dL_p/dF by the named solver.
 
@@ -354,11 +354,12 @@ def hypergradient(
     Raises:
         ValueError: on an unknown solver.
     """
-    if solver == "unroll":
-        constant = v.detach()
-        return unroll(lambda end: _dot(constant, end), render, target, z, **settings)
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}.")
+    constant = v.detach()
+    if solver == "unroll":
+        linear: Callable[..., Hypergradient] = partial(unroll, lambda end: _dot(constant, end))
+        return linear(render, target, z, **settings)
     functions: dict[str, Callable[..., Hypergradient]]
     functions = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}
     return functions[solver](render, target, z, v, **settings)
