@@ -4,12 +4,12 @@ Written from the facts of `Crafter_protection/featureCrafter.py` and `Image2ID/W
 the authors' repository (MIT): their objectives, constants and order of operations. Kept as they are, on
 purpose:
 
-- The inner solve descends ``100 * ||F - e(z)|| - 100 * mean D(G(z))``, with the *un-squared* norm of the whole
-  batch and the GAN's own critic D as a prior; the hypergradient differentiates
+- The inner solve descends ``100 * ||F - e(z)|| - 100 * mean D(G(z))``, with the *un-squared* norm of the
+  whole batch and the GAN's own critic D as a prior; the hypergradient differentiates
   ``2000 / (n * d) * ||F - e(z)||^2`` without a prior.
-- Both are batch-coupled (n is the batch size, d the entries of a feature): the Hessian and with it the balance
-  of privacy and utility move with the batch size, because the step alpha of the series does not.
-- The critic between reconstructions and prior samples is fresh for every batch; the prior samples are drawn once.
+- Both are batch-coupled (n samples of d entries each): the Hessian, and with it the balance
+  of privacy and utility, moves with the batch size, because alpha, the step of the series, does not.
+- The critic between reconstructions and prior samples is fresh for every batch; prior samples are drawn once.
 - The inversion starts cold from the amortizer at each outer step.
 """
 
