@@ -1,6 +1,6 @@
 """Draw a contact sheet of synthetic faces: one row a person, one column a picture.
 
-Usage: python scripts/contact_sheet.py [--out docs/contact_sheet.png] [--people 7] [--pictures 12] [--size 64] [--seed 0]
+Usage: python scripts/contact_sheet.py [--out docs/contact_sheet.png] [--people 5] [--pictures 10] [--size 48]
 """
 
 from __future__ import annotations

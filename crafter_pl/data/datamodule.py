@@ -18,7 +18,7 @@ from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.errors import UserError
 
 
-def _same(batch: Any) -> Any:
+def _same(batch: Any) -> Any:  # noqa: ANN401 (the type that DataLoader asks for)
     """The collate function: `FaceSet` makes whole batches itself."""
     return batch
 
@@ -57,11 +57,13 @@ class FacesDataModule(LightningDataModule):
         """Describe the data; nothing is loaded before `setup`.
 
         Args:
-            source: where faces come from: drawn by code, CelebA's or LFW's official layout, or a folder a person.
+            source: where faces come from: drawn by code, CelebA's or LFW's official layout, or a folder for
+                each person.
             root: the data's folder for all sources but `synthetic`; `$VARIABLES` and `~` are expanded.
             image_size: side of a picture in pixels.
-            crop: `auto` crops pictures of CelebA's 178x218 and LFW's 250x250 to the face and leaves others whole,
-                `none` leaves all whole, a number cuts the central square of that side.
+            crop: `auto` crops pictures of CelebA's 178x218 and LFW's 250x250 to the face and leaves others as
+                they are, `none` leaves all as they are (but square), a number cuts the central square of that
+                side.
             people: how many people to draw (`synthetic`).
             images_per_person: how many pictures of each to draw (`synthetic`).
             private_people: how many people are private.
@@ -69,16 +71,16 @@ class FacesDataModule(LightningDataModule):
             test_images: pictures of each private person in `private_test`; the others are `private_train`.
             public_val_fraction: share of the public people held out for validation.
             batch_size: pictures a training or validation batch, per process.
-            predict_batch_size: pictures a batch of `predict`; it decides what a shard of a feature store holds.
+            predict_batch_size: pictures a batch of `predict`, and so a shard of a feature store.
             predict_split: the part of the data that `predict` works on.
             seed: of the synthetic people, of the split and of the training order.
             strict: stop at the first unreadable picture instead of leaving it out.
             cache_dir: keep decoded pictures here, so that the next run starts at once.
             max_memory_mb: above this size the decoded pictures are memory-mapped from disk.
-            attribute_columns: which columns of the attribute file to use, from 0; by default all of CelebA's and the
-                paper's ten of LFW's.
-            require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every picture
-                and no attributes.
+            attribute_columns: which columns of the attribute file to use, from 0; by default all of CelebA's
+                and the paper's ten of LFW's.
+            require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every
+                picture and has no attributes.
         """
         super().__init__()
         self.source = source
@@ -109,6 +111,11 @@ class FacesDataModule(LightningDataModule):
                 raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
 
     # Loading
+
+    def prepare_data(self) -> None:
+        """On one process a machine, before the others: fill the cache of pictures, if there is one."""
+        if self.cache_dir is not None and self.source != "synthetic":
+            self.setup()
 
     def setup(self, stage: str | None = None) -> None:
         """Load and split once; later calls do nothing.
@@ -146,7 +153,7 @@ class FacesDataModule(LightningDataModule):
             self.image_size,
             self.crop,
             self.strict,
-            self.cache_dir and Path(os.path.expandvars(self.cache_dir)),
+            None if self.cache_dir is None else Path(os.path.expandvars(self.cache_dir)).expanduser(),
             self.max_memory_mb,
         )
         if self.source == "celeba":
@@ -160,7 +167,8 @@ class FacesDataModule(LightningDataModule):
             return torch.cat([self.splits[p] for p in split.UNIONS[part]]).sort().values
         if part not in self.splits:
             raise UserError(
-                f"no part of the data is called {part!r}; there are {', '.join((*split.PARTS, *split.UNIONS))}"
+                f"no part of the data is called {part!r}; there are "
+                f"{', '.join((*split.PARTS, *split.UNIONS))}"
             )
         return self.splits[part]
 
@@ -190,7 +198,7 @@ class FacesDataModule(LightningDataModule):
         return label
 
     def dataset(self, part: str) -> FaceSet:
-        """A part of the data: one of `split.PARTS`, or `public` or `all_private` for both halves of either."""
+        """A part of the data: one of `split.PARTS`, or `public`, or `all_private`, which join two."""
         return FaceSet(self.faces, self._rows(part))
 
     def images(self, part: str) -> Tensor:
@@ -220,13 +228,13 @@ class FacesDataModule(LightningDataModule):
         return self.trainer.world_size, self.trainer.global_rank
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `train_split`, each process its share, in an order that depends on seed and epoch alone.
+        """The stage's `train_split`, each process its share, in an order set by seed and epoch alone.
 
         The last, smaller batch is left out, unless it is the only one.
         """
         data = self.dataset(self._part_for("train_split", "public_train"))
         world, rank = self._world
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(
             data, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True
         )
         whole = len(sampler) >= self.batch_size
@@ -246,7 +254,10 @@ class FacesDataModule(LightningDataModule):
         return DataLoader(self.dataset(part), batch_size=self.batch_size, shuffle=False, collate_fn=_same)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """`predict_split` in fixed batches, dealt whole: batch `b`, number in its entry `batch`, to rank `b % world`."""
+        """`predict_split` in fixed batches, dealt whole: batch `b` to rank `b % world`.
+
+        A batch carries its number in the entry `batch`.
+        """
         batches = FaceBatches(self.dataset(self.predict_split), self.predict_batch_size)
         world, rank = self._world
         return DataLoader(

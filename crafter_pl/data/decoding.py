@@ -1,4 +1,4 @@
-"""Picture files to one uint8 tensor: crop, resize, in threads; kept in memory, or mapped from disk when too large."""
+"""Picture files to one uint8 tensor: crop, resize, in threads; in memory, or mapped from disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from crafter_pl.errors import UserError
 
@@ -27,6 +27,7 @@ _OFFICIAL_CROPS = {(178, 218): (128, 89.0, 119.0), (250, 250): (150, 125.0, 125.
 _PROGRESS_FROM = 2000
 _CACHE_VERSION = 1
 _ORIENTATION = 0x0112
+_MEND = "mend or remove it, or leave it out with --data.strict false"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Decoding:
 
     Attributes:
         image_size: side `S` of the result in pixels.
-        crop: `auto` cuts the face from CelebA's 178x218 and LFW's 250x250 pictures; every other picture, and with
-            `none` all of them, lose only what makes them square; a number is the side of a central square.
+        crop: `auto` cuts the face from CelebA's 178x218 and LFW's 250x250 pictures; of every other picture,
+            and with `none` of all, the largest central square is taken; a number is the side of that square.
         strict: an unreadable picture is an error instead of being left out and counted.
         cache_dir: where the decoded pictures are kept for the next run; None keeps nothing.
         max_memory_mb: a larger result is memory-mapped from disk.
@@ -63,7 +64,8 @@ def _box(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, flo
     elif isinstance(crop, int):
         if crop > side:
             raise UserError(
-                f"{file} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or give auto"
+                f"{file} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or give "
+                "auto"
             )
         side = float(crop)
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
@@ -103,15 +105,16 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
         uint8 `(M, 3, S, S)` and the positions in `names` of the `M` pictures that were readable.
 
     Raises:
-        UserError: an unreadable picture when `strict`; no readable picture at all; a crop larger than a picture.
+        UserError: an unreadable picture when `strict`; no readable picture at all; a picture smaller than the
+            crop.
     """
     size = len(names) * 3 * how.image_size**2
     mapped = size > how.max_memory_mb * 2**20
     if how.cache_dir is None:
         if not mapped:
-            images = np.empty((len(names), 3, how.image_size, how.image_size), dtype=np.uint8)
-            kept = _fill(images, root, names, how)
-            return torch.from_numpy(images)[: len(kept)], kept
+            pictures = np.empty((len(names), 3, how.image_size, how.image_size), dtype=np.uint8)
+            kept = _fill(pictures, root, names, how)
+            return torch.from_numpy(pictures)[: len(kept)], kept
         folder = Path(tempfile.mkdtemp(prefix="crafter_pl-faces-"))
         log.warning(
             "the decoded pictures take %d MB: they are memory-mapped from %s (see --data.cache_dir)",
@@ -130,9 +133,7 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
         found = _open(images_file, len(kept), how.image_size, mapped), kept
     if how.strict and len(found[1]) < len(names):
         missing = names[min(set(range(len(names))) - set(found[1]))]
-        raise UserError(
-            f"{root / missing} is no readable picture; mend or remove it, or leave it out with --data.strict false"
-        )
+        raise UserError(f"{root / missing} is no readable picture; {_MEND}")
     return found
 
 
@@ -144,9 +145,7 @@ def _fill(images: np.ndarray, root: Path, names: Sequence[str], how: Decoding) -
             return decode(root / name, how.image_size, how.crop)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if how.strict:
-                raise UserError(
-                    f"{root / name} is no readable picture ({error}); mend or remove it, or leave it out with --data.strict false"
-                ) from error
+                raise UserError(f"{root / name} is no readable picture ({error}); {_MEND}") from error
             log.warning("left out %s: no readable picture (%s)", root / name, error)
             return None
 

@@ -1,6 +1,6 @@
 """Drawing of faces: soft masks from signed distances on a grid of points, painted one layer over the other.
 
-Coordinates: the picture is the square [-1, 1]², `y` downwards; a head is about 0.55 half wide and 0.7 half high.
+Coordinates: the picture is the square [-1, 1]², `y` downwards; half a head is about 0.55 wide and 0.7 high.
 A mask is the distance to a shape's edge, in pixels, cut to [0, 1]: anti-aliased at any size.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """The approximate signed distance to an ellipse with half axes `a`, `b`; exact at its edge to first order."""
+    """The signed distance to an ellipse with half axes `a`, `b`, exact to first order at its edge."""
     u, v = x / a, y / b
     k = torch.sqrt(u * u + v * v + 1e-6)
     return k * (k - 1) / torch.sqrt((u / a) ** 2 + (v / b) ** 2 + 1e-6)

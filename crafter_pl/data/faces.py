@@ -40,8 +40,9 @@ class Faces:
         lengths = {len(self.attributes), len(self.identity), len(self.file_names), count}
         if len(lengths) != 1 or self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"faces do not fit together: images {tuple(self.images.shape)} {self.images.dtype}, attributes "
-                f"{tuple(self.attributes.shape)}, identity {tuple(self.identity.shape)}, {len(self.file_names)} file names"
+                f"faces do not fit together: images {tuple(self.images.shape)} {self.images.dtype}, "
+                f"attributes {tuple(self.attributes.shape)}, identity {tuple(self.identity.shape)}, "
+                f"{len(self.file_names)} file names"
             )
         if self.attributes.shape[1] != len(self.attribute_names):
             raise ValueError(
@@ -73,8 +74,8 @@ class Faces:
 class FaceSet(Dataset[dict[str, Any]]):
     """Some rows of a `Faces`, as samples: one dict each, or a whole batch at once.
 
-    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, `identity` int64 and `index`
-    int64, the row in `faces`, which stays the same from run to run.
+    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, `identity` int64 and
+    `index` int64, the row in `faces`, which stays the same from run to run.
     """
 
     def __init__(self, faces: Faces, index: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -22,8 +21,8 @@ PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None = None) -> Faces:
     """Read CelebA, whole or any subset: `img_align_celeba/` and its label files.
 
-    A picture needs a row in `identity_CelebA.txt` and one in `list_attr_celeba.txt`; `list_eval_partition.txt` is
-    checked where it is there, and not used: the split is by identity (`split.py`).
+    A picture needs a row in `identity_CelebA.txt` and one in `list_attr_celeba.txt`. The third file,
+    `list_eval_partition.txt`, is checked if it is there, and not used: the split is by identity (`split.py`).
 
     Args:
         root: the folder that holds them.
@@ -43,7 +42,7 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     names = header[1].split() if len(header) == 2 else []
     if not names or not header[0].strip().isdigit():
         raise UserError(
-            f"{root / 'list_attr_celeba.txt'}: line 1 must be the number of rows and line 2 the attribute names"
+            f"{root / 'list_attr_celeba.txt'}: line 1 must be the number of rows, line 2 the attribute names"
         )
     if int(header[0]) != len(lines):
         log.warning(
@@ -54,7 +53,8 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     for at, name, values in lines:
         if len(values) != len(names) or not set(values) <= {"1", "-1"}:
             raise UserError(
-                f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} values: {values[:3]}..."
+                f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} values: "
+                f"{' '.join(values)[:40]!r}"
             )
         labels[name] = [int(values[column] == "1") for column in columns]
     if (partition := root / "list_eval_partition.txt").exists():
@@ -83,14 +83,14 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
 def load_lfw(
     root: Path, how: Decoding, attribute_columns: list[int] | None = None, require_attributes: bool = True
 ) -> Faces:
-    """Read LFW: `lfw-deepfunneled/<Name>/<Name>_NNNN.jpg` and `lfw_attributes.txt`, whose scores' sign is the label.
+    """Read LFW: `lfw-deepfunneled/<Name>/<Name>_NNNN.jpg`, and `lfw_attributes.txt`, by the scores' sign.
 
     Args:
         root: the folder that holds them.
         how: size, crop and cache of the pictures.
         attribute_columns: which of the 73 attributes to use, from 0; None for the paper's ten.
-        require_attributes: leave out pictures without a row of attributes; if false, keep every picture, read no
-            attributes and have none (`A` = 0).
+        require_attributes: leave out pictures without a row of attributes; if false, keep every picture, read
+            no attributes and have none (`A` = 0).
 
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
@@ -98,7 +98,9 @@ def load_lfw(
     folder = _need_folder(root, "lfw-deepfunneled", "the LFW pictures")
     files = _people_folders(folder)
     people = {person: number for number, person in enumerate(sorted({Path(f).parent.name for f in files}))}
-    notes, names, labels = Counter[str](), [], {}
+    notes: dict[str, int] = {}
+    names: list[str] = []
+    labels: dict[str, list[int]] = {}
     if require_attributes:
         names, labels = _lfw_attributes(root / "lfw_attributes.txt", attribute_columns)
         known = {Path(f).stem for f in files}
@@ -163,7 +165,8 @@ def _assemble(
     """Decode the pictures and put the rows of the readable ones together; `people` are names by number."""
     if not files:
         raise UserError(
-            f"{folder} and its label files have no picture in common ({dict(notes)}); do they belong together?"
+            f"{folder} and its label files have no picture in common ({dict(notes)}); do they belong "
+            "together?"
         )
     images, kept = decode_all(folder, files, how)
     notes = {
@@ -211,7 +214,10 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _rows(file: Path, skip: int, width: int | None) -> list[tuple[str, str, list[str]]]:
-    """The rows of a label file after `skip` lines: (place for messages, file name, values), `width` values if given."""
+    """The rows of a label file after `skip` lines: (place, for messages; file name; values).
+
+    Each has `width` values, if that is given.
+    """
     rows, seen = [], set()
     for number, line in enumerate(_read_lines(file)[skip:], start=skip + 1):
         if not (cells := line.split()):
@@ -236,7 +242,8 @@ def _columns(chosen: list[int] | None, default: list[int], width: int) -> list[i
     columns = default if chosen is None else chosen
     if not columns or len(set(columns)) != len(columns) or not all(0 <= column < width for column in columns):
         raise UserError(
-            f"attribute_columns {columns} must be different numbers from 0 to {width - 1} (--data.attribute_columns)"
+            f"attribute_columns {columns} must be different numbers from 0 to {width - 1} "
+            "(--data.attribute_columns)"
         )
     return columns
 

@@ -1,7 +1,8 @@
 """The split of a data set into public and private people, and its hash.
 
-Public people train the networks and the attacks; private people are protected and attacked. They share nobody. A
-private person's pictures are cut in two: `private_train` for the oracle only, `private_test` for the audit.
+Public people train the networks and the attacks; private people are protected and attacked. The two share
+nobody. A private person's pictures are in two parts: `private_train` for the oracle only, `private_test` for
+the audit.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def make_split(
 ) -> Splits:
     """Split a data set by identity.
 
-    Who is private and which picture is a test picture depend on the seed and on names alone, not on the order of rows.
+    Who is private and which picture is for the test depend on the seed and names, not on the order of rows.
 
     Args:
         faces: the data set.
         private_people: how many people are private, chosen among those with enough pictures.
         min_private_images: the fewest pictures that a private person may have.
-        test_images: how many pictures of each private person go to `private_test`; the others to `private_train`.
+        test_images: how many pictures of each private person go to `private_test`; the others are for
+            `private_train`.
         public_val_fraction: the share of public *people* held out for validation; at least one person.
         seed: of the choice.
 
@@ -57,12 +59,14 @@ def make_split(
     """
     if private_people < 1 or test_images < 1:
         raise UserError(
-            f"private_people {private_people} and test_images {test_images} must both be at least 1 (--data.*)"
+            f"private_people {private_people} and test_images {test_images} must both be at least 1 "
+            "(--data.private_people, --data.test_images)"
         )
     if min_private_images <= test_images:
         raise UserError(
-            f"min_private_images {min_private_images} leaves nothing to train the oracle on after {test_images} test "
-            "pictures a person; raise --data.min_private_images or lower --data.test_images"
+            f"min_private_images {min_private_images} leaves nothing to train the oracle on after "
+            f"{test_images} test pictures a person; raise --data.min_private_images or lower "
+            "--data.test_images"
         )
     if not 0 < public_val_fraction < 1:
         raise UserError(
@@ -73,9 +77,10 @@ def make_split(
     if len(fit) < private_people or len(rows) < private_people + 2:
         most = max((len(own) for own in rows.values()), default=0)
         raise UserError(
-            f"the split needs {private_people} private people with at least {min_private_images} pictures each and two "
-            f"public people besides; of {len(rows)} people {len(fit)} qualify (the most pictures of one person: {most}). "
-            "Lower --data.private_people or --data.min_private_images, or give more data"
+            f"the split needs {private_people} private people with at least {min_private_images} pictures "
+            f"each and two public people besides; of {len(rows)} people {len(fit)} qualify (the most pictures "
+            f"of one person: {most}). Lower --data.private_people or --data.min_private_images, or give more "
+            "data"
         )
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])
@@ -127,8 +132,8 @@ def check_split(faces: Faces, splits: Splits) -> None:
         for other in people:
             if one < other and (shared := people[one] & people[other]):
                 raise UserError(
-                    f"the split has {len(shared)} people in both {one} and {other}, {faces.name_of(min(shared))} "
-                    "first; no person may be in two of them"
+                    f"the split has {len(shared)} people in both {one} and {other}, "
+                    f"{faces.name_of(min(shared))} first; no person may be in two of them"
                 )
 
 

@@ -2,7 +2,7 @@
 
 A folder of `shard-NNNNN.safetensors` (`features` float32 `(n, C, h, w)`, `index` int64 `(n,)`) and a
 `manifest.json`, which is written last: a store without one is not finished. No picture, unprotected feature,
-identity or file name is in it. Shards are written atomically, so that an interrupted writer goes on where it stopped.
+identity or file name is in it. Shards are written atomically: an interrupted writer goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_shard(folder: str | Path, number: int, features: Tensor, index: Tensor
         or index.dtype != torch.int64
     ):
         raise ValueError(
-            f"{name}: features {tuple(features.shape)} and index {tuple(index.shape)} {index.dtype} do not fit"
+            f"{name}: features {tuple(features.shape)} do not fit index {tuple(index.shape)} {index.dtype}"
         )
     if not bool(torch.isfinite(features).all()):
         raise ValueError(f"{name}: a crafted feature is not finite; nothing was written")
@@ -91,7 +91,8 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
     for name in manifest["shards"]:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing, so the store is not finished; run predict again with the same settings"
+                f"{folder / name} is missing, so the store is not finished; run predict again with the same "
+                "settings"
             )
     return _write(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
 
@@ -142,10 +143,12 @@ def read_store(
         split: the part of the data that the reader expects, such as `private_test`; None accepts any.
 
     Returns:
-        Features float32 `(N, C, h, w)` and index int64 `(N,)`, both in ascending order of the index, and the manifest.
+        Features float32 `(N, C, h, w)` and index int64 `(N,)`, both in ascending order of the index, and the
+        manifest.
 
     Raises:
-        UserError: the store is unfinished, damaged or made for something else; it names the shard and the way out.
+        UserError: the store is unfinished, damaged or made for something else; the shard and the way out are
+            named.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -199,8 +202,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a manifest, but a {type(manifest).__name__}; {_AGAIN}")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(
-            f"{file}: format version {version!r}, this crafter_pl reads {FORMAT_VERSION}; craft the store again, or use the "
-            "version of crafter_pl that wrote it"
+            f"{file}: format version {version!r}, this crafter_pl reads {FORMAT_VERSION}; craft the store "
+            "again, or use the version of crafter_pl that wrote it"
         )
     _check_manifest(manifest, UserError, str(file))
     return manifest
@@ -230,7 +233,8 @@ def iter_shards(
             )
         if list(features.shape[1:]) != manifest["shape"]:
             raise UserError(
-                f"{folder / name}: features of shape {tuple(features.shape[1:])}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
+                f"{folder / name}: features of shape {tuple(features.shape[1:])}, the manifest says "
+                f"{tuple(manifest['shape'])}; {_AGAIN}"
             )
         yield name, features, index
 
@@ -281,11 +285,13 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
         or not shards
     ):
         raise error(
-            f"{where}: expected format version {FORMAT_VERSION}, dtype float32, three sizes in shape, and shards; {_AGAIN}"
+            f"{where}: expected format version {FORMAT_VERSION}, dtype float32, three sizes in shape, and "
+            f"shards; {_AGAIN}"
         )
     if not all(Path(name).name == name and isinstance(count, int) for name, count in shards.items()):
         raise error(f"{where}: shards must map file names to counts; {_AGAIN}")
     if sum(shards.values()) != manifest["count"]:
         raise error(
-            f"{where}: the shards hold {sum(shards.values())} features together, count says {manifest['count']}; {_AGAIN}"
+            f"{where}: the shards hold {sum(shards.values())} features together, count says "
+            f"{manifest['count']}; {_AGAIN}"
         )
