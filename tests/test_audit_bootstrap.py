@@ -22,7 +22,7 @@ def _pair_auc(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _brute_rows(boot: IdentityBootstrap, resample: int) -> np.ndarray:
-    """Rows of a resample, written out one by one: all pictures of each drawn person, as often as it was drawn."""
+    """Rows of a resample written out: all pictures of each drawn person, as often as it was drawn."""
     counts = boot.weights[resample].astype(int)
     return np.concatenate([np.repeat(np.flatnonzero(boot.group == p), n) for p, n in enumerate(counts) if n])
 
@@ -53,15 +53,15 @@ def test_auc_equals_written_out_resamples_and_torchmetrics(sample: tuple[np.ndar
         rows = _brute_rows(boot, b)
         for a in range(3):
             np.testing.assert_allclose(fast[b, a], _pair_auc(scores[rows, a], targets[rows, a]), rtol=1e-12)
-        library = binary_auroc(
-            torch.tensor(scores[rows, 0]).sigmoid(), torch.tensor(targets[rows, 0]).long()
-        )
+        library = binary_auroc(torch.tensor(scores[rows, 0]).sigmoid(), torch.tensor(targets[rows, 0]).long())
         assert fast[b, 0] == pytest.approx(float(library), abs=1e-6)
     assert np.isnan(fast).any(), "the rare attribute should be missing from some resample"
     assert not np.isnan(row_means(fast)).any()
 
 
-def test_chunks_do_not_change_the_auc(sample: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_auc(
+    sample: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     identity, scores, targets = sample
     boot = IdentityBootstrap(identity, 25)
     whole = boot.auc_replicates(scores, targets)
@@ -79,7 +79,7 @@ def test_same_seed_same_interval_other_seed_other() -> None:
 
 
 def test_coverage_is_that_of_people_not_pictures() -> None:
-    """Pictures of a person are all alike here: the interval must cover the true mean in about 95 % of the draws."""
+    """Pictures of a person are all alike here: the interval must cover the true mean 95 % of the time."""
     rng, covered, naive = np.random.default_rng(0), 0, 0
     identity = np.repeat(np.arange(40), 5)
     for _ in range(300):

@@ -107,7 +107,9 @@ def test_attribute_auc_leaves_out_and_names_single_class_attributes() -> None:
     for column, name in ((0, "Male"), (2, "Smiling")):
         positive, negative = scores[targets[:, column] == 1, column], scores[targets[:, column] == 0, column]
         gap = positive[:, None] - negative[None]
-        assert result.per_attribute[name] == pytest.approx(float(((gap > 0) + 0.5 * (gap == 0)).mean()), abs=1e-6)
+        assert result.per_attribute[name] == pytest.approx(
+            float(((gap > 0) + 0.5 * (gap == 0)).mean()), abs=1e-6
+        )
     assert result.mean == pytest.approx(sum(result.per_attribute.values()) / 2)
     with pytest.raises(UserError, match="both classes"):
         metrics.attribute_auc(torch.zeros(3, 1), torch.ones(3, 1), ["Male"])

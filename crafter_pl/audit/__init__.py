@@ -1,1 +1,1 @@
-"""Audit: what crafted features hide (attacks judged by a panel of oracles) and what they keep (attributes)."""
+"""Audit: what features hide (attacks, judged by a panel of oracles) and what they keep (attributes)."""

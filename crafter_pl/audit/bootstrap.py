@@ -1,7 +1,7 @@
 """95 % percentile bootstrap over identities.
 
-Pictures of one person are not independent: a face that is easy to invert is easy in all its pictures. So whole
-people are drawn with replacement, and all pictures of a drawn person come along.
+Pictures of one person are not independent: a face that is easy to invert is easy in all its pictures. So
+whole people are drawn with replacement, and all pictures of a drawn person come along.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CHUNK = 4_000_000  # weights held at once: resamples x pictures, about 32 MB in
 
 
 class IdentityBootstrap:
-    """The same resamples of people for every figure of an audit, so that differences between figures are paired.
+    """The same resamples of people for every figure of an audit, so that differences are paired.
 
     Args:
         identity: `(N,)` person of each picture; any integers.
@@ -33,8 +33,12 @@ class IdentityBootstrap:
         if people.size == 0 or resamples < 1:
             raise ValueError(f"a bootstrap needs people and resamples, got {people.size} and {resamples}")
         self.people = int(people.size)
-        draws = np.random.default_rng(seed).multinomial(self.people, np.full(self.people, 1 / self.people), resamples)
-        self.weights: NDArray[np.float64] = draws.astype(np.float64)  # (B, P): how often each person was drawn
+        draws = np.random.default_rng(seed).multinomial(
+            self.people, np.full(self.people, 1 / self.people), resamples
+        )
+        self.weights: NDArray[np.float64] = draws.astype(
+            np.float64
+        )  # (B, P): how often each person was drawn
 
     def mean_replicates(self, values: ArrayLike) -> NDArray[np.float64]:
         """Mean of per-picture `values` `(N,)` in every resample: `(B,)`."""
@@ -46,8 +50,9 @@ class IdentityBootstrap:
     def auc_replicates(self, scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:
         """AUC of each attribute in every resample: `(B, A)`, NaN where a resample has one class only.
 
-        The AUC is the weighted share of (positive, negative) pairs in the right order, ties counting half. After one
-        sort an attribute, a cumulative sum of the negatives' weights gives it for all resamples at once.
+        The AUC is the weighted share of (positive, negative) pairs in the right order, ties counting half.
+        After one sort an attribute, a cumulative sum of the negatives' weights gives it for all resamples at
+        once.
 
         Args:
             scores: `(N, A)`.
@@ -61,7 +66,7 @@ class IdentityBootstrap:
             order = np.argsort(scores[:, column], kind="stable")
             ranked, positive = scores[order, column], targets[order, column]
             negatives, positives = order[~positive], order[positive]
-            # among the sorted negatives: how many lie below each positive, and how many below or level with it
+            # among the sorted negatives: how many lie below each positive, and how many not above it
             below = np.searchsorted(ranked[~positive], ranked[positive], side="left")
             upto = np.searchsorted(ranked[~positive], ranked[positive], side="right")
             for start in range(0, resamples, step):
@@ -81,7 +86,7 @@ class IdentityBootstrap:
 
 
 def figure(value: float, replicates: NDArray[np.float64]) -> Figure:
-    """A value with the 2.5 % and 97.5 % percentiles of its replicates `(B,)`, those that are undefined left out.
+    """A value with the 2.5 % and 97.5 % percentiles of its replicates `(B,)`, the undefined ones left out.
 
     Raises:
         ValueError: if no replicate is defined.

@@ -1,7 +1,7 @@
 """Metrics of privacy and utility, one value a picture wherever the metric allows it.
 
-Pictures are float tensors `(N, 3, H, W)` in `[0, 1]`. Per-picture values are what the bootstrap needs: an interval
-over identities cannot be made from a mean.
+Pictures are float tensors `(N, 3, H, W)` in `[0, 1]`. Per-picture values are what the bootstrap needs: an
+interval over identities cannot be made from a mean.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AttributeAUC(NamedTuple):
 
 
 def topk_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Say for each picture whether its person is among the oracle's `k` best guesses (Eval Acc, paper section VI).
+    """Say for each picture whether its person is among the oracle's `k` best guesses (the paper's Eval Acc).
 
     Args:
         logits: `(N, P)`, one column a person.
@@ -49,7 +49,8 @@ def topk_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 def panel_hits(hits: list[Tensor]) -> Tensor:
     """Say for each picture whether any of the verdicts is a hit: `(N,)` bool tensors in, one `(N,)` bool out.
 
-    Over oracles this is "any oracle of the panel names the person"; over attacks and oracles it is the worst case.
+    Over oracles this is "any oracle of the panel names the person"; over attacks and oracles it is the worst
+    case.
 
     Raises:
         ValueError: on an empty list.
@@ -62,13 +63,15 @@ def panel_hits(hits: list[Tensor]) -> Tensor:
 def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> float:
     """Worst-case rate if every reconstruction had been made from *another* person's picture.
 
-    Several attacks and oracles have several guesses at each picture, so the worst case has a higher chance level than
-    `1 / people`. This is the mean, over all permutations that give each picture another person's label, of the rate at
-    which any guess names that label. Each other label is equally often a picture's, so the mean is exact and needs no
+    Several attacks and oracles have several guesses at each picture, so the worst case has a higher chance
+    level than `1 / people`. This is the mean, over all permutations that give each picture another person's
+    label, of the rate at which any guess names that label. Each other label is equally often a picture's, so
+    the mean is exact and needs no
     sampling: `mean_i |guesses_i without label_i| / (people - 1)`, where equal guesses count once.
 
     Args:
-        named: `(V, N)` int64, the person that each of `V` attack-oracle pairs names; all in the same label space.
+        named: `(V, N)` int64, the person that each of `V` attack-oracle pairs names; all in the same label
+            space.
         labels: `(N,)` int64, the true person.
         people: how many labels there are.
 
@@ -86,8 +89,8 @@ def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> float:
 def identity_similarity(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Cosine of an oracle's embeddings of reconstruction and original: high where it sees the same person.
 
-    The paper calls this "FSIM". It is *not* the image-quality index FSIM (feature similarity by phase congruency);
-    the name says what it is here.
+    The paper calls this "FSIM". It is *not* the image-quality index FSIM (feature similarity by phase
+    congruency); the name says what it is here.
 
     Args:
         reconstruction: embeddings `(N, E)`.
@@ -102,8 +105,8 @@ def identity_similarity(reconstruction: Tensor, original: Tensor) -> Tensor:
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
     """Structural similarity of each picture to its original, `(N,)`, 1 for equal pictures.
 
-    The usual Gaussian window of 11 pixels (sigma 1.5). A picture smaller than that gets the largest odd window that
-    fits, its sigma in proportion; torchmetrics sizes the window by sigma alone.
+    The usual Gaussian window of 11 pixels (sigma 1.5). A picture smaller than that gets the largest odd
+    window that fits, its sigma in proportion; torchmetrics sizes the window by sigma alone.
 
     Raises:
         ValueError: for pictures under 3 pixels.
@@ -113,7 +116,9 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
         raise ValueError(f"SSIM needs pictures of 3 pixels or more, got {side}")
     window = min(11, side if side % 2 else side - 1)
     sigma = 1.5 if window == 11 else (window - 1) / 7
-    value = structural_similarity_index_measure(images, originals, sigma=sigma, data_range=1.0, reduction="none")
+    value = structural_similarity_index_measure(
+        images, originals, sigma=sigma, data_range=1.0, reduction="none"
+    )
     assert isinstance(value, Tensor)
     return value.reshape(-1)
 
@@ -125,7 +130,7 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
 
 
 def lpips(images: Tensor, originals: Tensor, batch_size: int = 256) -> Tensor:
-    """Learned perceptual distance (LPIPS, AlexNet) of each picture to its original, `(N,)`, 0 for equal pictures.
+    """Learned perceptual distance (LPIPS, AlexNet) of each picture to its original, `(N,)`, 0 if equal.
 
     Pictures under 64 pixels are enlarged to 64 first (bilinear): AlexNet has no output for smaller ones.
 
@@ -140,7 +145,9 @@ def lpips(images: Tensor, originals: Tensor, batch_size: int = 256) -> Tensor:
             a = torch.nn.functional.interpolate(a, size=(64, 64), mode="bilinear")
             b = torch.nn.functional.interpolate(b, size=(64, 64), mode="bilinear")
         try:
-            value = learned_perceptual_image_patch_similarity(a, b, net_type="alex", reduction="none", normalize=True)
+            value = learned_perceptual_image_patch_similarity(
+                a, b, net_type="alex", reduction="none", normalize=True
+            )
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download a RuntimeError
             raise UserError(
                 f"LPIPS needs torchvision's ImageNet weights of AlexNet, which could not be loaded: {error}. "
@@ -151,7 +158,7 @@ def lpips(images: Tensor, originals: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def attribute_auc(scores: Tensor, targets: Tensor, names: list[str]) -> AttributeAUC:
-    """Area under the ROC curve of each attribute and their mean (utility, paper section VI).
+    """Area under the ROC curve of each attribute and their mean (utility).
 
     An attribute with one class only in the evaluated set has no AUC: it is left out of the mean, and named.
 
@@ -167,14 +174,14 @@ def attribute_auc(scores: Tensor, targets: Tensor, names: list[str]) -> Attribut
     for column, name in enumerate(names):
         target = targets[:, column].long()
         if 0 < int(target.sum()) < target.numel():
-            # torchmetrics passes scores outside [0, 1] through a sigmoid, which makes large logits equal: give it ranks
+            # torchmetrics puts scores outside [0, 1] through a sigmoid, where large logits become equal: give it ranks
             distinct, rank = scores[:, column].unique(return_inverse=True)
             found[name] = float(binary_auroc(rank.double() / len(distinct), target))
         else:
             left_out.append(name)
     if not found:
         raise UserError(
-            f"None of the attributes {', '.join(names)} has both classes in the evaluated pictures, so there is no "
-            "mean AUC. Evaluate more pictures, or choose other columns with --data.attribute_columns."
+            f"None of the attributes {', '.join(names)} has both classes in the evaluated pictures, so there "
+            "is no mean AUC. Evaluate more pictures, or choose other columns with --data.attribute_columns."
         )
     return AttributeAUC(found, sum(found.values()) / len(found), left_out)

@@ -1,0 +1,184 @@
+"""The two pictures of a report, the trade-off plot and the grid of reconstructions; needs no display."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from crafter_pl.audit.verdict import Report, title
+
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)
+WORST = "#B22222"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass
+class Column:
+    """One column of the grid: what an attack made of the features of one defence."""
+
+    attack: str
+    features: str
+    images: Tensor  # (R, 3, S, S) in [0, 1]
+    named: list[bool]  # whether any oracle of the panel names the person in it
+
+
+@dataclass
+class Gallery:
+    """Originals of a few people, `(R, 3, S, S)` in [0, 1], and the columns of reconstructions beside them."""
+
+    originals: Tensor
+    columns: list[Column]
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """One picture `(3, H, W)` in [0, 1] as `(H, W, 3)` uint8."""
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def png(image: Tensor) -> bytes:
+    """One picture `(3, H, W)` in [0, 1] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _errors(figure: dict[str, Any]) -> tuple[float, float]:
+    value, (low, high) = figure["value"], figure["ci95"]
+    return max(value - low, 0.0), max(high - value, 0.0)  # a percentile interval may just miss its value
+
+
+def _series(
+    axes: Axes,
+    entries: list[Report],
+    figures: list[dict[str, Any]],
+    name: str,
+    both: bool,
+    style: dict[str, Any],
+) -> None:
+    """Draw one rate over the utility: points of a defence joined in order of beta, the unprotected hollow."""
+    utility = [entry["utility"]["mean_auc"] for entry in entries]
+    for number, family in enumerate(dict.fromkeys(entry["family"] for entry in entries)):
+        rows = [i for i, entry in enumerate(entries) if entry["family"] == family]
+        axes.errorbar(
+            [utility[i]["value"] for i in rows],
+            [figures[i]["value"] for i in rows],
+            np.array([_errors(figures[i]) for i in rows]).T,
+            np.array([_errors(utility[i]) for i in rows]).T if both else None,
+            label=name if family == "none" else None,
+            mfc="white" if family == "none" else style["color"],
+            capsize=2,
+            elinewidth=0.8,
+            linestyle=("-", "-", "--", "-.", ":")[number % 5],
+            **style,
+        )
+
+
+def tradeoff(report: Report) -> bytes:
+    """Draw utility (mean AUC) against privacy (Eval Acc) as a PNG: one point a beta, 95 % error bars."""
+    entries = report["defenses"]
+    figure = Figure(figsize=(7.2, 5.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    worst = [entry["worst_case"]["eval_acc"] for entry in entries]
+    style = {"color": WORST, "marker": "*", "ms": 11, "linewidth": 2.2, "zorder": 3}
+    _series(axes, entries, worst, "worst case", True, style)
+    for i, name in enumerate(entries[0]["attacks"]):
+        style = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "ms": 6,
+            "linewidth": 1.2,
+        }
+        rates = [entry["attacks"][name]["eval_acc"] for entry in entries]
+        _series(axes, entries, rates, name.replace("_", " "), False, style)
+    chance = sorted(
+        (entry["utility"]["mean_auc"]["value"], entry["worst_case"]["chance"]) for entry in entries
+    )
+    axes.plot(*zip(*chance, strict=True), ":_", color=WORST, linewidth=1, label="worst case by chance")
+    axes.axhline(
+        report["data"]["chance"], color="0.45", linewidth=1, linestyle="--", label="chance of one guess"
+    )
+    families = {entry["family"] for entry in entries[1:]}
+    for entry, rate in zip(entries, worst, strict=True):
+        name = title(entry) if entry["beta"] is None or len(families) > 1 else f"β {entry['beta']:g}"
+        place = (entry["utility"]["mean_auc"]["value"], rate["value"])
+        axes.annotate(name, place, (-7, 5), textcoords="offset points", ha="right", fontsize=9, color="0.2")
+    axes.margins(x=0.08)
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_xlabel("mean AUC over attributes (utility: right is better)")
+    axes.set_ylabel("faces identified, Eval Acc (privacy: low is better)")
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: "chance" in labels[i])
+    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return _save(figure)
+
+
+def _lefts(gallery: Gallery, step: int, gap: int) -> list[int]:
+    """Where the columns begin, in pixels, the last being the width: attacks stand a little apart."""
+    lefts, attack = [gap, gap + step + 2 * gap], gallery.columns[0].attack
+    for column in gallery.columns[1:]:
+        lefts.append(lefts[-1] + step + (2 * gap if column.attack != attack else 0))
+        attack = column.attack
+    return [*lefts, lefts[-1] + step]
+
+
+def mosaic(gallery: Gallery, gap: int = 4) -> NDArray[np.uint8]:
+    """The grid as one picture `(H, W, 3)` uint8: a row a person; small faces are enlarged by whole pixels."""
+    size = gallery.originals.shape[-1]
+    scale = max(1, 72 // size)
+    side = size * scale
+    lefts = _lefts(gallery, side + gap, gap)
+    canvas = np.full((len(gallery.originals) * (side + gap) + gap, lefts[-1], 3), 255, np.uint8)
+    for x, block in enumerate([gallery.originals, *(column.images for column in gallery.columns)]):
+        for y, image in enumerate(block):
+            top, left = y * (side + gap) + gap, lefts[x]
+            if x and gallery.columns[x - 1].named[y]:  # a red frame: some oracle names the person
+                canvas[top - 3 : top + side + 3, left - 3 : left + side + 3] = (178, 34, 34)
+            canvas[top : top + side, left : left + side] = to_uint8(image).repeat(scale, 0).repeat(scale, 1)
+    return canvas
+
+
+def reconstructions(gallery: Gallery) -> bytes:
+    """Draw the grid with its captions as a PNG; a red frame marks faces that some oracle names."""
+    canvas = mosaic(gallery)
+    height, width = canvas.shape[:2]
+    step = gallery.originals.shape[-1] * max(1, 72 // gallery.originals.shape[-1]) + 4
+    captions = ["original"]
+    for column in gallery.columns:
+        captions.append(f"{column.attack.replace('_', ' ')}\n{column.features.replace(' (', chr(10) + '(')}")
+    head = 10 + 12 * max(caption.count("\n") + 1 for caption in captions)
+    figure = Figure(figsize=(width / 100, (height + head) / 100), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, height / (height + head)))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
+    axes.axis("off")
+    for left, caption in zip(_lefts(gallery, step, 4), captions, strict=False):
+        axes.text(left + step / 2 - 2, -5, caption, ha="center", va="bottom", fontsize=6.5, clip_on=False)
+    return _save(figure)
+
+
+def _save(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

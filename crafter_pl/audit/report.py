@@ -1,0 +1,165 @@
+"""Writes an audit's results: report.json, report.html, table.csv, tradeoff.png, reconstructions.png.
+
+Every file is written beside its place and moved there, so that a reader never meets half a report.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+
+from crafter_pl.audit import plots
+from crafter_pl.audit.page import render
+from crafter_pl.audit.plots import Column, Gallery
+from crafter_pl.audit.verdict import Report, curves, percent, percent_range, verdict, warnings
+from crafter_pl.errors import UserError
+
+GALLERY = "gallery.safetensors"  # the pictures of the grid, so that `rebuild` needs nothing else
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file at once: a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def complete(report: Report) -> Report:
+    """Add what follows from the numbers: the verdict, the warnings and whether the curves are monotone."""
+    return {**report, "verdict": verdict(report), "warnings": warnings(report), "curves": curves(report)}
+
+
+def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
+    """Write all files of a report to `out` and return the path of report.html, which is written last.
+
+    Args:
+        out: folder, made if missing.
+        report: DESIGN.md's schema; verdict, warnings and curves are added here.
+        gallery: pictures for the grid.
+
+    Raises:
+        ValueError: on a number that is not finite.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    report = complete(report)
+    text = json.dumps(report, indent=1, allow_nan=False)
+    plot = plots.tradeoff(report)
+    tensors = {"originals": gallery.originals}
+    tensors |= {f"column-{i}": column.images for i, column in enumerate(gallery.columns)}
+    columns = [{"attack": c.attack, "features": c.features, "named": c.named} for c in gallery.columns]
+    tensors = {
+        name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous() for name, value in tensors.items()
+    }
+    write_bytes(out / GALLERY, save(tensors, metadata={"columns": json.dumps(columns)}))
+    write_bytes(out / "tradeoff.png", plot)
+    write_bytes(out / "reconstructions.png", plots.reconstructions(gallery))
+    write_bytes(out / "table.csv", table(report).encode())
+    write_bytes(out / "report.json", text.encode())
+    write_bytes(out / "report.html", render(report, gallery, plot).encode())
+    return out / "report.html"
+
+
+def rebuild(folder: str) -> Path:
+    """Write a report's page, table and plots again from its report.json and the pictures kept beside it.
+
+    Args:
+        folder: where an audit wrote its report.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        UserError: if the folder has no complete report of this version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    out = Path(folder)
+    missing = [name for name in ("report.json", GALLERY) if not (out / name).is_file()]
+    if missing:
+        raise UserError(
+            f"No report in {out}: {' and '.join(missing)} missing. Run the audit with --out {out} first."
+        )
+    try:
+        report = json.loads((out / "report.json").read_text())
+        with safe_open(out / GALLERY, framework="pt") as handle:
+            columns = json.loads(handle.metadata()["columns"])
+        tensors = {name: value.float() / 255 for name, value in load_file(out / GALLERY).items()}
+    except (json.JSONDecodeError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"The report in {out} is damaged ({error}). Run the audit again with --overwrite true."
+        ) from error
+    if report.get("schema") != 1:
+        raise UserError(
+            f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
+        )
+    gallery = Gallery(
+        tensors["originals"],
+        [
+            Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"])
+            for i, c in enumerate(columns)
+        ],
+    )
+    return write_report(out, report, gallery)
+
+
+def _cells(name: str, figure: dict[str, Any]) -> dict[str, Any]:
+    return {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
+
+
+def table(report: Report) -> str:
+    """The figures as CSV: one row for every features and attack, each figure with its interval."""
+    rows = []
+    for entry in report["defenses"]:
+        for name, result in entry["attacks"].items():
+            row = {"features": entry["label"], "beta": entry["beta"], "attack": name}
+            row |= _cells("mean_auc", entry["utility"]["mean_auc"])
+            for key, value in result.items():
+                if isinstance(value, dict) and "value" in value:
+                    row |= _cells(key, value)
+            for oracle, value in result["by_oracle"].items():
+                row |= _cells(f"eval_acc[{oracle}]", value)
+            row |= _cells("worst_case", entry["worst_case"]["eval_acc"])
+            row |= {"worst_case_chance": entry["worst_case"]["chance"], "chance": report["data"]["chance"]}
+            row |= {"images": report["data"]["images"], "identities": report["data"]["identities"]}
+            rows.append(row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def text(report: Report) -> str:
+    """The short table for the terminal: utility, attacks, worst case, chance, and the oracles' accuracy."""
+    report = complete(report)
+    data, attacks = report["data"], list(report["defenses"][0]["attacks"])
+    lines = [["features", "mean AUC", *attacks, "worst case", "(95 %)", "by chance"]]
+    for entry in report["defenses"]:
+        worst = entry["worst_case"]
+        row = [entry["label"], f"{entry['utility']['mean_auc']['value']:.3f}"]
+        row += [percent(entry["attacks"][name]["eval_acc"]["value"]) for name in attacks]
+        row += [
+            percent(worst["eval_acc"]["value"]),
+            percent_range(worst["eval_acc"]["ci95"]),
+            percent(worst["chance"]),
+        ]
+        lines.append(row)
+    lines.append(["chance of one guess", "0.500", *[percent(data["chance"])] * len(attacks), "", "", ""])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        rows.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+    panel = report["panel"]["accuracy_on_originals"]["value"]
+    oracles = ", ".join(f"{o['name']} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
+    head = f"Audit of {data['source']}: {data['images']} faces of {data['identities']} people"
+    tail = [f"oracles on the originals: {oracles}; any {percent(panel)}"]
+    tail += [curve["sentence"] for curve in report["curves"]]
+    tail += [report["verdict"], *(f"warning: {warning}" for warning in report["warnings"])]
+    return "\n".join([head, "", *(row.rstrip() for row in rows), "", *tail])

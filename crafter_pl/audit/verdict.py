@@ -1,0 +1,189 @@
+"""What the numbers of an audit say, in words: the verdict, the warnings and the limits of a report.
+
+Every sentence is computed from `report.json`; none is more certain than the intervals are.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost
+WEAK_ORACLE = 0.5  # accuracy on the originals below which an oracle's verdicts say little
+WEAK_ATTACK = 0.2  # panel rate on unprotected features below which protection against an attack says little
+FEW_PEOPLE = 20  # below this a percentile bootstrap over people is too narrow
+
+Report = dict[str, Any]
+
+
+def percent(value: float) -> str:
+    """Write a rate for reading, `0.1234` as `12.3 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def percent_range(ci95: list[float]) -> str:
+    """Write an interval of a rate for reading, `12.3 to 15.0 %`."""
+    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f} %"
+
+
+def title(entry: Report) -> str:
+    """How tables and captions call an entry of `defenses`."""
+    return "unprotected" if entry["name"] == "none" else str(entry["label"])
+
+
+def _worst(entry: Report) -> float:
+    return float(entry["worst_case"]["eval_acc"]["value"])
+
+
+def _auc(entry: Report) -> float:
+    return float(entry["utility"]["mean_auc"]["value"])
+
+
+def chosen(report: Report) -> Report | None:
+    """Pick the protected entry that the verdict is about.
+
+    The one with the lowest worst case among those that cost at most 0.02 of mean AUC; if all cost more, the
+    one that costs least; None if nothing protected was audited.
+    """
+    none, *protected = report["defenses"]
+    if not protected:
+        return None
+    affordable = [entry for entry in protected if _auc(none) - _auc(entry) <= UTILITY_BUDGET]
+    return min(affordable, key=_worst) if affordable else max(protected, key=_auc)
+
+
+def verdict(report: Report) -> str:
+    """Say in one sentence what share of the faces is still identified, against what, and at what cost."""
+    none, entry = report["defenses"][0], chosen(report)
+    before, chance = none["worst_case"], f"{percent(none['worst_case']['chance'])} would be by chance"
+    faces = f"{report['data']['images']} faces of {report['data']['identities']} people"
+    if entry is None:
+        return (
+            f"Nothing protected was audited: from unprotected features, {percent(_worst(none))} of the "
+            f"{faces} are identified by some attack and oracle "
+            f"(95 % interval {percent_range(before['eval_acc']['ci95'])}; {chance})."
+        )
+    if before["eval_acc"]["ci95"][0] <= before["chance"]:
+        return (
+            f"This audit cannot show protection: even from unprotected features only {percent(_worst(none))} "
+            f"of the {faces} are identified, no more than by chance ({percent(before['chance'])})."
+        )
+    after, change, label = entry["worst_case"], entry["change"], entry["label"]
+    cost = -change["mean_auc"]["value"]
+    price = f"{cost:.3f} of mean AUC ({_auc(none):.3f} to {_auc(entry):.3f})"
+    price = (
+        f"at a cost of {price}" if cost >= 0.0005 else f"at no measured cost in mean AUC ({_auc(entry):.3f})"
+    )
+    now = (
+        f"{percent(_worst(entry))} (95 % interval {percent_range(after['eval_acc']['ci95'])}; "
+        f"{percent(after['chance'])} would be by chance)"
+    )
+    if change["worst_case_eval_acc"]["ci95"][1] >= 0:
+        return (
+            f"No measurable protection: with {label}, {now} of the {faces} are identified by some attack and "
+            f"oracle, against {percent(_worst(none))} unprotected, {price}."
+        )
+    level = ", which is no more than by chance" if after["eval_acc"]["ci95"][0] <= after["chance"] else ""
+    return (
+        f"With {label}, the share of {faces} that some attack and oracle still identify falls from "
+        f"{percent(_worst(none))} to {now}{level}, {price}."
+    )
+
+
+def curves(report: Report) -> list[Report]:
+    """Say for every family of settings that differ in beta alone whether its trade-off is monotone.
+
+    A larger beta weighs the feature's fidelity more: utility and worst case are both expected to rise with it.
+    """
+    families: dict[str, list[Report]] = {}
+    for entry in report["defenses"][1:]:
+        if entry["beta"] is not None:
+            families.setdefault(entry["family"], []).append(entry)
+    found = []
+    for name, entries in families.items():
+        if len(entries) < 2:
+            continue
+        entries = sorted(entries, key=lambda entry: entry["beta"])
+        words, monotone = [], True
+        for figure, what in ((_auc, "mean AUC"), (_worst, "the worst case")):
+            falls = [(a["beta"], b["beta"], figure(a) - figure(b)) for a, b in pairwise(entries)]
+            steps = ", ".join(f"{a:g} to {b:g} (by {fall:.3f})" for a, b, fall in falls if fall > 0)
+            words.append(f"{what} falls from beta {steps}" if steps else f"{what} never falls as beta rises")
+            monotone = monotone and not steps
+        sentence = (
+            f"The trade-off curve of {name} is {'' if monotone else 'not '}monotone: {'; '.join(words)}."
+        )
+        betas = [entry["beta"] for entry in entries]
+        found.append({"family": name, "betas": betas, "monotone": monotone, "sentence": sentence})
+    return found
+
+
+def warnings(report: Report) -> list[str]:
+    """Name everything that makes the verdict weaker than it looks."""
+    found = list(report["notes"])
+    if len(report["oracles"]) < 2:
+        found.append(
+            "Only one oracle judged identity. One oracle can be fooled by patterns that no human sees: train "
+            "a second one of another architecture and input before trusting a low rate."
+        )
+    for oracle in report["oracles"]:
+        if oracle["accuracy_on_originals"] < WEAK_ORACLE:
+            found.append(
+                f"Oracle {oracle['name']} names only {percent(oracle['accuracy_on_originals'])} of the "
+                "original pictures: that a person is not named in a reconstruction says little. Train it "
+                "better first."
+            )
+    for name, result in report["defenses"][0]["attacks"].items():
+        if result["panel_any"]["value"] < WEAK_ATTACK:
+            found.append(
+                f"Attack {name} identifies only {percent(result['panel_any']['value'])} of the unprotected "
+                "faces: it is too weak for protection against it to mean much."
+            )
+    if report["data"]["identities"] < FEW_PEOPLE:
+        found.append(
+            f"Only {report['data']['identities']} people: the intervals are narrower than they should be."
+        )
+    for entry in report["defenses"][1:]:
+        if entry["worst_case"]["eval_acc"]["value"] == 0:
+            people = report["data"]["identities"]
+            found.append(
+                f"No face was identified with {entry['label']}. An interval of 0 to 0 does not mean never: "
+                f"with {people} people audited, up to about {percent(min(1.0, 3 / people))} of people could "
+                "still be."
+            )
+    return found
+
+
+def limits(report: Report) -> list[str]:
+    """Say in plain words what the audit does not show."""
+    data = report["data"]
+    names = list(report["defenses"][0]["attacks"])
+    found = [
+        f"Only these attacks were tried: {', '.join(names)}. A better one may identify more. How strong each "
+        "is shows in its figures on unprotected features.",
+        "Identity is judged by trained recognisers (oracles), not by people. They learnt from other pictures "
+        "of the same people; what only a human would recognise is not counted.",
+        f"The oracles choose among {data['identities']} people. Among fewer, more would be named; among "
+        "more, fewer.",
+        "Several attacks and oracles have several guesses, so the worst case has its own, higher chance "
+        "level: the rate at which reconstructions would be given the name of another person.",
+        "The 95 % intervals cover the choice of people, not the luck of training or of the seed.",
+        f"Utility is the task model's mean AUC over {len(report['defenses'][0]['utility']['per_attribute'])} "
+        "attributes; other uses of the features were not measured.",
+    ]
+    if not any("adaptive" in name for name in names):
+        found.append(
+            "No attack here has learnt from crafted features. An attacker who can query the defence may."
+        )
+    if len(report["defenses"]) > 2:
+        found.append(
+            "The setting in the verdict was chosen on these same pictures, which flatters it a little."
+        )
+    if data["attributes_left_out"]:
+        found.append(
+            f"Left out of the mean AUC, having one class only: {', '.join(data['attributes_left_out'])}."
+        )
+    found.append(
+        "This page shows faces of the private set, and what was recovered of them: share it accordingly."
+    )
+    return found
