@@ -79,8 +79,8 @@ def make_split(
         raise UserError(
             f"the split needs {private_people} private people with at least {min_private_images} pictures "
             f"each and two public people besides; of {len(rows)} people {len(fit)} qualify (the most pictures "
-            f"of one person: {most}). Lower --data.private_people or --data.min_private_images, or give more "
-            "data"
+            f"of one person: {most}). Lower --data.private_people or --data.min_private_images, or give "
+            "more data"
         )
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])
