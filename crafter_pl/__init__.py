@@ -1,3 +1,3 @@
-"""crafter_pl: facial features that still serve the cloud but no longer show who sent them (Crafter, NDSS 2024)."""
+"""Facial features that still serve the cloud but no longer show who sent them (Crafter, NDSS 2024)."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What every run keeps beside its weights: seeds, metrics.csv, summary.json, the exact config, a progress line."""
+"""What every run keeps beside its weights: seeds, metrics.csv, summary.json, its config, a progress line."""
 
 import csv
 import hashlib
@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from crafter_pl.stages.base import sha256
 
@@ -33,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory (resident, MB) that this process has held since `EpochSeed`'s run began."""
+    """The most memory this process has held so far, resident, in MB (on Linux `Summary` starts it anew)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -45,10 +47,12 @@ def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
 
-    Lightning's own writer goes through the system's temporary folder, which may be another disk (a copy, not a move).
+    Lightning's own writer goes through the system's temporary folder: a copy, not a move, if that is another disk.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
         """Saves `checkpoint` at `path`."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by the stage's own monitor (the newest if it has none) and `last.ckpt`, at the end of each epoch."""
+    """`best.ckpt` by the stage's own monitor (the newest if it has none) and `last.ckpt`, after each epoch."""
 
     def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
         super().__init__(
@@ -76,7 +80,7 @@ class BestAndLast(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best score so far, also where the run's folder was moved; not without a best.ckpt here."""
+        """Goes on with the best score so far, also in a folder that was moved; not without a best.ckpt here."""
         best = Path(str(self.dirpath), "best.ckpt")
         if best.is_file():
             paths = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
@@ -86,11 +90,11 @@ class BestAndLast(ModelCheckpoint):
 
 
 class EpochSeed(Callback):
-    """Makes every random draw of an epoch a function of (seed, epoch, process), so that resuming equals not stopping.
+    """Makes every random draw of an epoch a function of (seed, epoch, process): resuming equals not stopping.
 
-    Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a number, before
-    `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint. Processes draw different
-    numbers (Lightning alone gives all the same).
+    Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a number,
+    before `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint. Processes
+    draw different numbers (Lightning alone gives all the same).
     """
 
     def __init__(self, seed: int) -> None:
@@ -108,7 +112,9 @@ class EpochSeed(Callback):
         """Seeds what the stage draws at the start of the epoch."""
         self._seed(trainer, 0)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
         """Seeds the first batch of an epoch, after the data loader's draw."""
         if batch_idx == 0:
             self._seed(trainer, 1)
@@ -124,7 +130,7 @@ class EpochSeed(Callback):
 class MetricsCSV(Checkpoint):
     """`metrics.csv`: one row an epoch; a resumed run drops the rows of the epochs that it repeats.
 
-    A `Checkpoint` callback only in order to run after the stage's own `on_train_epoch_end` and before the checkpoint.
+    A `Checkpoint` only in order to run after the stage's own `on_train_epoch_end` and before the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,12 +157,15 @@ class MetricsCSV(Checkpoint):
             return
         self.rows.append(row)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in self.rows)]
+        lines = [
+            ",".join(columns),
+            *(",".join(str(row.get(name, "")) for name in columns) for row in self.rows),
+        ]
         write_text(self.path, "\n".join(lines) + "\n")
 
 
 class Summary(Callback):
-    """`summary.json` at the end of `fit`: it marks the stage as finished, and holds its final figures and its cost."""
+    """`summary.json` at the end of `fit`: the mark of a finished stage, with its final figures and its cost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -201,12 +210,14 @@ class Summary(Callback):
 
 
 class SaveConfig(SaveConfigCallback):
-    """The exact config of a verb as `<verb>.yaml` in the run's folder, and in each checkpoint.
+    """The exact config of a verb as `<verb>.yaml` in the run's folder and in checkpoints; for fit also split.csv.
 
     A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, folder: Path, verb: str) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, *, folder: Path, verb: str
+    ) -> None:
         super().__init__(parser, config)
         self.folder, self.verb = folder, verb
 
@@ -215,21 +226,39 @@ class SaveConfig(SaveConfigCallback):
         if not trainer.is_global_zero or self.already_saved:
             return
         self.already_saved = True
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         path, number = self.folder / f"{self.verb}.yaml", 1
-        while path.is_file() and _without_ckpt_path(path.read_text(encoding="utf-8")) != _without_ckpt_path(text):
+        while path.is_file() and _without_ckpt_path(path.read_text(encoding="utf-8")) != _without_ckpt_path(
+            text
+        ):
             number += 1
             path = self.folder / f"{self.verb}-{number}.yaml"
         if not path.is_file():
             write_text(path, text)
+        split = self.folder / "split.csv"
+        if self.verb == "fit" and not split.is_file():
+            trainer.datamodule.write_split_csv(split)  # type: ignore[attr-defined]
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the model's and the data's settings into the checkpoint, for `crafter_pl.cli` to compare on resuming."""
-        checkpoint["config"] = {"model": self.config["model"].as_dict(), "data": self.config["data"].as_dict()}
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts the model's and the data's settings into the checkpoint, for `crafter_pl.resume` to compare."""
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        checkpoint["config"] = {part: settings[part] for part in ("model", "data")}
 
 
 def _without_ckpt_path(text: str) -> str:
     return re.sub(r"^ckpt_path:.*$", "", text, flags=re.MULTILINE)
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard events straight in the run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), name="", version="", default_hp_metric=False)
+
+    def save(self) -> None:
+        """Writes no hparams.yaml: `<verb>.yaml` beside it holds every setting."""
 
 
 class LineProgress(Callback):
@@ -239,9 +268,11 @@ class LineProgress(Callback):
         self.name, self.interval = name, interval
         self.started = self.printed = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Reports within a long epoch."""
-        self._say(trainer, f"{self._epoch(trainer)} batch {args[2] + 1}/{trainer.num_training_batches}")
+        self._say(trainer, f"{self._epoch(trainer)} batch {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports an epoch; the last one always."""
@@ -249,9 +280,17 @@ class LineProgress(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs
         self._say(trainer, f"{self._epoch(trainer)} {values}", always=last)
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Reports the batches done and the time left."""
-        done, total = args[2] + 1, int(sum(trainer.num_predict_batches))
+        done, total = batch_idx + 1, int(sum(trainer.num_predict_batches))
         left = (time.perf_counter() - self.started) / done * (total - done)
         self._say(trainer, f"batch {done}/{total}, {left:.0f} s left", always=done == total)
 

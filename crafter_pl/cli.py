@@ -78,6 +78,12 @@ def _run(args: list[str]) -> int:
         runner.audit(args[1:]) if args[0] == "audit" else runner.run(args)
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
+    except ValueError as error:
+        # jsonargparse wraps what a class raises when it is built.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
     except SystemExit as stop:
         # Lightning turns Ctrl+C into SystemExit(1); --help is SystemExit(0).
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -88,17 +94,18 @@ def _run(args: list[str]) -> int:
 
 def _fail(error: Exception) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    print(f"error: {error}" if rank == "0" else f"[process {rank}] error: {error}", file=sys.stderr, flush=True)
+    print(
+        f"error: {error}" if rank == "0" else f"[process {rank}] error: {error}", file=sys.stderr, flush=True
+    )
     return 2
 
 
 def _interrupted(what: str, args: list[str], code: int) -> int:
     message = what
     if args[0] == "fit":
-        from crafter_pl.runner import command, without_option
+        from crafter_pl.runner import resume_command
 
-        resume = command([*without_option(args, "--ckpt_path"), "--ckpt_path", "last"])
-        message = f"{what}; finished epochs are kept, go on with: {resume}"
+        message = f"{what}; finished epochs are kept, go on with: {resume_command(args)}"
     elif args[0] in ("predict", "audit"):
         message = f"{what}; go on with the same command: python -m crafter_pl {shlex.join(args)}"
     print(message, file=sys.stderr, flush=True)
@@ -107,7 +114,7 @@ def _interrupted(what: str, args: list[str], code: int) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Turns SIGTERM into `Terminated`, and puts back the handlers that Lightning leaves changed after Ctrl+C."""
+    """Turns SIGTERM into `Terminated`; puts back the handlers that Lightning leaves changed after Ctrl+C."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -115,7 +122,9 @@ def _signals() -> Iterator[None]:
     try:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # only the main thread may set handlers: in another one signals are the caller's business
+    except (
+        ValueError
+    ):  # only the main thread may set handlers: in another one signals are the caller's business
         yield
         return
     try:
@@ -133,16 +142,17 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # the data are in memory: workers would only copy them
         ".*is smaller than the logging interval.*",  # tiny runs: the epoch's values are what matters
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; anything else is refused before
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: others are refused
         ".*isinstance\\(treespec, LeafSpec\\).*",  # inside Lightning, about torch's own interface
         ".*but have no logger configured.*",  # predict and --trainer.logger false
+        ".*predict returned None.*",  # stages write what they predict to disk themselves
         ".*torch.distributed._sharded_tensor will be deprecated.*",  # inside torch
     ):
         warnings.filterwarnings("ignore", message)
 
 
 def _leave_process_group() -> None:
-    """Ends torch.distributed in order: without it a run under torchrun on the CPU now and then aborts at its exit."""
+    """Ends torch.distributed in order: else a run under torchrun on the CPU now and then aborts at its exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

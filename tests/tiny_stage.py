@@ -11,7 +11,7 @@ from crafter_pl.stages.base import Stage
 
 
 class Tiny(Stage):
-    """Learns the pictures' mean colour from noise-disturbed pictures: every source of randomness matters to it."""
+    """Learns the pictures' mean colour from disturbed pictures: every source of randomness matters to it."""
 
     stage_name: ClassVar[str] = "tiny"
     monitor: ClassVar[str | None] = "val/loss"
@@ -29,7 +29,11 @@ class Tiny(Stage):
         if self.hparams["kill_at"] == self.current_epoch and os.environ.get("TINY_SIGNAL"):
             os.kill(os.getpid(), getattr(signal, os.environ["TINY_SIGNAL"]))
         images = batch["image"]
-        loss = (self.net(images + 0.1 * torch.randn_like(images) + 0.01 * self.shift) - images.mean((2, 3))).pow(2).mean()
+        loss = (
+            (self.net(images + 0.1 * torch.randn_like(images) + 0.01 * self.shift) - images.mean((2, 3)))
+            .pow(2)
+            .mean()
+        )
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

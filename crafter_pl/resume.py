@@ -1,0 +1,122 @@
+"""May this command touch that run? Checkpoints against configs, finished runs, one writer at a time."""
+
+import fcntl
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
+
+from crafter_pl.errors import UserError
+
+# Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
+FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]})") from error
+    return content
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Settings of the model and the data that differ between a checkpoint and a config.
+
+    Upstream paths are left out: the stage itself compares the files' SHA-256 (`Stage.on_load_checkpoint`).
+
+    Args:
+        saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`.
+        given: the config of this command as plain values.
+    """
+    lines = []
+    for part in ("model", "data"):
+        old, new = saved[part], given[part]
+        if part == "model":
+            old, new = old.get("init_args") or {}, new.get("init_args") or {}
+        for key in sorted({*old, *new}):
+            free = key.endswith("_ckpt") if part == "model" else key in FREE
+            if not free and old.get(key) != new.get(key):
+                lines.append(f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} here")
+    return lines
+
+
+def check_resume(path: Path, given: dict[str, Any]) -> None:
+    """Refuses to train on from a checkpoint of another stage, or with other settings than it began with."""
+    saved = read_checkpoint(path).get("config")
+    if saved is None:
+        raise UserError(f"{path} was not written by crafter_pl fit: it cannot be resumed")
+    old, new = saved["model"]["class_path"], given["model"]["class_path"]
+    if old != new:
+        raise UserError(
+            f"{path} is a checkpoint of {old}, this config trains {new}; "
+            "upstream stages are given by --model.init_args.<stage>_ckpt"
+        )
+    if lines := differences(saved, given):
+        message = f"{path} was trained with other settings; give the same, or start another --experiment:"
+        raise UserError("\n  ".join([message, *lines]))
+
+
+def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> list[str]:
+    """Refuses data that would be split otherwise than in training, and model options that would not count.
+
+    Returns:
+        The settings of the config that do not count, because the checkpoint's own do.
+    """
+    saved = read_checkpoint(path).get("config")
+    if saved is None:  # trained by a program of the user's own
+        return []
+    lines = differences(saved, given)
+    data = [line for line in lines if line.startswith("data.") and not line.startswith("data.batch_size:")]
+    if data and saved["data"]["source"] == given["data"]["source"]:
+        message = (
+            f"{path} was trained on another split, whose public people may be private here; "
+            "give the same data settings:"
+        )
+        raise UserError("\n  ".join([message, *data]))
+    model = [line for line in lines if line.startswith("model.")]
+    if model and model_options:
+        raise UserError("\n  ".join([f"the settings in {path} are used here, not --model's:", *model]))
+    return model
+
+
+def finished(run_dir: Path, max_epochs: int | None) -> str | None:
+    """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None."""
+    path = run_dir / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    done = summary["max_epochs"]
+    if max_epochs is not None and done is not None and 0 <= done < max_epochs:
+        return None
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
+    return f"is finished ({summary['epochs']} epochs, {summary['seconds']:.0f} s) in {run_dir}: {metrics}"
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Lets one process and its helpers train in a folder; the system lifts the lock when the process dies."""
+    if _get_rank():  # a helper: the first process holds the lock
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {folder}: wait for it, or choose another --experiment"
+            ) from None
+        yield

@@ -1,0 +1,333 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from crafter_pl.cli import main
+
+TRAINER = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 4,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+DATA = {
+    "people": 14,
+    "images_per_person": 4,
+    "image_size": 8,
+    "private_people": 4,
+    "min_private_images": 2,
+    "test_images": 1,
+    "batch_size": 8,
+}
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    """A folder of configs as users have it, and the working directory beside it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "_trainer.yaml").write_text(yaml.safe_dump(TRAINER))
+    (folder / "_data.yaml").write_text(yaml.safe_dump(DATA))
+    for name in ("Tiny", "Other", "Top"):
+        model = {"class_path": f"tiny_stage.{name}"} | (
+            {"init_args": {"kill_at": 2}} if name == "Tiny" else {}
+        )
+        config = {"trainer": "_trainer.yaml", "data": "_data.yaml", "model": model}
+        (folder / f"{name.lower()}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def fit(name, *more):
+    return main(["fit", "--config", f"configs/{name}.yaml", *more])
+
+
+def weights(run):
+    return torch.load(f"runs/{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def metrics(run):
+    with open(f"runs/{run}/metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(a, b):
+    for key, value in weights(a).items():
+        assert torch.equal(value, weights(b)[key]), key
+    assert metrics(a) == metrics(b)
+    assert [row["epoch"] for row in metrics(a)] == ["0", "1", "2", "3"]
+
+
+def subprocess_fit(*more, **environment):
+    command = [sys.executable, "-m", "crafter_pl", "fit", "--config", "configs/tiny.yaml", *more]
+    paths = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"]])
+def test_help_without_torch(args):
+    code = f"import sys; from crafter_pl.cli import main; assert main({args}) == 0 and 'torch' not in sys.modules"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("fit", ["--experiment", "--data.root", "--trainer.max_epochs", "--ckpt_path", "train one stage"]),
+        ("validate", ["--runs_dir", "--ckpt_path"]),
+        ("test", ["--name", "--ckpt_path"]),
+        ("predict", ["--protect.beta", "--protect.critic", "--data.predict_split"]),
+        ("audit", ["--config"]),
+    ],
+)
+def test_help_of_verbs(verb, words, capsys):
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+    assert ("--protect." in out) == (verb == "predict")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "a verb is missing"),
+        (["train"], "unknown verb 'train'"),
+        (["fit", "--nonsense", "3"], "--nonsense"),
+        (["fit", "--config", "configs/absent.yaml"], "configs/absent.yaml"),
+        (["fit", "--config", "configs/tiny.yaml", "--data.batch_size", "many"], "batch_size"),
+        (["fit", "--config", "configs/tiny.yaml", "--data.batch_size", "0"], "--data.batch_size"),
+        (["fit", "--config", "configs/tiny.yaml", "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", "--config", "configs/tiny.yaml", "--ckpt_path", "absent.ckpt"], "absent.ckpt"),
+        (["test", "--config", "configs/tiny.yaml"], "fit --config configs/tiny.yaml"),
+        (["predict", "--config", "configs/top.yaml"], "fit --config configs/top.yaml"),
+        (["fit", "--data.source", "celeba"], "model"),
+    ],
+)
+def test_mistakes_are_one_message(args, words, conf, capsys):
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_fit_writes_its_run(conf, capsys):
+    assert fit("tiny", "--trainer.max_epochs", "2") == 0
+    out = capsys.readouterr().out
+    assert "epoch 2/2" in out and "tiny is finished (2 epochs" in out
+    summary = json.load(open("runs/synthetic/tiny/summary.json"))
+    assert summary["epochs"] == 2 and summary["metrics"]["val/loss"] > 0 and summary["peak_memory_mb"] > 10
+    config = yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))
+    assert config["data"]["people"] == 14 and config["trainer"]["max_epochs"] == 2
+    files = {path.name.split(".")[0] for path in (conf.parent / "runs/synthetic/tiny").iterdir()}
+    assert files == {"", "checkpoints", "events", "fit", "metrics", "split", "summary"}  # "": the lock
+    before = open("runs/synthetic/tiny/fit.yaml").read()
+
+    assert fit("tiny") == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+    assert fit("tiny", "--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
+    assert "is finished" in capsys.readouterr().out
+    # The written config trains the same run again.
+    again = ["--experiment", "again", "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
+    assert main(["fit", "--config", "runs/synthetic/tiny/fit.yaml", *again]) == 0
+    for key, value in weights("synthetic/tiny").items():
+        assert torch.equal(value, weights("again/tiny")[key])
+    # Training for longer: the same run goes on, and its first config stays.
+    assert fit("tiny", "--trainer.max_epochs", "4", "--ckpt_path", "last") == 0
+    assert fit("tiny", "--experiment", "straight") == 0
+    assert_same_run("synthetic/tiny", "straight/tiny")
+    assert open("runs/synthetic/tiny/fit.yaml").read() == before
+    assert (conf.parent / "runs/synthetic/tiny/fit-2.yaml").is_file()
+
+
+def test_other_settings_are_refused_on_resume(conf, capsys):
+    assert fit("tiny", "--trainer.max_epochs", "1") == 0
+    more = ["--model.init_args.lr", "0.5", "--data.people", "15", "--data.cache_dir", "elsewhere"]
+    assert fit("tiny", "--ckpt_path", "last", *more) == 2
+    err = capsys.readouterr().err
+    assert "model.lr: 0.01 in the checkpoint, 0.5 here" in err and "data.people: 14" in err
+    assert "cache_dir" not in err
+
+
+def test_interrupted_in_process_and_resumed(conf, monkeypatch, capsys):
+    assert fit("tiny", "--experiment", "straight") == 0
+    monkeypatch.setenv("TINY_SIGNAL", "SIGINT")
+    assert fit("tiny") == 130
+    assert "fit --config configs/tiny.yaml --ckpt_path last" in capsys.readouterr().err
+    assert not os.path.exists("runs/synthetic/tiny/summary.json")
+    monkeypatch.delenv("TINY_SIGNAL")
+    assert fit("tiny", "--ckpt_path", "last") == 0
+    assert_same_run("synthetic/tiny", "straight/tiny")
+
+
+def test_killed_and_resumed_equals_straight(conf):
+    killed = subprocess_fit(TINY_SIGNAL="SIGKILL")
+    assert killed.returncode == -9, killed.stderr
+    assert len(metrics("synthetic/tiny")) == 2
+    # A row that a kill left behind after its checkpoint's is dropped.
+    with open("runs/synthetic/tiny/metrics.csv", "a") as file:
+        file.write("2,0,9,9\n")
+    assert fit("tiny", "--ckpt_path", "last") == 0
+    assert fit("tiny", "--experiment", "straight") == 0
+    assert_same_run("synthetic/tiny", "straight/tiny")
+
+
+def test_sigterm_names_the_resume_command(conf):
+    ended = subprocess_fit(TINY_SIGNAL="SIGTERM")
+    assert ended.returncode == 143, ended.stderr
+    assert (
+        "terminated" in ended.stderr
+        and "--ckpt_path last" in ended.stderr
+        and "Traceback" not in ended.stderr
+    )
+
+
+def test_checkpoint_of_another_class(conf, capsys):
+    assert fit("other", "--trainer.max_epochs", "1") == 0
+    assert fit("top", "--ckpt_path", "runs/synthetic/other/checkpoints/last.ckpt") == 2
+    assert "tiny_stage.Other" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "test",
+                "--config",
+                "configs/tiny.yaml",
+                "--ckpt_path",
+                "runs/synthetic/other/checkpoints/last.ckpt",
+            ]
+        )
+        == 2
+    )
+    assert "expected one of Tiny" in capsys.readouterr().err
+
+
+def test_upstream_stages_are_trained_once_in_order(conf, capsys):
+    more = [
+        "--experiment",
+        "e",
+        "--data.people",
+        "15",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs",
+        "1",
+    ]
+    assert fit("top", *more) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "python -m" in line]
+    passed = "--experiment e --data.people 15 --trainer.accelerator=cpu"
+    assert [line.partition("missing: ")[2] for line in lines] == [
+        f"python -m crafter_pl fit --config configs/{name}.yaml {passed}" for name in ("tiny", "other")
+    ]
+    assert (
+        json.load(open("runs/e/tiny/summary.json"))["epochs"] == 4
+    )  # --trainer.max_epochs was for top alone
+    assert json.load(open("runs/e/top/summary.json"))["epochs"] == 1
+    # The seed does not depend on what was trained before in the same process.
+    assert fit("top", *more, "--name", "again") == 0
+    for key, value in weights("e/top").items():
+        assert torch.equal(value, weights("e/again")[key])
+    # A changed upstream checkpoint is noticed.
+    best = conf.parent / "runs/e/tiny/checkpoints/best.ckpt"
+    content = torch.load(best, weights_only=True)
+    torch.save({**content, "epoch": 99}, best)
+    assert main(["test", "--config", "configs/top.yaml", "--experiment", "e", "--data.people", "15"]) == 2
+    assert "mismatch" in capsys.readouterr().err
+
+
+def test_interrupted_upstream_stage_goes_on(conf, monkeypatch, capsys):
+    monkeypatch.setenv("TINY_SIGNAL", "SIGINT")
+    assert fit("tiny") == 130
+    monkeypatch.delenv("TINY_SIGNAL")
+    assert fit("top", "--trainer.max_epochs", "1") == 0
+    assert "configs/tiny.yaml --experiment synthetic --ckpt_path last" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["devices", "WORLD_SIZE", "SLURM_NTASKS"])
+def test_several_processes_do_not_train_upstream_stages(way, conf, monkeypatch, capsys):
+    if way != "devices":
+        monkeypatch.setenv(way, "2")
+    assert fit("top", *(["--trainer.devices", "2"] if way == "devices" else [])) == 2
+    err = capsys.readouterr().err
+    assert 0 < err.index("configs/tiny.yaml") < err.index("configs/other.yaml")
+    assert not os.path.exists("runs")
+
+
+def test_upstream_without_a_config(conf, capsys):
+    (conf / "other.yaml").unlink()
+    assert fit("top") == 2
+    assert "--model.init_args.other_ckpt" in capsys.readouterr().err
+
+
+def test_configs_in_a_folder_below_find_upstream_configs(conf, capsys):
+    (conf / "attacks").mkdir()
+    text = (conf / "other.yaml").read_text().replace("_trainer", "../_trainer").replace("_data", "../_data")
+    (conf / "attacks" / "other.yaml").write_text(text)
+    assert fit("attacks/other", "--trainer.max_epochs", "1") == 0
+    assert "fit --config configs/tiny.yaml" in capsys.readouterr().out
+
+
+def test_evaluation_uses_the_checkpoint_alone(conf, capsys):
+    assert fit("tiny", "--trainer.max_epochs", "1", "--model.init_args.lr", "0.02") == 0
+    evaluate = ["--config", "configs/tiny.yaml"]
+    assert main(["test", *evaluate]) == 0
+    captured = capsys.readouterr()
+    assert "note: the checkpoint's own setting is used: model.lr: 0.02" in captured.out
+    assert main(["validate", *evaluate, "--model.init_args.lr", "0.5"]) == 2
+    assert main(["predict", *evaluate, "--data.seed", "1"]) == 2
+    assert "data.seed: 0 in the checkpoint, 1 here" in capsys.readouterr().err
+    protect = ["--protect.beta", "2", "--protect.name", "strong", "--data.predict_split", "public_val"]
+    assert main(["predict", *evaluate, *protect]) == 0
+    options = (conf.parent / "runs/synthetic/tiny/protect.txt").read_text()
+    assert "'beta': 2.0" in options and "'name': 'strong'" in options and "'steps': None" in options
+    assert yaml.safe_load(open("runs/synthetic/tiny/predict.yaml"))["protect"]["beta"] == 2
+    assert main(["predict", *evaluate, "--protect.beta", "3"]) == 0
+    assert yaml.safe_load(open("runs/synthetic/tiny/predict-2.yaml"))["protect"]["beta"] == 3
+
+
+def test_a_moved_runs_folder_keeps_its_best(conf):
+    assert fit("tiny", "--trainer.max_epochs", "2") == 0
+    os.rename("runs", "moved")
+    assert fit("tiny", "--ckpt_path", "last", "--runs_dir", "moved") == 0
+    assert fit("tiny") == 0
+    key = next(
+        key
+        for key in torch.load("moved/synthetic/tiny/checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    )
+    assert "BestAndLast" in key or "EpochSeed" in key
+    for name in ("best", "last"):
+        a, b = (
+            torch.load(f"{runs}/synthetic/tiny/checkpoints/{name}.ckpt", weights_only=True)
+            for runs in ("moved", "runs")
+        )
+        assert a["epoch"] == b["epoch"]
+
+
+def test_two_fits_in_one_folder(conf, capsys):
+    import fcntl
+
+    os.makedirs("runs/synthetic/tiny")
+    with open("runs/synthetic/tiny/.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert fit("tiny") == 2
+    assert "another process is training" in capsys.readouterr().err
+    assert fit("tiny", "--trainer.max_epochs", "1") == 0
+
+
+def test_fast_dev_run_leaves_nothing_behind(conf):
+    assert fit("tiny", "--trainer.fast_dev_run", "true") == 0
+    assert os.listdir("runs/synthetic/tiny") == [".lock"]
+
+
+def test_truncated_checkpoint(conf, capsys):
+    assert fit("tiny", "--trainer.max_epochs", "1") == 0
+    path = conf.parent / "runs/synthetic/tiny/checkpoints/last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert fit("tiny", "--ckpt_path", "last") == 2
+    assert "last.ckpt is no readable checkpoint" in capsys.readouterr().err
