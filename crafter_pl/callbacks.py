@@ -47,7 +47,7 @@ def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
 
-    Lightning's own writer goes through the system's temporary folder: a copy, not a move, if that is another disk.
+    Lightning's own writer goes through the system's temporary folder: a copy if that is on another disk.
     """
 
     def save_checkpoint(
@@ -65,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by the stage's own monitor (the newest if it has none) and `last.ckpt`, after each epoch."""
+    """`best.ckpt` by the stage's own monitor (else the newest) and `last.ckpt`, after each epoch."""
 
     def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class BestAndLast(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best score so far, also in a folder that was moved; not without a best.ckpt here."""
+        """Goes on with the best score so far, also in a moved folder; not without a best.ckpt here."""
         best = Path(str(self.dirpath), "best.ckpt")
         if best.is_file():
             paths = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
@@ -92,9 +92,9 @@ class BestAndLast(ModelCheckpoint):
 class EpochSeed(Callback):
     """Makes every random draw of an epoch a function of (seed, epoch, process): resuming equals not stopping.
 
-    Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a number,
-    before `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint. Processes
-    draw different numbers (Lightning alone gives all the same).
+    Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a
+    number, before `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint.
+    Processes draw different numbers (Lightning alone gives all the same).
     """
 
     def __init__(self, seed: int) -> None:
@@ -165,7 +165,7 @@ class MetricsCSV(Checkpoint):
 
 
 class Summary(Callback):
-    """`summary.json` at the end of `fit`: the mark of a finished stage, with its final figures and its cost."""
+    """`summary.json` at the end of `fit`: the mark of a finished stage, with its final figures and cost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -210,7 +210,7 @@ class Summary(Callback):
 
 
 class SaveConfig(SaveConfigCallback):
-    """The exact config of a verb as `<verb>.yaml` in the run's folder and in checkpoints; for fit also split.csv.
+    """The exact config of a verb as `<verb>.yaml`; for fit also in its checkpoints, and split.csv beside it.
 
     A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on.
     """
@@ -242,7 +242,7 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts the model's and the data's settings into the checkpoint, for `crafter_pl.resume` to compare."""
+        """Puts the settings of model and data into the checkpoint, for `crafter_pl.resume` to compare."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         checkpoint["config"] = {part: settings[part] for part in ("model", "data")}
 

@@ -5,7 +5,6 @@ This module is light on purpose: torch and Lightning are imported when a verb ne
 
 import logging
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from crafter_pl import __version__
+from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
 
 VERBS = {
@@ -75,7 +75,7 @@ def _run(args: list[str]) -> int:
 
     _quiet()
     try:
-        runner.audit(args[1:]) if args[0] == "audit" else runner.run(args)
+        _audit(args[1:]) if args[0] == "audit" else runner.run(args)
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
     except ValueError as error:
@@ -92,6 +92,23 @@ def _run(args: list[str]) -> int:
     return 0
 
 
+def _audit(args: list[str]) -> None:
+    """Runs `crafter_pl.audit.audit.audit` with options from the command line and from `--config` files."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from crafter_pl.audit.audit import audit
+    from crafter_pl.runner import import_stages
+
+    import_stages()
+    parser = ArgumentParser(prog="crafter_pl audit", description=VERBS["audit"], exit_on_error=False)
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options"
+    )
+    added = parser.add_function_arguments(audit, fail_untyped=False, sub_configs=True)
+    config = parser.instantiate(parser.parse_args(args))
+    audit(**{name: config[name] for name in added})
+
+
 def _fail(error: Exception) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     print(
@@ -103,11 +120,9 @@ def _fail(error: Exception) -> int:
 def _interrupted(what: str, args: list[str], code: int) -> int:
     message = what
     if args[0] == "fit":
-        from crafter_pl.runner import resume_command
-
         message = f"{what}; finished epochs are kept, go on with: {resume_command(args)}"
     elif args[0] in ("predict", "audit"):
-        message = f"{what}; go on with the same command: python -m crafter_pl {shlex.join(args)}"
+        message = f"{what}; go on with the same command: {command(args)}"
     print(message, file=sys.stderr, flush=True)
     return code
 
@@ -152,7 +167,7 @@ def _quiet() -> None:
 
 
 def _leave_process_group() -> None:
-    """Ends torch.distributed in order: else a run under torchrun on the CPU now and then aborts at its exit."""
+    """Ends torch.distributed in order: else runs under torchrun on the CPU now and then abort at exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

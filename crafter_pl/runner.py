@@ -3,7 +3,6 @@
 import importlib
 import os
 import pkgutil
-import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,12 +19,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from crafter_pl import callbacks as cb
 from crafter_pl import resume
 from crafter_pl.cli import VERBS
+from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, load_stage
 
-# Options of a command that its upstream stages are trained with, too (each with what is below it).
-PASSED_ON = ("--data", "--seed_everything", "--trainer.accelerator", "--trainer.devices")
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
 OURS = {
     "default_root_dir",
@@ -57,23 +55,9 @@ class Protect:
     name: str | None = None
 
 
-def command(args: list[str]) -> str:
-    """The shell command that `args` stand for."""
-    return f"python -m crafter_pl {shlex.join(args)}"
-
-
-def resume_command(args: list[str]) -> str:
-    """The shell command that goes on where `args` (of a `fit`) stopped."""
-    kept: list[str] = []
-    for before, arg in zip(["", *args], args, strict=False):
-        if "--ckpt_path" not in (before, arg) and not arg.startswith("--ckpt_path="):
-            kept.append(arg)
-    return command([*kept, "--ckpt_path", "last"])
-
-
 def run(args: list[str]) -> None:
     """Runs fit, validate, test or predict; `fit` trains missing upstream stages first."""
-    _import_stages()
+    import_stages()
     cli = StageCLI(args)
     if args[0] == "fit":
         cli.checkpoint()  # a refusal comes before upstream stages are trained
@@ -87,21 +71,7 @@ def run(args: list[str]) -> None:
     cli.go()
 
 
-def audit(args: list[str]) -> None:
-    """Runs `crafter_pl.audit.audit.audit` with options from the command line and from `--config` files."""
-    _import_stages()
-    from crafter_pl.audit.audit import audit as function
-
-    parser = ArgumentParser(prog="crafter_pl audit", description=VERBS["audit"], exit_on_error=False)
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options"
-    )
-    added = parser.add_function_arguments(function, fail_untyped=False, sub_configs=True)
-    config = parser.instantiate(parser.parse_args(args))
-    function(**{name: config[name] for name in added})
-
-
-def _import_stages() -> None:
+def import_stages() -> None:
     """Imports every stage: a config names a class without its module, and dropped-in files are found."""
     for package in ("stages", "defenses", "attacks"):
         module = importlib.import_module(f"crafter_pl.{package}")
@@ -126,7 +96,7 @@ class StageCLI(LightningCLI):
             datamodule_class=FacesDataModule,
             save_config_callback=cb.SaveConfig,
             seed_everything_default=0,
-            # Crafting needs gradients in predict and test; data/datamodule.py deals batches to processes itself.
+            # Crafting needs gradients in predict; data/datamodule.py deals batches to processes itself.
             trainer_defaults={"inference_mode": False, "use_distributed_sampler": False},
             parser_kwargs={**quiet, self.verb: {**quiet, "description": VERBS[self.verb]}},
             args=args,
@@ -174,7 +144,7 @@ class StageCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the settings alone: the inherited method lets a checkpoint's settings replace those given."""
+        """Leaves the settings alone: the inherited method replaces those given by the checkpoint's."""
 
     def before_instantiate_classes(self) -> None:
         """Finds the stage, its folder and the default checkpoints of its upstream stages."""
@@ -239,8 +209,8 @@ class StageCLI(LightningCLI):
         if config is None:
             places = ", ".join(dict.fromkeys(str(folder) for folder in folders)) or "no --config was given"
             raise UserError(
-                f"{self.name} needs the stage {stage!r}, which is not in {self.experiment_dir}, and there is no "
-                f"{stage}.yaml to train it with ({places}): train it first, or name its checkpoint by "
+                f"{self.name} needs the stage {stage!r}, which is not in {self.experiment_dir}, and there "
+                f"is no {stage}.yaml to train it with ({places}): train it first, or name its checkpoint by "
                 f"--model.init_args.{stage}_ckpt PATH"
             )
         last = self.experiment_dir / stage / "checkpoints" / "last.ckpt"
@@ -248,15 +218,8 @@ class StageCLI(LightningCLI):
         return ["fit", "--config", str(config), *self._passed_on(), *start]
 
     def _passed_on(self) -> list[str]:
-        kept = ["--experiment", self.options.experiment]
-        if self.options.runs_dir != "runs":
-            kept += ["--runs_dir", self.options.runs_dir]
-        args = iter(self.args[1:])
-        for arg in args:
-            name, has_value, _ = arg.partition("=")
-            if any(name == option or name.startswith(option + ".") for option in PASSED_ON):
-                kept += [arg] if has_value else [arg, next(args, "")]
-        return kept
+        runs_dir = [] if self.options.runs_dir == "runs" else ["--runs_dir", self.options.runs_dir]
+        return ["--experiment", self.options.experiment, *runs_dir, *passed_on(self.args)]
 
     # Running
 
@@ -271,8 +234,8 @@ class StageCLI(LightningCLI):
         """The checkpoint to start from; None: train from the beginning.
 
         Raises:
-            UserError: `fit` would overwrite a run or go on with other settings than it began with, or there is
-                no checkpoint for the other verbs.
+            UserError: `fit` would overwrite a run or go on with other settings than it began with, or there
+                is no checkpoint for the other verbs.
         """
         folder, given = self.run_dir / "checkpoints", self.options.ckpt_path
         path = folder / f"{given}.ckpt" if given in ("last", "best") else Path(given) if given else None
@@ -309,12 +272,25 @@ class StageCLI(LightningCLI):
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
                 self.finished()
             elif self.verb == "predict":
+                self._enough_batches()
                 self.trainer.predict(self.model, self.datamodule, return_predictions=False)
             else:
                 getattr(self.trainer, self.verb)(self.model, self.datamodule)
 
+    def _enough_batches(self) -> None:
+        """Refuses more processes than batches: Lightning would stop in the processes that get none."""
+        self.datamodule.setup("predict")
+        size = self.options.data.predict_batch_size
+        batches = -(-len(self.datamodule.dataset(self.options.data.predict_split)) // size)
+        world = self.trainer.world_size
+        if batches < world:
+            raise UserError(
+                f"{batches} batches of {size} pictures cannot be shared by {world} processes: "
+                "use fewer processes, or a smaller --data.predict_batch_size"
+            )
+
     def _build(self, checkpoint: Path | None) -> None:
-        """Makes the stage (from the config for `fit`, else from its own checkpoint alone), data and trainer."""
+        """Makes data, trainer and stage; but for `fit` the stage comes from its checkpoint alone."""
         config = self.config.clone()
         if self.verb != "fit":
             config[self.verb].model = None

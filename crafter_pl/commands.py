@@ -1,0 +1,31 @@
+"""Commands as lists of arguments: shown, resumed, handed on to upstream stages. No torch here."""
+
+import shlex
+
+# Options of a command that its upstream stages are trained with, too (each with what is below it).
+PASSED_ON = ("--data", "--seed_everything", "--trainer.accelerator", "--trainer.devices")
+
+
+def command(args: list[str]) -> str:
+    """The shell command that `args` stand for."""
+    return f"python -m crafter_pl {shlex.join(args)}"
+
+
+def resume_command(args: list[str]) -> str:
+    """The shell command that goes on where `args` (of a `fit`) stopped."""
+    kept: list[str] = []
+    for before, arg in zip(["", *args], args, strict=False):
+        if "--ckpt_path" not in (before, arg) and not arg.startswith("--ckpt_path="):
+            kept.append(arg)
+    return command([*kept, "--ckpt_path", "last"])
+
+
+def passed_on(args: list[str]) -> list[str]:
+    """Those of `args` that upstream stages get, too: `--option value` or `--option=value`."""
+    kept: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, has_value, _ = arg.partition("=")
+        if any(name == option or name.startswith(option + ".") for option in PASSED_ON):
+            kept += [arg] if has_value else [arg, next(rest, "")]
+    return kept
