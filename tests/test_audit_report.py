@@ -209,7 +209,7 @@ def test_the_verdict_names_the_best_affordable_setting() -> None:
 def test_the_verdict_does_not_flatter() -> None:
     assert verdict(fake_report(((1.0, 0.912, 0.67),))).startswith("No measurable protection")
     assert "no measured cost" in verdict(fake_report(((1.0, 0.915, 0.3),)))
-    assert "no more than by chance" in verdict(fake_report(((1.0, 0.91, 0.03),)))
+    assert "not measurably more than by chance" in verdict(fake_report(((1.0, 0.91, 0.03),)))
     assert verdict(fake_report(())).startswith("Nothing protected")
     weak = fake_report()
     weak["defenses"][0]["worst_case"]["eval_acc"] = F(0.05)

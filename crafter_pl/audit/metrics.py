@@ -174,7 +174,7 @@ def attribute_auc(scores: Tensor, targets: Tensor, names: list[str]) -> Attribut
     for column, name in enumerate(names):
         target = targets[:, column].long()
         if 0 < int(target.sum()) < target.numel():
-            # torchmetrics puts scores outside [0, 1] through a sigmoid, where large logits become equal: give it ranks
+            # torchmetrics puts logits through a sigmoid, where large ones become equal: give it ranks
             distinct, rank = scores[:, column].unique(return_inverse=True)
             found[name] = float(binary_auroc(rank.double() / len(distinct), target))
         else:

@@ -46,7 +46,7 @@ td.bad, td.bad small { color: var(--red); }
   border-radius: 3px; }
 .grid .named { color: var(--red); }
 .grid .named img { outline: 3px solid var(--red); }
-img.plot { width: 100%; max-width: 46rem; height: auto; display: block; }
+img.plot { width: 100%; max-width: 40rem; height: auto; display: block; }
 pre { font-size: .8rem; padding: .8rem; margin: 0; }
 summary { cursor: pointer; padding: .4rem 0; }
 @media (max-width: 30rem) {
@@ -95,15 +95,15 @@ def _summary(report: Report) -> str:
     rows = []
     for entry in report["defenses"]:
         cells = [f"<td>{_words(title(entry))}</td>", _number(entry["utility"]["mean_auc"])]
-        cells += [_rate(entry["attacks"][name]["eval_acc"]) for name in attacks]
         cells.append(_rate(entry["worst_case"]["eval_acc"], "bad" if entry["name"] == "none" else ""))
         cells.append(f"<td>{percent(entry['worst_case']['chance'])}</td>")
+        cells += [_rate(entry["attacks"][name]["eval_acc"]) for name in attacks]
         seconds = entry["cost"]["seconds_per_image"]
         cells.append(f"<td>{'-' if seconds is None else f'{seconds:.3g} s'}</td>")
         rows.append("".join(cells))
     chance = f"<td>{percent(report['data']['chance'])}</td>" * len(attacks)
-    rows.append(f"<td>chance of one guess</td><td>0.500</td>{chance}<td></td><td></td><td></td>")
-    return _table(["features", "mean AUC", *attacks, "worst case", "by chance", "cost a face"], rows)
+    rows.append(f"<td>chance of one guess</td><td>0.500</td><td></td><td></td>{chance}<td></td>")
+    return _table(["features", "mean AUC", "worst case", "by chance", *attacks, "cost a face"], rows)
 
 
 def _details(report: Report) -> str:
@@ -203,8 +203,8 @@ def render(report: Report, gallery: Gallery, plot: bytes) -> str:
 <p class="soft">{ruler}</p>
 {warnings}
 <h2>Utility and privacy</h2>
-<p class="soft">Mean AUC: high is better. The other rates are faces identified, low is better: for each
-attack as {first} names them, in the worst case by any attack and any oracle. Below each figure its 95 %
+<p class="soft">Mean AUC: high is better. The other rates are faces identified, low is better: in the
+worst case by any attack and any oracle, for a single attack as {first} names them. Below each figure its 95 %
 interval over people. Count: {data["images"]} faces, {data["identities"]} people.</p>
 {_summary(report)}
 <h2>Trade-off</h2>

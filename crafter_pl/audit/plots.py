@@ -93,7 +93,7 @@ def _series(
 def tradeoff(report: Report) -> bytes:
     """Draw utility (mean AUC) against privacy (Eval Acc) as a PNG: one point a beta, 95 % error bars."""
     entries = report["defenses"]
-    figure = Figure(figsize=(7.2, 5.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.0, 4.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     worst = [entry["worst_case"]["eval_acc"] for entry in entries]

@@ -66,7 +66,8 @@ def verdict(report: Report) -> str:
     if before["eval_acc"]["ci95"][0] <= before["chance"]:
         return (
             f"This audit cannot show protection: even from unprotected features only {percent(_worst(none))} "
-            f"of the {faces} are identified, no more than by chance ({percent(before['chance'])})."
+            f"of the {faces} are identified, not measurably more than by chance "
+            f"({percent(before['chance'])})."
         )
     after, change, label = entry["worst_case"], entry["change"], entry["label"]
     cost = -change["mean_auc"]["value"]
@@ -74,6 +75,8 @@ def verdict(report: Report) -> str:
     price = (
         f"at a cost of {price}" if cost >= 0.0005 else f"at no measured cost in mean AUC ({_auc(entry):.3f})"
     )
+    if cost > UTILITY_BUDGET:
+        price += f"; no setting costs less than {UTILITY_BUDGET:g}"
     now = (
         f"{percent(_worst(entry))} (95 % interval {percent_range(after['eval_acc']['ci95'])}; "
         f"{percent(after['chance'])} would be by chance)"
@@ -83,7 +86,11 @@ def verdict(report: Report) -> str:
             f"No measurable protection: with {label}, {now} of the {faces} are identified by some attack and "
             f"oracle, against {percent(_worst(none))} unprotected, {price}."
         )
-    level = ", which is no more than by chance" if after["eval_acc"]["ci95"][0] <= after["chance"] else ""
+    level = (
+        ", which is not measurably more than by chance"
+        if after["eval_acc"]["ci95"][0] <= after["chance"]
+        else ""
+    )
     return (
         f"With {label}, the share of {faces} that some attack and oracle still identify falls from "
         f"{percent(_worst(none))} to {now}{level}, {price}."
@@ -93,7 +100,7 @@ def verdict(report: Report) -> str:
 def curves(report: Report) -> list[Report]:
     """Say for every family of settings that differ in beta alone whether its trade-off is monotone.
 
-    A larger beta weighs the feature's fidelity more: utility and worst case are both expected to rise with it.
+    A larger beta weighs the feature's fidelity more: utility and worst case should both rise with it.
     """
     families: dict[str, list[Report]] = {}
     for entry in report["defenses"][1:]:
@@ -173,7 +180,7 @@ def limits(report: Report) -> list[str]:
     ]
     if not any("adaptive" in name for name in names):
         found.append(
-            "No attack here has learnt from crafted features. An attacker who can query the defence may."
+            "No attack here has learnt from crafted features; an attacker who can query the defence may."
         )
     if len(report["defenses"]) > 2:
         found.append(

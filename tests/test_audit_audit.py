@@ -1,0 +1,372 @@
+"""The audit on small fakes whose every figure is known, its checks, its cache and an interrupted run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crafter_pl.attacks.base import Attack
+from crafter_pl.audit import audit as audit_module
+from crafter_pl.audit import cache, inputs
+from crafter_pl.audit.audit import audit
+from crafter_pl.data.store import write_manifest, write_shard
+from crafter_pl.errors import UserError
+
+PEOPLE, PICTURES, SIZE = 6, 3, 8
+IDENTITIES = [41, 7, 13, 99, 58, 20]  # raw numbers, in the order of the pictures
+SHA, SPLIT_HASH = "e" * 64, "5" * 64
+
+
+def _templates() -> Tensor:
+    """One flat colour a person, by ascending raw number, `(P, 3)`."""
+    return torch.rand(PEOPLE, 3, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+
+
+class FakeData:
+    """Pictures are their person's colour with a little noise; two attributes, and one of a single class."""
+
+    source, image_size, split_hash = "fake", SIZE, SPLIT_HASH
+    attribute_names = ("reddish", "noisy", "always")
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        identity = torch.tensor(IDENTITIES).repeat_interleave(PICTURES)
+        colour = _templates()[torch.searchsorted(torch.tensor(sorted(IDENTITIES)), identity)]
+        noise = torch.rand(len(identity), 3, SIZE, SIZE, generator=generator) * 0.02
+        image = colour[:, :, None, None] + noise
+        red = image[:, 0].mean((1, 2))
+        attributes = torch.stack([red > red.median(), torch.arange(len(red)) % 2 == 0, red > -1], 1).float()
+        self.all = {"image": image, "attributes": attributes, "identity": identity}
+        self.all["index"] = torch.randperm(len(identity), generator=generator) + 100
+
+    def setup(self, stage: str) -> None:
+        """Nothing to load."""
+
+    def rows(self, part: str) -> dict[str, Tensor]:
+        assert part == "private_test"
+        return self.all
+
+
+class FakeTask(torch.nn.Module):
+    """The feature is the picture; the first attribute is read from it exactly, the others by luck."""
+
+    feature_shape = (3, SIZE, SIZE)
+    hparams = {"attribute_names": list(FakeData.attribute_names), "image_size": SIZE}  # noqa: RUF012
+
+    def edge(self, images: Tensor) -> Tensor:
+        return images
+
+    def cloud(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
+
+
+class FakeOracle(torch.nn.Module):
+    """Names the person of the nearest colour; or, turned by `shift`, that of another: no use."""
+
+    def __init__(self, name: str, shift: int = 0, identities: list[int] | None = None) -> None:
+        super().__init__()
+        self.hparams = {"name": name, "identities": identities or sorted(IDENTITIES)[::-1], "width": 8}
+        self.shift = shift
+
+    def logits(self, images: Tensor) -> Tensor:
+        distance = (images.mean((2, 3))[:, None] - _templates().flip(0).roll(self.shift, 0)[None]).norm(dim=2)
+        return -distance
+
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.mean((2, 3)) - 0.5, dim=1)
+
+
+class Echo(Attack):
+    """Shows the feature itself; remembers what it was handed, and can be told to stop after some batches."""
+
+    def __init__(self, name: str = "echo", noise: float = 0.0, stop_after: int | None = None) -> None:
+        self.name, self.noise, self.stop_after = name, noise, stop_after
+        self.checkpoints = {}
+        self.prepared, self.seen = 0, []
+
+    def prepare(self, device: str) -> None:
+        self.prepared += 1
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        if self.stop_after is not None and len(self.seen) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen.append(features)
+        return (features + self.noise * torch.rand(features.shape)).clamp(0, 1)
+
+    def settings(self) -> dict[str, Any]:
+        return {"noise": self.noise}
+
+
+class Blank(Echo):
+    """Shows one person's colour, whatever the feature."""
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        super().reconstruct(features)
+        return _templates()[2][None, :, None, None].expand(len(features), 3, SIZE, SIZE)
+
+
+def write_store(folder: Path, data: FakeData, features: Tensor, beta: float, **changes: Any) -> str:
+    """A real store of these features, in a mixed order and two shards."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(3))
+    parts = order.split(10)
+    for number, rows in enumerate(parts):
+        write_shard(folder, number, features[rows], data.all["index"][rows])
+    manifest = {
+        "format_version": 1, "defense": "crafter", "settings": {"beta": beta, "steps": 5}, "seed": 0,
+        "encoder_sha256": SHA, "split_hash": SPLIT_HASH, "split": "private_test",
+        "shape": [3, SIZE, SIZE], "dtype": "float32",
+        "count": len(features), "cost": {"seconds_per_image": 0.5, "peak_memory_mb": 70.0},
+        "shards": {f"shard-{number:05d}.safetensors": len(rows) for number, rows in enumerate(parts)},
+    }  # fmt: skip
+    write_manifest(folder, manifest | changes)
+    return str(folder)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Data, two stores, and stages that are found by their file's name."""
+    stages = {"task": FakeTask(), "colour": FakeOracle("colour"), "turned": FakeOracle("turned", shift=1)}
+    splits: dict[str, str] = {}
+    monkeypatch.setattr(inputs, "load_stage", lambda path, cls: stages[Path(path).name])
+    monkeypatch.setattr(inputs, "trained_on", lambda path: splits.get(Path(path).name, SPLIT_HASH))
+    for module in (inputs, audit_module):
+        monkeypatch.setattr(module, "sha256", lambda path: SHA)
+    data = FakeData()
+    images = data.all["image"]
+    swapped = images.roll(PICTURES, 0)  # everybody's feature shows the next person
+    half = torch.where((torch.arange(len(images)) % 2 == 0)[:, None, None, None], images, swapped)
+    stores = [write_store(tmp_path / "b2", data, half, 2.0), write_store(tmp_path / "b1", data, swapped, 1.0)]
+    base = {
+        "data": data,
+        "features": stores,
+        "oracles": ["colour", "turned"],
+        "task_ckpt": "task",
+        "batch_size": 5,
+    }
+    base |= {"runs_dir": str(tmp_path / "runs"), "experiment": "e", "bootstrap": 50, "device": "cpu"}
+    out = tmp_path / "runs" / "e" / "audit"
+
+    def run(**changes: Any) -> dict[str, Any]:
+        page = audit(**(base | {"attacks": [Echo(), Blank("blank")]} | changes))
+        assert page == out / "report.html" and page.is_file()
+        return json.loads((out / "report.json").read_text())
+
+    return SimpleNamespace(
+        run=run, out=out, data=data, stages=stages, splits=splits, base=base, tmp=tmp_path, half=half
+    )
+
+
+def test_every_figure_of_a_known_audit(lab: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    report = lab.run()
+    none, strong, weak = report["defenses"]
+    assert (none["name"], strong["beta"], weak["beta"]) == ("none", 1.0, 2.0), (
+        "unprotected first, then by beta"
+    )
+    colour, turned = report["oracles"]
+    assert colour["accuracy_on_originals"] == 1.0 and turned["accuracy_on_originals"] == 0.0
+    assert report["panel"]["accuracy_on_originals"]["value"] == 1.0
+    assert report["data"]["chance"] == pytest.approx(1 / PEOPLE) and report["data"]["images"] == 18
+    echo = none["attacks"]["echo"]
+    assert echo["eval_acc"] == {"value": 1.0, "ci95": [1.0, 1.0]}
+    assert echo["by_oracle"]["turned"]["value"] == 0.0 and echo["panel_any"]["value"] == 1.0
+    assert echo["ssim"]["value"] == pytest.approx(1) and echo["psnr"]["value"] == 100.0
+    assert echo["identity_similarity"]["value"] == pytest.approx(1)
+    blank = none["attacks"]["blank"]
+    assert blank["eval_acc"]["value"] == pytest.approx(1 / PEOPLE)
+    assert blank["psnr"]["value"] < 40
+    assert weak["attacks"]["echo"]["eval_acc"]["value"] == pytest.approx(0.5)
+    assert strong["attacks"]["echo"]["eval_acc"]["value"] == 0.0
+    assert none["worst_case"]["eval_acc"]["value"] == 1.0
+    assert none["utility"]["per_attribute"]["reddish"]["value"] == 1.0
+    assert report["data"]["attributes_left_out"] == ["always"]
+    assert weak["cost"] == {"seconds_per_image": 0.5, "peak_memory_mb": 70.0}
+    assert weak["change"]["worst_case_eval_acc"]["value"] == pytest.approx(
+        weak["worst_case"]["eval_acc"]["value"] - 1.0
+    )
+    assert [curve["betas"] for curve in report["curves"]] == [[1.0, 2.0]]
+    shown = capsys.readouterr().out
+    assert (
+        "worst case" in shown
+        and "colour 100.0 %, turned 0.0 %" in shown
+        and str(lab.out / "report.html") in shown
+    )
+    assert "Oracle turned names only 0.0 %" in shown
+    assert list(lab.out.glob("events.out.tfevents.*"))
+
+
+def test_the_worst_case_is_any_attack_and_any_oracle_and_has_its_own_chance(lab: SimpleNamespace) -> None:
+    none = lab.run()["defenses"][0]
+    # Guesses a picture: the person (colour, echo), the next one (turned, echo), and two fixed ones (blank).
+    data = lab.data.all
+    label = torch.searchsorted(torch.tensor(sorted(IDENTITIES)), data["identity"])
+    colour, turned = lab.stages["colour"], lab.stages["turned"]
+    blank = Blank().reconstruct(data["image"])
+    others = 0
+    for row, own in enumerate(label.tolist()):
+        guesses = set()
+        for images in (data["image"], blank):
+            for oracle in (colour, turned):
+                guesses.add(PEOPLE - 1 - int(oracle.logits(images[row : row + 1]).argmax()))
+        others += len(guesses - {own})
+    assert none["worst_case"]["chance"] == pytest.approx(others / len(label) / (PEOPLE - 1))
+    assert none["worst_case"]["chance"] > 1 / PEOPLE
+
+
+def test_an_attack_is_handed_features_alone_in_an_order_that_says_nothing(lab: SimpleNamespace) -> None:
+    attack = Echo()
+    lab.run(attacks=[attack], features=[])
+    handed = torch.cat(attack.seen)
+    images = lab.data.all["image"]
+    assert not torch.equal(handed, images)
+    distance = (handed[:, None] - images[None]).abs().amax((2, 3, 4))
+    rows = distance.argmin(1)
+    assert distance.amin(1).max() == 0 and sorted(rows.tolist()) == list(range(len(images)))
+    person = lab.data.all["identity"][rows]
+    assert int((person[1:] == person[:-1]).sum()) < PEOPLE * (PICTURES - 1) / 2
+
+
+def test_reconstructions_are_made_once(lab: SimpleNamespace) -> None:
+    first = lab.run(attacks=[Echo()])
+    again = Echo()
+    second = lab.run(attacks=[again], overwrite=True)
+    assert again.seen == [] and again.prepared == 0
+    assert first["defenses"] == second["defenses"]
+    other = Echo(noise=0.01)
+    lab.run(attacks=[other], overwrite=True)
+    assert len(other.seen) == 3 * 4 and other.prepared == 1, "other settings: everything anew"
+    write_store(lab.tmp / "b2", lab.data, lab.half * 0.9, 2.0)
+    changed = Echo(noise=0.01)
+    lab.run(attacks=[changed], overwrite=True)
+    assert len(changed.seen) == 4, "one store has changed: that one alone"
+    assert len(list((lab.out / "cache").iterdir())) == 3, "what is not used any more is gone"
+
+
+def test_an_interrupted_audit_goes_on_and_ends_as_if_nothing_had_happened(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SAVE_EVERY", -1.0)
+    whole = lab.run(attacks=[Echo(noise=0.3)])
+    pictures = {path.name: load_file(path)["images"] for path in (lab.out / "cache").iterdir()}
+    for path in (lab.out / "cache").iterdir():
+        path.unlink()
+    (lab.out / "report.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(attacks=[Echo(noise=0.3, stop_after=6)])
+    assert not (lab.out / "report.json").exists()
+    rest = Echo(noise=0.3)
+    resumed = lab.run(attacks=[rest])
+    assert len(rest.seen) == 12 - 6
+    assert resumed["defenses"] == whole["defenses"]
+    for path in (lab.out / "cache").iterdir():
+        assert torch.equal(load_file(path)["images"], pictures[path.name])
+
+
+def test_a_damaged_cache_file_is_made_again(lab: SimpleNamespace) -> None:
+    first = lab.run(attacks=[Echo()])
+    for path in (lab.out / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert lab.run(attacks=[Echo()], overwrite=True)["defenses"] == first["defenses"]
+
+
+def test_a_report_is_not_replaced_unasked(lab: SimpleNamespace) -> None:
+    lab.run(features=[])
+    with pytest.raises(UserError, match="--overwrite true"):
+        lab.run(features=[])
+
+
+def test_stores_of_one_beta_are_told_apart_by_what_differs(lab: SimpleNamespace) -> None:
+    images = lab.data.all["image"]
+    third = write_store(lab.tmp / "c", lab.data, images, 2.0, settings={"beta": 2.0, "steps": 9})
+    labels = [entry["label"] for entry in lab.run(features=[*lab.base["features"], third])["defenses"]]
+    assert labels == [
+        "none",
+        "crafter (beta 1, steps 5)",
+        "crafter (beta 2, steps 5)",
+        "crafter (beta 2, steps 9)",
+    ]
+    with pytest.raises(UserError, match="the same"):
+        lab.run(features=[third, third], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": []}, "--attacks"),
+        ({"attacks": [Echo(), Echo()]}, "two attacks have one name"),
+        ({"oracles": []}, "--oracles"),
+        ({"bootstrap": 0}, "at least 1"),
+    ],
+)
+def test_arguments_are_checked_first(lab: SimpleNamespace, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        lab.run(**changes)
+    assert not lab.out.exists()
+
+
+def test_stores_and_stages_that_do_not_fit_are_refused(lab: SimpleNamespace) -> None:
+    images = lab.data.all["image"]
+    other = write_store(lab.tmp / "other", lab.data, images, 1.0, encoder_sha256="a" * 64)
+    with pytest.raises(UserError, match="encoder"):
+        lab.run(features=[other])
+    public = write_store(lab.tmp / "public", lab.data, images, 1.0, split="public_val")
+    with pytest.raises(UserError, match="private_test"):
+        lab.run(features=[public])
+    few = write_store(lab.tmp / "few", lab.data, images[:12], 1.0)
+    with pytest.raises(UserError, match="6 of these"):
+        lab.run(features=[few])
+    lab.stages["strange"] = FakeOracle("strange", identities=[1, 2, 3])
+    with pytest.raises(UserError, match="other people"):
+        lab.run(oracles=["colour", "strange"])
+    lab.splits["colour"] = "another"
+    with pytest.raises(UserError, match="another split"):
+        lab.run()
+    lab.splits.clear()
+    lab.stages["task"].hparams = {"attribute_names": ["hat"], "image_size": SIZE}
+    with pytest.raises(UserError, match="knows the attributes hat"):
+        lab.run()
+    lab.stages["task"].hparams = {"attribute_names": list(FakeData.attribute_names), "image_size": 64}
+    with pytest.raises(UserError, match="of 64 pixels"):
+        lab.run()
+
+
+def test_an_attack_with_a_missing_checkpoint_names_it(lab: SimpleNamespace) -> None:
+    attack = Echo()
+    attack.checkpoints = {"prior": None}
+    with pytest.raises(UserError, match=r"e/prior/checkpoints/best\.ckpt, which is missing"):
+        lab.run(attacks=[attack])
+
+
+def test_an_attack_that_learnt_elsewhere_is_noted(lab: SimpleNamespace) -> None:
+    lab.splits["decoder"] = "another"
+    (lab.tmp / "decoder").touch()
+    attack = Echo()
+    attack.checkpoints = {"decoder": str(lab.tmp / "decoder")}
+    attack.describe = lambda: {"name": "echo"}
+    report = lab.run(attacks=[attack])
+    assert any("decoder trained on another split" in warning for warning in report["warnings"])
+
+
+def test_one_oracle_is_warned_about_and_equal_names_are_numbered(lab: SimpleNamespace) -> None:
+    assert any("Only one oracle" in warning for warning in lab.run(oracles=["colour"])["warnings"])
+    report = lab.run(oracles=["colour", "colour"], overwrite=True)
+    assert [oracle["name"] for oracle in report["oracles"]] == ["colour", "colour 2"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [(lambda f: f[:, :, :4], "expected"), (lambda f: f + 2, "outside"), (lambda f: f / 0, "outside")],
+)
+def test_an_attack_that_breaks_its_contract_is_refused(
+    lab: SimpleNamespace, broken: Any, message: str
+) -> None:
+    attack = Echo()
+    attack.reconstruct = broken
+    with pytest.raises(ValueError, match=message):
+        lab.run(attacks=[attack])
