@@ -102,6 +102,8 @@ class FacesDataModule(LightningDataModule):
         self.max_memory_mb = max_memory_mb
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
+        if source not in ("synthetic", "celeba", "lfw", "folder"):
+            raise UserError(f"source {source!r} must be synthetic, celeba, lfw or folder (--data.source)")
         for name, value in (
             ("batch_size", batch_size),
             ("predict_batch_size", predict_batch_size),
@@ -160,6 +162,10 @@ class FacesDataModule(LightningDataModule):
             return sources.load_celeba(root, decoding, self.attribute_columns)
         if self.source == "lfw":
             return sources.load_lfw(root, decoding, self.attribute_columns, self.require_attributes)
+        if self.attribute_columns is not None:
+            raise UserError(
+                "attribute_columns are given, but a folder has no attributes: drop them (--data.*)"
+            )
         return sources.load_folder(root, decoding)
 
     def _rows(self, part: str) -> Tensor:

@@ -86,9 +86,11 @@ def decode(file: Path, image_size: int, crop: str | int = "auto") -> np.ndarray:
         box = _box(picture.size, crop, file)
         # JPEG can be decoded at 1/2, 1/4, 1/8: as small as still leaves two pixels for each one wanted.
         want = 2 * image_size / (box[2] - box[0])
-        picture.draft("RGB", (max(1, round(width * want)), max(1, round(height * want))))
-        ratio_x, ratio_y = picture.size[0] / width, picture.size[1] / height
-        scaled = (box[0] * ratio_x, box[1] * ratio_y, box[2] * ratio_x, box[3] * ratio_y)
+        drafted = picture.draft("RGB", (max(1, round(width * want)), max(1, round(height * want))))
+        ratio = (
+            1.0 if drafted is None else drafted[1][2] / width
+        )  # exact: the picture's own sides are rounded up
+        scaled = (box[0] * ratio, box[1] * ratio, box[2] * ratio, box[3] * ratio)
         small = picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=scaled)
     return np.asarray(small).transpose(2, 0, 1)
 

@@ -78,9 +78,9 @@ def make_split(
         most = max((len(own) for own in rows.values()), default=0)
         raise UserError(
             f"the split needs {private_people} private people with at least {min_private_images} pictures "
-            f"each and two public people besides; of {len(rows)} people {len(fit)} qualify (the most pictures "
-            f"of one person: {most}). Lower --data.private_people or --data.min_private_images, or give "
-            "more data"
+            f"each and two public people besides; of {len(rows)} people {len(fit)} qualify (most pictures of "
+            f"one person: {most}). Lower --data.private_people or --data.min_private_images, or give more "
+            "data"
         )
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])

@@ -1,0 +1,427 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crafter_pl.data import decoding
+from crafter_pl.data.decoding import Decoding, decode, decode_all
+from crafter_pl.data.sources import LFW_PAPER_COLUMNS, load_celeba, load_folder, load_lfw
+from crafter_pl.errors import UserError
+
+HOW = Decoding(image_size=8)
+
+
+def picture(file, colour=(200, 100, 50), size=(12, 12), **save):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file, **save)
+
+
+def damage(file):
+    file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2])
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    """Six pictures of three people, and label files that have one row too many and miss one."""
+    root = tmp_path / "celeba"
+    names = [f"{k:06d}.jpg" for k in range(1, 7)]
+    for k, name in enumerate(names):
+        picture(root / "img_align_celeba" / name, (40 * k, 100, 50))
+    (root / "identity_CelebA.txt").write_text(
+        "".join(f"{n} {70 - k // 2}\n" for k, n in enumerate([*names[:5], "000009.jpg"]))
+    )
+    rows = [f"{name} {'1 -1' if k % 2 else '-1  1'} -1" for k, name in enumerate(names)]
+    (root / "list_attr_celeba.txt").write_text("6\nBald Smiling Young\n" + "\n".join(rows) + "\n")
+    (root / "list_eval_partition.txt").write_text("".join(f"{n} 2\n" for n in names))
+    return root
+
+
+@pytest.fixture
+def lfw(tmp_path):
+    root = tmp_path / "lfw"
+    lines = ["# lfw_attributes.txt", "#\tperson\timagenum\t" + "\t".join(f"Thing {k}" for k in range(73))]
+    for person in ("Ann Bee", "Cy"):
+        for number in (1, 2, 12):
+            picture(
+                root
+                / "lfw-deepfunneled"
+                / person.replace(" ", "_")
+                / f"{person.replace(' ', '_')}_{number:04d}.jpg"
+            )
+            scores = [f"{(-1) ** (k + number) * 0.5}" for k in range(73)]
+            lines.append("\t".join([person, str(number), *scores]))
+    picture(root / "lfw-deepfunneled" / "Aa_First" / "Aa_First_0001.jpg")
+    lines.append("\t".join(["Gone", "1", *["0.1"] * 73]))
+    (root / "lfw_attributes.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "people"
+    for ending in ("jpg", "JPEG", "png", "webp"):
+        picture(root / "ann" / f"a.{ending}")
+    picture(root / "bob" / "b.png")
+    (root / "bob" / "notes.txt").write_text("no picture")
+    picture(root / "loose.png")
+    return root
+
+
+# CelebA
+
+
+def test_celeba(celeba):
+    faces = load_celeba(celeba, HOW)
+    assert faces.file_names == [f"{k:06d}.jpg" for k in range(1, 6)]
+    assert faces.identity.tolist() == [70, 70, 69, 69, 68]
+    assert faces.identity_names == ["68", "69", "70"] and faces.name_of(69) == "69"
+    assert faces.attribute_names == ["Bald", "Smiling", "Young"]
+    assert faces.attributes.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    assert faces.notes == {"rows_without_picture": 1, "pictures_without_row": 1}
+    assert faces.images.shape == (5, 3, 8, 8)
+    assert (faces.images[3].float().mean((1, 2)) - torch.tensor([120.0, 100, 50])).abs().max() < 4
+
+
+def test_celeba_attribute_columns(celeba):
+    faces = load_celeba(celeba, HOW, [2, 0])
+    assert faces.attribute_names == ["Young", "Bald"] and faces.attributes[1].tolist() == [0, 1]
+    for columns in ([3], [-1], [1, 1], []):
+        with pytest.raises(
+            UserError, match=r"must be different numbers from 0 to 2 \(--data.attribute_columns\)"
+        ):
+            load_celeba(celeba, HOW, columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "row", "message"),
+    [
+        (
+            "identity_CelebA.txt",
+            2,
+            "000002.jpg",
+            r"identity_CelebA.txt, line 2: expected a file name and 1 value",
+        ),
+        (
+            "identity_CelebA.txt",
+            3,
+            "000003.jpg x7",
+            r"identity_CelebA.txt, line 3: expected an identity number, got 'x7'",
+        ),
+        (
+            "identity_CelebA.txt",
+            3,
+            "000001.jpg 7",
+            r"identity_CelebA.txt, line 3: a second row for 000001.jpg",
+        ),
+        (
+            "list_attr_celeba.txt",
+            5,
+            "000003.jpg 1 1",
+            r"list_attr_celeba.txt, line 5: .* 3 values of 1 or -1, got 2",
+        ),
+        (
+            "list_attr_celeba.txt",
+            4,
+            "000002.jpg 1 0 1",
+            r"list_attr_celeba.txt, line 4: .* 3 values of 1 or -1",
+        ),
+        (
+            "list_attr_celeba.txt",
+            1,
+            "000002.jpg 1 1",
+            r"list_attr_celeba.txt: line 1 must be the number of rows",
+        ),
+        (
+            "list_eval_partition.txt",
+            6,
+            "000006.jpg 3",
+            r"list_eval_partition.txt, line 6: the partition must be 0, 1 or 2",
+        ),
+    ],
+)
+def test_celeba_malformed_rows_name_file_and_line(celeba, name, line, row, message):
+    lines = (celeba / name).read_text().splitlines()
+    lines[line - 1] = row
+    (celeba / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=message):
+        load_celeba(celeba, HOW)
+
+
+def test_celeba_missing_parts(celeba, tmp_path):
+    with pytest.raises(UserError, match=r"img_align_celeba is missing: .*\(--data.root\)$"):
+        load_celeba(tmp_path / "nowhere", HOW)
+    with pytest.raises(UserError, match=rf"did you mean {celeba}\?"):
+        load_celeba(tmp_path, HOW)
+    (celeba / "list_eval_partition.txt").unlink()
+    load_celeba(celeba, HOW)
+    (celeba / "list_attr_celeba.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"list_attr_celeba.txt cannot be read as text"):
+        load_celeba(celeba, HOW)
+    (celeba / "identity_CelebA.txt").unlink()
+    with pytest.raises(UserError, match=r"identity_CelebA.txt is missing; it belongs beside the pictures"):
+        load_celeba(celeba, HOW)
+
+
+def test_celeba_labels_of_other_pictures(celeba):
+    for file in (celeba / "img_align_celeba").iterdir():
+        file.rename(file.with_name("x" + file.name))
+    with pytest.raises(UserError, match="no picture in common"):
+        load_celeba(celeba, HOW)
+
+
+# LFW
+
+
+def test_lfw(lfw):
+    faces = load_lfw(lfw, HOW)
+    assert faces.file_names[0] == "Ann_Bee/Ann_Bee_0001.jpg" and len(faces) == 6
+    assert faces.identity.tolist() == [1, 1, 1, 2, 2, 2]  # 0 is the person without attributes
+    assert faces.identity_names == ["Ann_Bee", "Cy"]
+    assert faces.attribute_names == [f"Thing_{k}" for k in LFW_PAPER_COLUMNS]
+    assert faces.attributes[0].tolist() == [k % 2 for k in LFW_PAPER_COLUMNS]
+    assert faces.attributes[1].tolist() == [1 - k % 2 for k in LFW_PAPER_COLUMNS]
+    assert faces.notes == {"rows_without_picture": 1, "pictures_without_row": 1}
+
+
+def test_lfw_without_attributes_keeps_everybody(lfw):
+    (lfw / "lfw_attributes.txt").unlink()
+    faces = load_lfw(lfw, HOW, require_attributes=False)
+    assert len(faces) == 7 and faces.attributes.shape == (7, 0) and faces.identity_names[0] == "Aa_First"
+    with pytest.raises(UserError, match="require_attributes is false"):
+        load_lfw(lfw, HOW, [1], require_attributes=False)
+    with pytest.raises(UserError, match=r"lfw_attributes.txt is missing"):
+        load_lfw(lfw, HOW)
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "message"),
+    [
+        (2, "person", "who", r"lfw_attributes.txt, line 2: expected a header"),
+        (4, "\t", " ", r"lfw_attributes.txt, line 4: expected 75 cells separated by tabs, got 1"),
+        (4, "\t2\t", "\ttwo\t", r"lfw_attributes.txt, line 4: expected a picture number, got 'two'"),
+        (5, "0.5", "high", r"lfw_attributes.txt, line 5: the scores must be numbers"),
+        (4, "\t2\t", "\t1\t", r"lfw_attributes.txt, line 4: a second row for Ann_Bee_0001"),
+    ],
+)
+def test_lfw_malformed_rows_name_file_and_line(lfw, line, old, new, message):
+    lines = (lfw / "lfw_attributes.txt").read_text().splitlines()
+    lines[line - 1] = lines[line - 1].replace(old, new)
+    (lfw / "lfw_attributes.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        load_lfw(lfw, HOW)
+
+
+# Folder
+
+
+def test_folder(folder):
+    faces = load_folder(folder, HOW)
+    assert faces.file_names == ["ann/a.JPEG", "ann/a.jpg", "ann/a.png", "ann/a.webp", "bob/b.png"]
+    assert faces.identity.tolist() == [0, 0, 0, 0, 1] and faces.identity_names == ["ann", "bob"]
+    assert faces.attributes.shape == (5, 0) and faces.attribute_names == []
+    assert faces.notes == {"pictures_outside_a_person": 1}
+
+
+def test_folder_without_pictures(tmp_path):
+    with pytest.raises(
+        UserError, match=r"people is missing: no folder of the people's folders \(--data.root\)"
+    ):
+        load_folder(tmp_path / "people", HOW)
+    (tmp_path / "people" / "ann").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds no pictures: expected <person>/<picture>"):
+        load_folder(tmp_path / "people", HOW)
+
+
+# Unreadable pictures
+
+
+def test_unreadable_pictures_are_left_out_and_counted(folder):
+    damage(folder / "ann" / "a.jpg")
+    (folder / "ann" / "empty.png").write_bytes(b"")
+    (folder / "ann" / "text.png").write_text("hello")
+    faces = load_folder(folder, HOW)
+    assert faces.file_names == ["ann/a.JPEG", "ann/a.png", "ann/a.webp", "bob/b.png"]
+    assert faces.notes["unreadable_pictures"] == 3
+
+
+def test_a_person_without_readable_pictures_is_gone(folder):
+    damage(folder / "bob" / "b.png")
+    faces = load_folder(folder, HOW)
+    assert faces.identity_names == ["ann"] and faces.people.tolist() == [0]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_strict_stops_at_an_unreadable_picture(folder, tmp_path, cached):
+    damage(folder / "ann" / "a.jpg")
+    cache = tmp_path / "cache" if cached else None
+    if cached:
+        load_folder(folder, Decoding(8, cache_dir=cache))
+    with pytest.raises(UserError, match=r"ann/a.jpg is no readable picture.*--data.strict false"):
+        load_folder(folder, Decoding(8, strict=True, cache_dir=cache))
+
+
+def test_nothing_readable(folder):
+    for file in folder.glob("*/*.*"):
+        file.write_text("broken")
+    with pytest.raises(UserError, match=r"none of the 5 pictures in .* is readable"):
+        load_folder(folder, HOW)
+
+
+# Crop and resize
+
+
+def test_official_geometries_are_cropped_to_the_face_and_others_are_not(tmp_path):
+    for name, size, box in (
+        ("celeba.png", (178, 218), (25, 55, 153, 183)),
+        ("lfw.png", (250, 250), (50, 50, 200, 200)),
+        ("own.png", (100, 140), (0, 20, 100, 120)),
+    ):
+        image = Image.new("RGB", size, (255, 0, 0))
+        image.paste((0, 0, 255), box)
+        image.save(tmp_path / name)
+        assert (decode(tmp_path / name, 16, "auto")[2] > 200).all(), name
+        if name != "own.png":
+            assert (decode(tmp_path / name, 16, "none")[0] > 100).any(), name
+    assert (decode(tmp_path / "lfw.png", 16, 150)[2] > 200).all()
+    with pytest.raises(UserError, match=r"own.png is 100 x 140, smaller than the crop of 120"):
+        decode(tmp_path / "own.png", 16, 120)
+    with pytest.raises(UserError, match="crop is 'face'"):
+        Decoding(8, crop="face")
+
+
+def test_reduced_jpeg_decoding_agrees_with_the_whole_picture(tmp_path):
+    grid = np.linspace(0, 6, 218)[:, None] + np.linspace(0, 5, 178)[None]
+    smooth = np.stack([127 + 100 * np.sin(grid + phase) for phase in range(3)], -1).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(smooth).save(tmp_path / "a.png")
+    jpeg, png = (decode(tmp_path / f"a.{e}", 16, "auto").astype(float) for e in ("jpg", "png"))
+    assert abs(jpeg - png).max() < 6
+
+
+def test_camera_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 40, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
+    red = decode(tmp_path / "a.jpg", 8, "none")[0]
+    assert red[:3].min() > 200 and red[5:].max() < 60
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode).save(file)
+    assert decode(file, 8).shape == (3, 8, 8) and decode(file, 8).min() > 250
+
+
+# Cache and memory
+
+
+def test_cache_is_used_until_a_file_or_an_option_changes(folder, tmp_path, monkeypatch):
+    how = Decoding(8, cache_dir=tmp_path / "cache")
+    first = load_folder(folder, how)
+    assert sorted(p.suffix for p in how.cache_dir.iterdir()) == [".bin", ".json"]
+    calls = []
+    original = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *args: calls.append(args) or original(*args))
+    again = load_folder(folder, how)
+    assert not calls and torch.equal(again.images, first.images) and again.file_names == first.file_names
+    load_folder(folder, Decoding(6, cache_dir=how.cache_dir))
+    assert len(calls) == 5
+    picture(folder / "bob" / "b.png", (1, 2, 3))
+    os.utime(folder / "bob" / "b.png", ns=(1, 1))
+    changed = load_folder(folder, how)
+    assert len(calls) == 10 and changed.images[4].float().mean() < 4
+
+
+@pytest.mark.parametrize("ending", [".bin", ".json"])
+def test_a_damaged_cache_is_made_again(folder, tmp_path, ending):
+    how = Decoding(8, cache_dir=tmp_path / "cache")
+    first = load_folder(folder, how)
+    file = next(p for p in how.cache_dir.iterdir() if p.suffix == ending)
+    damage(file)
+    assert torch.equal(load_folder(folder, how).images, first.images)
+    assert not list(how.cache_dir.glob("*.tmp"))
+
+
+def test_an_interrupted_decoding_leaves_no_cache(folder, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "decode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load_folder(folder, Decoding(8, cache_dir=tmp_path / "cache"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_too_large_for_memory_is_mapped_from_disk(folder, tmp_path, monkeypatch, cached):
+    monkeypatch.setattr(decoding.tempfile, "tempdir", str(tmp_path))
+    damage(folder / "ann" / "a.png")
+    plain = load_folder(folder, HOW)
+    how = Decoding(8, max_memory_mb=0, cache_dir=tmp_path / "cache" if cached else None)
+    for _ in range(2):
+        mapped = load_folder(folder, how)
+        assert torch.equal(mapped.images, plain.images) and mapped.images.shape == (4, 3, 8, 8)
+    assert not list(tmp_path.glob("crafter_pl-faces-*"))
+
+
+def test_progress_is_shown_for_many_pictures_only(folder, capsys, monkeypatch):
+    load_folder(folder, HOW)
+    assert "decoding" not in capsys.readouterr().err
+    monkeypatch.setattr(decoding, "_PROGRESS_FROM", 2)
+    load_folder(folder, HOW)
+    assert "decoding" in capsys.readouterr().err
+
+
+def test_decode_all_returns_positions(folder):
+    (folder / "ann" / "a.png").write_text("broken")
+    images, kept = decode_all(folder, ["ann/a.png", "bob/b.png"], HOW)
+    assert kept == [1] and images.shape == (1, 3, 8, 8)
+
+
+# Real pictures
+
+
+@pytest.fixture
+def real():
+    default = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("CRAFTER_DATA") or default)
+    if not (root / "celeba").is_dir():
+        pytest.skip(f"no real pictures in {root}: set CRAFTER_DATA")
+    return root
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "size"), [("celeba", (96, 96)), ("celeba_aligned_sample", (178, 218))])
+def test_real_celeba(real, tmp_path, name, size):
+    source = real / name
+    (tmp_path / "img_align_celeba").mkdir()
+    for file in sorted((source / "img_align_celeba").iterdir())[:150]:
+        (tmp_path / "img_align_celeba" / file.name).symlink_to(file)
+    for labels in source.glob("*.txt"):
+        shutil.copy(labels, tmp_path)
+    assert Image.open(file).size == size
+    faces = load_celeba(tmp_path, Decoding(32))
+    assert len(faces) == 150 and len(faces.attribute_names) == 40
+    smiling = faces.attributes[:, faces.attribute_names.index("Smiling")].float().mean()
+    assert 0.3 < smiling < 0.7
+    mean = faces.images.float().mean((0, 1))
+    assert mean[12:24, 12:20].mean() > mean[:, :3].mean() + 10  # a face in the middle, darker at the border
+
+
+@pytest.mark.data
+def test_real_lfw(real, tmp_path):
+    (tmp_path / "lfw-deepfunneled").mkdir()
+    for person in ("Alvaro_Uribe", "Andre_Agassi", "AJ_Cook"):
+        (tmp_path / "lfw-deepfunneled" / person).symlink_to(real / "lfw" / "lfw-deepfunneled" / person)
+    shutil.copy(real / "lfw" / "lfw_attributes.txt", tmp_path)
+    faces = load_lfw(tmp_path, Decoding(32))
+    assert faces.identity_names == ["Alvaro_Uribe", "Andre_Agassi"]
+    assert len(faces) >= 40 and faces.notes["pictures_without_row"] >= 1
+    assert faces.attribute_names[0] == "Male" and faces.attributes[:, 0].float().mean() > 0.9

@@ -1,0 +1,129 @@
+import hashlib
+
+import pytest
+import torch
+
+from crafter_pl.data.faces import Faces
+from crafter_pl.data.split import PARTS, check_split, make_split, split_hash, write_split_csv
+from crafter_pl.errors import UserError
+
+
+def faces_of(counts, order=None):
+    """Blank faces, `counts[k]` pictures of person k; `order` shuffles the rows."""
+    rows = [(person, picture) for person, count in enumerate(counts) for picture in range(count)]
+    rows = rows if order is None else [rows[k] for k in order]
+    return Faces(
+        images=torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8),
+        attributes=torch.zeros(len(rows), 0, dtype=torch.uint8),
+        identity=torch.tensor([100 + 7 * person for person, _ in rows]),
+        attribute_names=[],
+        identity_names=[f"person{k}" for k in range(len(counts))],
+        file_names=[f"{person}-{picture}.jpg" for person, picture in rows],
+    )
+
+
+SETTINGS = {
+    "private_people": 4,
+    "min_private_images": 5,
+    "test_images": 2,
+    "public_val_fraction": 0.25,
+    "seed": 0,
+}
+COUNTS = [3, 5, 6, 7, 8, 9, 5, 1, 4, 6, 5, 12]
+
+
+def test_parts_share_no_person_and_no_picture():
+    faces = faces_of(COUNTS)
+    splits = make_split(faces, **SETTINGS)
+    assert tuple(splits) == PARTS
+    assert sorted(torch.cat(list(splits.values())).tolist()) == list(range(len(faces)))
+    people = {part: set(faces.identity[rows].tolist()) for part, rows in splits.items()}
+    assert people["private_train"] == people["private_test"] and len(people["private_test"]) == 4
+    assert not people["private_test"] & (people["public_train"] | people["public_val"])
+    assert not people["public_train"] & people["public_val"]
+    assert len(people["public_val"]) == 2 and len(people["public_train"]) == 6
+    for person in people["private_test"]:
+        assert (faces.identity == person).sum() >= 5
+        assert (faces.identity[splits["private_test"]] == person).sum() == 2
+
+
+def test_the_seed_decides_who_is_private():
+    faces = faces_of([6] * 40)
+    chosen = [
+        frozenset(make_split(faces, **SETTINGS | {"seed": s})["private_train"].tolist()) for s in (0, 0, 1, 2)
+    ]
+    assert chosen[0] == chosen[1] and len(set(chosen)) == 3
+
+
+def test_the_split_and_its_hash_do_not_depend_on_the_order_of_rows():
+    plain = faces_of(COUNTS)
+    order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(1)).tolist()
+    shuffled = faces_of(COUNTS, order)
+    one, two = make_split(plain, **SETTINGS), make_split(shuffled, **SETTINGS)
+    for part in PARTS:
+        names = {plain.file_names[row] for row in one[part].tolist()}
+        assert names == {shuffled.file_names[row] for row in two[part].tolist()}
+    assert split_hash(plain, one) == split_hash(shuffled, two)
+    assert split_hash(plain, one) != split_hash(plain, make_split(plain, **SETTINGS | {"seed": 3}))
+
+
+def test_the_hash_is_of_the_csv(tmp_path):
+    faces = faces_of(COUNTS)
+    splits = make_split(faces, **SETTINGS)
+    write_split_csv(tmp_path / "runs" / "split.csv", faces, splits)
+    header, *rows = (tmp_path / "runs" / "split.csv").read_text().splitlines(keepends=True)
+    assert header == "file,person,part\n" and len(rows) == len(faces)
+    assert split_hash(faces, splits) == hashlib.sha256("".join(rows).encode()).hexdigest()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["split.csv"]
+
+
+def test_the_hash_is_the_same_on_every_machine():
+    splits = make_split(faces_of(COUNTS), **SETTINGS)
+    assert (
+        split_hash(faces_of(COUNTS), splits)
+        == "6175818d0ccbd9f8d08ae09e07f0530d09682ede3d5ef689853f555810d3c60b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"private_people": 10}, r"needs 10 private people with at least 5 pictures.*of 12 people 9 qualify"),
+        ({"min_private_images": 13}, r"of 12 people 0 qualify \(most pictures of one person: 12\)\. Lower"),
+        ({"test_images": 5}, r"min_private_images 5 leaves nothing.*5 test pictures"),
+        ({"test_images": 0}, r"test_images 0 must both be at least 1"),
+        ({"public_val_fraction": 1.0}, r"public_val_fraction is 1.0"),
+    ],
+)
+def test_impossible_splits_are_refused_with_the_way_out(change, message):
+    with pytest.raises(UserError, match=message):
+        make_split(faces_of([5] * 8 + [12] + [1] * 3), **SETTINGS | change)
+
+
+def test_at_least_two_public_people_are_left():
+    with pytest.raises(UserError, match="two public people"):
+        make_split(faces_of([6] * 5), **SETTINGS)
+    splits = make_split(faces_of([6] * 6), **SETTINGS)
+    assert len(splits["public_val"]) == len(splits["public_train"]) == 6
+
+
+def test_overlap_is_an_error():
+    faces = faces_of(COUNTS)
+    splits = make_split(faces, **SETTINGS)
+    leaked = int(splits["private_test"][0])
+    with pytest.raises(UserError, match=rf"holds picture {faces.file_names[leaked]} twice"):
+        check_split(faces, splits | {"public_val": torch.cat([splits["public_val"], torch.tensor([leaked])])})
+    moved = splits | {
+        "public_train": torch.cat([splits["public_train"], splits["private_test"][:1]]),
+        "private_test": splits["private_test"][1:],
+    }
+    with pytest.raises(UserError, match=r"1 people in both private and public_train, person\d+ first"):
+        check_split(faces, moved)
+
+
+def test_equal_file_names_are_refused():
+    faces = faces_of(COUNTS)
+    splits = make_split(faces, **SETTINGS)
+    faces.file_names[1] = faces.file_names[0]
+    with pytest.raises(UserError, match=r"two pictures have the name 0-0\.jpg"):
+        split_hash(faces, splits)

@@ -1,0 +1,250 @@
+import json
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from crafter_pl.data import store
+from crafter_pl.errors import UserError
+
+SHAPE = [2, 3, 3]
+
+
+def manifest_of(shards, **changes):
+    return {
+        "format_version": 1,
+        "defense": "crafter",
+        "settings": {"beta": 4.0},
+        "encoder_sha256": "e" * 64,
+        "split_hash": "s" * 64,
+        "split": "private_test",
+        "shape": SHAPE,
+        "dtype": "float32",
+        "count": sum(shards.values()),
+        "seed": 0,
+        "shards": shards,
+        "cost": {"seconds_per_image": 0.5, "peak_memory_mb": 100.0},
+    } | changes
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A store of ten pictures in three shards, written out of order; the features and the folder."""
+    index = torch.tensor([40, 7, 12, 3, 99, 5, 6, 8, 1, 2])
+    features = torch.randn(10, *SHAPE, generator=torch.Generator().manual_seed(0))
+    shards = {}
+    for number, rows in ((2, slice(8, 10)), (0, slice(0, 4)), (1, slice(4, 8))):
+        file = store.write_shard(tmp_path / "store", number, features[rows], index[rows])
+        shards[file.name] = len(index[rows])
+    store.write_manifest(tmp_path / "store", manifest_of(shards))
+    return tmp_path / "store", features, index
+
+
+def change(file, **tensors):
+    save_file(load_file(file) | tensors, file)
+
+
+def rewrite(folder, **changes):
+    file = folder / store.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_round_trip_sorts_by_index(written):
+    folder, features, index = written
+    got, rows, manifest = store.read_store(
+        folder, shape=(2, 3, 3), encoder_sha256="e" * 64, split_hash="s" * 64, split="private_test"
+    )
+    assert rows.tolist() == sorted(index.tolist())
+    assert torch.equal(got, features[index.argsort()]) and got.dtype == torch.float32
+    assert manifest["settings"] == {"beta": 4.0} and manifest["count"] == 10
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["manifest.json", *(f"shard-0000{k}.safetensors" for k in range(3))]  # no temporary file
+
+
+def test_nothing_but_features_and_index_is_in_a_shard(written):
+    folder, _, _ = written
+    assert set(load_file(folder / store.shard_name(0))) == {"features", "index"}
+
+
+def test_iter_shards_streams_in_order(written):
+    folder, features, index = written
+    seen = list(store.iter_shards(folder))
+    assert [name for name, _, _ in seen] == [store.shard_name(k) for k in range(3)]
+    assert torch.equal(torch.cat([i for _, _, i in seen]), index)
+    assert torch.equal(torch.cat([f for _, f, _ in seen]), features)
+
+
+def test_shard_done_is_for_exactly_these_pictures(written):
+    folder, _, index = written
+    assert store.shard_done(folder, 0, index[:4])
+    assert not store.shard_done(folder, 0, index[[1, 0, 2, 3]])
+    assert not store.shard_done(folder, 0, index[:3])
+    assert not store.shard_done(folder, 3, index[:4])
+    file = folder / store.shard_name(0)
+    file.write_bytes(file.read_bytes()[:-10])
+    assert not store.shard_done(folder, 0, index[:4])
+
+
+def test_a_write_that_fails_leaves_the_old_shard(written, monkeypatch):
+    folder, features, index = written
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        store.write_shard(folder, 0, features[:4] * 2, index[:4])
+    assert torch.equal(load_file(folder / store.shard_name(0))["features"], features[:4])
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_two_writers_at_once(tmp_path):
+    def write(number):
+        store.write_shard(
+            tmp_path, number, torch.full((2, *SHAPE), float(number)), torch.tensor([2, 3]) + number * 2
+        )
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    store.write_manifest(tmp_path, manifest_of({store.shard_name(k): 2 for k in range(6)}))
+    assert store.read_store(tmp_path)[0][:, 0, 0, 0].tolist() == [k // 2 for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("features", "index", "message"),
+    [
+        (torch.full((2, 2, 3, 3), float("nan")), torch.tensor([0, 1]), "not finite"),
+        (torch.zeros(2, 2, 3, 3), torch.tensor([1, 1]), "twice"),
+        (torch.zeros(2, 2, 3, 3), torch.tensor([1]), "do not fit"),
+        (torch.zeros(2, 18), torch.tensor([0, 1]), "do not fit"),
+    ],
+)
+def test_bad_batches_are_not_written(tmp_path, features, index, message):
+    with pytest.raises(ValueError, match=message):
+        store.write_shard(tmp_path, 0, features, index)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_manifest_before_all_shards(written):
+    folder, _, _ = written
+    shards = {store.shard_name(k): 2 for k in range(5)}
+    with pytest.raises(UserError, match=r"shard-00003.safetensors is missing.*run predict again"):
+        store.write_manifest(folder, manifest_of(shards))
+    with pytest.raises(ValueError, match="count says 3"):
+        store.write_manifest(folder, manifest_of({store.shard_name(0): 4}, count=3))
+
+
+# Damage: each kind has its message, which names the shard and the way out.
+
+
+def test_missing_store_and_unfinished_store(tmp_path, written):
+    with pytest.raises(UserError, match="no feature store there; make one with predict"):
+        store.read_store(tmp_path / "nowhere")
+    (written[0] / store.MANIFEST).unlink()
+    with pytest.raises(
+        UserError, match=r"manifest.json is missing: the store is not finished; run predict again"
+    ):
+        store.read_store(written[0])
+
+
+def test_missing_shard(written):
+    (written[0] / store.shard_name(1)).unlink()
+    with pytest.raises(UserError, match=r"shard-00001.safetensors is missing; run predict again"):
+        store.read_store(written[0])
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -4])
+def test_truncated_shard(written, keep):
+    file = written[0] / store.shard_name(1)
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(
+        UserError, match=r"shard-00001.safetensors is truncated or damaged .* delete it and run predict"
+    ):
+        store.read_store(written[0])
+
+
+def test_nan(written):
+    folder, features, _ = written
+    features[6, 0, 1, 1] = float("nan")
+    change(folder / store.shard_name(1), features=features[4:8].contiguous())
+    with pytest.raises(UserError, match=r"shard-00001.safetensors: the features of picture 6 are not finite"):
+        store.read_store(folder)
+
+
+def test_duplicate_in_two_shards_and_in_one(written):
+    folder, _, _ = written
+    change(folder / store.shard_name(2), index=torch.tensor([12, 2]))
+    with pytest.raises(
+        UserError, match=r"picture 12 is in the store twice, in shard-00000\S* and shard-00002\S*; delete"
+    ):
+        store.read_store(folder)
+    change(folder / store.shard_name(2), index=torch.tensor([2, 2]))
+    with pytest.raises(UserError, match=r"shard-00002.safetensors: a picture is in this shard twice"):
+        store.read_store(folder)
+
+
+def test_wrong_shape_in_a_shard_and_against_the_encoder(written):
+    folder, _, _ = written
+    with pytest.raises(UserError, match=r"store's shape is \[2, 3, 3\], expected \[4, 3, 3\]"):
+        store.read_store(folder, shape=(4, 3, 3))
+    change(folder / store.shard_name(0), features=torch.zeros(4, 2, 3, 4))
+    with pytest.raises(
+        UserError,
+        match=r"shard-00000.safetensors: features of shape \(2, 3, 4\), the manifest says \(2, 3, 3\)",
+    ):
+        store.read_store(folder)
+
+
+def test_wrong_count_extra_tensor_wrong_type_and_stranger(written):
+    folder, features, index = written
+    file = folder / store.shard_name(0)
+    change(file, features=features[:3].clone(), index=index[:3].clone())
+    with pytest.raises(UserError, match=r"shard-00000.safetensors holds 3 features, the manifest says 4"):
+        store.read_store(folder)
+    change(file, features=features[:4].clone(), index=index[:4].clone(), image=torch.zeros(1))
+    with pytest.raises(
+        UserError, match=r"shard-00000.safetensors holds features, image, index, expected features and"
+    ):
+        store.read_store(folder)
+    save_file({"features": features[:4].double(), "index": index[:4].clone()}, file)
+    with pytest.raises(
+        UserError, match=r"shard-00000.safetensors: expected features float32 .* got torch.float64"
+    ):
+        store.read_store(folder)
+    save_file({"features": features[:4].clone(), "index": index[:4].clone()}, file)
+    store.read_store(folder)
+    store.write_shard(folder, 9, features[:2], index[:2])
+    with pytest.raises(UserError, match=r"shard-00009.safetensors is not in the manifest"):
+        store.read_store(folder)
+
+
+def test_wrong_encoder_split_and_part(written):
+    with pytest.raises(UserError, match=r"encoder_sha256 is eee.*expected fff.*made with another encoder"):
+        store.read_store(written[0], encoder_sha256="f" * 64)
+    with pytest.raises(UserError, match=r"split_hash is sss.*made of another split of the data"):
+        store.read_store(written[0], split_hash="t" * 64)
+    with pytest.raises(
+        UserError, match=r"split is private_test, expected public_val: .*another part of the data"
+    ):
+        store.read_store(written[0], split="public_val")
+
+
+def test_wrong_version_and_broken_manifest(written):
+    folder, _, _ = written
+    rewrite(folder, format_version=2)
+    with pytest.raises(UserError, match=r"format version 2, this crafter_pl reads 1"):
+        store.read_store(folder)
+    rewrite(folder, format_version=1, count=11)
+    with pytest.raises(UserError, match=r"shards hold 10 features together, count says 11"):
+        store.read_store(folder)
+    rewrite(folder, count="ten")
+    with pytest.raises(UserError, match=r"'count' must be int, got 'ten'"):
+        store.read_store(folder)
+    rewrite(folder, count=10, shards={"../shard-00000.safetensors": 10})
+    with pytest.raises(UserError, match="map file names to counts"):
+        store.read_store(folder)
+    (folder / store.MANIFEST).write_text('{"format_version": 1')
+    with pytest.raises(UserError, match="is no JSON"):
+        store.read_store(folder)
