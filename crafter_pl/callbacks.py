@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -19,10 +20,11 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
 
 
@@ -64,29 +66,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(part, target)
 
 
-class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by the stage's own monitor (else the newest) and `last.ckpt`, after each epoch."""
+class BestAndLast(Checkpoint):
+    """`best.ckpt` by the stage's own monitor (without one the newest) and `last.ckpt`, after every epoch.
+
+    Lightning's ModelCheckpoint renews last.ckpt only in epochs that improve on the best.
+    """
 
     def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        self.folder, self.monitor, self.sign = folder, monitor, -1.0 if mode == "min" else 1.0
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, the greater the better."""
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best score so far, also in a moved folder; not without a best.ckpt here."""
-        best = Path(str(self.dirpath), "best.ckpt")
-        if best.is_file():
-            paths = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
-            best_k = {str(best): score for score in state_dict["best_k_models"].values()}
-            last = str(best.with_name("last.ckpt"))
-            super().load_state_dict({**state_dict, **paths, "best_k_models": best_k, "last_model_path": last})
+        """Goes on with the best score so far, unless the run goes on in a folder without its best.ckpt."""
+        if (self.folder / "best.ckpt").is_file():
+            self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves both; a score that is not a number counts as the worst."""
+        better = self.monitor is None
+        if self.monitor is not None and self.monitor in trainer.callback_metrics:
+            score = self.sign * float(trainer.callback_metrics[self.monitor])
+            score = -math.inf if math.isnan(score) else score
+            better = trainer.strategy.broadcast(self.best is None or score > self.best)
+            self.best = score if better else self.best
+        if better:
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A stage that never logs its monitor has no best checkpoint.
+
+        Raises:
+            UserError: names the monitor and what is logged.
+        """
+        if self.monitor is not None and self.best is None:
+            raise UserError(
+                f"{type(pl_module).__name__} is watched by {self.monitor!r}, which it never logged "
+                f"(it logs {', '.join(sorted(trainer.callback_metrics))}): is there a validation pass?"
+            )
 
 
 class EpochSeed(Callback):

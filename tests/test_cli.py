@@ -296,17 +296,25 @@ def test_a_moved_runs_folder_keeps_its_best(conf):
     os.rename("runs", "moved")
     assert fit("tiny", "--ckpt_path", "last", "--runs_dir", "moved") == 0
     assert fit("tiny") == 0
-    key = next(
-        key
-        for key in torch.load("moved/synthetic/tiny/checkpoints/best.ckpt", weights_only=True)["callbacks"]
-    )
-    assert "BestAndLast" in key or "EpochSeed" in key
     for name in ("best", "last"):
         a, b = (
             torch.load(f"{runs}/synthetic/tiny/checkpoints/{name}.ckpt", weights_only=True)
             for runs in ("moved", "runs")
         )
         assert a["epoch"] == b["epoch"]
+
+
+def test_best_and_last(conf, capsys):
+    assert fit("tiny", "--trainer.max_epochs", "3") == 0
+    losses = [float(row["val/loss"]) for row in metrics("synthetic/tiny")]
+    assert losses.index(min(losses)) != 2  # else this test shows nothing
+    best, last = (
+        torch.load(f"runs/synthetic/tiny/checkpoints/{name}.ckpt", weights_only=True)
+        for name in ("best", "last")
+    )
+    assert best["epoch"] == losses.index(min(losses)) and last["epoch"] == 2
+    assert fit("tiny", "--experiment", "blind", "--trainer.limit_val_batches", "0") == 2
+    assert "'val/loss'" in capsys.readouterr().err
 
 
 def test_two_fits_in_one_folder(conf, capsys):

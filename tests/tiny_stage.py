@@ -5,6 +5,7 @@ import signal
 from typing import ClassVar
 
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from crafter_pl.stages.base import Stage
@@ -73,3 +74,14 @@ class Top(Tiny):
         self.save_hyperparameters()
         self.use("tiny", tiny_ckpt, Tiny)
         self.use("other", other_ckpt, Other)
+
+
+class Interrupt(Callback):
+    """Ctrl+C in the second batch of an epoch."""
+
+    def __init__(self, epoch: int = 1) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == 1:
+            raise KeyboardInterrupt

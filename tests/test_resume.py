@@ -1,0 +1,68 @@
+"""Every real stage, tiny: interrupted in an epoch and resumed it ends as if it had never stopped."""
+
+import csv
+
+import pytest
+import torch
+import yaml
+
+from crafter_pl.cli import main
+
+TRAINER = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "num_sanity_val_steps": 0}
+DATA = {
+    "people": 14,
+    "images_per_person": 6,
+    "image_size": 32,
+    "private_people": 4,
+    "min_private_images": 4,
+    "test_images": 1,
+    "batch_size": 8,
+}
+CRAFT = {"steps": 2, "start_steps": 2, "inner_steps": 1, "iterations": 1, "critic_steps": 1}
+STAGES = {
+    "task": {"class_path": "TaskModel"},
+    "prior": {
+        "class_path": "GanPrior",
+        "init_args": {"latent_dim": 8, "width": 4, "critic_width": 4, "n_critic": 2},
+    },
+    "amortizer": {"class_path": "Amortizer", "init_args": {"width": 8}},
+    "oracle": {"class_path": "IdentityOracle", "init_args": {"width": 4, "embedding": 8}},
+    "black_box": {"class_path": "BlackBox", "init_args": {"width": 8}},
+    "crafter": {"class_path": "Crafter", "init_args": {"critic_width": 4, "craft": CRAFT, "replay": 16}},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Configs of all stages, and task, prior and amortizer trained upstream."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("resume")
+        patch.chdir(folder)
+        (folder / "configs").mkdir()
+        for name, model in STAGES.items():
+            config = {"model": model, "data": DATA, "trainer": TRAINER}
+            (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        assert main(["fit", "--config", "configs/crafter.yaml"]) == 0
+        yield folder
+
+
+def state(run):
+    content = torch.load(f"runs/synthetic/{run}/checkpoints/last.ckpt", weights_only=True)
+    with open(f"runs/synthetic/{run}/metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    return content["state_dict"], rows
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_resumed_equals_straight(stage, place, monkeypatch):
+    monkeypatch.chdir(place)
+    fit = ["fit", "--config", f"configs/{stage}.yaml"]
+    if stage in ("oracle", "black_box"):  # the others were trained upstream
+        assert main(fit) == 0
+    stopped = [*fit, "--name", "stopped_" + stage]
+    assert main([*stopped, "--trainer.callbacks+=tiny_stage.Interrupt"]) == 130
+    assert main([*stopped, "--ckpt_path", "last"]) == 0
+    straight, resumed = state(stage), state("stopped_" + stage)
+    for key, value in straight[0].items():
+        assert torch.equal(value, resumed[0][key]), key
+    assert straight[1] == resumed[1] and len(straight[1]) == 3
