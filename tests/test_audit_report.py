@@ -86,7 +86,7 @@ def fake_gallery(report: dict[str, Any], people: int = 6, size: int = 32) -> Gal
     columns = []
     for attack in ATTACKS:
         for i, entry in enumerate(report["defenses"]):
-            images = torch.nn.functional.avg_pool2d(originals, 2**i) if i else originals * 0.9
+            images = torch.nn.functional.avg_pool2d(originals, 2 ** min(i, 3)) if i else originals * 0.9
             images = torch.nn.functional.interpolate(images, size=(size, size))
             columns.append(Column(attack, title(entry), images, [(i + j) % 3 == 0 for j in range(people)]))
     return Gallery(originals, columns)
@@ -225,6 +225,21 @@ def test_the_curve_is_called_monotone_only_if_it_is() -> None:
         and "worst case never falls" in bent["sentence"]
     )
     assert curves(fake_report(((1, 0.9, 0.3),))) == []
+
+
+def test_families_of_settings_have_a_curve_each(tmp_path: Path) -> None:
+    report = fake_report()
+    for beta, auc, rate in ((0.5, 0.87, 0.1), (1.0, 0.89, 0.26)):
+        entry = fake_entry("crafter", beta, auc, rate)
+        entry |= {
+            "family": "crafter (critic per_batch)",
+            "label": f"crafter (beta {beta:g}, critic per_batch)",
+        }
+        report["defenses"].append(entry)
+    families = [curve["family"] for curve in curves(report)]
+    assert families == ["crafter", "crafter (critic per_batch)"]
+    write_report(tmp_path, report, fake_gallery(report))
+    assert "critic per batch" in (tmp_path / "report.html").read_text()
 
 
 def test_weak_rulers_and_weak_attacks_are_named() -> None:

@@ -99,6 +99,9 @@ def reconstruct(
 
 def remove_unused(folder: Path, used: set[Path]) -> None:
     """Delete reconstructions that the finished report is not made of: they are private pictures, too."""
-    for path in folder.glob("*.safetensors"):
+    for path in [
+        *folder.glob("*.safetensors"),
+        *folder.glob(".*.tmp"),
+    ]:  # .tmp: left by a run that was killed
         if path not in used:
             path.unlink()

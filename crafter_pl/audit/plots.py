@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,6 +27,7 @@ COLOURS = (
     "#F0E442",
 )
 WORST = "#B22222"
+LINES = ("-", "-", "--", "-.", ":")  # the unprotected point has none; then one a family of settings
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -85,7 +88,7 @@ def _series(
             mfc="white" if family == "none" else style["color"],
             capsize=2,
             elinewidth=0.8,
-            linestyle=("-", "-", "--", "-.", ":")[number % 5],
+            linestyle=LINES[number % len(LINES)],
             **style,
         )
 
@@ -115,9 +118,8 @@ def tradeoff(report: Report) -> bytes:
     axes.axhline(
         report["data"]["chance"], color="0.45", linewidth=1, linestyle="--", label="chance of one guess"
     )
-    families = {entry["family"] for entry in entries[1:]}
     for entry, rate in zip(entries, worst, strict=True):
-        name = title(entry) if entry["beta"] is None or len(families) > 1 else f"β {entry['beta']:g}"
+        name = title(entry) if entry["beta"] is None else f"β {entry['beta']:g}"
         place = (entry["utility"]["mean_auc"]["value"], rate["value"])
         axes.annotate(name, place, (-7, 5), textcoords="offset points", ha="right", fontsize=9, color="0.2")
     axes.margins(x=0.08)
@@ -130,7 +132,18 @@ def tradeoff(report: Report) -> bytes:
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: "chance" in labels[i])
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    families = list(dict.fromkeys(entry["family"] for entry in entries))
+    for number, family in enumerate(families[1:] if len(families) > 2 else [], 1):
+        handles.append(Line2D([], [], color="0.2", linestyle=LINES[number % len(LINES)]))
+        labels.append(family.replace("_", " "))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=2 if len(families) > 2 else 3,
+        fontsize=9,
+        frameon=False,
+    )
     return _save(figure)
 
 
@@ -166,7 +179,8 @@ def reconstructions(gallery: Gallery) -> bytes:
     step = gallery.originals.shape[-1] * max(1, 72 // gallery.originals.shape[-1]) + 4
     captions = ["original"]
     for column in gallery.columns:
-        captions.append(f"{column.attack.replace('_', ' ')}\n{column.features.replace(' (', chr(10) + '(')}")
+        words = [column.attack, *column.features.rstrip(")").replace(" (", ", ").split(", ")]
+        captions.append("\n".join(textwrap.fill(word.replace("_", " "), 13) for word in words))
     head = 10 + 12 * max(caption.count("\n") + 1 for caption in captions)
     figure = Figure(figsize=(width / 100, (height + head) / 100), dpi=100)
     FigureCanvasAgg(figure)
