@@ -110,9 +110,11 @@ class BestAndLast(Checkpoint):
             )
 
 
-class EpochSeed(Callback):
-    """Makes every random draw of an epoch a function of (seed, epoch, process): resuming equals not stopping.
+class EpochStart(Callback):
+    """Begins every epoch alike, so that resuming equals not stopping.
 
+    All modules are in train mode (frozen ones: `EvalOnly`), whatever a stage tried out while it was built, and
+    every random draw is a function of (seed, epoch, process).
     Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a
     number, before `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint.
     Processes draw different numbers (Lightning alone gives all the same).
@@ -130,7 +132,8 @@ class EpochSeed(Callback):
         self.seed = state_dict["seed"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seeds what the stage draws at the start of the epoch."""
+        """Sets train mode, and seeds what the stage draws at the start of the epoch."""
+        pl_module.train()
         self._seed(trainer, 0)
 
     def on_train_batch_start(

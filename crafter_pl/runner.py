@@ -321,7 +321,7 @@ class StageCLI(LightningCLI):
         more: list[Any] = []
         if keep:
             more = [
-                cb.EpochSeed(torch.initial_seed() if seed is False else seed),
+                cb.EpochStart(torch.initial_seed() if seed is False else seed),
                 cb.Summary(folder / "summary.json"),
                 cb.MetricsCSV(folder / "metrics.csv"),
                 cb.BestAndLast(folder / "checkpoints", self.stage.monitor, self.stage.mode),
