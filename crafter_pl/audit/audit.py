@@ -1,6 +1,5 @@
 """The audit: attack every set of features, let the oracles judge, measure the utility, write the report."""
 
-import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from crafter_pl import __version__
 from crafter_pl.attacks.base import Attack
@@ -19,9 +17,9 @@ from crafter_pl.audit.bootstrap import Figure, IdentityBootstrap, figure, row_me
 from crafter_pl.audit.cache import cache_key, load_done, reconstruct, remove_unused
 from crafter_pl.audit.inputs import SPLIT, Entry
 from crafter_pl.audit.panel import Judgement, Panel
-from crafter_pl.audit.plots import Column, Gallery, mosaic
-from crafter_pl.audit.report import complete, text, write_report
-from crafter_pl.audit.verdict import Report, title
+from crafter_pl.audit.plots import Column, Gallery
+from crafter_pl.audit.report import text, to_tensorboard, write_report
+from crafter_pl.audit.verdict import title
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
@@ -153,7 +151,7 @@ def audit(
         },
     }
     page = write_report(folder, report, gallery)
-    _to_tensorboard(folder, complete(report), gallery)
+    to_tensorboard(folder, report, gallery)
     remove_unused(cache, used)
     print(f"\n{text(report)}\n\nreport: {page}", flush=True)
     return page
@@ -289,19 +287,3 @@ def _describe_oracles(panel: Panel, paths: list[str], boot: IdentityBootstrap) -
             }
         )
     return found
-
-
-def _to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
-    """Scalars and the grid, in place of those of an earlier audit in the same folder."""
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(log_dir=str(folder)) as writer:
-        for entry in report["defenses"]:
-            writer.add_scalar(f"mean_auc/{entry['label']}", entry["utility"]["mean_auc"]["value"])
-            writer.add_scalar(f"worst_case/{entry['label']}", entry["worst_case"]["eval_acc"]["value"])
-            for name, result in entry["attacks"].items():
-                for key in ("eval_acc", "identity_similarity", "ssim"):
-                    writer.add_scalar(f"{name}_{key}/{entry['label']}", result[key]["value"])
-        writer.add_image("reconstructions", mosaic(gallery), dataformats="HWC")
-        writer.add_text("verdict", report["verdict"])
-        writer.add_text("settings", f"```\n{json.dumps(report['settings'], indent=1)}\n```")

@@ -108,6 +108,24 @@ def rebuild(folder: str) -> Path:
     return write_report(out, report, gallery)
 
 
+def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
+    """Scalars and the grid, in place of those of an earlier audit in the same folder."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(log_dir=str(folder)) as writer:
+        for entry in report["defenses"]:
+            writer.add_scalar(f"mean_auc/{entry['label']}", entry["utility"]["mean_auc"]["value"])
+            writer.add_scalar(f"worst_case/{entry['label']}", entry["worst_case"]["eval_acc"]["value"])
+            for name, result in entry["attacks"].items():
+                for key in ("eval_acc", "identity_similarity", "ssim"):
+                    writer.add_scalar(f"{name}_{key}/{entry['label']}", result[key]["value"])
+        writer.add_image("reconstructions", plots.mosaic(gallery), dataformats="HWC")
+        writer.add_text("verdict", verdict(report))
+        writer.add_text("settings", f"```\n{json.dumps(report['settings'], indent=1)}\n```")
+
+
 def _cells(name: str, figure: dict[str, Any]) -> dict[str, Any]:
     return {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
 
