@@ -1,4 +1,4 @@
-"""What every run keeps beside its weights: seeds, metrics.csv, summary.json, its config, a progress line."""
+"""What every run does and keeps: seeds, checkpoints, metrics.csv, summary.json, its config."""
 
 import csv
 import hashlib
@@ -22,7 +22,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
@@ -42,7 +41,8 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """Logged figures as plain numbers, by name."""
     return {name: float(value) for name, value in sorted(metrics.items())}
 
 
@@ -113,8 +113,9 @@ class BestAndLast(Checkpoint):
 class EpochStart(Callback):
     """Begins every epoch alike, so that resuming equals not stopping.
 
-    All modules are in train mode (frozen ones: `EvalOnly`), whatever a stage tried out while it was built, and
-    every random draw is a function of (seed, epoch, process).
+    All modules are in train mode (but `EvalOnly`), whatever a stage tried out while it was built, and every
+    random draw is a function of (seed, epoch, process).
+
     Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a
     number, before `on_train_epoch_start`, an uninterrupted one after it. The seed travels in the checkpoint.
     Processes draw different numbers (Lightning alone gives all the same).
@@ -176,7 +177,7 @@ class MetricsCSV(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the epoch's row."""
         seconds = round(time.perf_counter() - self.started, 3)
-        row = {"epoch": trainer.current_epoch, "seconds": seconds, **_scalars(trainer.callback_metrics)}
+        row = {"epoch": trainer.current_epoch, "seconds": seconds, **scalars(trainer.callback_metrics)}
         if not trainer.is_global_zero:
             return
         self.rows.append(row)
@@ -218,7 +219,7 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the summary; a stage adds figures of its own by the attribute `final_metrics` (a dict)."""
         best = self.path.parent / "checkpoints" / "best.ckpt"
-        metrics = _scalars({**trainer.callback_metrics, **getattr(pl_module, "final_metrics", {})})
+        metrics = scalars({**trainer.callback_metrics, **getattr(pl_module, "final_metrics", {})})
         if not trainer.is_global_zero or not best.is_file():
             return
         summary = {
@@ -273,56 +274,3 @@ class SaveConfig(SaveConfigCallback):
 
 def _without_ckpt_path(text: str) -> str:
     return re.sub(r"^ckpt_path:.*$", "", text, flags=re.MULTILINE)
-
-
-class Board(TensorBoardLogger):
-    """TensorBoard events straight in the run's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), name="", version="", default_hp_metric=False)
-
-    def save(self) -> None:
-        """Writes no hparams.yaml: `<verb>.yaml` beside it holds every setting."""
-
-
-class LineProgress(Callback):
-    """One plain line at most every `interval` seconds, for logs and pipes, where a moving bar is noise."""
-
-    def __init__(self, name: str, interval: float = 10.0) -> None:
-        self.name, self.interval = name, interval
-        self.started = self.printed = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        """Reports within a long epoch."""
-        self._say(trainer, f"{self._epoch(trainer)} batch {batch_idx + 1}/{trainer.num_training_batches}")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports an epoch; the last one always."""
-        values = " ".join(f"{name} {value:.4g}" for name, value in _scalars(trainer.callback_metrics).items())
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        self._say(trainer, f"{self._epoch(trainer)} {values}", always=last)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Reports the batches done and the time left."""
-        done, total = batch_idx + 1, int(sum(trainer.num_predict_batches))
-        left = (time.perf_counter() - self.started) / done * (total - done)
-        self._say(trainer, f"batch {done}/{total}, {left:.0f} s left", always=done == total)
-
-    def _epoch(self, trainer: Trainer) -> str:
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-
-    def _say(self, trainer: Trainer, text: str, always: bool = False) -> None:
-        now = time.perf_counter()
-        if trainer.is_global_zero and (always or now - self.printed >= self.interval):
-            self.printed = now
-            print(f"{self.name} {now - self.started:.0f} s: {text}", flush=True)

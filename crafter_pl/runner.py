@@ -1,6 +1,7 @@
 """Lightning's command line, fitted to stages: run folders, upstream stages, the trainer's callbacks."""
 
 import importlib
+import json
 import os
 import pkgutil
 import sys
@@ -22,6 +23,7 @@ from crafter_pl.cli import VERBS
 from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
+from crafter_pl.progress import Board, LineProgress
 from crafter_pl.stages.base import Stage, load_stage
 
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
@@ -32,6 +34,9 @@ OURS = {
     "model_registry",
     "barebones",
 }
+
+
+Loaded = dict[str, FacesDataModule]
 
 
 @dataclass
@@ -59,6 +64,7 @@ def run(args: list[str]) -> None:
     """Runs fit, validate, test or predict; `fit` trains missing upstream stages first."""
     import_stages()
     cli = StageCLI(args)
+    loaded: Loaded = {}
     if args[0] == "fit":
         cli.checkpoint()  # a refusal comes before upstream stages are trained
         todo = [] if cli.finished() else list(cli.missing_upstream({}).values())
@@ -67,8 +73,8 @@ def run(args: list[str]) -> None:
             raise UserError("\n  ".join([head, *map(command, todo)]))
         for number, job in enumerate(todo, 1):
             _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
-            StageCLI(job).go()
-    cli.go()
+            StageCLI(job).go(loaded)
+    cli.go(loaded)
 
 
 def import_stages() -> None:
@@ -260,14 +266,15 @@ class StageCLI(LightningCLI):
         resume.check_resume(path, self._settings())
         return path
 
-    def go(self) -> None:
-        """Builds everything and runs the verb."""
+    def go(self, loaded: Loaded) -> None:
+        """Builds everything and runs the verb; data that upstream stages have loaded are not loaded again."""
         with resume.lock(self.run_dir) if self.verb == "fit" else nullcontext():
             checkpoint = self.checkpoint()
             if self.finished():
                 return
             self._set_seed()  # again: what was parsed or trained since then has drawn numbers
             self._build(checkpoint)
+            self.datamodule = self._share(loaded)
             if self.verb == "fit":
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
                 self.finished()
@@ -276,6 +283,16 @@ class StageCLI(LightningCLI):
                 self.trainer.predict(self.model, self.datamodule, return_predictions=False)
             else:
                 getattr(self.trainer, self.verb)(self.model, self.datamodule)
+
+    def _share(self, loaded: Loaded) -> FacesDataModule:
+        """The data module of an earlier stage of this command if it differs in nothing but batches."""
+        batches = ("batch_size", "predict_batch_size", "predict_split")
+        settings = self._settings()["data"]
+        key = json.dumps({name: value for name, value in settings.items() if name not in batches})
+        data = loaded.setdefault(key, self.datamodule)
+        for name in batches:
+            setattr(data, name, settings[name])
+        return data
 
     def _enough_batches(self) -> None:
         """Refuses more processes than batches: Lightning would stop in the processes that get none."""
@@ -329,8 +346,8 @@ class StageCLI(LightningCLI):
         bar = given.enable_progress_bar is not False
         if bar:
             tty = sys.stderr.isatty()
-            more.insert(0, TQDMProgressBar(10) if tty else cb.LineProgress(f"{self.verb} {self.name}"))
-        logger = cb.Board(folder) if self.verb != "predict" else False
+            more.insert(0, TQDMProgressBar(10) if tty else LineProgress(f"{self.verb} {self.name}"))
+        logger = Board(folder) if self.verb != "predict" else False
         return {
             "default_root_dir": str(folder),
             "logger": logger if given.logger is None else init.logger,

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from crafter_pl.cli import main
+from crafter_pl.data.datamodule import FacesDataModule
 
 TRAINER = {
     "accelerator": "cpu",
@@ -239,6 +240,15 @@ def test_upstream_stages_are_trained_once_in_order(conf, capsys):
     torch.save({**content, "epoch": 99}, best)
     assert main(["test", "--config", "configs/top.yaml", "--experiment", "e", "--data.people", "15"]) == 2
     assert "mismatch" in capsys.readouterr().err
+
+
+def test_upstream_stages_share_loaded_data(conf, monkeypatch):
+    loads, load = [], FacesDataModule._load
+    monkeypatch.setattr(FacesDataModule, "_load", lambda self: loads.append(self.people) or load(self))
+    text = (conf / "other.yaml").read_text()
+    (conf / "other.yaml").write_text(text.replace("data: _data.yaml", f"data: {DATA | {'batch_size': 4}}"))
+    assert fit("top", "--trainer.max_epochs", "1") == 0
+    assert loads == [14]
 
 
 def test_interrupted_upstream_stage_goes_on(conf, monkeypatch, capsys):
