@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.nets import fold_batchnorm
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.prior import GanPrior
@@ -61,19 +61,20 @@ class WhiteBoxAttack(Attack):
         """Loads encoder, generator and amortizer."""
         paths = {stage: str(path) for stage, path in self.checkpoints.items()}
         self.device = device
-        self.task = load_stage(paths["task"], TaskModel).to(device)
-        self.prior = load_stage(paths["prior"], GanPrior).to(device)
+        task, prior = load_stage(paths["task"], TaskModel), load_stage(paths["prior"], GanPrior)
+        self.encoder = fold_batchnorm(task.net.encoder_module()).to(device)
+        self.generator = fold_batchnorm(prior.generator).to(device)
+        self.latent_dim = prior.latent_dim
         self.amortizer = load_stage(paths["amortizer"], Amortizer).to(device) if self.amortized else None
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
-        return self.task.edge(self.prior.generator(z))
+        return self.encoder(self.generator(z))
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
         parts = []
-        chunks = range(0, len(features), self.batch_size)
-        for offset in tqdm(chunks, desc=f"{self.name}: inverting", unit="batch", leave=False):
+        for offset in range(0, len(features), self.batch_size):
             part = features[offset : offset + self.batch_size].to(self.device)
             index = torch.arange(offset, offset + len(part), device=self.device)
             parts.append(self._invert(part, index).cpu())
@@ -86,7 +87,7 @@ class WhiteBoxAttack(Attack):
                 with torch.no_grad():
                     z0 = self.amortizer(features)
             else:
-                z0 = keyed_normal(self.seed, index, self.prior.latent_dim, stream=restart)
+                z0 = keyed_normal(self.seed, index, self.latent_dim, stream=restart)
             result = invert(
                 self.render,
                 features,
@@ -104,7 +105,7 @@ class WhiteBoxAttack(Attack):
                 best_loss = torch.where(better, result.loss, best_loss)
         assert best_z is not None, "restarts is at least 1"
         with torch.no_grad():
-            return self.prior.generator(best_z)
+            return self.generator(best_z)
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""

@@ -61,6 +61,17 @@ def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
         raise UserError(f"weights {weights!r} do not fit torchvision's {arch}: {error}") from error
 
 
+class _Edge(nn.Module):
+    def __init__(self, edge: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.edge = edge
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.edge((images - self.mean) / self.std)
+
+
 class SplitClassifier(nn.Module):
     """A multi-label face classifier cut into an edge encoder and a cloud classifier.
 
@@ -89,6 +100,10 @@ class SplitClassifier(nn.Module):
         # ImageNet's statistics: the pretrained trunks expect them, and from scratch they do no harm.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def encoder_module(self) -> nn.Module:
+        """The edge part alone as a module, normalisation included."""
+        return _Edge(self.edge, self.mean, self.std)
 
     def encode(self, images: Tensor) -> Tensor:
         """Edge part: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""

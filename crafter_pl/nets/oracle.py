@@ -35,21 +35,32 @@ class _Block(nn.Module):
         return (self.main(x) + self.skip(x)).relu()
 
 
-def _resnet(channels: int, width: int) -> nn.Sequential:
+def _resnet(channels: int, width: int, image_size: int) -> nn.Sequential:
     widths = [width, 2 * width, 4 * width, 8 * width]
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    # From 64 pixels on the first convolution halves the picture, and one block stage fewer does.
+    stride = 2 if image_size >= 64 else 1
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 5, stride, 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
     cin = width
     for stage, cout in enumerate(widths):
-        layers += [_Block(cin, cout, 2), *([_Block(cout, cout, 1)] if stage else [])]
+        halve = stage > 0 or stride == 1
+        layers += [_Block(cin, cout, 2 if halve else 1), *([_Block(cout, cout, 1)] if stage else [])]
         cin = cout
     return nn.Sequential(*layers)
 
 
-def _plain(channels: int, width: int) -> nn.Sequential:
+def _plain(channels: int, width: int, image_size: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     cin = channels
-    for cout in (width, 2 * width, 4 * width, 8 * width):
-        layers += [nn.Conv2d(cin, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout), nn.PReLU(cout), nn.MaxPool2d(2)]
+    for depth, cout in enumerate((width, 2 * width, 4 * width, 8 * width)):
+        if depth == 0 and image_size >= 64:
+            layers += [nn.Conv2d(cin, cout, 4, 2, 1, bias=False)]
+        else:
+            layers += [nn.Conv2d(cin, cout, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(cout), nn.PReLU(cout)]
         cin = cout
     layers += [nn.Conv2d(cin, cin, 3, 1, 1, bias=False), nn.BatchNorm2d(cin), nn.PReLU(cin)]
     return nn.Sequential(*layers)
@@ -122,7 +133,7 @@ class OracleNet(nn.Module):
             self.trunk: nn.Module = _FaceNet(weights)
             embedding = 512
         elif backbone in ("resnet", "plain"):
-            trunk = (_resnet if backbone == "resnet" else _plain)(channels, width)
+            trunk = _resnet(channels, width, image_size) if backbone == "resnet" else _plain(channels, width, image_size)
             side = image_size
             for _ in range(4):
                 side = (side + 1) // 2 if backbone == "resnet" else side // 2

@@ -60,7 +60,7 @@ class IdentityOracle(Stage):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.train_split = "private_train+public" if public_people else "private_train"  # type: ignore[misc]
+        self.train_split = "oracle" if public_people else "private_train"  # type: ignore[misc]
         if identities:
             self._build(None)
 

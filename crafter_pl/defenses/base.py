@@ -1,0 +1,119 @@
+"""The one interface of defences: pictures in, the features that leave the edge out, and their feature store."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.data.store import shard_done, write_manifest, write_shard
+from crafter_pl.errors import UserError
+from crafter_pl.stages.base import Stage
+from crafter_pl.stages.task import TaskModel
+
+FORMAT_VERSION = 1
+
+
+class Defense(Stage):
+    """A stage whose `predict` protects a split of the data and writes the feature store (DESIGN, "A defence").
+
+    A subclass implements `protect` and `protection` (its settings in force), and holds the task model upstream.
+    """
+
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] with stable indices ``(N,)`` -> features ``(N, C, h, w)`` that may leave the edge."""
+        raise TypeError(f"{type(self).__name__} does not implement protect")
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force, for the manifest."""
+        raise TypeError(f"{type(self).__name__} does not implement protection")
+
+    @property
+    def task(self) -> TaskModel:
+        """The frozen task model."""
+        stage = self.upstream["task"]
+        assert isinstance(stage, TaskModel)
+        return stage
+
+    def store_folder(self) -> Path:
+        """Where the feature store goes: ``--protect.out``, or ``features/<split>-<name>`` in the run's folder."""
+        out = self.protect_options.get("out")
+        if out:
+            return Path(out)
+        if self.run_dir is None:
+            raise UserError("where should the feature store go? give --protect.out FOLDER")
+        name = self.protect_options.get("name") or self.store_name()
+        return self.run_dir / "features" / f"{self.trainer.datamodule.predict_split}-{name}"  # type: ignore[attr-defined]
+
+    def store_name(self) -> str:
+        """Default name of a set of features with the settings in force."""
+        return self.stage_name
+
+    def on_predict_start(self) -> None:
+        """Looks at the store that is there already: a store of other settings is refused."""
+        self._folder = self.store_folder()
+        self._timed, self._seconds = 0, 0.0
+        self._plan = self._manifest()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        claim = self._folder / "settings.sha256"
+        mine = self._fingerprint()
+        if self.trainer.is_global_zero:
+            if claim.is_file() and claim.read_text().strip() != mine:
+                raise UserError(
+                    f"{self._folder} holds features of other settings or checkpoints; choose another --protect.out, "
+                    "or delete the folder"
+                )
+            claim.write_text(mine + "\n")
+
+    def _fingerprint(self) -> str:
+        import hashlib
+        import json
+
+        keys = {**self._plan, "upstream": sorted(digest for _, digest in self.upstream_files.values())}
+        return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+    def _manifest(self) -> dict[str, Any]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "format_version": FORMAT_VERSION,
+            "defense": self.stage_name,
+            "settings": self.protection(),
+            "encoder_sha256": self.upstream_files["task"][1],
+            "split_hash": data.split_hash,
+            "split": data.predict_split,
+            "shape": list(self.task.feature_shape),
+            "dtype": "float32",
+            "seed": int(self.protection().get("seed", 0)),
+        }
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Protects one batch and writes its shard, unless that shard is there already."""
+        number, index = int(batch["batch"]), batch["index"]
+        if shard_done(self._folder, number, index.cpu()):
+            return
+        began = time.perf_counter()
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.protect(batch["image"], index)
+        self._seconds += time.perf_counter() - began
+        self._timed += len(index)
+        write_shard(self._folder, number, features.detach().float().cpu(), index.cpu())
+
+    def on_predict_end(self) -> None:
+        """Waits for all processes; the first one writes the manifest, which makes the store complete."""
+        self.trainer.strategy.barrier("crafted")
+        if not self.trainer.is_global_zero:
+            return
+        loader = self.trainer.datamodule.predict_dataloader()  # type: ignore[attr-defined]
+        sizes = [len(loader.dataset.index_of(number)) for number in range(len(loader.dataset))]
+        cost: dict[str, float | None] = {
+            "seconds_per_image": self._seconds / self._timed if self._timed else None,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        shards = {f"shard-{number:05d}.safetensors": size for number, size in enumerate(sizes)}
+        write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})
+        (self._folder / "settings.sha256").unlink(missing_ok=True)
+        print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)

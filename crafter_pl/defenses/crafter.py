@@ -1,0 +1,214 @@
+"""Crafter (NDSS 2024) with a steering critic that is learned once, so that a single picture can be crafted at the edge."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.crafting.craft import CraftNets, CraftSettings, CraftState, craft, craft_step, craft_z, critic_step, start_crafting
+from crafter_pl.crafting.noise import keyed_bits, keyed_normal
+from crafter_pl.defenses.base import Defense
+from crafter_pl.errors import UserError
+from crafter_pl.nets import Critic, fold_batchnorm
+from crafter_pl.stages.amortizer import Amortizer
+from crafter_pl.stages.prior import GanPrior
+from crafter_pl.stages.task import TaskModel
+
+CRITICS = ("fixed", "per_batch")
+_SAMPLES, _MIX = 1, 2  # streams of keyed noise: prior samples, and the critic's places between real and fake
+
+
+class Crafter(Defense):
+    """Crafts features whose inversion looks like a random face of the public prior (Algorithm 1).
+
+    `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being crafted and
+    prior samples, over whole crafting trajectories of public faces and over all values of ``betas`` at once. `predict`
+    crafts a split with that critic ``fixed`` (a picture's result depends on that picture alone), or lets a copy of it go on
+    adapting to each batch as in the paper (``per_batch``).
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        prior_ckpt: the prior; null finds the experiment's own.
+        amortizer_ckpt: the inversion's start; null finds the experiment's own.
+        craft: settings of Algorithm 1.
+        betas: values of beta met in training; each face draws one. The settings' own beta is the default of `predict`.
+        method: ``crafter``, or ``crafter_z`` (moves the latent, emits ``Enc(G(z))``).
+        critic: what `predict` does with the critic: ``fixed`` or ``per_batch``.
+        critic_width: the critic's first width (paper: 64).
+        replay: how many earlier reconstructions (as latents) the critic's training remembers.
+        seed: of the keyed noise in `predict`.
+    """
+
+    stage_name = "crafter"
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        prior_ckpt: str | None = None,
+        amortizer_ckpt: str | None = None,
+        craft: CraftSettings = CraftSettings(),  # noqa: B008 (frozen)
+        betas: list[float] = [0.25, 0.5, 1.0, 2.0, 4.0],  # noqa: B006 (read by jsonargparse, never changed)
+        method: str = "crafter",
+        critic: str = "fixed",
+        critic_width: int = 32,
+        replay: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
+        self.save_hyperparameters(ignore=["craft"])
+        self.hparams["craft"] = asdict(craft)
+        if method not in ("crafter", "crafter_z") or critic not in CRITICS:
+            raise UserError(f"method {method!r} must be crafter or crafter_z, critic {critic!r} one of {', '.join(CRITICS)}")
+        self.automatic_optimization = False
+        self.craft_settings = craft
+        self.use("task", task_ckpt, TaskModel)
+        self.prior = self.use("prior", prior_ckpt, GanPrior)
+        self.use("amortizer", amortizer_ckpt, Amortizer)
+        self.critic = Critic(self.prior.hparams["image_size"], critic_width)
+        self._nets: tuple[torch.device, CraftNets] | None = None
+        self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
+        self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 (as nn.Module's)
+        """Keeps upstream stages out of this module's own parameters."""
+        if isinstance(value, GanPrior):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def nets(self) -> CraftNets:
+        """The frozen nets, batch norms folded, on this device."""
+        if self._nets is None or self._nets[0] != self.device:
+            encoder = fold_batchnorm(self.task.net.encoder_module()).to(self.device)
+            generator = fold_batchnorm(self.prior.generator).to(self.device)
+            self._nets = (self.device, CraftNets(encoder, generator, self.upstream["amortizer"]))
+        return self._nets[1]
+
+    def on_fit_start(self) -> None:
+        """The critic is fitted by one process: its many updates in a step are not what DDP synchronises."""
+        if self.trainer.world_size > 1:
+            raise UserError("fit Crafter's critic with one process (--trainer.devices 1); predict runs on several")
+
+    # ---- fit: the steering critic ------------------------------------------------------------------------------------
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam as in the paper."""
+        return torch.optim.Adam(self.critic.parameters(), lr=self.craft_settings.critic_lr, betas=(0.5, 0.999))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Crafts one batch of public faces from start to end; the critic learns after every outer step."""
+        settings = self.craft_settings
+        optimizer = self.optimizers()
+        values = torch.tensor(self.hparams["betas"], device=self.device)
+        with torch.no_grad():
+            features = self.task.edge(batch["image"])
+        beta = values[torch.randint(len(values), (len(features),), device=self.device)]
+        state = start_crafting(self.nets, features, settings, beta)
+        for _ in range(settings.steps):
+            state = craft_step(self.nets, self.critic, state, settings)
+            self._remember(state.z)
+            for _ in range(settings.critic_steps):
+                emd = self._critic_step(optimizer, state.z)
+        means = {f"train/{key}": value.mean() for key, value in state.info.items()}
+        self.log_dict({**means, "train/emd": emd}, batch_size=len(features))
+        self.log("emd", emd, prog_bar=True, logger=False)
+
+    def _remember(self, z: Tensor) -> None:
+        """Puts latents into the replay memory, the oldest first out."""
+        if not len(self.memory):
+            return
+        start = int(self.remembered) % len(self.memory)
+        places = torch.arange(start, start + len(z), device=z.device) % len(self.memory)
+        self.memory[places] = z
+        self.remembered += len(z)
+
+    def _critic_step(self, optimizer: Any, z: Tensor) -> Tensor:  # noqa: ANN401 (LightningOptimizer)
+        """One update on current and remembered reconstructions, half and half, against fresh prior samples."""
+        settings, half = self.craft_settings, max(len(z) // 2, 1)
+        parts = [z[torch.randperm(len(z), device=z.device)[:half]]]
+        known = min(int(self.remembered), len(self.memory))
+        if known:
+            parts.append(self.memory[torch.randint(known, (half,), device=z.device)])
+        with torch.no_grad():
+            fake = self.prior.generator(torch.cat(parts))
+            real = self.prior.generator(torch.randn(len(fake), self.prior.latent_dim, device=z.device))
+        mix = torch.rand(len(fake), 1, 1, 1, device=z.device)
+        return critic_step(self.critic, optimizer, fake, real, mix, settings.penalty)
+
+    def on_validation_epoch_end(self) -> None:
+        """Crafts a fixed set of held-out public faces; logs EMD, losses, solver diagnostics and pictures."""
+        images = self.fixed_images(self.val_split, 16)
+        with torch.enable_grad():
+            index = torch.arange(len(images), device=self.device)
+            state = self._craft(images, index, self.craft_settings, "fixed")
+        with torch.no_grad():
+            before = self.prior.generator(self._invert_clean(images))
+            after = self.prior.generator(state.z)
+            z = keyed_normal(0, torch.arange(256, device=self.device), self.prior.latent_dim, stream=_SAMPLES)
+            emd = self.critic(self.prior.generator(z)).mean() - self.critic(after).mean()
+            start = self.critic(self.prior.generator(z)).mean() - self.critic(before).mean()
+        self.log_dict({f"val/{key}": value.mean() for key, value in state.info.items()})
+        self.log_dict({"val/emd": emd, "val/emd_unprotected": start}, prog_bar=True)
+        self.log_grid("original_unprotected_crafted", torch.cat([images, before, after]), columns=len(images))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nothing a batch: the fixed set is crafted at the epoch's end."""
+
+    def _invert_clean(self, images: Tensor) -> Tensor:
+        return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
+
+    # ---- predict: crafting -------------------------------------------------------------------------------------------
+    def settings_in_force(self) -> tuple[CraftSettings, str, int]:
+        """Settings, critic and seed: the checkpoint's, with what `predict` was told on top."""
+        told = {key: value for key, value in self.protect_options.items() if value is not None}
+        changes = {key: told[key] for key in ("beta", "steps") if key in told}
+        critic = told.get("critic", self.hparams["critic"])
+        if critic not in CRITICS:
+            raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
+        return replace(self.craft_settings, **changes), critic, int(told.get("seed", self.hparams["seed"]))
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force, for the manifest."""
+        settings, critic, seed = self.settings_in_force()
+        return {**asdict(settings), "method": self.hparams["method"], "critic": critic, "seed": seed}
+
+    def store_name(self) -> str:
+        """``beta1`` and the like; the critic is named where it adapts."""
+        settings, critic, _ = self.settings_in_force()
+        method = "" if self.hparams["method"] == "crafter" else "z-"
+        return f"{method}beta{settings.beta:g}" + ("" if critic == "fixed" else "-per_batch")
+
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
+
+        With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to rounding).
+        """
+        settings, critic, seed = self.settings_in_force()
+        return self._craft(images, index, settings, critic, seed).features
+
+    def _craft(
+        self, images: Tensor, index: Tensor, settings: CraftSettings, critic: str, seed: int = 0
+    ) -> CraftState:
+        with torch.no_grad():
+            features = self.task.edge(images)
+        if critic == "fixed":
+            run = craft if self.hparams["method"] == "crafter" else craft_z
+            return run(self.nets, self.critic, features, settings)
+        net = copy.deepcopy(self.critic).requires_grad_(True)
+        optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
+
+        def adapt(state: CraftState) -> None:
+            for turn in range(settings.critic_steps):
+                stream = 16 + state.step * settings.critic_steps + turn
+                z = keyed_normal(seed, index, self.prior.latent_dim, stream=2 * stream + _SAMPLES)
+                mix = (keyed_bits(seed, index, 1, stream=2 * stream + _MIX) >> 11 & (2**53 - 1)).double() * 2.0**-53
+                with torch.no_grad():
+                    fake, real = self.prior.generator(state.z), self.prior.generator(z)
+                critic_step(net, optimizer, fake, real, mix.float().view(-1, 1, 1, 1), settings.penalty)
+
+        return craft(self.nets, net, features, settings, after_step=adapt)
