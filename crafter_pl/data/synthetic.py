@@ -69,8 +69,8 @@ def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: 
         rows = slice(start, start + chunk)
         images[rows], attributes[rows] = render(person[rows], picture[rows], image_size, seed)
 
-    # Hundreds of small operations a chunk: a thread for each chunk, because threads within an operation wait for
-    # one another, and on busy cores that was measured to be 15 times slower.
+    # Hundreds of small operations a chunk: a thread for each chunk. Threads within an operation wait for one
+    # another, which was measured to be 15 times slower on busy cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
