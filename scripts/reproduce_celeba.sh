@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The CelebA experiment: every stage on real faces, crafted features, the audit. Hours on two cores, minutes on a GPU.
+# The pictures are yours: CelebA's official layout under $CRAFTER_DATA/celeba (default ../shared/data), see configs/celeba.yaml.
+# Run again after an interruption, it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
+run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
+
+run fit --config configs/celeba/crafter.yaml --ckpt_path last
+for stage in oracle_resnet oracle_plain attacks/black_box; do
+  run fit --config "configs/celeba/$stage.yaml" --ckpt_path last
+done
+stores=()
+for beta in 0.5 1; do
+  run predict --config configs/celeba/crafter.yaml --protect.beta "$beta"
+  stores+=("runs/celeba/crafter/features/private_test-beta$beta")
+done
+run audit --config configs/celeba/audit.yaml --features "[$(IFS=,; echo "${stores[*]}")]"
