@@ -14,8 +14,8 @@ from crafter_pl.stages.base import sha256
 class Attack(ABC):
     """An attack reconstructs pictures from features alone.
 
-    What it knows besides them is what its constructor names: checkpoints trained on public people. It is never handed a
-    private picture, a label or an unprotected private feature together with its protected one.
+    What it knows besides them is what its constructor names: checkpoints trained on public people. It is
+    never handed a private picture, a label or an unprotected private feature together with its protected one.
     """
 
     name: str
@@ -40,6 +40,11 @@ class Attack(ABC):
         """The attack's own settings, as JSON takes them."""
 
     def describe(self) -> dict[str, Any]:
-        """Name, settings and the SHA-256 of every checkpoint: what its results depend on besides the features."""
+        """Name, settings and the SHA-256 of every checkpoint: what results depend on besides features."""
         files = {stage: sha256(path) for stage, path in self.checkpoints.items() if path is not None}
-        return {"name": self.name, "class": type(self).__name__, "settings": self.settings(), "checkpoints": files}
+        return {
+            "name": self.name,
+            "class": type(self).__name__,
+            "settings": self.settings(),
+            "checkpoints": files,
+        }

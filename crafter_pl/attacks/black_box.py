@@ -15,7 +15,7 @@ from crafter_pl.stages.task import TaskModel
 
 
 class BlackBox(Stage):
-    """Decoder from features to pictures, trained on public people (PAPER section "Attacks evaluated", black-box).
+    """Decoder from features to pictures, trained on public people (PAPER, "Attacks evaluated").
 
     Args:
         task_ckpt: the task model, queried for features; null finds the experiment's own.
@@ -23,7 +23,8 @@ class BlackBox(Stage):
         width: the decoder's first width.
         lr: peak learning rate of Adam with a one-cycle schedule (paper: constant 1e-3, 500 epochs).
         loss: ``l2`` (paper) or ``l1`` (sharper).
-        feature_weight: weight of ``|Enc(decoded) - F|^2 / d``, which rewards detail that the encoder can see; 0 is the paper's.
+        feature_weight: weight of ``|Enc(decoded) - F|^2 / d``, which rewards detail that the encoder can see;
+            0 is the paper's.
     """
 
     stage_name = "black_box"
@@ -57,7 +58,9 @@ class BlackBox(Stage):
         """Adam with a one-cycle schedule."""
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.1
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -18,10 +18,12 @@ from crafter_pl.stages.task import TaskModel
 
 
 class WhiteBoxAttack(Attack):
-    """GAN inversion: ``z*(F) = argmin_z |F - Enc(G(z))|^2``, reconstruction ``G(z*)`` (PAPER section "The crafting problem").
+    """GAN inversion: ``z*(F) = argmin_z |F - Enc(G(z))|^2``, reconstruction ``G(z*)``.
 
-    Stronger than the paper's: Adam instead of momentum descent, several restarts of which the best by feature loss is kept
-    per face, the first of them at the amortizer's latent.
+    See PAPER, "The crafting problem".
+
+    Stronger than the paper's: Adam instead of momentum descent, several restarts of which the best by feature
+    loss is kept per face, the first of them at the amortizer's latent.
 
     Args:
         task_ckpt: the edge encoder; null finds the experiment's own.

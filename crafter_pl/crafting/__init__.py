@@ -1,1 +1,1 @@
-"""The maths of the defence: best response, implicit gradient, Algorithm 1. Plain torch: no Lightning, no files."""
+"""The maths of the defence: best response, implicit gradient, Algorithm 1. Plain torch, no files."""

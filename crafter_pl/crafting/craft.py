@@ -1,8 +1,9 @@
-"""Algorithm 1: moves features so that their inversion looks like a random face of the prior, and they stay useful.
+"""Algorithm 1: moves features so that their inversion looks like a random face, and they stay useful.
 
-``F* = argmin_F  -D(G(z*(F))) + beta * |F - Enc(X)|^2 / d`` with the best response ``z*(F)`` followed along by a few warm-started
-inversion steps and the hypergradient of `crafter_pl.crafting.implicit`. All sums run within a sample: with a fixed critic,
-a feature's result depends on nothing but the feature, the critic and the settings.
+``F* = argmin_F  -D(G(z*(F))) + beta * |F - Enc(X)|^2 / d`` with the best response ``z*(F)`` followed along by
+a few warm-started inversion steps and the hypergradient of `crafter_pl.crafting.implicit`. All sums run
+within a sample: with a fixed critic, a feature's result depends on nothing but the feature, the critic and
+the settings.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ class CraftSettings:
     Attributes:
         beta: weight of the utility term (the paper's; larger keeps more utility and less privacy).
         steps: outer steps (paper: 450).
-        lr: outer step size. ``rms``: the distance moved a step is about ``lr`` times the root of the feature's size.
-        update: ``rms`` (momentum over a running root mean square, one scalar per sample) or ``adam`` (the paper's, a scalar per
-            entry: rounding in entries without a gradient is amplified to full steps).
+        lr: outer step size. ``rms``: the distance moved a step is about ``lr`` times the root of the
+            feature's size.
+        update: ``rms`` (momentum over a running root mean square, one scalar per sample) or ``adam`` (the
+            paper's, a scalar per entry: rounding in entries without a gradient is amplified to full steps).
         start_steps: inversion steps before the first outer step.
         inner_steps: warm-started inversion steps for each outer step (paper: 80 from the amortized start).
         inner_lr: their Adam step size.
@@ -64,14 +66,26 @@ class CraftSettings:
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
         if self.beta < 0 or self.steps < 0 or self.lr <= 0 or self.inner_steps < 0 or self.iterations < 1:
-            raise UserError(f"crafting settings out of range: {self}; beta and steps >= 0, lr > 0, iterations >= 1")
+            raise UserError(
+                f"crafting settings out of range: {self}; beta and steps >= 0, lr > 0, iterations >= 1"
+            )
 
     def solver_settings(self, y0: Tensor | None) -> dict[str, Any]:
         """Keyword arguments of the chosen solver."""
         if self.solver in ("gauss_newton", "cg"):
-            return {"damping": self.damping, "iterations": self.iterations, "rho": self.prior_weight, "y0": y0}
+            return {
+                "damping": self.damping,
+                "iterations": self.iterations,
+                "rho": self.prior_weight,
+                "y0": y0,
+            }
         if self.solver == "neumann":
-            return {"alpha": self.alpha, "terms": self.iterations, "rho": self.prior_weight, "diagnose": False}
+            return {
+                "alpha": self.alpha,
+                "terms": self.iterations,
+                "rho": self.prior_weight,
+                "diagnose": False,
+            }
         return {"lr": self.alpha, "steps": self.iterations, "rho": self.prior_weight}
 
 
@@ -98,7 +112,8 @@ class CraftNets:
 class CraftState:
     """Where a batch's crafting stands: everything that the next step needs.
 
-    ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the outer update.
+    ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the
+    outer update.
     """
 
     features: Tensor
@@ -125,7 +140,7 @@ def privacy_gradient(nets: CraftNets, critic: Net, z: Tensor) -> tuple[Tensor, T
 def start_crafting(
     nets: CraftNets, features: Tensor, settings: CraftSettings, beta: Tensor | None = None
 ) -> CraftState:
-    """Inverts the clean features ``(N, C, h, w)`` from the amortized start; ``beta`` ``(N,)`` overrides the settings'."""
+    """Inverts clean features ``(N, C, h, w)`` from the amortized start; ``beta`` is ``(N,)``."""
     with torch.no_grad():
         z0 = nets.amortizer(features)
     result = invert(
@@ -158,8 +173,9 @@ def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) 
 def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
     """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features.
 
-    ``state.info`` then holds, per sample ``(N,)``: ``privacy_loss``, ``utility_loss`` (``|F - Enc(X)|^2 / d``), ``hypergradient_norm``,
-    ``residual`` (of the linear system) and ``inner_loss``, and the scalar ``products``.
+    ``state.info`` then holds, per sample ``(N,)``: ``privacy_loss``, ``utility_loss`` (``|F - Enc(X)|^2 /
+    d``), ``hypergradient_norm``, ``residual`` (of the linear system) and ``inner_loss``, and the scalar
+    ``products``.
     """
     result = invert(
         nets.render,
@@ -194,9 +210,14 @@ def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftS
 
 
 def critic_step(
-    critic: nn.Module, optimizer: torch.optim.Optimizer, fake: Tensor, real: Tensor, mix: Tensor, penalty: float
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fake: Tensor,
+    real: Tensor,
+    mix: Tensor,
+    penalty: float,
 ) -> Tensor:
-    """One critic update towards the Wasserstein potential; returns the batch's EMD estimate ``E D(real) - E D(fake)``.
+    """One update towards the Wasserstein potential; returns the EMD estimate ``E D(real) - E D(fake)``.
 
     Args:
         critic: images -> ``(N,)``.
@@ -241,9 +262,10 @@ def craft(
 
 
 def craft_z(nets: CraftNets, critic: Net, features: Tensor, settings: CraftSettings) -> CraftState:
-    """Crafter-z: moves the latent itself and emits ``Enc(G(z))``, without an implicit gradient (paper, appendix).
+    """Crafter-z: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
 
-    Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for ``settings.steps`` steps.
+    Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for
+    ``settings.steps`` steps.
     """
     state = start_crafting(nets, features, replace(settings))
     size = features[0].numel()

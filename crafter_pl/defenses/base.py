@@ -1,4 +1,4 @@
-"""The one interface of defences: pictures in, the features that leave the edge out, and their feature store."""
+"""The one interface of defences: pictures in, the features that leave the edge out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,22 @@ FORMAT_VERSION = 1
 
 
 class Defense(Stage):
-    """A stage whose `predict` protects a split of the data and writes the feature store (DESIGN, "A defence").
+    """A stage whose `predict` protects a split and writes the feature store (DESIGN, "A defence").
 
-    A subclass implements `protect` and `protection` (its settings in force), and holds the task model upstream.
+    A subclass implements `protect` and `protection` (its settings in force), and holds the task model
+    upstream.
     """
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] with stable indices ``(N,)`` -> features ``(N, C, h, w)`` that may leave the edge."""
+        """Turns pictures into features that may leave the edge.
+
+        Args:
+            images: ``(N, 3, H, W)`` in [0, 1].
+            index: the pictures' stable indices, int64 ``(N,)``.
+
+        Returns:
+            Features ``(N, C, h, w)``.
+        """
         raise TypeError(f"{type(self).__name__} does not implement protect")
 
     def protection(self) -> dict[str, Any]:
@@ -40,7 +49,7 @@ class Defense(Stage):
         return stage
 
     def store_folder(self) -> Path:
-        """Where the feature store goes: ``--protect.out``, or ``features/<split>-<name>`` in the run's folder."""
+        """Where the feature store goes: ``--protect.out``, or ``features/<split>-<name>`` of the run."""
         out = self.protect_options.get("out")
         if out:
             return Path(out)
@@ -64,8 +73,8 @@ class Defense(Stage):
         if self.trainer.is_global_zero:
             if claim.is_file() and claim.read_text().strip() != mine:
                 raise UserError(
-                    f"{self._folder} holds features of other settings or checkpoints; choose another --protect.out, "
-                    "or delete the folder"
+                    f"{self._folder} holds features of other settings or checkpoints; choose another "
+                    "--protect.out, or delete the folder"
                 )
             claim.write_text(mine + "\n")
 

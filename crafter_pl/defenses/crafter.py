@@ -1,4 +1,4 @@
-"""Crafter (NDSS 2024) with a steering critic that is learned once, so that a single picture can be crafted at the edge."""
+"""Crafter (NDSS 2024) with a steering critic learned once: a single picture can be crafted at the edge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, CraftState, craft, craft_step, craft_z, critic_step, start_crafting
+from crafter_pl.crafting.craft import (
+    CraftNets,
+    CraftSettings,
+    CraftState,
+    craft,
+    craft_step,
+    craft_z,
+    critic_step,
+    start_crafting,
+)
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
@@ -25,17 +34,18 @@ _SAMPLES, _MIX = 1, 2  # streams of keyed noise: prior samples, and the critic's
 class Crafter(Defense):
     """Crafts features whose inversion looks like a random face of the public prior (Algorithm 1).
 
-    `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being crafted and
-    prior samples, over whole crafting trajectories of public faces and over all values of ``betas`` at once. `predict`
-    crafts a split with that critic ``fixed`` (a picture's result depends on that picture alone), or lets a copy of it go on
-    adapting to each batch as in the paper (``per_batch``).
+    `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being
+    crafted and prior samples, over whole crafting trajectories of public faces and over all values of
+    ``betas`` at once. `predict` crafts a split with that critic ``fixed`` (a picture's result depends on that
+    picture alone), or lets a copy of it go on adapting to each batch as in the paper (``per_batch``).
 
     Args:
         task_ckpt: the task model (edge encoder); null finds the experiment's own.
         prior_ckpt: the prior; null finds the experiment's own.
         amortizer_ckpt: the inversion's start; null finds the experiment's own.
         craft: settings of Algorithm 1.
-        betas: values of beta met in training; each face draws one. The settings' own beta is the default of `predict`.
+        betas: values of beta met in training; each face draws one. The settings' own beta is the default of
+            `predict`.
         method: ``crafter``, or ``crafter_z`` (moves the latent, emits ``Enc(G(z))``).
         critic: what `predict` does with the critic: ``fixed`` or ``per_batch``.
         critic_width: the critic's first width (paper: 64).
@@ -44,6 +54,8 @@ class Crafter(Defense):
     """
 
     stage_name = "crafter"
+    memory: Tensor
+    remembered: Tensor
 
     def __init__(
         self,
@@ -63,7 +75,10 @@ class Crafter(Defense):
         self.save_hyperparameters(ignore=["craft"])
         self.hparams["craft"] = asdict(craft)
         if method not in ("crafter", "crafter_z") or critic not in CRITICS:
-            raise UserError(f"method {method!r} must be crafter or crafter_z, critic {critic!r} one of {', '.join(CRITICS)}")
+            raise UserError(
+                f"method {method!r} must be crafter or crafter_z, "
+                f"critic {critic!r} one of {', '.join(CRITICS)}"
+            )
         self.automatic_optimization = False
         self.craft_settings = craft
         self.use("task", task_ckpt, TaskModel)
@@ -93,12 +108,16 @@ class Crafter(Defense):
     def on_fit_start(self) -> None:
         """The critic is fitted by one process: its many updates in a step are not what DDP synchronises."""
         if self.trainer.world_size > 1:
-            raise UserError("fit Crafter's critic with one process (--trainer.devices 1); predict runs on several")
+            raise UserError(
+                "fit Crafter's critic with one process (--trainer.devices 1); predict runs on several"
+            )
 
-    # ---- fit: the steering critic ------------------------------------------------------------------------------------
+    # ---- fit: the steering critic -------------------------------------------------------------------------
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam as in the paper."""
-        return torch.optim.Adam(self.critic.parameters(), lr=self.craft_settings.critic_lr, betas=(0.5, 0.999))
+        return torch.optim.Adam(
+            self.critic.parameters(), lr=self.craft_settings.critic_lr, betas=(0.5, 0.999)
+        )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Crafts one batch of public faces from start to end; the critic learns after every outer step."""
@@ -128,7 +147,7 @@ class Crafter(Defense):
         self.remembered += len(z)
 
     def _critic_step(self, optimizer: Any, z: Tensor) -> Tensor:  # noqa: ANN401 (LightningOptimizer)
-        """One update on current and remembered reconstructions, half and half, against fresh prior samples."""
+        """One update on current and remembered reconstructions, half and half, against prior samples."""
         settings, half = self.craft_settings, max(len(z) // 2, 1)
         parts = [z[torch.randperm(len(z), device=z.device)[:half]]]
         known = min(int(self.remembered), len(self.memory))
@@ -162,7 +181,7 @@ class Crafter(Defense):
     def _invert_clean(self, images: Tensor) -> Tensor:
         return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
 
-    # ---- predict: crafting -------------------------------------------------------------------------------------------
+    # ---- predict: crafting --------------------------------------------------------------------------------
     def settings_in_force(self) -> tuple[CraftSettings, str, int]:
         """Settings, critic and seed: the checkpoint's, with what `predict` was told on top."""
         told = {key: value for key, value in self.protect_options.items() if value is not None}
@@ -186,7 +205,8 @@ class Crafter(Defense):
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 
-        With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to rounding).
+        With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to
+        rounding).
         """
         settings, critic, seed = self.settings_in_force()
         return self._craft(images, index, settings, critic, seed).features
@@ -206,7 +226,9 @@ class Crafter(Defense):
             for turn in range(settings.critic_steps):
                 stream = 16 + state.step * settings.critic_steps + turn
                 z = keyed_normal(seed, index, self.prior.latent_dim, stream=2 * stream + _SAMPLES)
-                mix = (keyed_bits(seed, index, 1, stream=2 * stream + _MIX) >> 11 & (2**53 - 1)).double() * 2.0**-53
+                mix = (
+                    keyed_bits(seed, index, 1, stream=2 * stream + _MIX) >> 11 & (2**53 - 1)
+                ).double() * 2.0**-53
                 with torch.no_grad():
                     fake, real = self.prior.generator(state.z), self.prior.generator(z)
                 critic_step(net, optimizer, fake, real, mix.float().view(-1, 1, 1, 1), settings.penalty)

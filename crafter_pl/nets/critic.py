@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Critic(nn.Module):
     """Wasserstein potential of an image: ``(N, 3, S, S)`` in [0, 1] -> ``(N,)``.
 
-    The paper's: 5x5 stride-2 convolutions 64-128-256-512, instance norm, leaky ReLU 0.2, and a 4x4 head; for pictures under
-    64 pixels one convolution fewer, so that the head still sees 4x4. No layer mixes the samples of a batch.
+    The paper's: 5x5 stride-2 convolutions 64-128-256-512, instance norm, leaky ReLU 0.2, and a 4x4 head; for
+    pictures under 64 pixels one convolution fewer, so that the head still sees 4x4. No layer mixes the
+    samples of a batch.
 
     Args:
         image_size: S.
@@ -45,8 +46,8 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor)
         mix: ``(N, 1, 1, 1)`` in [0, 1], the place of each sample between its two ends.
 
     Returns:
-        Scalar; differentiable with respect to the critic's parameters (the gradient is with respect to its *inputs*, so this
-        is correct under DDP too).
+        Scalar; differentiable with respect to the critic's parameters (the gradient is with respect to its
+        *inputs*, so this is correct under DDP too).
     """
     points = (mix * real + (1 - mix) * fake).detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)

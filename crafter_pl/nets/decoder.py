@@ -13,7 +13,7 @@ def _doublings(feature_side: int, image_size: int) -> int:
     ups = round(math.log2(image_size / feature_side))
     if feature_side * 2**ups != image_size:
         raise UserError(
-            f"a decoder from {feature_side}x{feature_side} features cannot reach {image_size} pixels by doubling; "
+            f"a decoder from {feature_side}x{feature_side} features cannot double to {image_size} pixels; "
             "choose a cut whose side is the picture's size over a power of two"
         )
     return ups
@@ -30,7 +30,11 @@ class PaperDecoder(nn.Module):
         channels, side, _ = feature_shape
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         for _ in range(_doublings(side, image_size)):
-            layers += [nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1), nn.BatchNorm2d(width // 2), nn.ReLU()]
+            layers += [
+                nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+                nn.BatchNorm2d(width // 2),
+                nn.ReLU(),
+            ]
             width //= 2
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
 
@@ -60,14 +64,25 @@ class ResidualDecoder(nn.Module):
     Maps features ``(N, C, h, w)`` to images ``(N, 3, S, S)`` in [0, 1].
     """
 
-    def __init__(self, feature_shape: tuple[int, int, int], image_size: int, width: int = 128, blocks: int = 2) -> None:
+    def __init__(
+        self, feature_shape: tuple[int, int, int], image_size: int, width: int = 128, blocks: int = 2
+    ) -> None:
         super().__init__()
         channels, side, _ = feature_shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         layers += [_Residual(width) for _ in range(blocks)]
         for _ in range(_doublings(side, image_size)):
             half = max(width // 2, 32)
-            layers += [nn.Conv2d(width, 4 * half, 3, padding=1, bias=False), nn.PixelShuffle(2), nn.BatchNorm2d(half), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, 4 * half, 3, padding=1, bias=False),
+                nn.PixelShuffle(2),
+                nn.BatchNorm2d(half),
+                nn.ReLU(),
+            ]
             layers += [_Residual(half)]
             width = half
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())

@@ -62,6 +62,9 @@ def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
 
 
 class _Edge(nn.Module):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, edge: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.edge = edge
@@ -85,6 +88,9 @@ class SplitClassifier(nn.Module):
     Raises:
         UserError: for an unknown architecture, a cut of another architecture, or weights that do not fit.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, arch: str, cut: str, num_attributes: int, weights: str | None = None) -> None:
         super().__init__()

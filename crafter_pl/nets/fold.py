@@ -1,4 +1,4 @@
-"""Folds batch norms of a frozen net into the convolutions before them: the same function, fewer passes over memory."""
+"""Folds batch norms of a frozen net into the convolutions before them: the same function, faster."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batchnorm(net: nn.Module) -> nn.Module:
-    """Returns a frozen copy of ``net`` in eval mode whose batch norms after (transposed) convolutions are folded into them.
+    """Returns a frozen copy of ``net`` in eval mode, batch norms folded into the convolutions before them.
 
-    The copy computes the same function up to rounding; batch norms elsewhere stay. ``net`` must be traceable by torch.fx
-    (no data-dependent control flow) and is not changed.
+    The copy computes the same function up to rounding; batch norms elsewhere stay. ``net`` must be traceable
+    by torch.fx (no data-dependent control flow) and is not changed.
     """
     traced = fx.symbolic_trace(copy.deepcopy(net).eval().requires_grad_(False))
     modules = dict(traced.named_modules())

@@ -19,8 +19,9 @@ def _up(cin: int, cout: int) -> list[nn.Module]:
 class Generator(nn.Module):
     """The paper's generators: latent ``(N, Z)`` -> image ``(N, 3, S, S)`` in [0, 1].
 
-    G1: Linear -> 256 x S/8 x S/8 -> 128 -> 64 -> 3; G2: Linear -> 512 x S/16 x S/16 -> 256 -> 128 -> 64 -> 3; 5x5 transposed
-    convolutions of stride 2, batch norm, ReLU, sigmoid (appendix; the paper defends with G1 and attacks with both).
+    G1: Linear -> 256 x S/8 x S/8 -> 128 -> 64 -> 3; G2: Linear -> 512 x S/16 x S/16 -> 256 -> 128 -> 64 -> 3;
+        5x5 transposed convolutions of stride 2, batch norm, ReLU, sigmoid (appendix; the paper defends with
+        G1 and attacks with both).
 
     Args:
         kind: ``G1`` or ``G2``.
@@ -29,7 +30,9 @@ class Generator(nn.Module):
         width: channels before the last layer (64 in the paper); the others are multiples of it.
     """
 
-    def __init__(self, kind: str = "G1", latent_dim: int = 500, image_size: int = 64, width: int = 64) -> None:
+    def __init__(
+        self, kind: str = "G1", latent_dim: int = 500, image_size: int = 64, width: int = 64
+    ) -> None:
         super().__init__()
         ups = {"G1": 3, "G2": 4}.get(kind)
         if ups is None:
@@ -56,7 +59,7 @@ class Generator(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Image ``(N, 3, S, S)`` in [0, 1] -> mean and log-variance ``(N, Z)`` of its latent (for a VAE-like warm-up)."""
+    """Image ``(N, 3, S, S)`` in [0, 1] -> mean and log-variance ``(N, Z)`` of its latent."""
 
     def __init__(self, latent_dim: int, image_size: int, width: int = 64) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class _FaceNet(nn.Module):
                 self.net = InceptionResnetV1(pretrained="vggface2")
             except OSError as error:
                 raise UserError(
-                    f"InceptionResnetV1's VGGFace2 weights could not be downloaded ({error}); give a state-dict "
+                    f"VGGFace2 weights could not be downloaded ({error}); give a state-dict "
                     "file with --model.init_args.weights PATH, or train from scratch with weights null"
                 ) from error
         else:
@@ -90,7 +90,10 @@ class _FaceNet(nn.Module):
                 kept = {k: v for k, v in state.items() if not k.startswith("logits.")}
                 missing, _ = self.net.load_state_dict(kept, strict=False)
                 if any(not name.startswith("logits.") for name in missing):
-                    raise UserError(f"weights {weights!r} do not fit InceptionResnetV1: {len(missing)} tensors are missing")
+                    raise UserError(
+                        f"weights {weights!r} do not fit InceptionResnetV1: "
+                        f"{len(missing)} tensors are missing"
+                    )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 112:
@@ -99,10 +102,11 @@ class _FaceNet(nn.Module):
 
 
 class OracleNet(nn.Module):
-    """Identity classifier with a cosine head (CosFace): an embedding ``(N, E)`` of unit norm and logits ``(N, P)``.
+    """Identity classifier with a cosine head (CosFace): unit embeddings ``(N, E)`` and cosines ``(N, P)``.
 
     Args:
-        backbone: ``resnet`` (in-house, spatial map flattened), ``plain`` (VGG-like with PReLU) or ``facenet`` (InceptionResnetV1).
+        backbone: ``resnet`` (in-house, spatial map flattened), ``plain`` (VGG-like with PReLU) or ``facenet``
+            (InceptionResnetV1).
         identities: P, the number of people.
         image_size: side of the pictures in pixels.
         grey: judge the luma alone.
@@ -133,7 +137,11 @@ class OracleNet(nn.Module):
             self.trunk: nn.Module = _FaceNet(weights)
             embedding = 512
         elif backbone in ("resnet", "plain"):
-            trunk = _resnet(channels, width, image_size) if backbone == "resnet" else _plain(channels, width, image_size)
+            trunk = (
+                _resnet(channels, width, image_size)
+                if backbone == "resnet"
+                else _plain(channels, width, image_size)
+            )
             side = image_size
             for _ in range(4):
                 side = (side + 1) // 2 if backbone == "resnet" else side // 2

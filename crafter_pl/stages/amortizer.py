@@ -15,9 +15,10 @@ from crafter_pl.stages.task import TaskModel
 
 
 class Amortizer(Stage):
-    """Feature -> latent, trained so that the latent's picture has the feature (paper section on amortisation).
+    """Feature -> latent, trained so that the latent's picture has the feature (PAPER, amortisation).
 
-    Half of the loss is on prior samples, whose latent is known: ``|A(Enc(G(z))) - z|^2``; half on public faces, whose latent is
+    Half of the loss is on prior samples, whose latent is known: ``|A(Enc(G(z))) - z|^2``; half on public
+    faces, whose latent is
     not: ``|Enc(G(A(Enc(X)))) - Enc(X)|^2``, which is the inversion's own objective.
 
     Args:
@@ -81,7 +82,12 @@ class Amortizer(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The inversion's objective at the amortised start, on held-out public faces."""
-        self.log("val/feature_loss", self._losses(batch["image"]).mean(), batch_size=len(batch["image"]), prog_bar=True)
+        self.log(
+            "val/feature_loss",
+            self._losses(batch["image"]).mean(),
+            batch_size=len(batch["image"]),
+            prog_bar=True,
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""

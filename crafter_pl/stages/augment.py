@@ -1,4 +1,4 @@
-"""Vectorised picture augmentation, drawn from torch's global generator (saved in checkpoints: resuming is exact)."""
+"""Vectorised picture augmentation, drawn from torch's global generator (kept in checkpoints)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def flip(images: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, shift: float = 0.08, scale: float = 0.1, angle: float = 0.15) -> Tensor:
-    """Moves, scales and turns each picture by random amounts (fractions of the side; radians), borders repeated."""
+    """Moves, scales and turns each picture at random (fractions of the side; radians), borders repeated."""
     n, device = len(images), images.device
     u = torch.rand(n, 4, device=device) * 2 - 1
     zoom = 1 + u[:, 0] * scale
@@ -38,13 +38,15 @@ def recolour(images: Tensor, strength: float = 0.25) -> Tensor:
 
 
 def degrade(images: Tensor, probability: float = 0.5) -> Tensor:
-    """Blurs pictures (down and up by two) and adds noise, each with ``probability``: what reconstructions look like."""
+    """Blurs pictures (down and up by two) and adds noise, each with ``probability``: like reconstructions."""
     n, side, device = len(images), images.shape[-1], images.device
     small = F.interpolate(images, size=(side // 2, side // 2), mode="bilinear", antialias=True)
     blurred = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
     share = torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
     out = images + share * (blurred - images)
-    level = 0.06 * torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
+    level = (
+        0.06 * torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
+    )
     return (out + level * torch.randn_like(out)).clamp(0, 1)
 
 

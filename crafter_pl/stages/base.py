@@ -22,7 +22,11 @@ StageT = TypeVar("StageT", bound="Stage")
 @lru_cache(maxsize=64)
 def _digest(path: str, mtime_ns: int, size: int) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _slow(file)
+        )
 
 
 def _slow(file: Any) -> str:  # noqa: ANN401 (a binary file; hashlib.file_digest is new in Python 3.11)
@@ -46,8 +50,9 @@ class Stage(L.LightningModule):
         train_split, val_split: parts of the data that it is trained and watched on.
         monitor, mode: the logged figure that picks ``best.ckpt`` (None: the newest is the best).
 
-    A subclass calls ``self.use("task", task_ckpt, TaskModel)`` for every upstream checkpoint: the net is then in
-    ``self.upstream["task"]``, its SHA-256 in the checkpoint, and a checkpoint that was trained on another file is refused.
+    A subclass calls ``self.use("task", task_ckpt, TaskModel)`` for every upstream checkpoint: the net is then
+    in ``self.upstream["task"]``, its SHA-256 in the checkpoint, and a checkpoint that was trained on another
+    file is refused.
     """
 
     stage_name: ClassVar[str] = "stage"
@@ -67,7 +72,8 @@ class Stage(L.LightningModule):
         """Loads the upstream checkpoint ``path`` frozen and remembers its hash."""
         if path is None:
             raise UserError(
-                f"{type(self).__name__} needs the checkpoint of stage {key!r}: give --model.init_args.{key}_ckpt PATH"
+                f"{type(self).__name__} needs the checkpoint of stage {key!r}: "
+                f"give --model.init_args.{key}_ckpt PATH"
             )
         stage = load_stage(path, cls)
         self.upstream[key] = stage
@@ -88,16 +94,19 @@ class Stage(L.LightningModule):
         checkpoint["split_hash"] = getattr(getattr(self.trainer, "datamodule", None), "split_hash", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another class, or one trained on other upstream checkpoints or another split."""
+        """Refuses a checkpoint of another class, or one trained on other upstream checkpoints."""
         saved = checkpoint.get("stage_class")
         if saved != type(self).__name__:
-            raise UserError(f"this is a checkpoint of {saved or 'something else'}, not of {type(self).__name__}")
+            raise UserError(
+                f"this is a checkpoint of {saved or 'something else'}, not of {type(self).__name__}"
+            )
         for key, (path, digest) in checkpoint.get("upstream", {}).items():
             mine = self.upstream_files.get(key)
             if mine is not None and mine[1] != digest:
                 raise UserError(
-                    f"upstream mismatch: this {saved} was trained on {path} (sha256 {digest[:12]}…), but {mine[0]} now has "
-                    f"sha256 {mine[1][:12]}…; train this stage again, or bring the old {key} checkpoint back"
+                    f"upstream mismatch: this {saved} was trained on {path} "
+                    f"(sha256 {digest[:12]}…), but {mine[0]} now has sha256 "
+                    f"{mine[1][:12]}…; train this stage again, or bring the old {key} checkpoint back"
                 )
 
     def log_grid(self, tag: str, images: Tensor, columns: int = 8) -> None:
@@ -106,6 +115,7 @@ class Stage(L.LightningModule):
         experiment = getattr(logger, "experiment", None)
         if self.trainer.is_global_zero and hasattr(experiment, "add_image"):
             grid = make_grid(images.detach().float().cpu().clamp(0, 1), nrow=columns, padding=1)
+            assert experiment is not None
             experiment.add_image(tag, grid, self.trainer.current_epoch)
 
     def fixed_images(self, split: str, count: int) -> Tensor:
@@ -120,26 +130,35 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
     """Rebuilds a stage from its own checkpoint: frozen, in eval mode, on the CPU.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, belongs to another stage, or one of its upstream checkpoints is
-            missing or has changed.
+        UserError: the file is missing, is no checkpoint, belongs to another stage, or one of its upstream
+            checkpoints is missing or has changed.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}: train the stage {cls.stage_name!r} first, or give the right path")
+        raise UserError(
+            f"no checkpoint {path}: train the stage {cls.stage_name!r} first, or give the right path"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]}); train the stage again") from error
+        raise UserError(
+            f"{path} is no readable checkpoint ({str(error).splitlines()[0]}); train the stage again"
+        ) from error
     saved = checkpoint.get("stage_class") if isinstance(checkpoint, dict) else None
     if saved != cls.__name__:
-        raise UserError(f"{path} is a checkpoint of {saved or 'something else'}, expected one of {cls.__name__}")
+        raise UserError(
+            f"{path} is a checkpoint of {saved or 'something else'}, expected one of {cls.__name__}"
+        )
     for key, (file, digest) in checkpoint["upstream"].items():
         if not Path(file).is_file():
-            raise UserError(f"{path} was trained on {file} (stage {key}), which is missing; bring it back or train {path} again")
+            raise UserError(
+                f"{path} was trained on {file} (stage {key}), which is missing; "
+                f"bring it back or train {path} again"
+            )
         if sha256(file) != digest:
             raise UserError(
-                f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but that file now has "
-                f"{sha256(file)[:12]}…; train {path} again, or bring the old {file} back"
+                f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but that "
+                f"file now has {sha256(file)[:12]}…; train {path} again, or bring the old {file} back"
             )
     try:
         stage = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)

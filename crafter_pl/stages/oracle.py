@@ -14,7 +14,7 @@ from crafter_pl.stages.base import Stage
 
 
 class IdentityOracle(Stage):
-    """Names private people; trained on *other* pictures of them than those that are audited (``private_train``).
+    """Names private people; trained on *other* pictures of them than the audited ones (``private_train``).
 
     Args:
         name: how reports call it.
@@ -24,8 +24,8 @@ class IdentityOracle(Stage):
         embedding: size of the embedding of ``resnet`` and ``plain``.
         dropout: before the embedding.
         weights: for ``facenet``: None, a state-dict file, or ``download``.
-        public_people: learn the public people too, in one softmax with the private ones (pre-training in one go: private
-            pictures are few). Verdicts are over the private people alone.
+        public_people: learn the public people too, in one softmax with the private ones (pre-training in one
+            go: private pictures are few). Verdicts are over the private people alone.
         lr: peak learning rate of AdamW with a one-cycle schedule.
         weight_decay: of AdamW.
         scale: inverse temperature of the cosine logits.
@@ -36,9 +36,11 @@ class IdentityOracle(Stage):
     """
 
     stage_name = "oracle"
-    # No figure on private_test picks the checkpoint: the accuracy on originals that reports state stays honest.
+    # No figure on private_test picks the checkpoint: the accuracy on originals in reports stays honest.
     monitor = None
     val_split = "private_test"
+    sorted_people: Tensor
+    class_of: Tensor
 
     def __init__(
         self,
@@ -68,7 +70,14 @@ class IdentityOracle(Stage):
         h = self.hparams
         people = list(h["identities"]) + list(h["public_identities"] or [])
         self.net = OracleNet(
-            h["backbone"], len(people), h["image_size"], h["grey"], h["width"], h["embedding"], h["dropout"], weights
+            h["backbone"],
+            len(people),
+            h["image_size"],
+            h["grey"],
+            h["width"],
+            h["embedding"],
+            h["dropout"],
+            weights,
         )
         self.private = len(h["identities"])
         # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
@@ -100,9 +109,13 @@ class IdentityOracle(Stage):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -26,9 +26,9 @@ class GanPrior(Stage):
         n_critic: critic steps for one generator step (paper: 5).
         penalty: weight of the gradient penalty (paper: 10).
         ema: decay of the generator's running mean.
-        autoencode: weight of an autoencoding term (mean squared error times the pixels, plus ``kl`` times the KL divergence) that
-            teaches the generator to cover the public faces long before an adversarial game does on a small budget; 0 is
-            the paper's plain WGAN-GP.
+        autoencode: weight of an autoencoding term (mean squared error times the pixels, plus ``kl`` times the
+            KL divergence) that teaches the generator to cover the public faces long before an adversarial
+            game does on a small budget; 0 is the paper's plain WGAN-GP.
         kl: weight of the KL divergence inside the autoencoding term.
         warmup_epochs: epochs of the autoencoding term alone, before the adversarial game begins.
         image_size: left 0 by users; filled from the data.
@@ -90,7 +90,7 @@ class GanPrior(Stage):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One critic step; after every ``n_critic`` of them one generator step."""
-        maker, judge = self.optimizers()  # type: ignore[misc, attr-defined]
+        maker, judge = self.optimizers()  # type: ignore[attr-defined]
         images = flip(batch["image"])
         warming = self.current_epoch < self.hparams["warmup_epochs"]
         if not warming:
@@ -115,7 +115,9 @@ class GanPrior(Stage):
     def _generator_step(self, maker: Any, images: Tensor, adversarial: bool) -> None:  # noqa: ANN401 (LightningOptimizer)
         loss = images.new_zeros(())
         if adversarial:
-            loss = -self.critic(self.live(torch.randn(len(images), self.latent_dim, device=self.device))).mean()
+            loss = -self.critic(
+                self.live(torch.randn(len(images), self.latent_dim, device=self.device))
+            ).mean()
             self.log("train/generator", loss)
         if self.image_encoder is not None:
             mean, log_variance = self.image_encoder(images)

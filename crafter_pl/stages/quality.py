@@ -8,10 +8,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 
 class RandomFeatures(nn.Module):
-    """Fixed random convolutional features ``(N, 3, S, S)`` in [0, 1] -> ``(N, 192)``: means and deviations at three scales.
+    """Fixed random convolutional features: means and deviations at three scales.
 
-    Inception's weights are a download; a kernel distance on random convolutional features ranks generators of one data
-    set well enough to watch training, needs no network, and is the same on every machine. It is *not* comparable to a published KID.
+    Pictures ``(N, 3, S, S)`` in [0, 1] -> ``(N, 192)``.
+
+    Inception's weights are a download; a kernel distance on random convolutional features ranks generators of
+    one data set well enough to watch training, needs no network, and is the same on every machine. It is
+    *not* comparable to a published KID.
     """
 
     num_features = 192
@@ -35,13 +38,19 @@ class RandomFeatures(nn.Module):
 
 
 def kernel_distance(fake: Tensor, real: Tensor) -> Tensor:
-    """Kernel distance (torchmetrics' KID) of two picture sets ``(N, 3, S, S)`` in [0, 1] on random features; lower is closer.
+    """Kernel distance (torchmetrics' KID) of two sets of pictures on random features; lower is closer.
+
+    Args:
+        fake: ``(N, 3, S, S)`` in [0, 1].
+        real: ``(M, 3, S, S)`` in [0, 1].
 
     Raises:
         ValueError: a set is empty.
     """
     size = min(len(fake), len(real))
-    metric = KernelInceptionDistance(feature=RandomFeatures(), subsets=10, subset_size=max(size // 2, 2), normalize=True)
+    metric = KernelInceptionDistance(
+        feature=RandomFeatures(), subsets=10, subset_size=max(size // 2, 2), normalize=True
+    )
     metric = metric.to(fake.device)
     metric.update(real.float(), real=True)
     metric.update(fake.float(), real=False)

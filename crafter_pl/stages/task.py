@@ -16,7 +16,7 @@ from crafter_pl.stages.base import Stage
 
 
 class TaskModel(Stage):
-    """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier (PAPER section "Who does what").
+    """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier ("Who does what").
 
     Args:
         arch: ``resnet18``, ``vgg16`` or ``vgg16_bn``.
@@ -61,11 +61,14 @@ class TaskModel(Stage):
         """Builds the nets once the data tell the number of attributes and the picture size."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not data.attribute_names:
-            raise UserError("the task model needs attributes, and these faces have none: choose a labelled source")
+            raise UserError(
+                "the task model needs attributes, and these faces have none: choose a labelled source"
+            )
         if self.hparams["attribute_names"] is None:
-            self.hparams["attribute_names"] = list(data.attribute_names)
+            names = list(data.attribute_names)
+            self.hparams["attribute_names"] = names
             self.hparams["image_size"] = data.image_size
-            self._build(self.hparams["attribute_names"], self.hparams["weights"])
+            self._build(names, self.hparams["weights"])
         elif list(data.attribute_names) != list(self.hparams["attribute_names"]):
             raise UserError(
                 f"this task model knows the attributes {self.hparams['attribute_names']}, the data have "
@@ -82,9 +85,13 @@ class TaskModel(Stage):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.2
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -99,12 +106,20 @@ class TaskModel(Stage):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects scores of held-out public people."""
         logits = self.net(batch["image"])
-        self.log("val/loss", F.binary_cross_entropy_with_logits(logits, batch["attributes"]), batch_size=len(logits))
+        self.log(
+            "val/loss",
+            F.binary_cross_entropy_with_logits(logits, batch["attributes"]),
+            batch_size=len(logits),
+        )
         self.val_auc.update(logits.float().sigmoid(), batch["attributes"].long())
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC over the attributes that have both classes in the validation part."""
-        target = torch.cat([t for t in self.val_auc.target]) if isinstance(self.val_auc.target, list) else self.val_auc.target
+        target = (
+            torch.cat([t for t in self.val_auc.target])
+            if isinstance(self.val_auc.target, list)
+            else self.val_auc.target
+        )
         two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
         per_attribute = self.val_auc.compute()
         self.val_auc.reset()
