@@ -32,7 +32,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def data_differences(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
+    """Data settings that make another split: they differ between two configs; `where` names the first."""
+    lines = differences({**old, "model": {}}, {**new, "model": {}}, f"for {where}")
+    return [line for line in lines if not line.startswith("data.batch_size:")]
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in the checkpoint") -> list[str]:
     """Settings of the model and the data that differ between a checkpoint and a config.
 
     Upstream paths are left out: the stage itself compares the files' SHA-256 (`Stage.on_load_checkpoint`).
@@ -40,6 +46,7 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     Args:
         saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`.
         given: the config of this command as plain values.
+        where: how to call the former.
     """
     lines = []
     for part in ("model", "data"):
@@ -49,7 +56,7 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
         for key in sorted({*old, *new}):
             free = key.endswith("_ckpt") if part == "model" else key in FREE
             if not free and old.get(key) != new.get(key):
-                lines.append(f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} here")
+                lines.append(f"{part}.{key}: {old.get(key)!r} {where}, {new.get(key)!r} here")
     return lines
 
 
@@ -79,7 +86,7 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
     if saved is None:  # trained by a program of the user's own
         return []
     lines = differences(saved, given)
-    data = [line for line in lines if line.startswith("data.") and not line.startswith("data.batch_size:")]
+    data = data_differences(saved, given, "training")
     if data and saved["data"]["source"] == given["data"]["source"]:
         message = (
             f"{path} was trained on another split, whose public people may be private here; "

@@ -201,6 +201,10 @@ class StageCLI(LightningCLI):
                 raise UserError(
                     f"{command(cli.args)} would write {cli.run_dir}, {self.name} needs it in {folder}"
                 )
+            other = resume.data_differences(cli._settings(), self._settings(), stage)
+            if other:
+                head = f"{command(cli.args)} would train {stage} on other data than {self.name}:"
+                raise UserError("\n  ".join([head, *other]))
             cli.missing_upstream(found)
             found[folder] = cli.args
         return found

@@ -242,6 +242,14 @@ def test_upstream_stages_are_trained_once_in_order(conf, capsys):
     assert "mismatch" in capsys.readouterr().err
 
 
+def test_upstream_stages_on_other_data(conf, capsys):
+    text = (conf / "other.yaml").read_text()
+    (conf / "other.yaml").write_text(text.replace("data: _data.yaml", f"data: {DATA | {'seed': 3}}"))
+    assert fit("top") == 2
+    assert "data.seed: 3 for other, 0 here" in capsys.readouterr().err
+    assert fit("top", "--data.seed", "1", "--trainer.max_epochs", "1") == 0  # handed on to all
+
+
 def test_upstream_stages_share_loaded_data(conf, monkeypatch):
     loads, load = [], FacesDataModule._load
     monkeypatch.setattr(FacesDataModule, "_load", lambda self: loads.append(self.people) or load(self))
@@ -291,7 +299,7 @@ def test_evaluation_uses_the_checkpoint_alone(conf, capsys):
     assert "note: the checkpoint's own setting is used: model.lr: 0.02" in captured.out
     assert main(["validate", *evaluate, "--model.init_args.lr", "0.5"]) == 2
     assert main(["predict", *evaluate, "--data.seed", "1"]) == 2
-    assert "data.seed: 0 in the checkpoint, 1 here" in capsys.readouterr().err
+    assert "data.seed: 0 for training, 1 here" in capsys.readouterr().err
     protect = ["--protect.beta", "2", "--protect.name", "strong", "--data.predict_split", "public_val"]
     assert main(["predict", *evaluate, *protect]) == 0
     options = (conf.parent / "runs/synthetic/tiny/protect.txt").read_text()
