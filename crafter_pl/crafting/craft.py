@@ -99,13 +99,14 @@ class CraftNets:
         amortizer: features -> latents, where the inversion starts.
     """
 
-    encoder: Net
-    generator: Net
-    amortizer: Net
+    encoder: nn.Module
+    generator: nn.Module
+    amortizer: nn.Module
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
-        return self.encoder(self.generator(z))
+        features: Tensor = self.encoder(self.generator(z))
+        return features
 
 
 @dataclass

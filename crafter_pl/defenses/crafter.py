@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from crafter_pl.crafting.craft import (
     start_crafting,
 )
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal
+from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic, fold_batchnorm
@@ -27,7 +29,8 @@ from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
-CRITICS = ("fixed", "per_batch")
+METHODS = ("crafter", "crafter_z", "reference")
+CRITICS = ("fixed", "adapted", "per_batch")
 _SAMPLES, _MIX = 1, 2  # streams of keyed noise: prior samples, and the critic's places between real and fake
 
 
@@ -37,7 +40,8 @@ class Crafter(Defense):
     `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being
     crafted and prior samples, over whole crafting trajectories of public faces and over all values of
     ``betas`` at once. `predict` crafts a split with that critic ``fixed`` (a picture's result depends on that
-    picture alone), or lets a copy of it go on adapting to each batch as in the paper (``per_batch``).
+    picture alone), lets a copy of it go on learning from each batch (``adapted``), or learns a fresh one for
+    each batch as the paper does (``per_batch``).
 
     Args:
         task_ckpt: the task model (edge encoder); null finds the experiment's own.
@@ -46,8 +50,10 @@ class Crafter(Defense):
         craft: settings of Algorithm 1.
         betas: values of beta met in training; each face draws one. The settings' own beta is the default of
             `predict`.
-        method: ``crafter``, or ``crafter_z`` (moves the latent, emits ``Enc(G(z))``).
-        critic: what `predict` does with the critic: ``fixed`` or ``per_batch``.
+        method: ``crafter``; ``crafter_z`` (moves the latent, emits ``Enc(G(z))``); or ``reference``, the
+            released algorithm with its constants and its batch coupling, for comparison (it takes beta, steps
+            and lr).
+        critic: what `predict` does with the critic: ``fixed``, ``adapted`` or ``per_batch``.
         critic_width: the critic's first width (paper: 64).
         replay: how many earlier reconstructions (as latents) the critic's training remembers.
         seed: of the keyed noise in `predict`.
@@ -74,27 +80,27 @@ class Crafter(Defense):
         craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
         self.save_hyperparameters(ignore=["craft"])
         self.hparams["craft"] = asdict(craft)
-        if method not in ("crafter", "crafter_z") or critic not in CRITICS:
+        if method not in METHODS or critic not in CRITICS:
             raise UserError(
-                f"method {method!r} must be crafter or crafter_z, "
+                f"method {method!r} must be one of {', '.join(METHODS)}, "
                 f"critic {critic!r} one of {', '.join(CRITICS)}"
             )
         self.automatic_optimization = False
         self.craft_settings = craft
         self.use("task", task_ckpt, TaskModel)
-        self.prior = self.use("prior", prior_ckpt, GanPrior)
+        self.use("prior", prior_ckpt, GanPrior)
         self.use("amortizer", amortizer_ckpt, Amortizer)
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
         self._nets: tuple[torch.device, CraftNets] | None = None
         self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
         self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
 
-    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 (as nn.Module's)
-        """Keeps upstream stages out of this module's own parameters."""
-        if isinstance(value, GanPrior):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    @property
+    def prior(self) -> GanPrior:
+        """The frozen prior."""
+        stage = self.upstream["prior"]
+        assert isinstance(stage, GanPrior)
+        return stage
 
     @property
     def nets(self) -> CraftNets:
@@ -199,8 +205,8 @@ class Crafter(Defense):
     def store_name(self) -> str:
         """``beta1`` and the like; the critic is named where it adapts."""
         settings, critic, _ = self.settings_in_force()
-        method = "" if self.hparams["method"] == "crafter" else "z-"
-        return f"{method}beta{settings.beta:g}" + ("" if critic == "fixed" else "-per_batch")
+        method = "" if self.hparams["method"] == "crafter" else f"{self.hparams['method']}-"
+        return f"{method}beta{settings.beta:g}" + ("" if critic == "fixed" else f"-{critic}")
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -216,21 +222,57 @@ class Crafter(Defense):
     ) -> CraftState:
         with torch.no_grad():
             features = self.task.edge(images)
+        method = self.hparams["method"]
+        if method == "reference":
+            return self._reference(features, index, settings, seed)
+        if method == "crafter_z":
+            return craft_z(self.nets, self.critic, features, settings)
         if critic == "fixed":
-            run = craft if self.hparams["method"] == "crafter" else craft_z
-            return run(self.nets, self.critic, features, settings)
-        net = copy.deepcopy(self.critic).requires_grad_(True)
+            return craft(self.nets, self.critic, features, settings)
+        net = copy.deepcopy(self.critic) if critic == "adapted" else self._fresh_critic(seed)
+        adapt = self._adaptation(net.requires_grad_(True), index, settings, seed)
+        return craft(self.nets, net, features, settings, after_step=adapt)
+
+    def _fresh_critic(self, seed: int) -> Critic:
+        """A critic that has learned nothing, the same for every batch."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = Critic(self.prior.hparams["image_size"], self.hparams["critic_width"])
+        return net.to(self.device)
+
+    def _adaptation(
+        self, net: Critic, index: Tensor, settings: CraftSettings, seed: int
+    ) -> Callable[[CraftState], None]:
+        """What updates ``net`` after every outer step, on noise keyed by (seed, sample index)."""
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
 
         def adapt(state: CraftState) -> None:
             for turn in range(settings.critic_steps):
-                stream = 16 + state.step * settings.critic_steps + turn
-                z = keyed_normal(seed, index, self.prior.latent_dim, stream=2 * stream + _SAMPLES)
-                mix = (
-                    keyed_bits(seed, index, 1, stream=2 * stream + _MIX) >> 11 & (2**53 - 1)
-                ).double() * 2.0**-53
+                stream = 2 * (state.step * settings.critic_steps + turn)
+                z = keyed_normal(seed, index, self.prior.latent_dim, stream=stream + _SAMPLES)
+                words = keyed_bits(seed, index, 1, stream=stream + _MIX)
+                mix = ((words >> 11 & (2**53 - 1)).double() * 2.0**-53).to(state.z.dtype)
                 with torch.no_grad():
                     fake, real = self.prior.generator(state.z), self.prior.generator(z)
-                critic_step(net, optimizer, fake, real, mix.float().view(-1, 1, 1, 1), settings.penalty)
+                critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
 
-        return craft(self.nets, net, features, settings, after_step=adapt)
+        return adapt
+
+    def _reference(self, features: Tensor, index: Tensor, settings: CraftSettings, seed: int) -> CraftState:
+        """The released algorithm with its constants; beta, steps and the outer step size are the settings'."""
+        result = reference_craft(
+            self.nets.encoder,
+            self.nets.generator,
+            self.nets.amortizer,
+            features,
+            beta=settings.beta,
+            critic=lambda: self._fresh_critic(seed),
+            prior_critic=self.prior.critic,
+            rng=torch.Generator().manual_seed(seed + int(index[0])),
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        beta = torch.full((len(features),), settings.beta, device=features.device)
+        state = CraftState(result.features, features, result.z, beta, step=settings.steps)
+        state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
+        return state

@@ -55,6 +55,7 @@ class TaskModel(Stage):
         size = self.hparams["image_size"]
         with torch.no_grad():
             shape = self.net.eval().encode(torch.zeros(1, 3, size, size)).shape[1:]
+        self.net.train()
         self.feature_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
 
     def setup(self, stage: str) -> None:
