@@ -113,7 +113,7 @@ class BestAndLast(Checkpoint):
 class EpochStart(Callback):
     """Begins every epoch alike, so that resuming equals not stopping.
 
-    All modules are in train mode (but `EvalOnly`), whatever a stage tried out while it was built, and every
+    All modules of the stage's own are in train mode, whatever a stage tried out while it was built, and every
     random draw is a function of (seed, epoch, process).
 
     Stored generator states would not do: a resumed run builds its data loader's iterator, which draws a

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from crafter_pl import __version__
 from crafter_pl.commands import command, resume_command
@@ -22,6 +23,7 @@ VERBS = {
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
+    "report": "write an audit's page, table and plots again from its report.json",
 }
 HELP = "\n".join(
     [
@@ -75,7 +77,7 @@ def _run(args: list[str]) -> int:
 
     _quiet()
     try:
-        _audit(args[1:]) if args[0] == "audit" else runner.run(args)
+        _call(*args) if args[0] in ("audit", "report") else runner.run(args)
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
     except ValueError as error:
@@ -92,21 +94,23 @@ def _run(args: list[str]) -> int:
     return 0
 
 
-def _audit(args: list[str]) -> None:
-    """Runs `crafter_pl.audit.audit.audit` with options from the command line and from `--config` files."""
+def _call(verb: str, *args: str) -> None:
+    """Runs the function behind `audit` or `report` with options from the command line and `--config` files."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     from crafter_pl.audit.audit import audit
+    from crafter_pl.audit.report import rebuild
     from crafter_pl.runner import import_stages
 
     import_stages()
-    parser = ArgumentParser(prog="crafter_pl audit", description=VERBS["audit"], exit_on_error=False)
+    function: Callable[..., Any] = {"audit": audit, "report": rebuild}[verb]
+    parser = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options"
     )
-    added = parser.add_function_arguments(audit, fail_untyped=False, sub_configs=True)
-    config = parser.instantiate(parser.parse_args(args))
-    audit(**{name: config[name] for name in added})
+    added = parser.add_function_arguments(function, fail_untyped=False, as_positional=False, sub_configs=True)
+    config = parser.instantiate(parser.parse_args(list(args)))
+    function(**{name: config[name] for name in added})
 
 
 def _fail(error: Exception) -> int:

@@ -1,9 +1,9 @@
-"""Times crafting: the released algorithm (`reference`) against the default, on the same nets and pictures, in one run.
+"""Times crafting: the released algorithm against the default, on the same nets and pictures, in one run.
 
-    python scripts/bench_crafting.py [--experiment synthetic] [--batch 64] [--reference-steps 1] [--steps 5] [--json FILE]
+    python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--batch 64] [--reference-steps 1] [--json FILE]
 
-Prints seconds and second-order products for each outer step, and their ratio. The nets are those of an experiment that is
-trained (`make demo`); products are counts of Hessian products (reference) and of J^T J products (default) a batch.
+Prints seconds and second-order products for each outer step, and their ratio. The nets are those of a trained
+Crafter (`make demo`); products are Hessian products (reference) and J^T J products (default) of a batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def main() -> None:
         "--ckpt", default="runs/synthetic/crafter/checkpoints/best.ckpt", help="a Crafter's checkpoint"
     )
     parser.add_argument("--batch", type=int, default=64, help="pictures crafted together")
-    parser.add_argument("--steps", type=int, default=5, help="outer steps of the default that are timed")
+    parser.add_argument("--steps", type=int, default=5, help="outer steps of the default timed")
     parser.add_argument(
         "--reference-steps", type=int, default=1, help="outer steps of the reference that are timed"
     )
@@ -44,9 +45,10 @@ def main() -> None:
 
     crafter = load_stage(args.ckpt, Crafter)
     size = crafter.prior.hparams["image_size"]
-    # Synthetic faces of the right size, drawn with another seed than any experiment's: only the time matters here.
-    data = FacesDataModule(image_size=size, people=64, images_per_person=4, private_people=8, min_private_images=4,
-                           test_images=1, seed=12345)  # fmt: skip
+    # Synthetic faces of the right size, of no experiment: only the time matters here.
+    data = FacesDataModule(
+        image_size=size, people=64, images_per_person=4, private_people=8, min_private_images=4, test_images=1
+    )
     data.setup()
     features = crafter.nets.encoder(data.images("public_train")[: args.batch]).detach()
     settings = crafter.craft_settings
@@ -59,7 +61,7 @@ def main() -> None:
         rng=torch.Generator().manual_seed(0), steps=args.reference_steps,
         on_step=lambda step, record: marks.append(time.perf_counter()),
     )  # fmt: skip
-    slow = statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+    slow = statistics.median(b - a for a, b in pairwise(marks))
 
     state = start_crafting(crafter.nets, features, settings)
     state = craft_step(crafter.nets, crafter.critic, state, settings)  # warm-up

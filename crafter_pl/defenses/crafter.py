@@ -259,7 +259,7 @@ class Crafter(Defense):
         return adapt
 
     def _reference(self, features: Tensor, index: Tensor, settings: CraftSettings, seed: int) -> CraftState:
-        """The released algorithm with its constants; beta, steps and the outer step size are the settings'."""
+        """The released algorithm with its constants; beta, steps and lr are the settings'."""
         result = reference_craft(
             self.nets.encoder,
             self.nets.generator,

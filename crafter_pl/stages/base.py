@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from crafter_pl.errors import UserError
@@ -21,18 +21,10 @@ StageT = TypeVar("StageT", bound="Stage")
 
 @lru_cache(maxsize=64)
 def _digest(path: str, mtime_ns: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _slow(file)
-        )
-
-
-def _slow(file: Any) -> str:  # noqa: ANN401 (a binary file; hashlib.file_digest is new in Python 3.11)
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -166,20 +158,3 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
         raise UserError(f"{path}: {error}") from error
     stage.requires_grad_(False)
     return stage.eval()
-
-
-class EvalOnly(nn.Module):
-    """Holds a net that never leaves eval mode and never learns, whatever its parent is told."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net.requires_grad_(False)
-        super().train(False)
-
-    def train(self, mode: bool = True) -> EvalOnly:
-        """Ignores the request: the net stays in eval mode."""
-        return self
-
-    def forward(self, *args: Any) -> Any:  # noqa: ANN401 (as the net's)
-        """Calls the net."""
-        return self.net(*args)
