@@ -95,7 +95,7 @@ def _run(args: list[str]) -> int:
 
 
 def _call(verb: str, *args: str) -> None:
-    """Runs the function behind `audit` or `report` with options from the command line and `--config` files."""
+    """Runs the function behind `audit` or `report` with the options given."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     from crafter_pl.audit.audit import audit

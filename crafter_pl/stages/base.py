@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -118,30 +117,39 @@ class Stage(L.LightningModule):
         return images.to(self.device)
 
 
+def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU; ``stage`` says in messages whose it should be.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = f"the stage {stage!r}" if stage else "the stage"
+        raise UserError(f"no checkpoint {path}: train {what} first, or give the right path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged bytes
+        raise UserError(
+            f"{path} is no readable checkpoint ({type(error).__name__}): it is damaged or no checkpoint; "
+            "train the stage again, or give another file"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
 def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
     """Rebuilds a stage from its own checkpoint: frozen, in eval mode, on the CPU.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, belongs to another stage, or one of its upstream
-            checkpoints is missing or has changed.
+        UserError: the file is missing, damaged, or of another stage; its layers do not fit its settings; or
+            one of its upstream checkpoints is missing or has changed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint {path}: train the stage {cls.stage_name!r} first, or give the right path"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise UserError(
-            f"{path} is no readable checkpoint ({str(error).splitlines()[0]}); train the stage again"
-        ) from error
-    saved = checkpoint.get("stage_class") if isinstance(checkpoint, dict) else None
-    if saved != cls.__name__:
-        raise UserError(
-            f"{path} is a checkpoint of {saved or 'something else'}, expected one of {cls.__name__}"
-        )
-    for key, (file, digest) in checkpoint["upstream"].items():
+    checkpoint = read_checkpoint(path, cls.stage_name)
+    if checkpoint.get("stage_class") != cls.__name__:
+        saved = checkpoint.get("stage_class") or "something else"
+        raise UserError(f"{path} is a checkpoint of {saved}, expected one of {cls.__name__}")
+    for key, (file, digest) in checkpoint.get("upstream", {}).items():
         if not Path(file).is_file():
             raise UserError(
                 f"{path} was trained on {file} (stage {key}), which is missing; "
@@ -156,5 +164,11 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
         stage = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (RuntimeError, KeyError) as error:  # layers of other shapes or names; entries that are missing
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(
+            f"{path} does not fit this version's {cls.__name__} ({' '.join(lines[:2])[:200]}): "
+            f"train the stage {cls.stage_name!r} again, or use the version of crafter_pl that wrote it"
+        ) from error
     stage.requires_grad_(False)
     return stage.eval()
