@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
 
 
@@ -26,6 +27,20 @@ class Attack(ABC):
         for stage, path in self.checkpoints.items():
             if path is None:
                 self.checkpoints[stage] = str(Path(experiment_dir) / stage / "checkpoints" / "best.ckpt")
+
+    def checkpoint(self, stage: str) -> str:
+        """Path of the checkpoint of ``stage``.
+
+        Raises:
+            UserError: it was left null, and `resolve` has not filled it.
+        """
+        path = self.checkpoints[stage]
+        if path is None:
+            raise UserError(
+                f"attack {self.name} has no checkpoint of stage {stage!r}: give its path, or call "
+                "resolve(experiment_dir) before prepare()"
+            )
+        return path
 
     @abstractmethod
     def prepare(self, device: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
+from crafter_pl.errors import UserError
 from crafter_pl.nets import build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage, load_stage
@@ -42,6 +43,11 @@ class BlackBox(Stage):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if loss not in ("l1", "l2") or feature_weight < 0:
+            raise UserError(
+                f"loss {loss!r} must be l1 or l2, and feature_weight {feature_weight} at least 0 "
+                "(--model.init_args.*)"
+            )
         task = self.use("task", task_ckpt, TaskModel)
         self.net = build_decoder(decoder, task.feature_shape, task.hparams["image_size"], width)
 
@@ -104,10 +110,8 @@ class DecoderAttack(Attack):
 
     def prepare(self, device: str) -> None:
         """Loads the decoder."""
-        path = self.checkpoints[self.name]
-        assert path is not None, "resolve() comes first"
         self.device = device
-        self.net = load_stage(path, BlackBox).to(device)
+        self.net = load_stage(self.checkpoint(self.name), BlackBox).to(device)
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 from crafter_pl.attacks.base import Attack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
 from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.base import load_stage, sha256
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
@@ -51,6 +52,11 @@ class WhiteBoxAttack(Attack):
         batch_size: int = 64,
         name: str = "white_box",
     ) -> None:
+        if restarts < 1 or steps < 0 or lr <= 0 or batch_size < 1:
+            raise UserError(
+                f"attack {name}: restarts {restarts} and batch_size {batch_size} must be at least 1, "
+                f"steps {steps} at least 0, lr {lr} above 0"
+            )
         self.name = name
         self.steps, self.lr, self.restarts, self.prior_weight = steps, lr, restarts, prior_weight
         self.seed, self.batch_size = seed, batch_size
@@ -61,13 +67,28 @@ class WhiteBoxAttack(Attack):
 
     def prepare(self, device: str) -> None:
         """Loads encoder, generator and amortizer."""
-        paths = {stage: str(path) for stage, path in self.checkpoints.items()}
+        paths = {stage: self.checkpoint(stage) for stage in self.checkpoints}
         self.device = device
         task, prior = load_stage(paths["task"], TaskModel), load_stage(paths["prior"], GanPrior)
+        sizes = task.hparams["image_size"], prior.hparams["image_size"]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"attack {self.name}: {paths['task']} takes pictures of {sizes[0]} pixels, {paths['prior']} "
+                f"makes {sizes[1]}; give two checkpoints of one size"
+            )
         self.encoder = fold_batchnorm(task.net.encoder_module()).to(device)
         self.generator = fold_batchnorm(prior.generator).to(device)
         self.latent_dim = prior.latent_dim
-        self.amortizer = load_stage(paths["amortizer"], Amortizer).to(device) if self.amortized else None
+        self.amortizer: Amortizer | None = None
+        if self.amortized:
+            amortizer = load_stage(paths["amortizer"], Amortizer)
+            for stage, (file, digest) in amortizer.upstream_files.items():
+                if digest != sha256(paths[stage]):
+                    raise UserError(
+                        f"attack {self.name}: the amortizer {paths['amortizer']} was trained on {file}, not "
+                        f"on {paths[stage]}; give it an amortizer of its own, or amortizer_ckpt none"
+                    )
+            self.amortizer = amortizer.to(device)
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
@@ -83,7 +104,7 @@ class WhiteBoxAttack(Attack):
         return torch.cat(parts)
 
     def _invert(self, features: Tensor, index: Tensor) -> Tensor:
-        best_z = best_loss = None
+        best_z, best_loss = features.new_empty(0), features.new_empty(0)
         for restart in range(self.restarts):
             if restart == 0 and self.amortizer is not None:
                 with torch.no_grad():
@@ -99,13 +120,12 @@ class WhiteBoxAttack(Attack):
                 prior_weight=self.prior_weight,
                 keep_best=True,
             )
-            if best_z is None or best_loss is None:
+            if restart == 0:
                 best_z, best_loss = result.z, result.loss
             else:
                 better = result.loss < best_loss
                 best_z = torch.where(better[:, None], result.z, best_z)
                 best_loss = torch.where(better, result.loss, best_loss)
-        assert best_z is not None, "restarts is at least 1"
         with torch.no_grad():
             return self.generator(best_z)
 

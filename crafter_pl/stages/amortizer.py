@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crafter_pl.errors import UserError
 from crafter_pl.nets import AmortizerNet
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
@@ -45,6 +46,12 @@ class Amortizer(Stage):
         self.save_hyperparameters()
         task = self.use("task", task_ckpt, TaskModel)
         prior = self.use("prior", prior_ckpt, GanPrior)
+        sizes = task.hparams["image_size"], prior.hparams["image_size"]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"{task_ckpt} takes pictures of {sizes[0]} pixels, {prior_ckpt} makes {sizes[1]}; "
+                "give two checkpoints of one size"
+            )
         self.net = AmortizerNet(task.feature_shape, prior.latent_dim, width)
 
     def render(self, z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crafter_pl.errors import UserError
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
 from crafter_pl.stages.base import Stage
@@ -96,8 +97,19 @@ class IdentityOracle(Stage):
             self._build(self.hparams["weights"])
 
     def classes(self, identity: Tensor) -> Tensor:
-        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``."""
-        return self.class_of[torch.searchsorted(self.sorted_people, identity)]
+        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
+
+        Raises:
+            UserError: somebody among them is not known to this oracle.
+        """
+        place = torch.searchsorted(self.sorted_people, identity).clamp(max=len(self.sorted_people) - 1)
+        strangers = identity[self.sorted_people[place] != identity]
+        if len(strangers):
+            raise UserError(
+                f"oracle {self.hparams['name']!r} does not know person {int(strangers[0])}: it was trained "
+                "on other people; give the data settings that it was trained with, or train it on these"
+            )
+        return self.class_of[place]
 
     def embed(self, images: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> unit embeddings ``(N, E)``."""
