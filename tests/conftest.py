@@ -35,3 +35,20 @@ def _environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The tiny experiment, trained once: see `experiment.Experiment`."""
+    from experiment import make
+
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny):
+    """The tiny experiment's private_test part, crafted by `predict`."""
+    from crafter_pl.cli import main
+
+    assert main(tiny.command("predict", "crafter")) == 0
+    return tiny.store()

@@ -130,9 +130,13 @@ class FaceBatches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """Batch number `item`: a sample's entries with a leading `N`, and `batch`, its number, an int."""
+        batch: dict[str, Any] = self.faces.take(self.index_of(item))
+        batch["batch"] = item
+        return batch
+
+    def index_of(self, item: int) -> Tensor:
+        """The pictures of batch number `item`: their rows in the data set, int64 `(N,)`."""
         if not 0 <= item < len(self):
             raise IndexError(f"batch {item} of {len(self)}")
         start = item * self.batch_size
-        batch: dict[str, Any] = self.faces.take(self.faces.index[start : start + self.batch_size])
-        batch["batch"] = item
-        return batch
+        return self.faces.index[start : start + self.batch_size]

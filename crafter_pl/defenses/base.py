@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import time
 from pathlib import Path
@@ -10,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.data.store import shard_done, write_manifest, write_shard
+from crafter_pl.data.store import (
+    FORMAT_VERSION,
+    MANIFEST,
+    read_manifest,
+    shard_done,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.task import TaskModel
-
-FORMAT_VERSION = 1
 
 
 class Defense(Stage):
@@ -63,31 +71,30 @@ class Defense(Stage):
         return self.stage_name
 
     def on_predict_start(self) -> None:
-        """Looks at the store that is there already: a store of other settings is refused."""
+        """Looks at the store that is there already: one of other settings or weights is refused."""
         self._folder = self.store_folder()
         self._timed, self._seconds = 0, 0.0
         self._plan = self._manifest()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        claim = self._folder / "settings.sha256"
-        mine = self._fingerprint()
+        claim, manifest = self._folder / "fingerprint", self._folder / MANIFEST
+        there = None
+        if manifest.is_file():
+            there = read_manifest(self._folder).get("fingerprint")
+        elif claim.is_file():
+            there = claim.read_text().strip()
+        elif any(self._folder.glob("shard-*")):
+            there = "unknown"
+        if there not in (None, self._plan["fingerprint"]):
+            raise UserError(
+                f"{self._folder} holds features of other settings or checkpoints; choose another --protect.out, "
+                "or delete the folder"
+            )
         if self.trainer.is_global_zero:
-            if claim.is_file() and claim.read_text().strip() != mine:
-                raise UserError(
-                    f"{self._folder} holds features of other settings or checkpoints; choose another "
-                    "--protect.out, or delete the folder"
-                )
-            claim.write_text(mine + "\n")
-
-    def _fingerprint(self) -> str:
-        import hashlib
-        import json
-
-        keys = {**self._plan, "upstream": sorted(digest for _, digest in self.upstream_files.values())}
-        return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            claim.write_text(self._plan["fingerprint"] + "\n")
 
     def _manifest(self) -> dict[str, Any]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return {
+        plan = {
             "format_version": FORMAT_VERSION,
             "defense": self.stage_name,
             "settings": self.protection(),
@@ -98,6 +105,11 @@ class Defense(Stage):
             "dtype": "float32",
             "seed": int(self.protection().get("seed", 0)),
         }
+        # What the features depend on besides the pictures: settings, upstream checkpoints and own weights.
+        digest = hashlib.sha256(json.dumps([plan, sorted(self.upstream_files.values())]).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return {**plan, "fingerprint": digest.hexdigest()}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Protects one batch and writes its shard, unless that shard is there already."""
@@ -116,13 +128,16 @@ class Defense(Stage):
         self.trainer.strategy.barrier("crafted")
         if not self.trainer.is_global_zero:
             return
+        (self._folder / "fingerprint").unlink(missing_ok=True)
+        if (self._folder / MANIFEST).is_file() and not self._timed:
+            print(f"{self._folder} is complete already", flush=True)
+            return
         loader = self.trainer.datamodule.predict_dataloader()  # type: ignore[attr-defined]
         sizes = [len(loader.dataset.index_of(number)) for number in range(len(loader.dataset))]
         cost: dict[str, float | None] = {
             "seconds_per_image": self._seconds / self._timed if self._timed else None,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
-        shards = {f"shard-{number:05d}.safetensors": size for number, size in enumerate(sizes)}
+        shards = {shard_name(number): size for number, size in enumerate(sizes)}
         write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})
-        (self._folder / "settings.sha256").unlink(missing_ok=True)
         print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)
