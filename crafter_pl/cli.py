@@ -103,7 +103,8 @@ def _call(verb: str, *args: str) -> None:
     from crafter_pl.runner import import_stages
 
     import_stages()
-    function: Callable[..., Any] = {"audit": audit, "report": rebuild}[verb]
+    functions: dict[str, Callable[..., Any]] = {"audit": audit, "report": rebuild}
+    function = functions[verb]
     parser = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
     parser.add_argument(
         "-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options"

@@ -85,8 +85,8 @@ class Defense(Stage):
             there = "unknown"
         if there not in (None, self._plan["fingerprint"]):
             raise UserError(
-                f"{self._folder} holds features of other settings or checkpoints; choose another --protect.out, "
-                "or delete the folder"
+                f"{self._folder} holds features of other settings or checkpoints; choose another "
+                "--protect.out, or delete the folder"
             )
         if self.trainer.is_global_zero:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,8 @@ class Defense(Stage):
             "seed": int(self.protection().get("seed", 0)),
         }
         # What the features depend on besides the pictures: settings, upstream checkpoints and own weights.
-        digest = hashlib.sha256(json.dumps([plan, sorted(self.upstream_files.values())]).encode())
+        upstream = sorted(digest for _, digest in self.upstream_files.values())
+        digest = hashlib.sha256(json.dumps([plan, upstream]).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return {**plan, "fingerprint": digest.hexdigest()}
