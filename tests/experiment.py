@@ -1,0 +1,99 @@
+"""The tiny experiment: every stage of tests/conf trained once through `main([...])`, for all tests that need nets."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from crafter_pl.cli import main
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.runner import StageCLI
+from crafter_pl.stages.base import Stage
+
+CONF = Path(__file__).parent / "conf"
+STAGES = ("task", "prior", "amortizer", "crafter", "oracle_resnet", "oracle_plain", "black_box")
+DATA = {
+    "people": 16,
+    "images_per_person": 8,
+    "image_size": 32,
+    "private_people": 4,
+    "min_private_images": 8,
+    "test_images": 4,
+    "batch_size": 8,
+    "predict_batch_size": 4,
+}
+
+
+@dataclass
+class Experiment:
+    """Where the runs are, what was printed on the way, and the stages as training left them in memory."""
+
+    runs_dir: Path
+    printed: str = ""
+    trained: dict[str, Stage] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / "synthetic"
+
+    def command(self, verb: str, name: str, *more: str) -> list[str]:
+        return [verb, "--config", str(CONF / f"{name}.yaml"), "--runs_dir", str(self.runs_dir), *more]
+
+    def ckpt(self, stage: str) -> str:
+        return str(self.folder / stage / "checkpoints" / "best.ckpt")
+
+    def upstream(self, *stages: str) -> dict[str, str]:
+        return {f"{stage}_ckpt": self.ckpt(stage) for stage in stages}
+
+    def store(self) -> Path:
+        return self.folder / "crafter" / "features" / "private_test-beta1"
+
+    def audit(self, *more: str) -> list[str]:
+        oracles = f"[{self.ckpt('oracle_resnet')}, {self.ckpt('oracle_plain')}]"
+        return self.command("audit", "audit", "--features", f"[{self.store()}]", "--oracles", oracles, *more)
+
+    def data(self) -> FacesDataModule:
+        data = FacesDataModule(**DATA)
+        data.setup()
+        return data
+
+
+def make(folder: Path) -> Experiment:
+    """Trains Crafter alone (so its upstream stages first), then what the audit needs."""
+    made = Experiment(folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        go = StageCLI.go
+
+        def watched(self, loaded):
+            go(self, loaded)
+            made.trained[self.name] = self.model
+
+        patch.setattr(StageCLI, "go", watched)
+        text = io.StringIO()
+        with redirect_stdout(text):
+            for stage in ("crafter", "oracle_resnet", "oracle_plain", "black_box"):
+                assert main(made.command("fit", stage)) == 0, stage
+    made.printed = text.getvalue()
+    assert sorted(made.trained) == sorted(STAGES)
+    return made
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    """The bytes of a store's shards by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
+
+
+def features(folder: Path):
+    """All features of a store, in the order of its shards."""
+    return [load_file(path)["features"] for path in sorted(folder.glob("shard-*.safetensors"))]
+
+
+def copy_store(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
