@@ -1,4 +1,4 @@
-"""The tiny experiment: every stage of tests/conf trained once through `main([...])`, for all tests that need nets."""
+"""The tiny experiment: every stage of tests/conf trained once through `main([...])`."""
 
 from __future__ import annotations
 

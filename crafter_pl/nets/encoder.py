@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
+from crafter_pl.nets.weights import read_weights
 
 RESNET_CUTS = ("stem", "layer1", "layer2", "layer3")
 VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
@@ -52,9 +51,7 @@ def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
                 "--model.init_args.weights PATH, or train from scratch with weights null"
             ) from error
     else:
-        if not Path(weights).is_file():
-            raise UserError(f"weights: no file {weights!r}; expected a {arch} state dict saved by torch.save")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = read_weights(weights, f"torchvision's {arch}")
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

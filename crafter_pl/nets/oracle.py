@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
+from crafter_pl.nets.weights import read_weights
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -84,15 +83,18 @@ class _FaceNet(nn.Module):
         else:
             self.net = InceptionResnetV1(pretrained=None)
             if weights is not None:
-                if not Path(weights).is_file():
-                    raise UserError(f"weights: no file {weights!r}; expected an InceptionResnetV1 state dict")
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-                kept = {k: v for k, v in state.items() if not k.startswith("logits.")}
-                missing, _ = self.net.load_state_dict(kept, strict=False)
-                if any(not name.startswith("logits.") for name in missing):
+                state = read_weights(weights, "facenet-pytorch's InceptionResnetV1")
+                kept = {k: v for k, v in state.items() if not k.startswith("logits.")}  # its own people
+                try:
+                    missing, unknown = self.net.load_state_dict(kept, strict=False)
+                except RuntimeError as error:
+                    why = str(error).splitlines()[-1].strip()
+                    raise UserError(f"weights {weights!r} do not fit InceptionResnetV1: {why}") from error
+                missing = [name for name in missing if not name.startswith("logits.")]
+                if missing or unknown:
                     raise UserError(
-                        f"weights {weights!r} do not fit InceptionResnetV1: "
-                        f"{len(missing)} tensors are missing"
+                        f"weights {weights!r} do not fit InceptionResnetV1: {len(missing)} tensors are "
+                        f"missing and {len(unknown)} unknown ({', '.join([*missing, *unknown][:3])})"
                     )
 
     def forward(self, x: Tensor) -> Tensor:

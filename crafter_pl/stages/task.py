@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -122,7 +123,9 @@ class TaskModel(Stage):
             else self.val_auc.target
         )
         two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
-        per_attribute = self.val_auc.compute()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about attributes of one class, which are left out below
+            per_attribute = self.val_auc.compute()
         self.val_auc.reset()
         value = per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)
         self.log("val/mean_auc", value, prog_bar=True)

@@ -1,0 +1,347 @@
+"""Plain networks: shapes at every picture size, the cut against torchvision's net, folding, the penalty."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from crafter_pl.errors import UserError
+from crafter_pl.nets import (
+    AmortizerNet,
+    Critic,
+    Generator,
+    ImageEncoder,
+    OracleNet,
+    PaperDecoder,
+    ResidualDecoder,
+    SplitClassifier,
+    build_decoder,
+    fold_batchnorm,
+    gradient_penalty,
+    to_grey,
+)
+
+SIZES = (32, 64, 112, 128)
+
+
+def calibrated(net, *shape):
+    """`net` in eval mode with batch-norm statistics and scales of its own, not the initial zeros and ones."""
+    generator = torch.Generator().manual_seed(5)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            with torch.no_grad():
+                module.running_mean.copy_(0.3 * torch.randn(module.num_features, generator=generator))
+                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+                module.weight.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+                module.bias.copy_(0.3 * torch.randn(module.num_features, generator=generator))
+    return net.eval()
+
+
+def pictures(count, size, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["G1", "G2"])
+@torch.no_grad()
+def test_generator(kind, size):
+    torch.manual_seed(0)
+    net = Generator(kind, latent_dim=10, image_size=size, width=4)
+    images = net(3 * torch.randn(3, 10))
+    assert images.shape == (3, 3, size, size)
+    assert 0 <= images.min() < images.max() <= 1 and images.std() > 0.05
+    first = net.layers[1].unflattened_size  # the paper's: 256 x S/8 x S/8, and 512 x S/16 x S/16
+    assert first == {"G1": (16, size // 8, size // 8), "G2": (32, size // 16, size // 16)}[kind]
+
+
+def test_generator_of_the_paper_has_its_layers():
+    convolutions = [m for m in Generator("G2").layers if isinstance(m, nn.ConvTranspose2d)]
+    assert [m.out_channels for m in convolutions] == [256, 128, 64, 3]
+    assert all(m.kernel_size == (5, 5) and m.stride == (2, 2) for m in convolutions)
+    convolutions = [m for m in Generator("G1").layers if isinstance(m, nn.ConvTranspose2d)]
+    assert [m.out_channels for m in convolutions] == [128, 64, 3]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@torch.no_grad()
+def test_image_encoder_and_critic(size):
+    torch.manual_seed(0)
+    mean, log_variance = ImageEncoder(7, size, width=4)(pictures(2, size))
+    assert mean.shape == log_variance.shape == (2, 7)
+    critic = Critic(size, width=4)
+    scores = critic(pictures(3, size))
+    assert scores.shape == (3,)
+    assert len([m for m in critic.layers if isinstance(m, nn.Conv2d)]) == (5 if size >= 64 else 4)
+    # No layer mixes the samples of a batch.
+    assert torch.allclose(scores[1:2], critic(pictures(3, size)[1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 8), (64, 16), (112, 28), (128, 32), (112, 7), (64, 64)])
+@torch.no_grad()
+def test_decoders_and_amortizer(size, side):
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, side, side)
+    for kind in ("paper", "residual"):
+        images = build_decoder(kind, (6, side, side), size, 16)(features)
+        assert images.shape == (2, 3, size, size) and 0 <= images.min() < images.max() <= 1
+    assert AmortizerNet((6, side, side), 9, width=4)(features).shape == (2, 9)
+
+
+def test_decoder_of_the_paper_halves_its_channels():
+    ups = [m for m in PaperDecoder((64, 16, 16), 64).layers if isinstance(m, nn.ConvTranspose2d)]
+    assert [(m.in_channels, m.out_channels) for m in ups] == [(128, 64), (64, 32)]
+    assert isinstance(build_decoder("residual", (4, 8, 8), 32, 8), ResidualDecoder)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("backbone", "grey"), [("resnet", False), ("resnet", True), ("plain", True)])
+@torch.no_grad()
+def test_oracles(backbone, grey, size):
+    torch.manual_seed(0)
+    net = OracleNet(backbone, 5, size, grey, width=4, embedding=12).eval()
+    images = pictures(3, size)
+    embeddings = net.embed(images)
+    assert embeddings.shape == (3, 12)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-5)
+    cosines = net.cosines(embeddings)
+    assert cosines.shape == (3, 5) and cosines.abs().max() <= 1 + 1e-6
+    swapped = images[:, [1, 2, 0]]
+    assert torch.allclose(net.embed(to_grey(images).expand(-1, 3, -1, -1)), embeddings, atol=1e-4) == grey
+    assert not torch.allclose(net.embed(swapped), embeddings, atol=1e-4)
+
+
+@torch.no_grad()
+def test_facenet_from_scratch():
+    torch.manual_seed(0)
+    net = OracleNet("facenet", 4, 32).eval()
+    embeddings = net.embed(pictures(2, 32))
+    assert embeddings.shape == (2, 512)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert not torch.allclose(embeddings[0], embeddings[1], atol=1e-4)
+
+
+def test_facenet_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    first = OracleNet("facenet", 2, 32).trunk.net
+    path = tmp_path / "weights.pt"
+    state = {**first.state_dict(), "logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}
+    torch.save(state, path)  # as published: with the head of its own classes
+    second = OracleNet("facenet", 2, 32, weights=str(path)).trunk.net
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+    del state["last_linear.weight"]
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"1 tensors are missing and 0 unknown \(last_linear.weight\)"):
+        OracleNet("facenet", 2, 32, weights=str(path))
+    torch.save({**first.state_dict(), "last_bn.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="size mismatch for last_bn"):
+        OracleNet("facenet", 2, 32, weights=str(path))
+
+
+def test_to_grey():
+    pixel = torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1)
+    assert to_grey(pixel).item() == pytest.approx(0.299 + 0.5 * 0.587 + 0.25 * 0.114)
+    assert to_grey(torch.ones(2, 3, 4, 4)).shape == (2, 1, 4, 4)
+    assert torch.allclose(to_grey(torch.ones(1, 3, 2, 2)), torch.ones(1, 1, 2, 2))
+
+
+# The cut
+
+
+def whole(arch, state_from, outputs):
+    """torchvision's own net with the weights of a `SplitClassifier` and a head of `outputs`."""
+    with torch.device("meta"):  # not drawn: all weights are given below
+        net = getattr(torchvision.models, arch)(num_classes=outputs).eval()
+    own = list(state_from.edge.state_dict().values()) + list(state_from.cloud.state_dict().values())
+    if arch == "resnet18":
+        names = list(net.state_dict())
+    else:
+        net.classifier, net.avgpool = nn.Linear(512, outputs), nn.AdaptiveAvgPool2d(1)
+        names = list(net.state_dict())
+    assert len(names) == len(own)
+    net.load_state_dict(dict(zip(names, own, strict=True)), assign=True)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("arch", "cut", "shape"),
+    [
+        ("resnet18", "stem", (64, 16, 16)),
+        ("resnet18", "layer1", (64, 16, 16)),
+        ("resnet18", "layer2", (128, 8, 8)),
+        ("resnet18", "layer3", (256, 4, 4)),
+        ("vgg16", "pool2", (128, 16, 16)),
+        ("vgg16_bn", "pool4", (512, 4, 4)),
+    ],
+)
+@torch.no_grad()
+def test_edge_and_cloud_are_the_whole_net(arch, cut, shape):
+    torch.manual_seed(0)
+    net = calibrated(SplitClassifier(arch, cut, 5))
+    images = pictures(2, 64)
+    features = net.encode(images)
+    assert features.shape[1:] == shape
+    assert torch.equal(net.encoder_module()(images), features)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = whole(arch, net, 5)(torchvision.transforms.functional.normalize(images, mean, std))
+    assert torch.allclose(net.classify(features), expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 1e-3
+
+
+@pytest.mark.parametrize(("arch", "cut", "channels"), [("resnet18", "layer1", 64), ("vgg16", "pool2", 128)])
+@torch.no_grad()
+def test_the_papers_cuts_at_every_size(arch, cut, channels):
+    net = SplitClassifier(arch, cut, 2).eval()
+    for size in SIZES:  # PAPER: 64x16x16 and 128x16x16 at 64 pixels
+        assert net.encode(pictures(1, size)).shape[1:] == (channels, size // 4, size // 4)
+
+
+def test_imagenet_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet18.pt"
+    source = torchvision.models.resnet18(weights=None)
+    torch.save(source.state_dict(), path)
+    net = SplitClassifier("resnet18", "layer1", 3, str(path))
+    assert torch.equal(net.edge[1][1].conv2.weight, source.layer1[1].conv2.weight)
+    assert torch.equal(net.cloud[2][1].bn2.weight, source.layer4[1].bn2.weight)
+    with pytest.raises(UserError, match="do not fit torchvision's vgg16"):
+        SplitClassifier("vgg16", "pool2", 3, str(path))
+    torch.save([1, 2], path)
+    with pytest.raises(
+        UserError, match=r"resnet18\.pt' holds no state dict; expected one of torchvision's resnet18"
+    ):
+        SplitClassifier("resnet18", "layer1", 3, str(path))
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"resnet18\.pt' cannot be read"):
+        SplitClassifier("resnet18", "layer1", 3, str(path))
+
+
+# Folding
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (lambda: SplitClassifier("resnet18", "layer1", 2).encoder_module(), (3, 32, 32)),
+        (lambda: SplitClassifier("vgg16_bn", "pool2", 2).encoder_module(), (3, 32, 32)),
+        (lambda: Generator("G1", 6, 32, 8), (6,)),
+        (lambda: AmortizerNet((4, 8, 8), 6, 8), (4, 8, 8)),
+    ],
+    ids=["resnet18", "vgg16_bn", "G1", "amortizer"],
+)
+def test_folded_net_is_the_same_function(net, shape):
+    torch.manual_seed(0)
+    original = calibrated(net())
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    folded = fold_batchnorm(original)
+    x = torch.rand(4, *shape)
+    with torch.no_grad():
+        expected = original(x)
+        assert torch.allclose(folded(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        original.train()
+        assert not torch.allclose(folded.train()(x), original(x), rtol=1e-2)  # the copy learns no statistics
+    assert not any(p.requires_grad for p in folded.parameters())
+    assert any(p.requires_grad for p in original.parameters())
+
+    def norms(n):
+        return sum(isinstance(m, nn.BatchNorm2d) for m in n.modules())
+
+    # What is left comes after no convolution: the generator's first, after its linear layer.
+    assert norms(folded) == int(isinstance(original, Generator)) and norms(original) > norms(folded)
+    original.eval()
+    for name, value in before.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(value, original.state_dict()[name]), name
+
+
+def test_fold_leaves_a_convolution_whose_output_is_used_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    torch.manual_seed(0)
+    net = calibrated(Twice())
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(fold_batchnorm(net)(x), net(x), atol=1e-6)
+
+
+# Gradient penalty
+
+
+def test_gradient_penalty_by_hand():
+    """A critic D(x) = sum(w * x^2) has the gradient 2 w x."""
+    torch.manual_seed(0)
+    w = torch.randn(1, 3, 2, 2, dtype=torch.float64)
+
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(w.clone())
+
+        def forward(self, x):
+            return (self.w * x.square()).flatten(1).sum(1)
+
+    critic = Square()
+    real, fake = torch.rand(5, 3, 2, 2, dtype=torch.float64), torch.rand(5, 3, 2, 2, dtype=torch.float64)
+    mix = torch.rand(5, 1, 1, 1, dtype=torch.float64)
+    penalty = gradient_penalty(critic, real, fake, mix)
+    points = mix * real + (1 - mix) * fake
+    norms = (2 * w * points).flatten(1).norm(dim=1)
+    assert penalty.item() == pytest.approx(((norms - 1) ** 2).mean().item(), rel=1e-12)
+    # d/dw mean (|2 w x| - 1)^2 = mean 2 (|2 w x| - 1) 4 w x^2 / |2 w x|
+    (grad,) = torch.autograd.grad(penalty, critic.w)
+    factor = (2 * (norms - 1) / norms / len(norms)).view(-1, 1, 1, 1)
+    assert torch.allclose(grad, (factor * 4 * w * points.square()).sum(0, keepdim=True), rtol=1e-10)
+
+
+def test_gradient_penalty_of_the_critic_against_finite_differences():
+    torch.manual_seed(0)
+    critic = Critic(16, width=2).double()
+    real, fake, mix = pictures(2, 16, 1).double(), pictures(2, 16, 2).double(), torch.full((2, 1, 1, 1), 0.3)
+    points = 0.3 * real + 0.7 * fake
+    norms = []
+    for point in points:
+        columns = []
+        for k in range(point.numel()):
+            step = torch.zeros(point.numel(), dtype=torch.float64)
+            step[k] = 1e-5
+            ends = torch.stack([point + step.view_as(point), point - step.view_as(point)])
+            high, low = critic(ends).tolist()
+            columns.append((high - low) / 2e-5)
+        norms.append(torch.tensor(columns, dtype=torch.float64).norm())
+    expected = ((torch.stack(norms) - 1) ** 2).mean().item()
+    assert gradient_penalty(critic, real, fake, mix).item() == pytest.approx(expected, rel=1e-5)
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Generator("G3"), "'G3' is unknown; choose G1 or G2"),
+        (lambda: Generator("G1", image_size=36), "36 does not fit G1: it must be a multiple of 8"),
+        (lambda: Generator("G2", image_size=40), "40 does not fit G2: it must be a multiple of 16"),
+        (lambda: SplitClassifier("resnet50", "layer1", 2), "'resnet50' is unknown; choose one of resnet18"),
+        (lambda: SplitClassifier("vgg16", "layer1", 2), "'layer1' does not exist in vgg16; choose.*pool2"),
+        (lambda: SplitClassifier("resnet18", "layer1", 2, "absent.pt"), "no file 'absent.pt'"),
+        (lambda: build_decoder("unet", (4, 8, 8), 32, 8), "'unet' is unknown; choose one of residual, paper"),
+        (lambda: PaperDecoder((4, 7, 7), 32), "7x7 features cannot double to 32"),
+        (lambda: OracleNet("vit", 2, 32), "'vit' is unknown; choose resnet, plain or facenet"),
+        (lambda: OracleNet("facenet", 2, 32, grey=True), "set grey false"),
+        (lambda: OracleNet("plain", 2, 32, weights="x.pt"), "for backbone facenet only"),
+        (lambda: OracleNet("facenet", 2, 32, weights="absent.pt"), "no file 'absent.pt'"),
+    ],
+)
+def test_messages(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
