@@ -84,9 +84,16 @@ class BlackBox(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Mean squared pixel error on held-out public people."""
+        self._score(batch, "val/l2")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same on the audited pictures, unprotected."""
+        self._score(batch, "test/l2")
+
+    def _score(self, batch: dict[str, Tensor], name: str) -> None:
         decoded = self.net(self.encode(batch["image"]))
         error = (decoded - batch["image"]).square().mean()
-        self.log("val/l2", error, batch_size=len(decoded), prog_bar=True)
+        self.log(name, error, batch_size=len(decoded), prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out public faces above their reconstructions."""

@@ -43,6 +43,7 @@ class CraftSettings:
         iterations: of conjugate gradients; terms of the Neumann series; unrolled steps.
         alpha: step of the Neumann series and of unrolling.
         critic_steps: critic updates for each outer step where the critic adapts.
+        critic_batch: pictures of either kind in a critic update (paper: 32).
         critic_lr: their Adam step size (paper: 5e-4).
         penalty: weight of the gradient penalty (paper: 20).
     """
@@ -60,6 +61,7 @@ class CraftSettings:
     iterations: int = 4
     alpha: float = 1e-3
     critic_steps: int = 3
+    critic_batch: int = 32
     critic_lr: float = 5e-4
     penalty: float = 20.0
 

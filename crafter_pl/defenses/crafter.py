@@ -154,7 +154,8 @@ class Crafter(Defense):
 
     def _critic_step(self, optimizer: Any, z: Tensor) -> Tensor:  # noqa: ANN401 (LightningOptimizer)
         """One update on current and remembered reconstructions, half and half, against prior samples."""
-        settings, half = self.craft_settings, max(len(z) // 2, 1)
+        settings = self.craft_settings
+        half = max(min(len(z), settings.critic_batch) // 2, 1)
         parts = [z[torch.randperm(len(z), device=z.device)[:half]]]
         known = min(int(self.remembered), len(self.memory))
         if known:

@@ -89,12 +89,13 @@ class Amortizer(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The inversion's objective at the amortised start, on held-out public faces."""
-        self.log(
-            "val/feature_loss",
-            self._losses(batch["image"]).mean(),
-            batch_size=len(batch["image"]),
-            prog_bar=True,
-        )
+        losses = self._losses(batch["image"])
+        self.log("val/feature_loss", losses.mean(), batch_size=len(losses), prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same on the audited pictures."""
+        losses = self._losses(batch["image"])
+        self.log("test/feature_loss", losses.mean(), batch_size=len(losses), prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""

@@ -100,6 +100,19 @@ class Stage(L.LightningModule):
                     f"{mine[1][:12]}…; train this stage again, or bring the old {key} checkpoint back"
                 )
 
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Refuses: a stage that can be tested says how."""
+        raise UserError(
+            f"{type(self).__name__} has nothing to test by itself: attacks and oracles judge it "
+            "(python -m crafter_pl audit)"
+        )
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Refuses: only defences make something of a split."""
+        raise UserError(
+            f"{type(self).__name__} does not predict: a defence does (predict --config configs/crafter.yaml)"
+        )
+
     def log_grid(self, tag: str, images: Tensor, columns: int = 8) -> None:
         """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid."""
         logger = getattr(self, "logger", None)

@@ -142,6 +142,13 @@ class IdentityOracle(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Top-1 accuracy on the originals that will be audited (how sharp the ruler is)."""
+        self._score(batch, "val/accuracy")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same figure: the validation part is the audited one."""
+        self._score(batch, "test/accuracy")
+
+    def _score(self, batch: dict[str, Tensor], name: str) -> None:
         target = self.classes(batch["identity"])
         hits = (self.logits(batch["image"]).argmax(1) == target).float()
-        self.log("val/accuracy", hits.mean(), batch_size=len(target), prog_bar=True)
+        self.log(name, hits.mean(), batch_size=len(target), prog_bar=True)

@@ -52,7 +52,7 @@ class TaskModel(Stage):
 
     def _build(self, names: list[str], weights: str | None) -> None:
         self.net = SplitClassifier(self.hparams["arch"], self.hparams["cut"], len(names), weights)
-        self.val_auc = MultilabelAUROC(num_labels=len(names), average="none", thresholds=None)
+        self.auc = MultilabelAUROC(num_labels=len(names), average="none", thresholds=None)
         size = self.hparams["image_size"]
         with torch.no_grad():
             shape = self.net.eval().encode(torch.zeros(1, 3, size, size)).shape[1:]
@@ -107,25 +107,33 @@ class TaskModel(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects scores of held-out public people."""
-        logits = self.net(batch["image"])
-        self.log(
-            "val/loss",
-            F.binary_cross_entropy_with_logits(logits, batch["attributes"]),
-            batch_size=len(logits),
-        )
-        self.val_auc.update(logits.float().sigmoid(), batch["attributes"].long())
+        self._score(batch, "val/loss")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC over the attributes that have both classes in the validation part."""
-        target = (
-            torch.cat([t for t in self.val_auc.target])
-            if isinstance(self.val_auc.target, list)
-            else self.val_auc.target
-        )
+        self._log_auc("val/mean_auc")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collects scores of the audited pictures, unprotected."""
+        self._score(batch, "test/loss")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs their mean AUC: the utility that a defence starts from."""
+        self._log_auc("test/mean_auc")
+
+    def _score(self, batch: dict[str, Tensor], name: str) -> None:
+        logits = self.net(batch["image"])
+        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
+        self.log(name, loss, batch_size=len(logits))
+        self.auc.update(logits.float().sigmoid(), batch["attributes"].long())
+
+    def _log_auc(self, name: str) -> None:
+        parts = self.auc.target
+        target = torch.cat(list(parts)) if isinstance(parts, list) else parts
         two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about attributes of one class, which are left out below
-            per_attribute = self.val_auc.compute()
-        self.val_auc.reset()
+            per_attribute = self.auc.compute()
+        self.auc.reset()
         value = per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)
-        self.log("val/mean_auc", value, prog_bar=True)
+        self.log(name, value, prog_bar=True)
