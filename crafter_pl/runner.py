@@ -103,7 +103,14 @@ class StageCLI(LightningCLI):
             save_config_callback=cb.SaveConfig,
             seed_everything_default=0,
             # Crafting needs gradients in predict; data/datamodule.py deals batches to processes itself.
-            trainer_defaults={"inference_mode": False, "use_distributed_sampler": False},
+            trainer_defaults={
+                "inference_mode": False,
+                "use_distributed_sampler": False,
+                "devices": 1,
+                "log_every_n_steps": 20,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
             parser_kwargs={**quiet, self.verb: {**quiet, "description": VERBS[self.verb]}},
             args=args,
             auto_configure_optimizers=False,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crafter_pl.crafting.implicit import hypergradient
 from crafter_pl.crafting.inversion import InversionState, invert
@@ -29,6 +30,9 @@ class CraftSettings:
 
     Attributes:
         beta: weight of the utility term (the paper's; larger keeps more utility and less privacy).
+        task_weight: gamma, weight of a second utility term: the mean over the attributes of the divergence
+            ``KL(f(Enc(X)) | f(F))`` of the cloud's answers; 0 is the paper's. It needs the cloud's classifier
+            (or a public surrogate) on the edge.
         steps: outer steps (paper: 450).
         lr: outer step size. ``rms``: the distance moved a step is about ``lr`` times the root of the
             feature's size.
@@ -49,6 +53,7 @@ class CraftSettings:
     """
 
     beta: float = 1.0
+    task_weight: float = 0.0
     steps: int = 80
     lr: float = 0.02
     update: Literal["rms", "adam"] = "rms"
@@ -99,11 +104,13 @@ class CraftNets:
         encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
         generator: latents ``(N, Z)`` -> images in [0, 1].
         amortizer: features -> latents, where the inversion starts.
+        classifier: features -> attribute logits ``(N, A)``; needed for ``task_weight`` alone.
     """
 
     encoder: nn.Module
     generator: nn.Module
     amortizer: nn.Module
+    classifier: nn.Module | None = None
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
@@ -127,6 +134,7 @@ class CraftState:
     inner: InversionState | None = None
     first: Tensor | None = None
     second: Tensor | None = None
+    answers: Tensor | None = None
     step: int = 0
     info: dict[str, Tensor] = field(default_factory=dict)
 
@@ -138,6 +146,26 @@ def privacy_gradient(nets: CraftNets, critic: Net, z: Tensor) -> tuple[Tensor, T
         loss = -critic(nets.generator(variable))
         (gradient,) = torch.autograd.grad(loss.sum(), variable)
     return loss.detach(), gradient
+
+
+def task_gradient(classifier: Net, features: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Divergence of the cloud's answers and its gradient with respect to the features.
+
+    Args:
+        classifier: features -> logits ``(N, A)``.
+        features: ``(N, C, h, w)``.
+        answers: attribute probabilities ``(N, A)`` at the clean features.
+
+    Returns:
+        The mean over attributes of ``KL(answers | sigmoid(classifier(features)))``, ``(N,)``; its gradient.
+    """
+    with torch.enable_grad():
+        variable = features.detach().clone().requires_grad_()
+        logits = classifier(variable)
+        cross = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").mean(1)
+        (gradient,) = torch.autograd.grad(cross.sum(), variable)
+    entropy = F.binary_cross_entropy(answers, answers, reduction="none").mean(1)
+    return cross.detach() - entropy, gradient
 
 
 def start_crafting(
@@ -156,7 +184,15 @@ def start_crafting(
     )
     if beta is None:
         beta = torch.full((len(features),), settings.beta, device=features.device, dtype=features.dtype)
-    return CraftState(features.clone(), features, result.z, beta, inner=result.state)
+    state = CraftState(features.clone(), features, result.z, beta, inner=result.state)
+    if settings.task_weight > 0:
+        if nets.classifier is None:
+            raise UserError(
+                "task_weight above 0 needs the cloud's classifier on the edge: CraftNets.classifier"
+            )
+        with torch.no_grad():
+            state.answers = nets.classifier(features).sigmoid()
+    return state
 
 
 def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> Tensor:
@@ -207,6 +243,9 @@ def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftS
         "inner_loss": result.loss,
         "products": torch.tensor(float(hyper.products)),
     }
+    if state.answers is not None and nets.classifier is not None:
+        state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
+        gradient = gradient + settings.task_weight * pull
     state.features = _outer_update(state, gradient, settings)
     state.step += 1
     return state

@@ -108,7 +108,11 @@ class Crafter(Defense):
         if self._nets is None or self._nets[0] != self.device:
             encoder = fold_batchnorm(self.task.net.encoder_module()).to(self.device)
             generator = fold_batchnorm(self.prior.generator).to(self.device)
-            self._nets = (self.device, CraftNets(encoder, generator, self.upstream["amortizer"]))
+            classifier = fold_batchnorm(self.task.net.cloud).to(self.device)
+            self._nets = (
+                self.device,
+                CraftNets(encoder, generator, self.upstream["amortizer"], classifier),
+            )
         return self._nets[1]
 
     def on_fit_start(self) -> None:
