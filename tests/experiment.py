@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import shutil
+import os
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
@@ -89,11 +90,9 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
-def features(folder: Path):
-    """All features of a store, in the order of its shards."""
-    return [load_file(path)["features"] for path in sorted(folder.glob("shard-*.safetensors"))]
-
-
-def copy_store(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
+def in_subprocess(args: list[str]) -> subprocess.CompletedProcess[str]:
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "crafter_pl", *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
