@@ -10,7 +10,7 @@ for stage in oracle_resnet oracle_plain attacks/black_box; do
   run fit --config "configs/$stage.yaml" --ckpt_path last
 done
 stores=()
-for beta in 0.25 0.5 1 2; do
+for beta in 0.1 0.25 0.5 1; do
   run predict --config configs/crafter.yaml --protect.beta "$beta"
   stores+=("runs/synthetic/crafter/features/private_test-beta$beta")
 done

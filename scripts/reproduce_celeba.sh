@@ -12,7 +12,7 @@ for stage in oracle_resnet oracle_plain attacks/black_box; do
   run fit --config "configs/celeba/$stage.yaml" --ckpt_path last
 done
 stores=()
-for beta in 0.5 2; do
+for beta in 0.25 1; do
   run predict --config configs/celeba/crafter.yaml --protect.beta "$beta"
   stores+=("runs/celeba/crafter/features/private_test-beta$beta")
 done
