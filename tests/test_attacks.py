@@ -1,0 +1,237 @@
+"""Attacks: what they recover, what they are told, what they say about themselves."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from crafter_pl.attacks import BlackBox, DecoderAttack, WhiteBoxAttack
+from crafter_pl.errors import UserError
+from crafter_pl.nets import Generator, fold_batchnorm
+from crafter_pl.stages import GanPrior, load_stage, sha256
+
+
+@pytest.fixture(scope="module")
+def white_box(tiny):
+    """A prepared white-box attack on the tiny experiment's nets.
+
+    Its prior is a random one of more contrast: after two training steps all faces look alike.
+    """
+    torch.manual_seed(0)
+    vivid = Generator("G1", 8, 32, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            vivid(torch.randn(32, 8))
+    for module in vivid.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 2.0)
+    vivid = fold_batchnorm(vivid)
+
+    def make(**settings):
+        attack = WhiteBoxAttack(**settings)
+        attack.resolve(tiny.folder)
+        attack.prepare("cpu")
+        attack.generator = vivid
+        return attack
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def faces_of_the_prior(white_box):
+    """Latents, their pictures and their features."""
+    attack = white_box(amortizer_ckpt="none")
+    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        images = attack.generator(z)
+        return z, images, attack.encoder(images)
+
+
+def feature_loss(attack, images, features):
+    with torch.no_grad():
+        return (attack.encoder(images) - features).square().flatten(1).sum(1)
+
+
+def test_white_box_recovers_the_latents_picture(white_box, faces_of_the_prior):
+    _, images, features = faces_of_the_prior
+    attack = white_box(steps=120, lr=0.1, restarts=2, amortizer_ckpt="none")
+    found = attack.reconstruct(features)
+    assert found.shape == images.shape and 0 <= found.min() and found.max() <= 1
+    assert images.std(0).mean() > 0.05
+    error = (found - images).square().flatten(1).mean(1)
+    others = (images - images.mean(0)).square().flatten(1).mean(1)  # what guessing the mean face would cost
+    assert (error < 0.02 * others).all(), error / others
+    start = white_box(steps=0, restarts=1, amortizer_ckpt="none").reconstruct(features)
+    assert (feature_loss(attack, found, features) < 0.01 * feature_loss(attack, start, features)).all()
+
+
+def test_more_restarts_are_never_worse(white_box, faces_of_the_prior):
+    features = faces_of_the_prior[2]
+    losses = []
+    for restarts in (1, 2, 4):
+        attack = white_box(steps=5, lr=0.05, restarts=restarts, amortizer_ckpt="none")
+        losses.append(feature_loss(attack, attack.reconstruct(features), features))
+    few, some, many = losses
+    assert (some <= few * (1 + 1e-5)).all() and (many <= some * (1 + 1e-5)).all()
+    assert (many < 0.9 * few).any()  # and they do help somebody
+
+
+def test_the_first_start_is_the_amortizers(white_box, faces_of_the_prior):
+    features = faces_of_the_prior[2]
+    attack = white_box(steps=0, restarts=1)
+    with torch.no_grad():
+        expected = attack.generator(attack.amortizer(features))
+    assert torch.allclose(attack.reconstruct(features), expected, atol=1e-6)
+    cold = white_box(steps=0, restarts=1, amortizer_ckpt="none")
+    assert cold.amortizer is None
+    assert not torch.allclose(cold.reconstruct(features), expected, atol=1e-2)
+    both = white_box(steps=0, restarts=2)
+    loss = feature_loss(attack, both.reconstruct(features), features)
+    assert (loss <= feature_loss(attack, expected, features) * (1 + 1e-5)).all()
+
+
+def test_white_box_is_deterministic_and_batched(white_box, faces_of_the_prior):
+    features = faces_of_the_prior[2]
+    attack = white_box(steps=3, restarts=2)
+    whole = attack.reconstruct(features)
+    assert torch.equal(attack.reconstruct(features), whole)
+    assert torch.allclose(
+        white_box(steps=3, restarts=2, batch_size=4).reconstruct(features), whole, atol=1e-4
+    )
+    cold = white_box(steps=3, restarts=1, amortizer_ckpt="none").reconstruct(features)
+    assert not torch.allclose(
+        white_box(steps=3, restarts=1, amortizer_ckpt="none", seed=1).reconstruct(features), cold
+    )
+
+
+def test_a_prior_weight_keeps_latents_small(white_box, faces_of_the_prior):
+    """Its result minimises another objective: with an enormous weight the picture of the latent 0."""
+    features = faces_of_the_prior[2]
+    attack = white_box(steps=60, lr=0.1, restarts=1, amortizer_ckpt="none", prior_weight=1e7)
+    with torch.no_grad():
+        zero = attack.generator(torch.zeros(1, 8))
+    found = attack.reconstruct(features)
+    free = white_box(steps=60, lr=0.1, restarts=1, amortizer_ckpt="none").reconstruct(features)
+    assert ((found - zero).square().mean((1, 2, 3)) < 0.1 * (free - zero).square().mean((1, 2, 3))).all()
+
+
+def test_decoder_attack_equals_its_stage(tiny, faces_of_the_prior):
+    features = faces_of_the_prior[2]
+    attack = DecoderAttack(batch_size=4)
+    attack.resolve(tiny.folder)
+    attack.prepare("cpu")
+    stage = load_stage(tiny.ckpt("black_box"), BlackBox)
+    with torch.no_grad():
+        expected = torch.cat([stage.reconstruct(features[:4]), stage.reconstruct(features[4:])])
+    found = attack.reconstruct(features)
+    assert torch.equal(found, expected) and not found.requires_grad
+    assert 0 <= found.min() < found.max() <= 1
+
+
+def test_decoders_that_are_trained_otherwise(tiny):
+    """The losses of the paper and ours, against their formulas."""
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for loss, weight in (("l2", 0.0), ("l1", 0.0), ("l1", 0.5)):
+        torch.manual_seed(0)
+        stage = BlackBox(tiny.ckpt("task"), "paper", 16, loss=loss, feature_weight=weight).eval()
+        stage.log = lambda *_, **__: None
+        torch.manual_seed(1)
+        made = stage.training_step({"image": images}, 0)
+        torch.manual_seed(1)
+        flipped = torch.where(torch.rand(4, 1, 1, 1) < 0.5, images.flip(3), images)
+        with torch.no_grad():
+            features = stage.encode(flipped)
+            decoded = stage.reconstruct(features)
+            expected = F.mse_loss(decoded, flipped) if loss == "l2" else F.l1_loss(decoded, flipped)
+            expected = expected + weight * F.mse_loss(stage.encode(decoded), features)
+        assert made.item() == pytest.approx(expected.item(), rel=1e-5)
+        made.backward()
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in stage.net.parameters() if p.ndim > 1
+        )
+        assert all(p.grad is None for p in stage.upstream["task"].parameters())
+
+
+# What they say
+
+
+def test_settings_and_description(tiny):
+    attack = WhiteBoxAttack(steps=7, lr=0.2, restarts=3, prior_weight=0.1, seed=5, name="strong")
+    attack.resolve(tiny.folder)
+    expected = {"steps": 7, "lr": 0.2, "restarts": 3, "prior_weight": 0.1, "seed": 5, "amortized": True}
+    assert attack.settings() == expected
+    told = json.loads(json.dumps(attack.describe()))
+    hashes = {stage: sha256(tiny.ckpt(stage)) for stage in ("task", "prior", "amortizer")}
+    assert told == {"name": "strong", "class": "WhiteBoxAttack", "settings": expected, "checkpoints": hashes}
+    cold = WhiteBoxAttack(amortizer_ckpt="none")
+    cold.resolve(tiny.folder)
+    assert cold.settings()["amortized"] is False and cold.describe()["checkpoints"].keys() == {
+        "task",
+        "prior",
+    }
+    decoder = DecoderAttack()
+    decoder.resolve(tiny.folder)
+    told = decoder.describe()
+    assert told["name"] == "black_box" and told["class"] == "DecoderAttack" and told["settings"] == {}
+    assert told["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
+
+
+def test_resolve_leaves_given_checkpoints_alone(tiny):
+    attack = WhiteBoxAttack(prior_ckpt="mine.ckpt")
+    attack.resolve("runs/e")
+    assert attack.checkpoints == {
+        "task": "runs/e/task/checkpoints/best.ckpt",
+        "prior": "mine.ckpt",
+        "amortizer": "runs/e/amortizer/checkpoints/best.ckpt",
+    }
+
+
+@pytest.mark.parametrize("attack", [WhiteBoxAttack, DecoderAttack])
+def test_unresolved_checkpoints(attack):
+    with pytest.raises(UserError, match=r"has no checkpoint of stage '(task|black_box)'"):
+        attack().prepare("cpu")
+
+
+def test_missing_and_wrong_checkpoints(tiny, tmp_path):
+    attack = DecoderAttack(str(tmp_path / "absent.ckpt"))
+    with pytest.raises(UserError, match=r"no checkpoint .*absent\.ckpt: train the stage 'black_box' first"):
+        attack.prepare("cpu")
+    with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of BlackBox"):
+        DecoderAttack(tiny.ckpt("task")).prepare("cpu")
+    attack = WhiteBoxAttack(prior_ckpt=tiny.ckpt("task"))
+    attack.resolve(tiny.folder)
+    with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of GanPrior"):
+        attack.prepare("cpu")
+    attack = WhiteBoxAttack()
+    attack.resolve(tmp_path)
+    with pytest.raises(UserError, match=r"task/checkpoints/best\.ckpt: train the stage 'task' first"):
+        attack.prepare("cpu")
+
+
+def test_checkpoints_that_do_not_belong_together(tiny, tmp_path):
+    content = torch.load(tiny.ckpt("prior"), weights_only=True)
+    torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
+    attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"))
+    attack.resolve(tiny.folder)
+    with pytest.raises(
+        UserError, match=r"was trained on .*prior/checkpoints/best\.ckpt, not on .*other\.ckpt"
+    ):
+        attack.prepare("cpu")
+    cold = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"), amortizer_ckpt="none")
+    cold.resolve(tiny.folder)
+    cold.prepare("cpu")
+    large = GanPrior(latent_dim=4, width=2, critic_width=2, image_size=64)
+    content.update(hyper_parameters=dict(large.hparams), state_dict=large.state_dict())
+    torch.save(content, tmp_path / "large.ckpt")
+    attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "large.ckpt"), amortizer_ckpt="none")
+    attack.resolve(tiny.folder)
+    with pytest.raises(UserError, match=r"takes pictures of 32 pixels, .*large\.ckpt makes 64"):
+        attack.prepare("cpu")
+
+
+@pytest.mark.parametrize("bad", [{"restarts": 0}, {"steps": -1}, {"lr": 0.0}, {"batch_size": 0}])
+def test_settings_out_of_range(bad):
+    with pytest.raises(UserError, match=f"{next(iter(bad))} "):
+        WhiteBoxAttack(**bad)
