@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
-# Those who judge and attack (oracles, decoder) are trained beside the edge's own stages, with half of the cores each; what
-# they print is in runs/beside.log.
+# Two lanes share the cores: the prior, the oracles and the decoder are trained beside the task model, the amortizer and
+# Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
+finished() { [ -f "runs/synthetic/$1/summary.json" ]; }
 beside() {
+  run fit --config configs/prior.yaml --ckpt_path last || return
   run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
   run fit --config configs/oracle_plain.yaml --ckpt_path last || return
-  until [ -f runs/synthetic/task/summary.json ]; do sleep 1; done
+  until finished task; do sleep 1; done
   run fit --config configs/attacks/black_box.yaml --ckpt_path last
 }
 
@@ -19,13 +21,17 @@ export OMP_NUM_THREADS=$(((cores + 1) / 2))
 beside > runs/beside.log 2>&1 &
 beside=$!
 trap 'pkill -P $beside 2> /dev/null; kill $beside 2> /dev/null || true' EXIT
-run fit --config configs/crafter.yaml --ckpt_path last
-run predict --config configs/crafter.yaml
+run fit --config configs/task.yaml --ckpt_path last
+while ! finished prior && kill -0 $beside 2> /dev/null; do sleep 1; done
+if finished prior; then
+  run fit --config configs/crafter.yaml --ckpt_path last
+fi
 if ! wait $beside; then
   cat runs/beside.log >&2
   exit 1
 fi
 trap - EXIT
+run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2
 export OMP_NUM_THREADS=$cores
 run audit --config configs/audit.yaml
 echo "demo: $SECONDS s"
