@@ -2,34 +2,18 @@
 
 import fcntl
 import json
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from crafter_pl.errors import UserError
+from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
 FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]})") from error
-    return content
 
 
 def data_differences(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:

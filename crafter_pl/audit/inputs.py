@@ -12,7 +12,7 @@ from crafter_pl.attacks.base import Attack
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage, sha256
+from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
 
@@ -40,7 +40,7 @@ def check_arguments(attacks: list[Attack], oracles: list[str], bootstrap: int, b
 
 def trained_on(path: str | Path) -> str | None:
     """Hash of the split that a checkpoint was trained on; None if it does not say."""
-    saved: str | None = torch.load(path, map_location="cpu", weights_only=True).get("split_hash")
+    saved: str | None = read_checkpoint(path).get("split_hash")
     return saved
 
 

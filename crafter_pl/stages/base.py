@@ -58,6 +58,27 @@ class Stage(L.LightningModule):
         self.upstream_files: dict[str, tuple[str, str]] = {}
         self.run_dir: Path | None = None
         self.protect_options: dict[str, Any] = {}
+        self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
+
+    def setup(self, stage: str) -> None:
+        """Before `fit`: upstream stages must not have seen people who are private here.
+
+        Raises:
+            UserError: an upstream checkpoint was trained on another split of the same source.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for key, upstream in self.upstream.items() if stage == "fit" else ():
+            split_hash, source = upstream.trained_on
+            if split_hash == data.split_hash:
+                continue
+            file = self.upstream_files[key][0]
+            if source == data.source:
+                raise UserError(
+                    f"{file} (stage {key}) was trained on another split of {source}, whose public people may "
+                    "be private here: give the --data settings that it was trained with, or train it again"
+                )
+            if self.trainer.is_global_zero:
+                print(f"note: {file} was trained on other faces; see that none is private here", flush=True)
 
     def use(self, key: str, path: str | None, cls: type[StageT]) -> StageT:
         """Loads the upstream checkpoint ``path`` frozen and remembers its hash."""
@@ -183,5 +204,7 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
             f"{path} does not fit this version's {cls.__name__} ({' '.join(lines[:2])[:200]}): "
             f"train the stage {cls.stage_name!r} again, or use the version of crafter_pl that wrote it"
         ) from error
+    source = checkpoint.get("config", {}).get("data", {}).get("source")
+    stage.trained_on = (checkpoint.get("split_hash"), source)
     stage.requires_grad_(False)
     return stage.eval()

@@ -1,0 +1,148 @@
+"""Every config parses, its class can be built, and what it refers to is there."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from crafter_pl.audit import audit as audit_module
+from crafter_pl.cli import main
+from crafter_pl.defenses import Crafter
+from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.stages import GanPrior, IdentityOracle, Stage, TaskModel
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+CONTENT = {path: yaml.safe_load((ROOT / path).read_text()) for path in FILES}
+STAGES = [path for path, content in CONTENT.items() if "model" in content]
+AUDITS = [path for path, content in CONTENT.items() if "attacks" in content]
+DATA = [path for path in FILES if path not in STAGES and path not in AUDITS]
+
+
+def command_line(path, *more):
+    import_stages()
+    return StageCLI(["fit", "--config", str(ROOT / path), *more])
+
+
+def test_there_are_configs_of_every_kind():
+    experiments = {CONTENT[path].get("experiment", "synthetic") for path in STAGES}
+    assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
+    assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
+    named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
+    assert named == {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+
+
+@pytest.mark.parametrize("path", STAGES, ids=str)
+def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
+    upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
+    given = [f"--model.init_args.{key}={tiny.ckpt(key.removesuffix('_ckpt'))}" for key in upstream]
+    cli = command_line(path, "--trainer.accelerator", "cpu", *given)
+    cli._build(None)
+    assert isinstance(cli.model, Stage) and type(cli.model).__name__ == CONTENT[path]["model"]["class_path"]
+    assert cli.trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
+    for key, value in CONTENT[path]["model"].get("init_args", {}).items():
+        built = cli.model.hparams[key]
+        assert value == built or (isinstance(value, dict) and value.items() <= built.items()), key
+    assert set(cli.model.upstream) == {key.removesuffix("_ckpt") for key in upstream}
+    # The nets fit the pictures that the config names.
+    size = cli.datamodule.image_size
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        if isinstance(cli.model, TaskModel):
+            stage = TaskModel(
+                **{**cli.model.hparams, "attribute_names": ["a", "b"], "image_size": size}
+            ).eval()
+            assert stage.cloud(stage.edge(images)).shape == (2, 2)
+        elif isinstance(cli.model, GanPrior):
+            stage = GanPrior(**{**cli.model.hparams, "image_size": size}).eval()
+            assert stage.generator(torch.randn(2, stage.latent_dim)).shape == images.shape
+            assert stage.critic(images).shape == (2,)
+        elif isinstance(cli.model, IdentityOracle):
+            stage = IdentityOracle(**{**cli.model.hparams, "identities": [3, 5], "image_size": size}).eval()
+            assert stage.logits(images).shape == (2, 2)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", STAGES, ids=str)
+def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
+    """On a fresh checkout: the configs beside it, on the same data, each after what it needs."""
+    monkeypatch.chdir(tmp_path)
+    cli = command_line(path)
+    found = cli.missing_upstream({})
+    names = [folder.name for folder in found]
+    needed = {
+        "TaskModel": [],
+        "GanPrior": [],
+        "IdentityOracle": [],
+        "BlackBox": ["task"],
+        "Amortizer": ["task", "prior"],
+        "Crafter": ["task", "prior", "amortizer"],
+    }
+    assert names == needed[CONTENT[path]["model"]["class_path"]]
+    experiment = CONTENT[path].get("experiment", "synthetic")
+    assert {folder.parent.name for folder in found} <= {experiment}
+    for args in found.values():
+        config = Path(args[args.index("--config") + 1]).relative_to(ROOT)
+        assert config in STAGES and CONTENT[config].get("experiment", "synthetic") == experiment
+
+
+@pytest.mark.parametrize("path", DATA, ids=str)
+def test_data_configs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = command_line(STAGES[0], "--data", str(ROOT / path))
+    for key, value in CONTENT[path].items():
+        assert cli.options.data[key] == value, key
+
+
+@pytest.mark.parametrize("path", AUDITS, ids=str)
+def test_audit_configs(path, tmp_path, monkeypatch, tiny):
+    """They parse, and name the files that the other configs' commands write."""
+    calls = []
+
+    @functools.wraps(audit_module.audit)
+    def record(**options):
+        calls.append(options)
+
+    monkeypatch.setattr(audit_module, "audit", record)
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "--config", str(ROOT / path)]) == 0
+    (options,) = calls
+    experiment = options["experiment"]
+    assert experiment == CONTENT[path].get("experiment", "synthetic")
+    assert options["data"].predict_split == "private_test" and len(options["attacks"]) >= 2
+    configs = [p for p in STAGES if CONTENT[p].get("experiment", "synthetic") == experiment]
+    named = {CONTENT[p].get("name") for p in configs}
+    oracles = [Path(file).parts for file in options["oracles"]]
+    assert len(oracles) >= 2
+    assert all(parts[:2] == ("runs", experiment) and parts[2] in named for parts in oracles)
+    (crafter,) = [p for p in configs if CONTENT[p]["model"]["class_path"] == "Crafter"]
+    craft = CONTENT[crafter]["model"]["init_args"]["craft"]
+    store = Crafter(**tiny.upstream("task", "prior", "amortizer"), craft=craft).store_name()
+    assert options["features"][0] == f"runs/{experiment}/crafter/features/private_test-{store}"
+    data = [CONTENT[p]["data"] for p in configs]
+    assert {Path(file).name for file in data} == {Path(CONTENT[path]["data"]).name}
+    for attack in options["attacks"]:
+        attack.resolve(Path("runs") / experiment)
+        stages = {Path(file).parts[2] for file in attack.checkpoints.values()}
+        assert stages <= {"task", "prior", "amortizer", "black_box"}
+
+
+def test_configs_that_texts_name_are_there():
+    texts = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("scripts/*"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "Makefile",
+        *ROOT.glob(".ci/*"),
+    ]
+    named = set()
+    for text in texts:
+        if text.is_file() and text.suffix not in (".png", ".jpg"):
+            named |= set(re.findall(r"(?<![\w/])configs/[\w/]+\.yaml", text.read_text()))
+    named.discard("configs/mine.yaml")  # the README's example of a config of one's own
+    assert named and not [name for name in sorted(named) if not (ROOT / name).is_file()]

@@ -1,0 +1,338 @@
+"""From faces to a report: all stages on 16 tiny faces by `main([...])`, and what may go wrong."""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+from experiment import CONF, STAGES, in_subprocess
+from safetensors.torch import load_file, save_file
+
+from crafter_pl.cli import main
+from crafter_pl.stages import IdentityOracle, load_stage, sha256
+
+
+@pytest.fixture(scope="module")
+def report(tiny, tiny_store, tmp_path_factory):
+    """The folder of an audit of the tiny experiment."""
+    out = tmp_path_factory.mktemp("audit")
+    assert main(tiny.audit("--out", str(out))) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def told(report):
+    return json.loads((report / "report.json").read_text())
+
+
+def weights(folder, name):
+    return torch.load(folder / "synthetic" / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(folder, name):
+    with open(folder / "synthetic" / name / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# Training
+
+
+def test_fit_of_crafter_alone_trains_what_it_needs(tiny):
+    lines = [line for line in tiny.printed.splitlines() if "missing: " in line]
+    assert [line.partition(" missing: ")[0] for line in lines] == [
+        f"[{i}/3] needed by crafter, and" for i in (1, 2, 3)
+    ]
+    runs = f"--experiment synthetic --runs_dir {tiny.runs_dir}"
+    assert [line.partition(" missing: ")[2] for line in lines] == [
+        f"python -m crafter_pl fit --config {CONF / name}.yaml {runs}"
+        for name in ("task", "prior", "amortizer")
+    ]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_leaves_its_run(name, tiny):
+    folder = tiny.folder / name
+    files = {path.name for path in folder.iterdir()}
+    assert {"fit.yaml", "metrics.csv", "split.csv", "summary.json", "checkpoints"} <= files
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert any(name.startswith("events.out.tfevents.") for name in files)
+    assert len(rows(tiny.runs_dir, name)) == 1
+    figures = json.loads((folder / "summary.json").read_text())["metrics"]
+    assert figures and all(math.isfinite(value) for value in figures.values())
+    assert (folder / "split.csv").read_text() == (tiny.folder / "task" / "split.csv").read_text()
+    config = yaml.safe_load((folder / "fit.yaml").read_text())
+    for key, value in config["model"]["init_args"].items():
+        if key.endswith("_ckpt"):
+            assert value == tiny.ckpt(key.removesuffix("_ckpt"))
+
+
+def test_a_second_fit_is_refused_and_a_finished_one_says_so(tiny, capsys):
+    assert main(tiny.command("fit", "prior")) == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+    before = sha256(tiny.ckpt("prior"))
+    assert main(tiny.command("fit", "prior", "--ckpt_path", "last")) == 0
+    assert "prior is finished (1 epochs" in capsys.readouterr().out
+    assert sha256(tiny.ckpt("prior")) == before
+
+
+def test_killed_gan_fit_resumed_equals_straight(tmp_path):
+    fit = ["fit", "--config", str(CONF / "prior.yaml"), "--trainer.max_epochs", "2"]
+    killed = in_subprocess([*fit, "--runs_dir", str(tmp_path / "killed"), "--trainer.callbacks+=kill.Kill"])
+    assert killed.returncode == -9, killed.stderr
+    assert len(rows(tmp_path / "killed", "prior")) == 1
+    assert not (tmp_path / "killed" / "synthetic" / "prior" / "summary.json").exists()
+    assert main([*fit, "--runs_dir", str(tmp_path / "killed"), "--ckpt_path", "last"]) == 0
+    assert main([*fit, "--runs_dir", str(tmp_path / "straight")]) == 0
+    resumed, straight = (weights(tmp_path / runs, "prior") for runs in ("killed", "straight"))
+    assert resumed["epoch"] == straight["epoch"] == 1
+    for key, value in straight["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    for mine, other in zip(straight["optimizer_states"], resumed["optimizer_states"], strict=True):
+        for number, state in mine["state"].items():
+            assert torch.equal(state["exp_avg_sq"], other["state"][number]["exp_avg_sq"])
+    assert rows(tmp_path / "killed", "prior") == rows(tmp_path / "straight", "prior")
+    # The second epoch did something.
+    first = torch.load(tmp_path / "straight/synthetic/prior/checkpoints/best.ckpt", weights_only=True)
+    assert first["epoch"] == 1 and len(rows(tmp_path / "straight", "prior")) == 2
+
+
+# The report
+
+
+def test_files_of_a_report(report):
+    for name in ("report.json", "report.html", "table.csv", "tradeoff.png", "reconstructions.png"):
+        assert (report / name).stat().st_size > 100, name
+    page = (report / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(https?:|//|[\w./]+\.(png|css|js))""", page
+    )  # self-contained
+    for name in ("tradeoff.png", "reconstructions.png"):
+        assert (report / name).read_bytes().startswith(b"\x89PNG")
+    with open(report / "table.csv", newline="") as file:
+        assert len(list(csv.reader(file))) > 2
+
+
+def assert_figure(figure, low, high, where):
+    assert {"value", "ci95"} <= figure.keys(), where
+    a, b = figure["ci95"]
+    assert low <= a <= b <= high and low <= figure["value"] <= high, (where, figure)
+
+
+def test_report_is_as_designed(told, tiny, tiny_store):
+    data = tiny.data()
+    assert told["schema"] == 1
+    expected = {
+        "source": "synthetic",
+        "split_hash": data.split_hash,
+        "image_size": 32,
+        "identities": 4,
+        "images": 16,
+        "chance": 0.25,
+    }
+    assert expected.items() <= told["data"].items()
+    assert [oracle["name"] for oracle in told["oracles"]] == ["resnet", "plain_grey"]
+    assert all(0 <= oracle["accuracy_on_originals"] <= 1 for oracle in told["oracles"])
+    assert [entry["name"] for entry in told["defenses"]] == ["none", "crafter"]
+    for entry in told["defenses"]:
+        utility = entry["utility"]
+        assert_figure(utility["mean_auc"], 0, 1, "mean_auc")
+        assert 5 < len(utility["per_attribute"]) <= data.num_attributes
+        for name, figure in utility["per_attribute"].items():
+            assert name in data.attribute_names
+            assert_figure(figure, 0, 1, name)
+        assert entry["attacks"].keys() == {"white_box", "black_box"}
+        for attack in entry["attacks"].values():
+            for name in ("eval_acc", "eval_acc_top5"):
+                assert_figure(attack[name], 0, 1, name)
+            assert attack["by_oracle"].keys() == {"resnet", "plain_grey"}
+            for name, figure in attack["by_oracle"].items():
+                assert_figure(figure, 0, 1, name)
+            assert_figure(attack["identity_similarity"], -1, 1, "similarity")
+            assert_figure(attack["ssim"], -1, 1, "ssim")
+            assert_figure(attack["psnr"], 0, 60, "psnr")
+            assert attack["eval_acc"]["value"] == attack["by_oracle"]["resnet"]["value"]
+            assert attack["eval_acc_top5"]["value"] == 1.0  # there are but four people
+        assert_figure(entry["worst_case"]["eval_acc"], 0, 1, "worst case")
+        worst = entry["worst_case"]["eval_acc"]["value"]
+        assert all(
+            worst >= figure["value"]
+            for attack in entry["attacks"].values()
+            for figure in attack["by_oracle"].values()
+        )
+        assert {"seconds_per_image", "peak_memory_mb"} <= entry["cost"].keys()
+    manifest = json.loads((tiny_store / "manifest.json").read_text())
+    assert told["defenses"][1]["settings"] == manifest["settings"]
+    assert told["defenses"][1]["cost"] == manifest["cost"]
+
+
+def test_figures_of_a_report_are_those_of_the_stages(told, tiny, capsys):
+    """The same, computed along other paths."""
+    images, oracle = tiny.data().rows("private_test"), load_stage(tiny.ckpt("oracle_resnet"), IdentityOracle)
+    with torch.no_grad():
+        named = oracle.logits(images["image"]).argmax(1)
+    accuracy = (named == oracle.classes(images["identity"])).float().mean().item()
+    assert told["oracles"][0]["accuracy_on_originals"] == pytest.approx(accuracy)
+    assert main(tiny.command("test", "task")) == 0
+    found = re.search(r"test/mean_auc\W+([\d.]+)", capsys.readouterr().out)
+    assert float(found[1]) == pytest.approx(told["defenses"][0]["utility"]["mean_auc"]["value"], abs=1e-5)
+
+
+def test_an_audit_again(report, told, tiny, tiny_store, capsys):
+    again = tiny.audit("--out", str(report))
+    assert main(again) == 2
+    assert "--overwrite true" in capsys.readouterr().err
+    cache = {path.name: path.stat().st_mtime_ns for path in (report / "cache").iterdir()}
+    assert main([*again, "--overwrite", "true"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (report / "cache").iterdir()} == cache
+    second = json.loads((report / "report.json").read_text())
+    assert {k: v for k, v in second.items() if k != "created"} == {
+        k: v for k, v in told.items() if k != "created"
+    }
+
+
+# What may go wrong
+
+
+def refused(tiny, capsys, tmp_path, *more, store=None, oracles=None):
+    args = tiny.audit("--out", str(tmp_path / "out"), *more)
+    if store is not None:
+        args[args.index("--features") + 1] = f"[{store}]"
+    if oracles is not None:
+        args[args.index("--oracles") + 1] = f"[{', '.join(oracles)}]"
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert not (tmp_path / "out" / "report.json").exists()
+    return error
+
+
+def damage(store, how):
+    """Spoils a store and returns what the message must say."""
+    first, second = store / "shard-00001.safetensors", store / "shard-00002.safetensors"
+    content = load_file(first)
+    if how == "missing shard":
+        first.unlink()
+        return "shard-00001.safetensors is missing"
+    if how == "truncated shard":
+        first.write_bytes(first.read_bytes()[:-10])
+        return "shard-00001.safetensors is truncated or damaged"
+    if how == "not a number":
+        content["features"][2, 0, 0, 0] = math.nan
+        save_file(content, first)
+        return "shard-00001.safetensors: the features of picture"
+    if how == "duplicate index":
+        save_file({**content, "index": load_file(second)["index"]}, first)
+        return "is in the store twice, in shard-00001.safetensors and shard-00002.safetensors"
+    if how == "no manifest":
+        (store / "manifest.json").unlink()
+        return "the store is not finished"
+    if how == "another split":
+        manifest = json.loads((store / "manifest.json").read_text())
+        (store / "manifest.json").write_text(json.dumps({**manifest, "split_hash": "0" * 64}))
+        return "made of another split of the data"
+    assert how == "absent"
+    shutil.rmtree(store)
+    return "no feature store there"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing shard",
+        "truncated shard",
+        "not a number",
+        "duplicate index",
+        "no manifest",
+        "another split",
+        "absent",
+    ],
+)
+def test_audit_refuses_a_spoiled_store(how, tiny, tiny_store, tmp_path, capsys):
+    store = shutil.copytree(tiny_store, tmp_path / "store")
+    words = damage(store, how)
+    assert words in refused(tiny, capsys, tmp_path, store=store)
+
+
+def test_audit_refuses_another_encoder(tiny, tiny_store, tmp_path, capsys):
+    content = torch.load(tiny.ckpt("task"), weights_only=True)
+    content["state_dict"]["net.edge.0.1.bias"] += 0.1
+    torch.save(content, tmp_path / "task.ckpt")
+    error = refused(tiny, capsys, tmp_path, "--task_ckpt", str(tmp_path / "task.ckpt"))
+    assert "made with another encoder" in error and sha256(tmp_path / "task.ckpt") in error
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--data.people", "18"], "split"),
+        (["--data.image_size", "16"], "--data.image_size 32"),
+        (["--attacks", "[]"], "at least one attack"),
+        (["--bootstrap", "0"], "--bootstrap"),
+        (["--runs_dir", "elsewhere"], "elsewhere/synthetic/task/checkpoints/best.ckpt"),
+    ],
+)
+def test_audit_refuses_settings_that_do_not_fit(more, words, tiny, tiny_store, tmp_path, capsys):
+    assert words in refused(tiny, capsys, tmp_path, *more)
+
+
+def test_audit_refuses_damaged_and_wrong_checkpoints(tiny, tiny_store, tmp_path, capsys):
+    error = refused(tiny, capsys, tmp_path, oracles=[tiny.ckpt("prior")])
+    assert "is a checkpoint of GanPrior, expected one of IdentityOracle" in error
+    error = refused(tiny, capsys, tmp_path, oracles=[str(tmp_path / "absent.ckpt")])
+    assert "absent.ckpt: train the stage 'oracle' first" in error
+    (tmp_path / "half.ckpt").write_bytes(open(tiny.ckpt("black_box"), "rb").read()[:2000])
+    decoder = f"[{{class_path: DecoderAttack, init_args: {{ckpt: {tmp_path / 'half.ckpt'}}}}}]"
+    assert "half.ckpt is no readable checkpoint" in refused(tiny, capsys, tmp_path, "--attacks", decoder)
+    content = torch.load(tiny.ckpt("oracle_plain"), weights_only=True)
+    torch.save({**content, "split_hash": "0" * 64}, tmp_path / "elsewhere.ckpt")
+    error = refused(tiny, capsys, tmp_path, oracles=[str(tmp_path / "elsewhere.ckpt")])
+    assert "elsewhere.ckpt was trained on another split and may have seen the pictures" in error
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--data.source", "celeba"], "--data.root"),
+        (["--data.source", "lfw", "--data.root", "absent"], "absent"),
+        (["--data.source", "folder", "--data.root", "$NO_SUCH_VARIABLE/x"], "NO_SUCH_VARIABLE"),
+        (["--data.private_people", "16"], "people"),
+        (["--data.min_private_images", "9"], "pictures"),
+        (["--data.image_size", "30"], "30"),
+        (["--model.init_args.generator", "G7"], "choose G1 or G2"),
+        (["--model.init_args.width", "wide"], "width"),
+        (["--model.class_path", "Nothing"], "Nothing"),
+    ],
+)
+def test_bad_input_of_a_fit_is_one_message(more, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["fit", "--config", str(CONF / "prior.yaml"), "--runs_dir", str(tmp_path / "runs"), *more]) == 2
+    )
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_stages_of_other_splits_do_not_mix(tiny, tmp_path, capsys):
+    """A prior of another split may have seen people who are private here."""
+    command = tiny.command("fit", "amortizer", "--name", "other", "--data.seed", "5")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert tiny.ckpt("task") in error and "trained on another split of synthetic" in error
+    assert not os.path.exists(tiny.folder / "other" / "checkpoints")
+
+
+def test_a_prior_of_another_source_is_noted(tiny, tmp_path, capsys):
+    content = torch.load(tiny.ckpt("prior"), weights_only=True)
+    content["split_hash"] = "0" * 64
+    content["config"]["data"]["source"] = "lfw"
+    torch.save(content, tmp_path / "lfw.ckpt")
+    given = ["--model.init_args.prior_ckpt", str(tmp_path / "lfw.ckpt"), "--trainer.fast_dev_run", "true"]
+    assert main(tiny.command("fit", "amortizer", "--name", "other", *given)) == 0
+    assert f"note: {tmp_path / 'lfw.ckpt'} was trained on other faces" in capsys.readouterr().out
