@@ -3,7 +3,13 @@
 import shlex
 
 # Options of a command that its upstream stages are trained with, too (each with what is below it).
-PASSED_ON = ("--data", "--seed_everything", "--trainer.accelerator", "--trainer.devices", "--trainer.precision")
+PASSED_ON = (
+    "--data",
+    "--seed_everything",
+    "--trainer.accelerator",
+    "--trainer.devices",
+    "--trainer.precision",
+)
 
 
 def command(args: list[str]) -> str:

@@ -203,7 +203,7 @@ def test_one_picture_alone_equals_the_same_in_a_batch_of_64(dtype):
     nets, critic = realistic()
     nets = CraftNets(*(net.to(dtype) for net in (nets.encoder, nets.generator, nets.amortizer)))
     critic = critic.to(dtype)
-    settings = CraftSettings(beta=1.0, lr=0.05, start_steps=5, inner_steps=2, iterations=2)
+    settings = CraftSettings(beta=1.0, lr=0.05, start_steps=3, inner_steps=1, iterations=2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         images = nets.generator(torch.randn(64, 128, generator=generator).to(dtype))
