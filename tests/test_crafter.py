@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from crafter_pl.cli import main
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting
+from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting, task_gradient
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
@@ -179,7 +179,7 @@ def realistic():
     generator, critic = Generator("G1", 128, 32, 32), Critic(32, 24)
     amortizer = AmortizerNet((64, 8, 8), 128, 64)
     with torch.no_grad():
-        for _ in range(20):  # batch norms see what they will be fed with
+        for _ in range(8):  # batch norms see what they will be fed with
             images = generator(torch.randn(32, 128))
             amortizer(encoder.encode(images))
     for module in generator.modules():  # pictures of contrast, not grey ones
@@ -203,7 +203,7 @@ def test_one_picture_alone_equals_the_same_in_a_batch_of_64(dtype):
     nets, critic = realistic()
     nets = CraftNets(*(net.to(dtype) for net in (nets.encoder, nets.generator, nets.amortizer)))
     critic = critic.to(dtype)
-    settings = CraftSettings(beta=1.0, lr=0.05, start_steps=3, inner_steps=1, iterations=2)
+    settings = CraftSettings(beta=1.0, lr=0.05, start_steps=2, inner_steps=1, iterations=2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         images = nets.generator(torch.randn(64, 128, generator=generator).to(dtype))
@@ -212,14 +212,14 @@ def test_one_picture_alone_equals_the_same_in_a_batch_of_64(dtype):
     some = (0, 37, 63)
     together = start_crafting(nets, clean, settings)
     singles = [start_crafting(nets, nets.encoder(images[i : i + 1]), settings) for i in some]
-    for step in range(5):
+    for step in range(2 if dtype == torch.float64 else 5):  # double precision is slow, and exact at once
         together = craft_step(nets, critic, together, settings)
         singles = [craft_step(nets, critic, state, settings) for state in singles]
         alone = torch.cat([state.features for state in singles])
         far = distance(alone, together.features[list(some)])
         assert far.max() < (1e-10 if dtype == torch.float64 else 0.1), step
         assert (far < 1e-4).sum() >= (3 if dtype == torch.float64 else 2), (step, far)
-    assert distance(together.features, clean).min() > 0.05  # they have been moved a lot further
+    assert distance(together.features, clean).min() > 0.02  # they have been moved a lot further
 
 
 def test_beta_and_neighbours_do_not_mix():
@@ -229,12 +229,13 @@ def test_beta_and_neighbours_do_not_mix():
     with torch.no_grad():
         clean = nets.encoder(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
     states = [
-        start_crafting(nets, clean, settings, torch.tensor(beta)) for beta in ([1.0, 1, 1, 1], [1.0, 9, 0, 4])
+        start_crafting(nets, clean, settings, torch.tensor(beta))
+        for beta in ([1.0, 1.0, 1.0, 1.0], [1.0, 100.0, 300.0, 1000.0])
     ]
     for _ in range(3):
         states = [craft_step(nets, critic, state, settings) for state in states]
     a, b = (state.features for state in states)
-    assert distance(a[:1], b[:1]) < 1e-5 and distance(a[1:], b[1:]).min() > 1e-4
+    assert distance(a[:1], b[:1]) < 1e-5 and distance(a[1:], b[1:]).min() > 1e-3
 
 
 def test_protect_of_one_picture_and_of_any_order(crafter, audited):
@@ -331,6 +332,40 @@ def test_reference_method_runs(crafter, audited):
     made = stage.protect(images, index)
     assert made.isfinite().all() and distance(made, stage.task.edge(images)).min() > 0
     assert torch.equal(made, stage.protect(images, index))
+
+
+def test_divergence_of_the_answers_by_hand():
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
+    clean, moved = torch.randn(2, 4, 3, 1, 4, dtype=torch.float64)
+    answers = classifier(clean).sigmoid().detach()
+    loss, gradient = task_gradient(classifier, moved, answers)
+    bernoulli = torch.distributions.Bernoulli
+    p, q = bernoulli(probs=answers), bernoulli(logits=classifier(moved))
+    expected = torch.distributions.kl_divergence(p, q).mean(1)
+    assert torch.allclose(loss, expected, rtol=1e-9)
+    step = torch.zeros_like(moved)
+    step[:, 1, 0, 2] = 1e-6
+    high, low = (task_gradient(classifier, moved + sign * step, answers)[0] for sign in (1, -1))
+    assert torch.allclose(gradient[:, 1, 0, 2], (high - low) / 2e-6, rtol=1e-5)
+    loss, gradient = task_gradient(classifier, clean, answers)
+    assert loss.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+
+
+def test_task_weight_keeps_the_clouds_answers(crafter, audited):
+    images, index = audited[0][:8], audited[1][:8]
+    stage = crafter()
+    settings = replace(stage.craft_settings, beta=0.0, steps=10)
+    with torch.no_grad():
+        answers = stage.task.cloud(stage.task.edge(images)).sigmoid()
+        far = []
+        for weight in (0.0, 100.0):
+            made = stage._craft(images, index, replace(settings, task_weight=weight), "fixed").features
+            far.append((stage.task.cloud(made).sigmoid() - answers).abs().mean())
+    assert far[1] < 0.5 * far[0]
+    blind = CraftNets(stage.nets.encoder, stage.nets.generator, stage.nets.amortizer)
+    with pytest.raises(UserError, match="needs the cloud's classifier"):
+        start_crafting(blind, stage.task.edge(images), replace(settings, task_weight=1.0))
 
 
 # Fit
