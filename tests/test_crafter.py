@@ -17,6 +17,7 @@ from crafter_pl.cli import main
 from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting, task_gradient
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
+from crafter_pl.defenses import crafter as crafter_module
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AmortizerNet, Critic, Generator, SplitClassifier, fold_batchnorm
 from crafter_pl.stages import load_stage, sha256
@@ -164,6 +165,7 @@ def test_two_processes_write_the_same_bytes(tiny, tiny_store, tmp_path):
     command = tiny.command("predict", "crafter", "--protect.out", str(tmp_path / "store"), *more)
     made = in_subprocess(command)
     assert made.returncode == 0, made.stderr
+    assert "batch 2/2" in made.stdout  # each had two of the four
     assert shards(tmp_path / "store") == shards(tiny_store)
     ours, theirs = read_store(tmp_path / "store")[2], read_store(tiny_store)[2]
     assert ours.pop("cost") and theirs.pop("cost") and ours == theirs
@@ -257,6 +259,20 @@ def test_the_seed_counts_where_noise_is_drawn(crafter, audited):
     assert torch.equal(crafter(critic="adapted").protect(images, index), adapted)
     assert not torch.equal(crafter(critic="adapted", seed=1).protect(images, index), adapted)
     assert not torch.equal(crafter(critic="adapted").protect(images, index + 100), adapted)
+
+
+def test_noise_is_fresh_in_every_critic_update(crafter, audited, monkeypatch):
+    streams = []
+    for name in ("keyed_normal", "keyed_bits"):
+        draw = getattr(crafter_module, name)
+
+        def watched(*args, stream, draw=draw):
+            streams.append(stream)
+            return draw(*args, stream=stream)
+
+        monkeypatch.setattr(crafter_module, name, watched)
+    crafter(critic="adapted").protect(audited[0][:2], audited[1][:2])
+    assert len(streams) == len(set(streams)) == 2 * 3  # three outer steps with an update each
 
 
 def test_critics_that_learn_from_the_batch(crafter, audited):
