@@ -8,6 +8,7 @@ the settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -72,10 +73,15 @@ class CraftSettings:
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
-        if self.beta < 0 or self.steps < 0 or self.lr <= 0 or self.inner_steps < 0 or self.iterations < 1:
+        weights = (self.beta, self.task_weight, self.damping, self.penalty, self.prior_weight)
+        if not all(0 <= value < math.inf for value in weights) or not all(
+            0 < value < math.inf for value in (self.lr, self.inner_lr, self.alpha, self.critic_lr)
+        ):
             raise UserError(
-                f"crafting settings out of range: {self}; beta and steps >= 0, lr > 0, iterations >= 1"
+                f"crafting settings out of range: {self}; weights >= 0, step sizes > 0, all finite"
             )
+        if min(self.steps, self.start_steps, self.inner_steps, self.critic_steps) < 0 or self.iterations < 1:
+            raise UserError(f"crafting settings out of range: {self}; steps >= 0, iterations >= 1")
 
     def solver_settings(self, y0: Tensor | None) -> dict[str, Any]:
         """Keyword arguments of the chosen solver."""

@@ -129,8 +129,8 @@ class Defense(Stage):
         self.trainer.strategy.barrier("crafted")
         if not self.trainer.is_global_zero:
             return
-        (self._folder / "fingerprint").unlink(missing_ok=True)
         if (self._folder / MANIFEST).is_file() and not self._timed:
+            (self._folder / "fingerprint").unlink(missing_ok=True)
             print(f"{self._folder} is complete already", flush=True)
             return
         loader = self.trainer.datamodule.predict_dataloader()  # type: ignore[attr-defined]
@@ -141,4 +141,5 @@ class Defense(Stage):
         }
         shards = {shard_name(number): size for number, size in enumerate(sizes)}
         write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})
+        (self._folder / "fingerprint").unlink(missing_ok=True)
         print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)

@@ -89,7 +89,13 @@ class Crafter(Defense):
         self.craft_settings = craft
         self.use("task", task_ckpt, TaskModel)
         self.use("prior", prior_ckpt, GanPrior)
-        self.use("amortizer", amortizer_ckpt, Amortizer)
+        amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
+        for stage, (file, digest) in amortizer.upstream_files.items():
+            if digest != self.upstream_files[stage][1]:
+                raise UserError(
+                    f"the amortizer {amortizer_ckpt} was trained on {file}, not on "
+                    f"{self.upstream_files[stage][0]}; train it again on that {stage}"
+                )
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
         self._nets: tuple[torch.device, CraftNets] | None = None
         self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
@@ -200,6 +206,10 @@ class Crafter(Defense):
         critic = told.get("critic", self.hparams["critic"])
         if critic not in CRITICS:
             raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
+        if critic != "fixed" and self.hparams["method"] != "crafter":
+            raise UserError(
+                f"--protect.critic {critic} is for method crafter, not for {self.hparams['method']}"
+            )
         return replace(self.craft_settings, **changes), critic, int(told.get("seed", self.hparams["seed"]))
 
     def protection(self) -> dict[str, Any]:
