@@ -196,7 +196,7 @@ def test_edge_and_cloud_are_the_whole_net(arch, cut, shape):
 @torch.no_grad()
 def test_the_papers_cuts_at_every_size(arch, cut, channels):
     net = SplitClassifier(arch, cut, 2).eval()
-    for size in SIZES:  # PAPER: 64x16x16 and 128x16x16 at 64 pixels
+    for size in SIZES:  # the paper: 64x16x16 and 128x16x16 at 64 pixels
         assert net.encode(pictures(1, size)).shape[1:] == (channels, size // 4, size // 4)
 
 

@@ -16,7 +16,7 @@ from crafter_pl.stages.task import TaskModel
 
 
 class BlackBox(Stage):
-    """Decoder from features to pictures, trained on public people (PAPER, "Attacks evaluated").
+    """Decoder from features to pictures, trained on public people (the paper's black-box).
 
     Args:
         task_ckpt: the task model, queried for features; null finds the experiment's own.

@@ -21,7 +21,7 @@ from crafter_pl.stages.task import TaskModel
 class WhiteBoxAttack(Attack):
     """GAN inversion: ``z*(F) = argmin_z |F - Enc(G(z))|^2``, reconstruction ``G(z*)``.
 
-    See PAPER, "The crafting problem".
+    The paper's white-box attack, and the inner problem of its Algorithm 1.
 
     Stronger than the paper's: Adam instead of momentum descent, several restarts of which the best by feature
     loss is kept per face, the first of them at the amortizer's latent.

@@ -40,7 +40,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
 
     Args:
         out: folder, made if missing.
-        report: DESIGN.md's schema; verdict, warnings and curves are added here.
+        report: the report of `audit`; verdict, warnings and curves are added here.
         gallery: pictures for the grid.
 
     Raises:

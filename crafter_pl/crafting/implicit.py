@@ -1,4 +1,4 @@
-"""Hypergradient dL_p/dF through the best response z*(F) (PAPER.md, "The crafting problem").
+"""Hypergradient dL_p/dF through the best response z*(F) (the paper, Algorithm 1).
 
 With the inner objective ``L(F, z) = c * ||F - e(z)||^2 + rho * ||z||^2`` of each sample and ``v = dL_p/dz``
 at ``z*``, the implicit function theorem gives ``dL_p/dF = -v . [d2L/dz2 + damping * I]^-1 . d2L/dzdF``. The

@@ -1,4 +1,4 @@
-"""The attacker's best response z*(F): invert features through the prior (PAPER.md, "The crafting problem").
+"""The attacker's best response z*(F): invert features through the prior (the paper, Algorithm 1).
 
 For every sample on its own, ``L_i(z_i) = c * ||F_i - e(z_i)||^2 + rho * ||z_i||^2`` with ``e =
 encoder(generator(.))``. Gradients are taken of the *sum* over samples, so a sample's iterates do not depend

@@ -1,11 +1,10 @@
 """Keyed normal noise: draws that depend on (seed, sample index, stream) alone.
 
-A crafted feature must be the same whatever batch, order or process it was crafted in (DESIGN.md, "A
-defence"), so its random start and prior samples cannot come from a sequential generator. Here every number is
-a counter-based hash of its
-key: SplitMix64's finalizer over int64 words, then Box-Muller. The logarithm, sine and cosine are evaluated
-with elementary operations in float64, because library versions treat the ends of a tensor differently from
-its middle and would make the last bit depend on the batch size.
+A crafted feature must be the same whatever batch, order or process it was crafted in, so its random start and
+prior samples cannot come from a sequential generator. Here every number is a counter-based hash of its key:
+SplitMix64's finalizer over int64 words, then Box-Muller. The logarithm, sine and cosine are evaluated with
+elementary operations in float64, because library versions treat the ends of a tensor differently from its
+middle and would make the last bit depend on the batch size.
 """
 
 from __future__ import annotations

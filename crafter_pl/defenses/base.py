@@ -27,7 +27,7 @@ from crafter_pl.stages.task import TaskModel
 
 
 class Defense(Stage):
-    """A stage whose `predict` protects a split and writes the feature store (DESIGN, "A defence").
+    """A stage whose `predict` protects a split and writes the feature store.
 
     A subclass implements `protect` and `protection` (its settings in force), and holds the task model
     upstream.
@@ -72,6 +72,10 @@ class Defense(Stage):
 
     def on_predict_start(self) -> None:
         """Looks at the store that is there already: one of other settings or weights is refused."""
+        size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        if size != self.task.hparams["image_size"]:
+            mine = self.task.hparams["image_size"]
+            raise UserError(f"this defence takes pictures of {mine} pixels, the data have {size}")
         self._folder = self.store_folder()
         self._timed, self._seconds = 0, 0.0
         self._plan = self._manifest()

@@ -16,7 +16,7 @@ from crafter_pl.stages.task import TaskModel
 
 
 class Amortizer(Stage):
-    """Feature -> latent, trained so that the latent's picture has the feature (PAPER, amortisation).
+    """Feature -> latent, trained so that the latent's picture has the feature (the paper's amortizer).
 
     Half of the loss is on prior samples, whose latent is known: ``|A(Enc(G(z))) - z|^2``; half on public
     faces, whose latent is
