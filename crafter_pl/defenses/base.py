@@ -109,9 +109,9 @@ class Defense(Stage):
             "dtype": "float32",
             "seed": int(self.protection().get("seed", 0)),
         }
-        # What the features depend on besides the pictures: settings, upstream checkpoints and own weights.
+        # What the shards depend on besides the pictures: settings, batch size, upstream files, own weights.
         upstream = sorted(digest for _, digest in self.upstream_files.values())
-        digest = hashlib.sha256(json.dumps([plan, upstream]).encode())
+        digest = hashlib.sha256(json.dumps([plan, upstream, data.predict_batch_size]).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return {**plan, "fingerprint": digest.hexdigest()}
