@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -315,7 +315,7 @@ def craft_z(nets: CraftNets, critic: Net, features: Tensor, settings: CraftSetti
     Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for
     ``settings.steps`` steps.
     """
-    state = start_crafting(nets, features, replace(settings))
+    state = start_crafting(nets, features, settings)
     size = features[0].numel()
     z = state.z.clone()
     first, second = torch.zeros_like(z), torch.zeros_like(z)
