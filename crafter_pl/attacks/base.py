@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
+
+if TYPE_CHECKING:
+    from crafter_pl.defenses.base import Defense
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an attacker may know of the defence behind the features: it is published, its keys are not.
+
+    Attributes:
+        manifest: the feature store's manifest: the defence, its settings in force, the hash of its weights.
+        defense: the published defence with those settings in force, to be queried with public pictures or
+            differentiated through; None if its checkpoint is not at hand.
+    """
+
+    manifest: dict[str, Any]
+    defense: Defense | None
 
 
 class Attack(ABC):
@@ -21,6 +39,23 @@ class Attack(ABC):
 
     name: str
     checkpoints: dict[str, str | None]
+    target: Target | None = None
+
+    def aim(self, target: Target | None) -> None:
+        """Told before each set of features which defence made it; None: these features are unprotected.
+
+        Called before `describe` and `prepare`. An attack that adapts chooses here what fits the defence; by
+        default an attack only takes note.
+        """
+        self.target = target
+
+    def observe(self, queries: Tensor) -> Tensor:
+        """What the attack makes of several protected features of each face, ``(K, N, C, h, w)``.
+
+        Returns:
+            ``(N, C, h, w)``: by default the first query alone, as if there had been no other.
+        """
+        return queries[0]
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Fills checkpoints that were left null with those of the experiment's own stages."""

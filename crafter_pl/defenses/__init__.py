@@ -1,6 +1,6 @@
 """What leaves the edge: defences with one interface."""
 
-from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.crafter import Crafter
 
-__all__ = ["Crafter", "Defense"]
+__all__ = ["Crafter", "Defense", "load_defense"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.data.store import (
     FORMAT_VERSION,
@@ -22,7 +22,7 @@ from crafter_pl.data.store import (
     write_shard,
 )
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
 
@@ -48,6 +48,27 @@ class Defense(Stage):
     def protection(self) -> dict[str, Any]:
         """The settings in force, for the manifest."""
         raise TypeError(f"{type(self).__name__} does not implement protection")
+
+    def edge_module(self) -> nn.Module:
+        """The encoder that runs on the edge: pictures -> unprotected features; attackers know it."""
+        return self.task.net.encoder_module()
+
+    def cloud_module(self) -> nn.Module:
+        """The classifier that answers in the cloud: features -> logits; another where it is retrained."""
+        return self.task.net.cloud
+
+    @property
+    def retrains(self) -> tuple[str, ...]:
+        """What the defence changes of the backend: ``encoder``, ``cloud``, or nothing."""
+        return ()
+
+    def weights_hash(self) -> str:
+        """SHA-256 over the own weights and the upstream files: with the settings in force, the defence."""
+        upstream = sorted(digest for _, digest in self.upstream_files.values())
+        digest = hashlib.sha256(json.dumps(upstream).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def task(self) -> TaskModel:
@@ -108,13 +129,12 @@ class Defense(Stage):
             "shape": list(self.task.feature_shape),
             "dtype": "float32",
             "seed": int(self.protection().get("seed", 0)),
+            "defense_sha256": self.weights_hash(),
+            "retrains": list(self.retrains),
         }
-        # What the shards depend on besides the pictures: settings, batch size, upstream files, own weights.
-        upstream = sorted(digest for _, digest in self.upstream_files.values())
-        digest = hashlib.sha256(json.dumps([plan, upstream, data.predict_batch_size]).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return {**plan, "fingerprint": digest.hexdigest()}
+        # What the shards depend on besides the pictures: all of that, and the batch size.
+        text = json.dumps([plan, data.predict_batch_size])
+        return {**plan, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Protects one batch and writes its shard, unless that shard is there already."""
@@ -147,3 +167,20 @@ class Defense(Stage):
         write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})
         (self._folder / "fingerprint").unlink(missing_ok=True)
         print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)
+
+
+def load_defense(path: str | Path) -> Defense:
+    """Rebuilds any defence from its checkpoint, frozen.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of a defence.
+    """
+    name = read_checkpoint(path, "defense").get("stage_class")
+    found = {cls.__name__: cls for cls in _subclasses(Defense)}
+    if name not in found:
+        raise UserError(f"{path} is a checkpoint of {name or 'something else'}, not of a defence")
+    return load_stage(path, found[name])
+
+
+def _subclasses(cls: type[Defense]) -> list[type[Defense]]:
+    return [cls, *(deeper for sub in cls.__subclasses__() for deeper in _subclasses(sub))]
