@@ -46,7 +46,8 @@ class Protect:
     Args:
         beta: weight of utility against privacy.
         steps: outer crafting steps.
-        critic: how the critic is treated during crafting (`fixed` or `per_batch`).
+        critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
+        double: craft in float64, so that a picture's result does not depend on its batch.
         seed: seed of the crafting noise.
         out: folder of the feature store.
         name: how reports call this set of features.
@@ -55,6 +56,7 @@ class Protect:
     beta: float | None = None
     steps: int | None = None
     critic: str | None = None
+    double: bool | None = None
     seed: int | None = None
     out: str | None = None
     name: str | None = None

@@ -245,6 +245,29 @@ def test_protect_of_one_picture_and_of_any_order(crafter, audited):
     assert torch.equal(stage.protect(images, index), together)
 
 
+@pytest.mark.parametrize(("method", "critic"), [("crafter", "fixed"), ("crafter_z", "fixed")])
+def test_in_double_precision_a_whole_run_does_not_depend_on_the_batch(crafter, audited, method, critic):
+    images, index = audited
+    stage = crafter(method, double=True, critic=critic)
+    assert stage.protection()["double"] is True
+    together = stage.protect(images, index)
+    assert together.dtype == torch.float32
+    alone = torch.cat([stage.protect(images[i : i + 1], index[i : i + 1]) for i in range(0, 16, 5)])
+    assert distance(alone, together[::5]).max() < 1e-6  # the store's rounding
+    assert distance(crafter(method, critic=critic).protect(images, index), together).max() < 0.1
+
+
+def test_the_reference_has_no_double_precision(crafter, audited):
+    with pytest.raises(UserError, match="method reference"):
+        crafter("reference", double=True).protect(*audited)
+
+
+def test_a_critic_that_learns_can_do_so_in_double_precision(crafter, audited):
+    images, index = audited[0][:4], audited[1][:4]
+    single, double = (crafter(critic="adapted", double=d).protect(images, index) for d in (False, True))
+    assert distance(single, double).max() < 0.1 and not torch.equal(single, double)
+
+
 def test_the_seed_counts_where_noise_is_drawn(crafter, audited):
     images, index = audited[0][:4], audited[1][:4]
     fixed = crafter().protect(images, index)
@@ -260,9 +283,9 @@ def test_noise_is_fresh_in_every_critic_update(crafter, audited, monkeypatch):
     for name in ("keyed_normal", "keyed_bits"):
         draw = getattr(crafter_module, name)
 
-        def watched(*args, stream, draw=draw):
+        def watched(*args, stream, draw=draw, **rest):
             streams.append(stream)
-            return draw(*args, stream=stream)
+            return draw(*args, stream=stream, **rest)
 
         monkeypatch.setattr(crafter_module, name, watched)
     crafter(critic="adapted").protect(audited[0][:2], audited[1][:2])

@@ -51,6 +51,8 @@ class CraftSettings:
         critic_batch: pictures of either kind in a critic update (paper: 32).
         critic_lr: their Adam step size (paper: 5e-4).
         penalty: weight of the gradient penalty (paper: 20).
+        double: craft in float64: a picture's result then depends on nothing but the picture over a whole run
+            (in float32, rounding that depends on the batch is amplified where a ReLU switches).
     """
 
     beta: float = 1.0
@@ -70,6 +72,7 @@ class CraftSettings:
     critic_batch: int = 32
     critic_lr: float = 5e-4
     penalty: float = 20.0
+    double: bool = False
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""

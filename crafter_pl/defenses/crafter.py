@@ -97,7 +97,7 @@ class Crafter(Defense):
                     f"{self.upstream_files[stage][0]}; train it again on that {stage}"
                 )
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
-        self._nets: tuple[torch.device, CraftNets] | None = None
+        self._nets: dict[tuple[torch.device, torch.dtype], CraftNets] = {}
         self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
         self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
 
@@ -111,15 +111,18 @@ class Crafter(Defense):
     @property
     def nets(self) -> CraftNets:
         """The frozen nets, batch norms folded, on this device."""
-        if self._nets is None or self._nets[0] != self.device:
-            encoder = fold_batchnorm(self.task.net.encoder_module()).to(self.device)
-            generator = fold_batchnorm(self.prior.generator).to(self.device)
-            classifier = fold_batchnorm(self.task.net.cloud).to(self.device)
-            self._nets = (
-                self.device,
-                CraftNets(encoder, generator, self.upstream["amortizer"], classifier),
-            )
-        return self._nets[1]
+        return self._frozen(torch.float32)
+
+    def _frozen(self, dtype: torch.dtype) -> CraftNets:
+        key = (self.device, dtype)
+        if key not in self._nets:
+            encoder = fold_batchnorm(self.task.net.encoder_module())
+            generator = fold_batchnorm(self.prior.generator)
+            classifier = fold_batchnorm(self.task.net.cloud)
+            amortizer = copy.deepcopy(self.upstream["amortizer"])
+            nets = (net.to(self.device, dtype) for net in (encoder, generator, amortizer, classifier))
+            self._nets = {key: CraftNets(*nets)}  # only one kind is kept
+        return self._nets[key]
 
     def on_fit_start(self) -> None:
         """The critic is fitted by one process: its many updates in a step are not what DDP synchronises."""
@@ -202,7 +205,7 @@ class Crafter(Defense):
     def settings_in_force(self) -> tuple[CraftSettings, str, int]:
         """Settings, critic and seed: the checkpoint's, with what `predict` was told on top."""
         told = {key: value for key, value in self.protect_options.items() if value is not None}
-        changes = {key: told[key] for key in ("beta", "steps") if key in told}
+        changes = {key: told[key] for key in ("beta", "steps", "double") if key in told}
         critic = told.get("critic", self.hparams["critic"])
         if critic not in CRITICS:
             raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
@@ -210,7 +213,10 @@ class Crafter(Defense):
             raise UserError(
                 f"--protect.critic {critic} is for method crafter, not for {self.hparams['method']}"
             )
-        return replace(self.craft_settings, **changes), critic, int(told.get("seed", self.hparams["seed"]))
+        settings = replace(self.craft_settings, **changes)
+        if settings.double and self.hparams["method"] == "reference":
+            raise UserError("--protect.double is not for method reference: the released algorithm is float32")
+        return settings, critic, int(told.get("seed", self.hparams["seed"]))
 
     def protection(self) -> dict[str, Any]:
         """The settings in force, for the manifest."""
@@ -230,23 +236,28 @@ class Crafter(Defense):
         rounding).
         """
         settings, critic, seed = self.settings_in_force()
-        return self._craft(images, index, settings, critic, seed).features
+        return self._craft(images, index, settings, critic, seed).features.float()
 
     def _craft(
         self, images: Tensor, index: Tensor, settings: CraftSettings, critic: str, seed: int = 0
     ) -> CraftState:
-        with torch.no_grad():
-            features = self.task.edge(images)
         method = self.hparams["method"]
         if method == "reference":
-            return self._reference(features, index, settings, seed)
+            with torch.no_grad():
+                return self._reference(self.task.edge(images), index, settings, seed)
+        dtype = torch.float64 if settings.double else torch.float32
+        nets = self._frozen(dtype)
+        with torch.no_grad():
+            features = nets.encoder(images.to(dtype))
+        net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
+        if settings.double or critic != "fixed":
+            net = copy.deepcopy(net).to(dtype)
         if method == "crafter_z":
-            return craft_z(self.nets, self.critic, features, settings)
+            return craft_z(nets, net, features, settings)
         if critic == "fixed":
-            return craft(self.nets, self.critic, features, settings)
-        net = copy.deepcopy(self.critic) if critic == "adapted" else self._fresh_critic(seed)
-        adapt = self._adaptation(net.requires_grad_(True), index, settings, seed)
-        return craft(self.nets, net, features, settings, after_step=adapt)
+            return craft(nets, net, features, settings)
+        adapt = self._adaptation(nets, net.requires_grad_(True), index, settings, seed)
+        return craft(nets, net, features, settings, after_step=adapt)
 
     def _fresh_critic(self, seed: int) -> Critic:
         """A critic that has learned nothing, the same for every batch."""
@@ -256,7 +267,7 @@ class Crafter(Defense):
         return net.to(self.device)
 
     def _adaptation(
-        self, net: Critic, index: Tensor, settings: CraftSettings, seed: int
+        self, nets: CraftNets, net: Critic, index: Tensor, settings: CraftSettings, seed: int
     ) -> Callable[[CraftState], None]:
         """What updates ``net`` after every outer step, on noise keyed by (seed, sample index)."""
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
@@ -264,11 +275,13 @@ class Crafter(Defense):
         def adapt(state: CraftState) -> None:
             for turn in range(settings.critic_steps):
                 stream = 2 * (state.step * settings.critic_steps + turn)
-                z = keyed_normal(seed, index, self.prior.latent_dim, stream=stream + _SAMPLES)
+                z = keyed_normal(
+                    seed, index, self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
+                )
                 words = keyed_bits(seed, index, 1, stream=stream + _MIX)
                 mix = ((words >> 11 & (2**53 - 1)).double() * 2.0**-53).to(state.z.dtype)
                 with torch.no_grad():
-                    fake, real = self.prior.generator(state.z), self.prior.generator(z)
+                    fake, real = nets.generator(state.z), nets.generator(z)
                 critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
 
         return adapt
