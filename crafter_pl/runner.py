@@ -46,6 +46,7 @@ class Protect:
     Args:
         beta: weight of utility against privacy.
         steps: outer crafting steps.
+        method: what crafts (`crafter`, `crafter_z`, `answers` or `reference`).
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
         double: craft in float64, so that a picture's result does not depend on its batch.
         seed: seed of the crafting noise.
@@ -55,6 +56,7 @@ class Protect:
 
     beta: float | None = None
     steps: int | None = None
+    method: str | None = None
     critic: str | None = None
     double: bool | None = None
     seed: int | None = None

@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from crafter_pl.cli import main
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting, task_gradient
+from crafter_pl.crafting.craft import (
+    CraftNets,
+    CraftSettings,
+    craft_answers,
+    craft_step,
+    start_crafting,
+    task_gradient,
+)
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
 from crafter_pl.defenses import crafter as crafter_module
@@ -343,8 +350,8 @@ def test_crafting_deceives_the_critic(crafter, audited):
 def test_crafter_z_emits_features_of_prior_faces(crafter, audited):
     images, index = audited[0][:4], audited[1][:4]
     stage = crafter("crafter_z", steps=8, beta=0.1)
-    settings, critic, seed = stage.settings_in_force()
-    state = stage._craft(images, index, settings, critic, seed)
+    settings, *rest = stage.settings_in_force()
+    state = stage._craft(images, index, settings, *rest)
     with torch.no_grad():
         assert torch.allclose(state.features, stage.nets.render(state.z))
 
@@ -357,6 +364,49 @@ def test_crafter_z_emits_features_of_prior_faces(crafter, audited):
     alone = stage.protect(images[:1], index[:1])
     assert distance(alone, state.features[:1]) < 1e-4
     assert distance(state.features, crafter(steps=8, beta=0.1).protect(images, index)).min() > 0.01
+
+
+def test_answers_are_all_that_is_left_of_the_picture():
+    """Two pictures of the same answers give the same feature; what moves it is the answers and the key."""
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False)).double()
+    classifier[1].weight.data = weight[:3]
+    nets = CraftNets(nn.Identity(), nn.Unflatten(1, (3, 2, 2)), nn.Identity(), classifier)
+    settings = CraftSettings(beta=0.0, task_weight=1.0, steps=60, lr=0.1)
+    clean = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    hidden = (torch.randn(4, 9, dtype=torch.float64) @ weight[3:]).view_as(clean)  # the cloud does not see it
+    faces, others = torch.randn(2, 4, 12, dtype=torch.float64)
+    made = craft_answers(nets, clean, faces, settings)
+    twin = craft_answers(nets, clean + hidden, faces, settings)
+    assert torch.allclose(made.features, twin.features, atol=1e-9)
+    assert distance(craft_answers(nets, clean, others, settings).features, made.features).min() > 0.1
+    asked, given, started = (classifier(x).sigmoid() for x in (clean, made.features, nets.render(faces)))
+    assert (given - asked).abs().mean() < 0.2 * (started - asked).abs().mean()
+    # A larger beta brings the picture's own feature back.
+    near = [craft_answers(nets, clean, faces, replace(settings, beta=b)).features for b in (0.0, 0.01, 1.0)]
+    far = torch.stack([distance(features, clean) for features in near]).mean(1)
+    assert far[0] > far[1] > far[2]
+
+
+def test_answers_from_the_command_line_and_without_a_classifier(crafter, audited):
+    images, index = audited[0][:4], audited[1][:4]
+    stage = crafter(method="crafter", beta=0.0)
+    stage.protect_options["method"] = "answers"
+    with pytest.raises(UserError, match="task_weight above 0"):
+        stage.protect(images, index)
+    stage.craft_settings, before = replace(stage.craft_settings, task_weight=0.5), stage.craft_settings
+    try:
+        made = stage.protect(images, index)
+        assert stage.store_name() == "answers-beta0" and stage.protection()["method"] == "answers"
+        assert distance(stage.protect(images[2:3], index[2:3]), made[2:3]) < 1e-4
+        assert distance(crafter("answers", beta=0.0, seed=1).protect(images, index), made).min() > 0.01
+    finally:
+        stage.craft_settings = before
+    for bad in ({"method": "magic"}, {"critic": "clever"}, {"method": "answers", "critic": "adapted"}):
+        stage.protect_options = bad
+        with pytest.raises(UserError, match=r"--protect\.(method|critic)"):
+            stage.protect(images, index)
 
 
 def test_reference_method_runs(crafter, audited):
@@ -393,7 +443,9 @@ def test_task_weight_keeps_the_clouds_answers(crafter, audited):
         answers = stage.task.cloud(stage.task.edge(images)).sigmoid()
         far = []
         for weight in (0.0, 100.0):
-            made = stage._craft(images, index, replace(settings, task_weight=weight), "fixed").features
+            made = stage._craft(
+                images, index, replace(settings, task_weight=weight), "crafter", "fixed", 0
+            ).features
             far.append((stage.task.cloud(made).sigmoid() - answers).abs().mean())
     assert far[1] < 0.5 * far[0]
     blind = CraftNets(stage.nets.encoder, stage.nets.generator, stage.nets.amortizer)

@@ -312,6 +312,36 @@ def craft(
     return state
 
 
+def craft_answers(nets: CraftNets, features: Tensor, z: Tensor, settings: CraftSettings) -> CraftState:
+    """Starts at a prior face's own feature and moves it until the cloud answers as for the picture.
+
+    Beyond the paper. Minimises ``task_weight * KL(f(Enc(X)) | f(F)) + beta * |F - Enc(X)|^2 / d`` from ``F =
+    Enc(G(z))``. With ``beta`` 0 the result is a function of ``z`` and the cloud's answers for the picture:
+    whatever an attacker does, he learns no more of the picture than these answers tell.
+
+    Args:
+        nets: frozen nets with the classifier.
+        features: ``Enc(X)``, ``(N, C, h, w)``.
+        z: latents of the prior faces to start from, ``(N, Z)``, drawn independently of the pictures.
+        settings: ``steps``, ``lr``, ``update``, ``task_weight`` and ``beta`` are used.
+    """
+    if nets.classifier is None or settings.task_weight == 0:
+        raise UserError("method answers needs the cloud's classifier on the edge, and task_weight above 0")
+    with torch.no_grad():
+        answers, start = nets.classifier(features).sigmoid(), nets.render(z)
+    beta = features.new_full((len(features),), settings.beta)
+    state = CraftState(start, features, z, beta, answers=answers)
+    size = features[0].numel()
+    for _ in range(settings.steps):
+        loss, pull = task_gradient(nets.classifier, state.features, answers)
+        moved = state.features - features
+        state.info = {"utility_loss": moved.square().flatten(1).mean(1), "task_loss": loss}
+        gradient = settings.task_weight * pull + settings.beta * 2 / size * moved
+        state.features = _outer_update(state, gradient, settings)
+        state.step += 1
+    return state
+
+
 def craft_z(nets: CraftNets, critic: Net, features: Tensor, settings: CraftSettings) -> CraftState:
     """Crafter-z: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
 

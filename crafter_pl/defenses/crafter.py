@@ -15,6 +15,7 @@ from crafter_pl.crafting.craft import (
     CraftSettings,
     CraftState,
     craft,
+    craft_answers,
     craft_step,
     craft_z,
     critic_step,
@@ -29,9 +30,10 @@ from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
-METHODS = ("crafter", "crafter_z", "reference")
+METHODS = ("crafter", "crafter_z", "answers", "reference")
 CRITICS = ("fixed", "adapted", "per_batch")
-_SAMPLES, _MIX = 1, 2  # streams of keyed noise: prior samples, and the critic's places between real and fake
+# Streams of keyed noise: the answers' prior faces, prior samples, the critic's places between real and fake.
+_FACES, _SAMPLES, _MIX = 0, 1, 2
 
 
 class Crafter(Defense):
@@ -50,7 +52,9 @@ class Crafter(Defense):
         craft: settings of Algorithm 1.
         betas: values of beta met in training; each face draws one. The settings' own beta is the default of
             `predict`.
-        method: ``crafter``; ``crafter_z`` (moves the latent, emits ``Enc(G(z))``); or ``reference``, the
+        method: ``crafter``; ``crafter_z`` (moves the latent, emits ``Enc(G(z))``); ``answers`` (from the
+            feature of a random prior face to the cloud's answers for the picture, see `craft_answers`; it
+            uses no critic); or ``reference``, the
             released algorithm with its constants and its batch coupling, for comparison (it takes beta, steps
             and lr).
         critic: what `predict` does with the critic: ``fixed``, ``adapted`` or ``per_batch``.
@@ -184,7 +188,7 @@ class Crafter(Defense):
         images = self.fixed_images(self.val_split, 16)
         with torch.enable_grad():
             index = torch.arange(len(images), device=self.device)
-            state = self._craft(images, index, self.craft_settings, "fixed")
+            state = self._craft(images, index, self.craft_settings, "crafter", "fixed", 0)
         with torch.no_grad():
             before = self.prior.generator(self._invert_clean(images))
             after = self.prior.generator(state.z)
@@ -202,32 +206,33 @@ class Crafter(Defense):
         return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
 
     # ---- predict: crafting --------------------------------------------------------------------------------
-    def settings_in_force(self) -> tuple[CraftSettings, str, int]:
-        """Settings, critic and seed: the checkpoint's, with what `predict` was told on top."""
+    def settings_in_force(self) -> tuple[CraftSettings, str, str, int]:
+        """Settings, method, critic and seed: the checkpoint's, with what `predict` was told on top."""
         told = {key: value for key, value in self.protect_options.items() if value is not None}
+        method = told.get("method", self.hparams["method"])
+        if method not in METHODS:
+            raise UserError(f"--protect.method {method!r}: choose one of {', '.join(METHODS)}")
         changes = {key: told[key] for key in ("beta", "steps", "double") if key in told}
         critic = told.get("critic", self.hparams["critic"])
         if critic not in CRITICS:
             raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
-        if critic != "fixed" and self.hparams["method"] != "crafter":
-            raise UserError(
-                f"--protect.critic {critic} is for method crafter, not for {self.hparams['method']}"
-            )
+        if critic != "fixed" and method != "crafter":
+            raise UserError(f"--protect.critic {critic} is for method crafter, not for {method}")
         settings = replace(self.craft_settings, **changes)
-        if settings.double and self.hparams["method"] == "reference":
+        if settings.double and method == "reference":
             raise UserError("--protect.double is not for method reference: the released algorithm is float32")
-        return settings, critic, int(told.get("seed", self.hparams["seed"]))
+        return settings, method, critic, int(told.get("seed", self.hparams["seed"]))
 
     def protection(self) -> dict[str, Any]:
         """The settings in force, for the manifest."""
-        settings, critic, seed = self.settings_in_force()
-        return {**asdict(settings), "method": self.hparams["method"], "critic": critic, "seed": seed}
+        settings, method, critic, seed = self.settings_in_force()
+        return {**asdict(settings), "method": method, "critic": critic, "seed": seed}
 
     def store_name(self) -> str:
         """``beta1`` and the like; the critic is named where it adapts."""
-        settings, critic, _ = self.settings_in_force()
-        method = "" if self.hparams["method"] == "crafter" else f"{self.hparams['method']}-"
-        return f"{method}beta{settings.beta:g}" + ("" if critic == "fixed" else f"-{critic}")
+        settings, method, critic, _ = self.settings_in_force()
+        prefix = "" if method == "crafter" else f"{method}-"
+        return f"{prefix}beta{settings.beta:g}" + ("" if critic == "fixed" else f"-{critic}")
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -235,13 +240,11 @@ class Crafter(Defense):
         With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to
         rounding).
         """
-        settings, critic, seed = self.settings_in_force()
-        return self._craft(images, index, settings, critic, seed).features.float()
+        return self._craft(images, index, *self.settings_in_force()).features.float()
 
     def _craft(
-        self, images: Tensor, index: Tensor, settings: CraftSettings, critic: str, seed: int = 0
+        self, images: Tensor, index: Tensor, settings: CraftSettings, method: str, critic: str, seed: int
     ) -> CraftState:
-        method = self.hparams["method"]
         if method == "reference":
             with torch.no_grad():
                 return self._reference(self.task.edge(images), index, settings, seed)
@@ -249,6 +252,9 @@ class Crafter(Defense):
         nets = self._frozen(dtype)
         with torch.no_grad():
             features = nets.encoder(images.to(dtype))
+        if method == "answers":
+            z = keyed_normal(seed, index, self.prior.latent_dim, stream=_FACES, dtype=dtype)
+            return craft_answers(nets, features, z, settings)
         net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
         if settings.double or critic != "fixed":
             net = copy.deepcopy(net).to(dtype)
