@@ -70,6 +70,52 @@ def _relative(rr: Tensor, norm: Tensor) -> Tensor:
     return torch.where(norm > 0, residual.clamp(min=torch.finfo(residual.dtype).eps), 0.0)
 
 
+def _conjugate_gradients(
+    matrix: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    v: Tensor,
+    y0: Tensor | None,
+    iterations: int,
+    tol: float,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Solve ``A y = v`` for every sample on its own.
+
+    Args:
+        matrix: ``p -> (A p, B p, p . A p)``, with any linear image B.
+        v: right sides ``(N, Z)``.
+        y0: start, ``(N, Z)``; zeros by default.
+        iterations: at most this many products, and one more with ``y0``.
+        tol: a sample is frozen once its relative residual is at most this.
+
+    Returns:
+        ``y``; ``B y``, accumulated on the way (None if no product was taken); the relative residual ``(N,)``;
+        which samples were stopped by non-positive curvature.
+    """
+    norm = _dot(v, v)
+    y, r, image = torch.zeros_like(v), v, None
+    if y0 is not None:
+        y = torch.where((norm > 0)[:, None], y0.detach(), 0.0)
+        product, image, _ = matrix(y)
+        r = v - product
+    p, rr = r, _dot(r, r)
+    active = rr > tol**2 * norm
+    negative = torch.zeros_like(active)
+    for _ in range(iterations):
+        if not active.any():
+            break
+        product, ahead, bend = matrix(p)
+        negative = negative | (active & (bend <= 0))
+        active = active & (bend > 0)
+        step = torch.where(active, _divide(rr, bend), 0.0)
+        y = y + _along(step, p)
+        image = _along(step, ahead) if image is None else image + _along(step, ahead)
+        r = r - _along(step, product)
+        after = torch.where(active, _dot(r, r), rr)
+        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
+        rr = after
+        active = active & (rr > tol**2 * norm)
+    return y, image, _relative(rr, norm), negative
+
+
 def neumann(
     render: Render,
     target: Tensor,
@@ -142,30 +188,11 @@ def cg(
     """
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
 
-    def matrix(p: Tensor) -> Tensor:
-        return curvature.hessian(p) + damping * p
+    def matrix(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        product = curvature.hessian(p) + damping * p
+        return product, p, _dot(p, product)
 
-    norm = _dot(v, v)
-    y = torch.zeros_like(v) if y0 is None else torch.where((norm > 0)[:, None], y0.detach(), 0.0)
-    r = v if y0 is None else v - matrix(y)
-    p, rr = r, _dot(r, r)
-    active = rr > tol**2 * norm
-    negative = torch.zeros_like(active)
-    for _ in range(iterations):
-        if not active.any():
-            break
-        product = matrix(p)
-        bend = _dot(p, product)
-        negative = negative | (active & (bend <= 0))
-        active = active & (bend > 0)
-        step = torch.where(active, _divide(rr, bend), 0.0)
-        y = y + _along(step, p)
-        r = r - _along(step, product)
-        after = torch.where(active, _dot(r, r), rr)
-        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
-        rr = after
-        active = active & (rr > tol**2 * norm)
-    residual = _relative(rr, norm)
+    y, _, residual, negative = _conjugate_gradients(matrix, v, y0, iterations, tol)
     return Hypergradient(curvature.mixed(y), y, residual, curvature.products, int(negative.sum()))
 
 
@@ -203,33 +230,14 @@ def gauss_newton(
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
     weight, ridge = 2 * data_weight(scale, target), 2 * rho + damping
 
-    def normal(image: Tensor, p: Tensor) -> Tensor:
+    def matrix(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         curvature.products += 1
-        return weight * curvature.transposed(image) + ridge * p
-
-    norm = _dot(v, v)
-    if y0 is None:
-        y, r, image = torch.zeros_like(v), v, torch.zeros_like(target)
-    else:
-        y = torch.where((norm > 0)[:, None], y0.detach(), 0.0)
-        image = curvature.forward(y)
-        r = v - normal(image, y)
-    p, rr = r, _dot(r, r)
-    active = rr > tol**2 * norm
-    for _ in range(iterations):
-        if not active.any():
-            break
         ahead = curvature.forward(p)
-        product = normal(ahead, p)
-        step = torch.where(active, _divide(rr, weight * _dot(ahead, ahead) + ridge * _dot(p, p)), 0.0)
-        y = y + _along(step, p)
-        image = image + _along(step, ahead)
-        r = r - _along(step, product)
-        after = torch.where(active, _dot(r, r), rr)
-        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
-        rr = after
-        active = active & (rr > tol**2 * norm)
-    residual = _relative(rr, norm)
+        product = weight * curvature.transposed(ahead) + ridge * p
+        return product, ahead, weight * _dot(ahead, ahead) + ridge * _dot(p, p)
+
+    y, image, residual, _ = _conjugate_gradients(matrix, v, y0, iterations, tol)
+    image = torch.zeros_like(target) if image is None else image
     return Hypergradient(weight * image, y, residual, curvature.products, 0)
 
 
