@@ -87,6 +87,7 @@ def import_stages() -> None:
         module = importlib.import_module(f"crafter_pl.{package}")
         for info in pkgutil.iter_modules(module.__path__):
             importlib.import_module(f"{module.__name__}.{info.name}")
+    importlib.import_module("crafter_pl.audit.oracle")
 
 
 @rank_zero_only
@@ -223,7 +224,11 @@ class StageCLI(LightningCLI):
     def _upstream_command(self, stage: str) -> list[str]:
         """Trains an upstream stage with the data, places and devices of this command."""
         configs = [Path(str(path)) for path in self.options.get("config") or []]
-        folders = [folder for path in configs for folder in (path.parent, path.parent.parent)]
+        folders = [
+            folder
+            for path in configs
+            for folder in (path.parent, path.parent.parent, path.parent / "attacks")
+        ]
         config = next(
             (folder / f"{stage}.yaml" for folder in folders if (folder / f"{stage}.yaml").is_file()), None
         )

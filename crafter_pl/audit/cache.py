@@ -55,6 +55,7 @@ def reconstruct(
     batch_size: int,
     seed: int,
     title: str,
+    stop: int | None = None,
 ) -> Tensor:
     """Run an attack batch by batch, keeping what is done; all reconstructions `(N, 3, H, W)` in [0, 1].
 
@@ -69,6 +70,7 @@ def reconstruct(
         batch_size: features handed over at a time.
         seed: see `cache_key`.
         title: for the progress line.
+        stop: return when so many are there (by default all of them).
 
     Raises:
         ValueError: if the attack breaks its contract (shape, finite, range).
@@ -76,9 +78,10 @@ def reconstruct(
     done = load_done(path, len(features))
     parts = [] if done is None else [done]
     count = 0 if done is None else len(done)
+    stop = len(features) if stop is None else stop
     saved = time.monotonic()
-    with tqdm(total=len(features), initial=count, desc=title, unit="face") as bar:
-        while count < len(features):
+    with tqdm(total=stop, initial=count, desc=title, unit="face") as bar:
+        while count < stop:
             batch = features[count : count + batch_size]
             with torch.random.fork_rng():
                 torch.manual_seed(seed + count)
@@ -91,7 +94,7 @@ def reconstruct(
             parts.append(images.clamp(0, 1))
             count += len(batch)
             bar.update(len(batch))
-            if count == len(features) or time.monotonic() - saved > SAVE_EVERY:
+            if count >= stop or time.monotonic() - saved > SAVE_EVERY:
                 write_bytes(path, save({"images": torch.cat(parts).contiguous()}))
                 saved = time.monotonic()
     return torch.cat(parts)

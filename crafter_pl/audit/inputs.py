@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.base import Adversary, Attack, Ruler
+from crafter_pl.audit.oracle import load_oracle
+from crafter_pl.audit.targets import Published
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import read_store
+from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
 from crafter_pl.stages.oracle import IdentityOracle
@@ -18,16 +20,36 @@ from crafter_pl.stages.task import TaskModel
 
 SPLIT = "private_test"
 PEOPLE_SHOWN = 8
-Entry = dict[str, Any]  # an entry of `defenses` in the making; "features" is taken out before it is written
+# An entry of `defenses` in the making. What is not written: "features", several queries `(K, N, C, h, w)`;
+# "target", None for unprotected features; "verdicts", the panel's judgement of each attack.
+Entry = dict[str, Any]
 
 
-def check_arguments(attacks: list[Attack], oracles: list[str], bootstrap: int, batch_size: int) -> None:
+def chosen_attacks(
+    attacks: list[Attack] | None, budgets: dict[str, list[Attack]] | None, budget: str
+) -> list[Attack]:
+    """The attacks given, or those of the budget.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if attacks is not None:
+        return attacks
+    if not budgets or budget not in budgets:
+        known = ", ".join(budgets or {}) or "none"
+        raise UserError(f"no attacks for --budget {budget}: choose from {known}, or give --attacks")
+    return budgets[budget]
+
+
+def check_arguments(
+    attacks: list[Attack], rulers: list[Ruler], oracles: list[str], bootstrap: int, batch_size: int
+) -> None:
     """Refuse what cannot be audited before anything is computed.
 
     Raises:
         UserError: nothing to attack or to judge with, two attacks of one name, or a number under 1.
     """
-    names = [attack.name for attack in attacks]
+    names = [adversary.name for adversary in (*attacks, *rulers)]
     if not attacks:
         raise UserError("an audit needs at least one attack: give --attacks")
     if len(set(names)) < len(names):
@@ -78,7 +100,7 @@ def load_oracles(paths: list[str], split_hash: str) -> dict[str, IdentityOracle]
     """
     loaded: dict[str, IdentityOracle] = {}
     for path in paths:
-        oracle = load_stage(path, IdentityOracle)
+        oracle = load_oracle(path)
         if trained_on(path) != split_hash:
             raise UserError(
                 f"oracle {path} was trained on another split and may have seen the pictures that it is to "
@@ -92,76 +114,140 @@ def load_oracles(paths: list[str], split_hash: str) -> dict[str, IdentityOracle]
     return loaded
 
 
-def check_attack(attack: Attack, split_hash: str) -> list[str]:
-    """What the report must note about an attack whose checkpoints are resolved.
+def check_aims(
+    attacks: list[Attack], rulers: list[Ruler], entries: list[Entry], split_hash: str
+) -> list[str]:
+    """Aim everybody at every set of features once, before anything is computed; what the report must note.
 
     Raises:
-        UserError: a checkpoint is missing.
+        UserError: an attack has nothing that fits a defence, or a checkpoint is missing.
     """
-    files = {stage: path for stage, path in attack.checkpoints.items() if path is not None}
+    notes = []
+    for entry in entries:
+        for adversary in (*attacks, *rulers):
+            adversary.aim(entry["target"])
+            notes += check_adversary(adversary, split_hash)
+            for _, earlier in adversary.history() if isinstance(adversary, Attack) else ():
+                notes += check_adversary(earlier, split_hash)
+    return list(dict.fromkeys(notes))
+
+
+def check_adversary(adversary: Adversary, split_hash: str) -> list[str]:
+    """What the report must note about an attack or ruler whose checkpoints are resolved.
+
+    Raises:
+        UserError: a checkpoint is missing; or a ruler was trained on another split, where it may have seen
+            the pictures whose features it is to name.
+    """
+    files = {stage: path for stage, path in adversary.checkpoints.items() if path is not None}
     for stage, path in files.items():
         if not Path(path).is_file():
             raise UserError(
-                f"attack {attack.name} needs {path}, which is missing: train the stage {stage!r} first"
+                f"attack {adversary.name} needs {path}, which is missing: train the stage {stage!r} first"
             )
     others = [stage for stage, path in files.items() if trained_on(path) != split_hash]
     if not others:
         return []
+    if isinstance(adversary, Ruler):
+        raise UserError(
+            f"ruler {adversary.name}: {files[others[0]]} was trained on another split and may have seen the "
+            "audited pictures: give the --data settings that it was trained with, or train it again"
+        )
     return [
-        f"Attack {attack.name}: {', '.join(others)} trained on another split. Make sure that it has seen "
+        f"Attack {adversary.name}: {', '.join(others)} trained on another split. Make sure that it has seen "
         "none of the private people."
     ]
 
 
-@torch.no_grad()
-def unprotected(task: TaskModel, images: Tensor, device: str, batch_size: int) -> Entry:
-    """The encoder's own features of the pictures, in memory only: they are never written."""
-    made = torch.cat([task.edge(part.to(device)).float().cpu() for part in images.split(batch_size)])
+def unprotected() -> Entry:
+    """The entry of the encoder's own features, which `encode` computes."""
     cost = {"seconds_per_image": 0.0, "peak_memory_mb": 0.0}
-    return {"name": "none", "settings": {}, "cost": cost, "attacks": {}, "features": made}
+    return {
+        "name": "none",
+        "settings": {},
+        "cost": cost,
+        "retrains": [],
+        "attacks": {},
+        "verdicts": [],
+        "target": None,
+    }
 
 
-def protected(store: str, task: TaskModel, task_path: Path, split_hash: str, index: Tensor) -> Entry:
-    """The features of a store in the order of `index`.
+@torch.no_grad()
+def encode(task: TaskModel, images: Tensor, device: str, batch_size: int) -> Tensor:
+    """The encoder's features of the pictures, one query `(1, N, C, h, w)`: in memory, never written."""
+    return torch.cat([task.edge(part.to(device)).float().cpu() for part in images.split(batch_size)])[None]
+
+
+def protected(
+    stores: list[str], published: Published, task: TaskModel, task_path: Path, split_hash: str, index: Tensor
+) -> tuple[Entry, list[str]]:
+    """The features of stores that differ in their seed alone, in the order of `index`; notes for the report.
 
     Raises:
-        UserError: the store is damaged, was made for something else, or does not hold exactly these pictures.
+        UserError: a store is damaged, was made for something else, or does not hold exactly these pictures;
+            or its cloud was retrained and the defence, which holds it, is not at hand.
     """
-    made, stored, manifest = read_store(
-        store, shape=task.feature_shape, encoder_sha256=sha256(task_path), split_hash=split_hash, split=SPLIT
-    )
-    if not torch.equal(stored, index.sort().values):  # a store is sorted by index
-        missing = len(set(index.tolist()) - set(stored.tolist()))
-        raise UserError(
-            f"{store} holds {len(stored)} features for the {len(index)} pictures of {SPLIT}, and {missing} "
-            "of these have none: run predict again with the same --data settings"
+    queries = []
+    for store in stores:
+        made, stored, _ = read_store(
+            store,
+            shape=task.feature_shape,
+            encoder_sha256=sha256(task_path),
+            split_hash=split_hash,
+            split=SPLIT,
         )
-    return {
+        if not torch.equal(stored, index.sort().values):  # a store is sorted by index
+            missing = len(set(index.tolist()) - set(stored.tolist()))
+            raise UserError(
+                f"{store} holds {len(stored)} features for the {len(index)} pictures of {SPLIT}, and "
+                f"{missing} of these have none: run predict again with the same --data settings"
+            )
+        queries.append(made[torch.searchsorted(stored, index)])
+    manifest = read_manifest(stores[0])
+    target, notes = published.target(stores[0], manifest)
+    retrains = manifest.get("retrains", [])
+    if "cloud" in retrains and target.defense is None:
+        raise UserError(
+            f"{stores[0]}: the features are for a cloud classifier that the defence retrained, so their "
+            f"utility cannot be measured without it. {notes[0]} Bring its checkpoint to "
+            f"{Path(stores[0]).parent.parent / 'checkpoints' / 'best.ckpt'}"
+        )
+    entry: Entry = {
         "name": manifest["defense"],
         "settings": manifest["settings"],
         "cost": manifest.get("cost") or {"seconds_per_image": None, "peak_memory_mb": None},
+        "retrains": retrains,
         "attacks": {},
-        "store": store,
-        "features": made[torch.searchsorted(stored, index)],
+        "verdicts": [],
+        "store": stores[0],
+        "queries": len(stores),
+        "target": target,
+        "features": torch.stack(queries),
     }
+    return entry, notes
 
 
 def label(entries: list[Entry]) -> None:
     """Name entries by their defence and the settings in which the stores of that defence differ.
 
     Adds `label` (unique), `family` (entries that differ in beta alone) and `beta` (None if there is none).
+    Defences of the same settings are told apart by their weights.
 
     Raises:
         UserError: two stores cannot be told apart.
     """
     for entry in entries:
-        own = entry["settings"]
-        peers = [other["settings"] for other in entries if other["name"] == entry["name"]]
-        keys = sorted(
-            key for key in own if key != "beta" and any(peer.get(key) != own[key] for peer in peers)
-        )
+        own, peers = entry["settings"], [other for other in entries if other["name"] == entry["name"]]
+        keys = [
+            key
+            for key in sorted(own)
+            if key not in ("beta", "seed") and any(peer["settings"].get(key) != own[key] for peer in peers)
+        ]
         entry["beta"] = own.get("beta")
         differs = [f"{key} {own[key]}" for key in keys]
+        if any(_weights(peer) != _weights(entry) for peer in peers if _alike(peer, entry)):
+            differs.append(f"weights {_weights(entry)}")
         beta = [] if entry["beta"] is None else [f"beta {entry['beta']:g}"]
         entry["family"] = f"{entry['name']} ({', '.join(differs)})" if differs else entry["name"]
         both = ", ".join(beta + differs)
@@ -170,6 +256,15 @@ def label(entries: list[Entry]) -> None:
     twice = [name for name in labels if labels.count(name) > 1]
     if twice:
         raise UserError(f"two sets of features are the same, {twice[0]}: name each feature store once")
+
+
+def _weights(entry: Entry) -> str:
+    """The beginning of the hash of an entry's defence; empty for unprotected features and old stores."""
+    return str(entry["target"].manifest.get("defense_sha256", ""))[:6] if entry["target"] else ""
+
+
+def _alike(a: Entry, b: Entry) -> bool:
+    return {**a["settings"], "seed": None} == {**b["settings"], "seed": None}
 
 
 def people_shown(identity: Tensor, index: Tensor) -> list[int]:

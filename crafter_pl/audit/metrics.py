@@ -60,20 +60,23 @@ def panel_hits(hits: list[Tensor]) -> Tensor:
     return torch.stack(hits).any(dim=0)
 
 
-def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> float:
-    """Worst-case rate if every reconstruction had been made from *another* person's picture.
+def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> Tensor:
+    """Worst-case rate if every reconstruction had been made from *another* person's picture, by picture.
 
     Several attacks and oracles have several guesses at each picture, so the worst case has a higher chance
-    level than `1 / people`. This is the mean, over all permutations that give each picture another person's
-    label, of the rate at which any guess names that label. Each other label is equally often a picture's, so
-    the mean is exact and needs no
-    sampling: `mean_i |guesses_i without label_i| / (people - 1)`, where equal guesses count once.
+    level than `1 / people`. The mean over the pictures is the mean, over all permutations that give each
+    picture another person's label, of the rate at which any guess names that label. Each other label is
+    equally often a picture's, so it is exact and needs no sampling: picture `i` has
+    `|guesses_i without label_i| / (people - 1)`, where equal guesses count once.
 
     Args:
         named: `(V, N)` int64, the person that each of `V` attack-oracle pairs names; all in the same label
             space.
         labels: `(N,)` int64, the true person.
         people: how many labels there are.
+
+    Returns:
+        `(N,)` float64 in [0, 1].
 
     Raises:
         ValueError: with fewer than two people.
@@ -83,7 +86,7 @@ def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> float:
     guessed = torch.zeros(labels.shape[0], people, dtype=torch.bool)
     guessed.scatter_(1, named.T.contiguous(), True)
     guessed.scatter_(1, labels[:, None], False)
-    return float(guessed.sum(dim=1).double().mean() / (people - 1))
+    return guessed.sum(dim=1).double() / (people - 1)
 
 
 def identity_similarity(reconstruction: Tensor, original: Tensor) -> Tensor:

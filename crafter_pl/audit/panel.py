@@ -39,6 +39,7 @@ class Judgement:
     top5: Tensor  # (O, N) bool: has the right person among its five best guesses
     named: Tensor  # (O, N) int64: whom it names, as a row of `Panel.people`
     similarity: Tensor  # (O, N): cosine of the embeddings of picture and original
+    embeddings: list[Tensor]  # of each oracle (N, E), unit vectors
 
 
 class Panel:
@@ -81,12 +82,15 @@ class Panel:
 
     def judge(self, images: Tensor) -> Judgement:
         """Let every oracle look at pictures `(N, 3, H, W)`, in the order of the originals."""
-        hits, top5, named, similarity = [], [], [], []
+        hits, top5, named, similarity, embeddings = [], [], [], [], []
         for (name, oracle), original in zip(self.oracles.items(), self.embeddings, strict=True):
             logits, classes = self._batched(oracle.logits, images), self.classes[name]
             label = (classes[None, :] == self.identity[:, None]).long().argmax(dim=1)
             hits.append(metrics.topk_hits(logits, label, 1))
             top5.append(metrics.topk_hits(logits, label, 5))
             named.append(torch.searchsorted(self.people, classes[logits.argmax(dim=1)]))
-            similarity.append(metrics.identity_similarity(self._batched(oracle.embed, images), original))
-        return Judgement(*(torch.stack(values) for values in (hits, top5, named, similarity)))
+            embeddings.append(self._batched(oracle.embed, images))
+            similarity.append(metrics.identity_similarity(embeddings[-1], original))
+        return Judgement(
+            torch.stack(hits), torch.stack(top5), torch.stack(named), torch.stack(similarity), embeddings
+        )

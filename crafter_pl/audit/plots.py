@@ -1,10 +1,10 @@
-"""The two pictures of a report, the trade-off plot and the grid of reconstructions; needs no display."""
+"""The pictures of a report: trade-off, curves of adaptation, grid of reconstructions; needs no display."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -24,11 +25,16 @@ COLOURS = (
     "#009E73",
     "#CC79A7",
     "#56B4E9",
-    "#F0E442",
+    "#8C6D31",
+    "#5D3A9B",
+    "#7F7F7F",
+    "#B6A800",
+    "#17BECF",
 )
 WORST = "#B22222"
 LINES = ("-", "-", "--", "-.", ":")  # the unprotected point has none; then one a family of settings
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+AXES = {"round": "rounds of retraining", "pairs": "crafted public pairs that the attack has seen"}
 
 
 @dataclass
@@ -39,14 +45,27 @@ class Column:
     features: str
     images: Tensor  # (R, 3, S, S) in [0, 1]
     named: list[bool]  # whether any oracle of the panel names the person in it
+    moment: dict[str, int] | None = None  # the round of an attack that adapts, see `Attack.history`
 
 
 @dataclass
 class Gallery:
-    """Originals of a few people, `(R, 3, S, S)` in [0, 1], and the columns of reconstructions beside them."""
+    """Originals of a few people, `(R, 3, S, S)` in [0, 1], and the columns of reconstructions beside them.
+
+    `rounds` are what attacks made while they adapted, in order.
+    """
 
     originals: Tensor
     columns: list[Column]
+    rounds: list[Column] = field(default_factory=list)
+
+    def adapting(self) -> dict[tuple[str, str], Gallery]:
+        """The rounds of each attack on each set of features as a gallery of their own."""
+        found: dict[tuple[str, str], Gallery] = {}
+        for column in self.rounds:
+            key = column.attack, column.features
+            found.setdefault(key, Gallery(self.originals, [])).columns.append(column)
+        return found
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
@@ -144,6 +163,63 @@ def tradeoff(report: Report) -> bytes:
         fontsize=9,
         frameon=False,
     )
+    return _save(figure)
+
+
+def adaptation(report: Report, over: str) -> bytes | None:
+    """Draw how attacks gain while they adapt as a PNG: Eval Acc and identity similarity, 95 % intervals.
+
+    Args:
+        report: see `report.json`.
+        over: `round` or `pairs`, what is on the horizontal axis.
+
+    Returns:
+        None if no attack has a history.
+    """
+    lines = [
+        (entry, name, points)
+        for entry in report["defenses"]
+        for name, points in entry.get("history", {}).items()
+    ]
+    if not lines:
+        return None
+    figure = Figure(figsize=(6.0, 6.4), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(name for _, name, _ in lines))
+    labels = list(dict.fromkeys(title(entry) for entry, _, _ in lines))
+    upper, lower = figure.subplots(2, sharex=True)
+    drawn = (
+        (upper, "eval_acc", "faces identified, Eval Acc"),
+        (lower, "identity_similarity", "identity similarity"),
+    )
+    for axes, key, words in drawn:
+        for entry, name, points in lines:
+            axes.errorbar(
+                [point[over] for point in points],
+                [point[key]["value"] for point in points],
+                np.array([_errors(point[key]) for point in points]).T,
+                label=f"{name}, {title(entry)}".replace("_", " "),
+                color=COLOURS[labels.index(title(entry)) % len(COLOURS)],
+                marker=MARKERS[names.index(name) % len(MARKERS)],
+                linestyle=LINES[1 + names.index(name) % (len(LINES) - 1)],
+                ms=5,
+                capsize=2,
+                elinewidth=0.8,
+                linewidth=1.4,
+            )
+        axes.set_ylabel(words)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.axhline(
+        report["data"]["chance"], color="0.45", linewidth=1, linestyle="--", label="chance of one guess"
+    )
+    upper.set_ylim(bottom=-0.02)
+    lower.set_xlabel(AXES[over])
+    if over == "round":
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, words_of = upper.get_legend_handles_labels()
+    figure.legend(handles, words_of, loc="outside upper center", ncols=1, fontsize=8, frameon=False)
     return _save(figure)
 
 

@@ -9,16 +9,20 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save
 
 from crafter_pl.audit import plots
 from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
-from crafter_pl.audit.verdict import Report, curves, percent, percent_range, verdict, warnings
+from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
 from crafter_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 GALLERY = "gallery.safetensors"  # the pictures of the grid, so that `rebuild` needs nothing else
 
@@ -49,19 +53,26 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     report = complete(report)
     text = json.dumps(report, indent=1, allow_nan=False)
-    plot = plots.tradeoff(report)
+    pictures = {"tradeoff": plots.tradeoff(report)}
+    for over in plots.AXES:
+        if (curve := plots.adaptation(report, over)) is not None:
+            pictures[f"adaptation_{over}"] = curve
     tensors = {"originals": gallery.originals}
-    tensors |= {f"column-{i}": column.images for i, column in enumerate(gallery.columns)}
-    columns = [{"attack": c.attack, "features": c.features, "named": c.named} for c in gallery.columns]
+    both = [*gallery.columns, *gallery.rounds]
+    tensors |= {f"column-{i}": column.images for i, column in enumerate(both)}
+    columns = [
+        {"attack": c.attack, "features": c.features, "named": c.named, "moment": c.moment} for c in both
+    ]
     tensors = {
         name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous() for name, value in tensors.items()
     }
     write_bytes(out / GALLERY, save(tensors, metadata={"columns": json.dumps(columns)}))
-    write_bytes(out / "tradeoff.png", plot)
+    for name, picture in pictures.items():
+        write_bytes(out / f"{name}.png", picture)
     write_bytes(out / "reconstructions.png", plots.reconstructions(gallery))
     write_bytes(out / "table.csv", table(report).encode())
     write_bytes(out / "report.json", text.encode())
-    write_bytes(out / "report.html", render(report, gallery, plot).encode())
+    write_bytes(out / "report.html", render(report, gallery, pictures).encode())
     return out / "report.html"
 
 
@@ -98,12 +109,14 @@ def rebuild(folder: str) -> Path:
         raise UserError(
             f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
         )
+    shown = [
+        Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
+        for i, c in enumerate(columns)
+    ]
     gallery = Gallery(
         tensors["originals"],
-        [
-            Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"])
-            for i, c in enumerate(columns)
-        ],
+        [column for column in shown if column.moment is None],
+        [column for column in shown if column.moment is not None],
     )
     return write_report(out, report, gallery)
 
@@ -121,9 +134,29 @@ def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
             for name, result in entry["attacks"].items():
                 for key in ("eval_acc", "identity_similarity", "ssim"):
                     writer.add_scalar(f"{name}_{key}/{entry['label']}", result[key]["value"])
+            for name, points in entry.get("history", {}).items():
+                _curves(writer, f"{name}, {entry['label']}", points)
+        for (attack, features), rounds in gallery.adapting().items():
+            for column in rounds.columns:
+                assert column.moment is not None
+                grid = plots.mosaic(Gallery(gallery.originals, [column]))
+                tag = f"audit/reconstructions_by_round/{attack}, {features}"
+                writer.add_image(tag, grid, column.moment["round"], dataformats="HWC")
         writer.add_image("reconstructions", plots.mosaic(gallery), dataformats="HWC")
         writer.add_text("verdict", verdict(report))
         writer.add_text("settings", f"```\n{json.dumps(report['settings'], indent=1)}\n```")
+
+
+def _curves(writer: SummaryWriter, line: str, points: list[dict[str, Any]]) -> None:
+    """How an attack gains over rounds and over pairs, each with both ends of its interval."""
+    for over in plots.AXES:
+        for point in points:
+            for key in ("eval_acc", "panel_any", "identity_similarity", "ssim"):
+                low, high = point[key]["ci95"]
+                tag = f"audit/{key}_by_{over}/{line}"
+                writer.add_scalar(tag, point[key]["value"], point[over])
+                writer.add_scalar(f"{tag}, low", low, point[over])
+                writer.add_scalar(f"{tag}, high", high, point[over])
 
 
 def _cells(name: str, figure: dict[str, Any]) -> dict[str, Any]:
@@ -131,44 +164,73 @@ def _cells(name: str, figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(report: Report) -> str:
-    """The figures as CSV: one row for every features and attack, each figure with its interval."""
-    rows = []
-    for entry in report["defenses"]:
-        for name, result in entry["attacks"].items():
-            row = {"features": entry["label"], "beta": entry["beta"], "attack": name}
-            row |= _cells("mean_auc", entry["utility"]["mean_auc"])
-            for key, value in result.items():
-                if isinstance(value, dict) and "value" in value:
-                    row |= _cells(key, value)
-            for oracle, value in result["by_oracle"].items():
-                row |= _cells(f"eval_acc[{oracle}]", value)
-            row |= _cells("worst_case", entry["worst_case"]["eval_acc"])
-            row |= {"worst_case_chance": entry["worst_case"]["chance"], "chance": report["data"]["chance"]}
-            row |= {"images": report["data"]["images"], "identities": report["data"]["identities"]}
-            rows.append(row)
+    """The figures as CSV: one row for every features and attack, each figure with its interval.
+
+    Then one for every moment of an attack that adapts, and one for every ruler.
+    """
+    rows = [row for entry in report["defenses"] for row in _rows(report, entry)]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
+    alike = {"features": entry["label"], "beta": entry["beta"]}
+    alike["retrains"] = " ".join(entry.get("retrains", []))
+    tail = _cells("mean_auc", entry["utility"]["mean_auc"]) | _cells(
+        "worst_case", entry["worst_case"]["eval_acc"]
+    )
+    tail |= {"worst_case_chance": entry["worst_case"]["chance"], "chance": report["data"]["chance"]}
+    if basic := entry.get("worst_case_basic"):
+        tail |= _cells("worst_case_basic", basic["eval_acc"])
+    if adapted := entry.get("false_security"):
+        tail |= {"false_security": adapted["flag"], **_cells("adaptive_gain", adapted["gain"])}
+    tail |= {"images": report["data"]["images"], "identities": report["data"]["identities"]}
+    moments: list[tuple[str, dict[str, Any]]] = list(entry["attacks"].items())
+    moments += [(name, point) for name, points in entry.get("history", {}).items() for point in points]
+    for name, result in moments:
+        row = {**alike, "attack": name, "adaptive": report["attacks"][name].get("adaptive", False)}
+        row |= {key: result[key] for key in ("round", "pairs", "epochs") if key in result}
+        for key, value in result.items():
+            if isinstance(value, dict) and "value" in value:
+                row |= _cells(key, value)
+        for part, column in (("by_oracle", "eval_acc"), ("tar_by_oracle", "tar")):
+            for oracle, value in result.get(part, {}).items():
+                row |= _cells(f"{column}[{oracle}]", value)
+        yield row | tail
+    for name, result in entry.get("rulers", {}).items():
+        yield {
+            **alike,
+            "ruler": name,
+            **_cells("top1", result["top1"]),
+            **_cells("top5", result["top5"]),
+        } | tail
 
 
 def text(report: Report) -> str:
     """The short table for the terminal: utility, attacks, worst case, chance, and the oracles' accuracy."""
     report = complete(report)
     data, attacks = report["data"], list(report["defenses"][0]["attacks"])
-    lines = [["features", "mean AUC", *attacks, "worst case", "(95 %)", "by chance"]]
+    adaptive = any(entry.get("false_security") for entry in report["defenses"])
+    more = ["not adaptive"] if adaptive else []
+    lines = [["features", "mean AUC", *attacks, *more, "worst case", "(95 %)", "by chance"]]
     for entry in report["defenses"]:
         worst = entry["worst_case"]
         row = [entry["label"], f"{entry['utility']['mean_auc']['value']:.3f}"]
         row += [percent(entry["attacks"][name]["eval_acc"]["value"]) for name in attacks]
+        row += [percent(entry["worst_case_basic"]["eval_acc"]["value"])] if adaptive else []
         row += [
             percent(worst["eval_acc"]["value"]),
             percent_range(worst["eval_acc"]["ci95"]),
             percent(worst["chance"]),
         ]
         lines.append(row)
-    lines.append(["chance of one guess", "0.500", *[percent(data["chance"])] * len(attacks), "", "", ""])
+    lines.append(
+        ["chance of one guess", "0.500", *[percent(data["chance"])] * len(attacks), *[""] * (3 + len(more))]
+    )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = []
     for line in lines:
@@ -178,6 +240,12 @@ def text(report: Report) -> str:
     oracles = ", ".join(f"{o['name']} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
     head = f"Audit of {data['source']}: {data['images']} faces of {data['identities']} people"
     tail = [f"oracles on the originals: {oracles}; any {percent(panel)}"]
+    tail += [
+        f"ruler {name}, {title(entry)}: names {percent(own['top1']['value'])} straight from the feature "
+        f"({percent_range(own['top1']['ci95'])})"
+        for entry in report["defenses"]
+        for name, own in entry.get("rulers", {}).items()
+    ]
     tail += [curve["sentence"] for curve in report["curves"]]
     tail += [report["verdict"], *(f"warning: {warning}" for warning in report["warnings"])]
     return "\n".join([head, "", *(row.rstrip() for row in rows), "", *tail])

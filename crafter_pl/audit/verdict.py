@@ -53,7 +53,7 @@ def chosen(report: Report) -> Report | None:
 
 
 def verdict(report: Report) -> str:
-    """Say in one sentence what share of the faces is still identified, against what, and at what cost."""
+    """Say what share of the faces is still identified by any attack, at what cost, and if knowledge helps."""
     none, entry = report["defenses"][0], chosen(report)
     before, chance = none["worst_case"], f"{percent(none['worst_case']['chance'])} would be by chance"
     faces = f"{report['data']['images']} faces of {report['data']['identities']} people"
@@ -70,6 +70,7 @@ def verdict(report: Report) -> str:
             f"({percent(before['chance'])})."
         )
     after, change, label = entry["worst_case"], entry["change"], entry["label"]
+    tail = _adapted(report, entry)
     cost = -change["mean_auc"]["value"]
     price = f"{cost:.3f} of mean AUC ({_auc(none):.3f} to {_auc(entry):.3f})"
     price = (
@@ -84,7 +85,7 @@ def verdict(report: Report) -> str:
     if change["worst_case_eval_acc"]["ci95"][1] >= 0:
         return (
             f"No measurable protection: with {label}, {now} of the {faces} are identified by some attack and "
-            f"oracle, against {percent(_worst(none))} unprotected, {price}."
+            f"oracle, against {percent(_worst(none))} unprotected, {price}. {tail}"
         )
     level = (
         ", which is not measurably more than by chance"
@@ -93,7 +94,39 @@ def verdict(report: Report) -> str:
     )
     return (
         f"With {label}, the share of {faces} that some attack and oracle still identify falls from "
-        f"{percent(_worst(none))} to {now}{level}, {price}."
+        f"{percent(_worst(none))} to {now}{level}, {price}. {tail}"
+    )
+
+
+def adaptive(report: Report) -> list[str]:
+    """The attacks that know the defence."""
+    return [name for name, attack in report["attacks"].items() if attack.get("adaptive")]
+
+
+def false_security(entry: Report) -> str | None:
+    """The sentence of an entry whose protection holds only while attackers do not know it, else None."""
+    found = entry.get("false_security")
+    if not found or not found["flag"]:
+        return None
+    return (
+        f"False security with {entry['label']}: attacks that know the defence identify "
+        f"{percent(found['adaptive']['value'])}, those that do not {percent(found['basic']['value'])} "
+        f"(difference {percent_range(found['gain']['ci95'])}; strongest: {found['strongest']})."
+    )
+
+
+def _adapted(report: Report, entry: Report) -> str:
+    """The end of the verdict: what knowing the defence gains attackers."""
+    if sentence := false_security(entry):
+        return sentence
+    if not adaptive(report):
+        return "No attack here knew the defence: one that does may identify more."
+    found = entry.get("false_security")
+    if not found:
+        return "All attacks here know the defence."
+    return (
+        "Attacks that know the defence gained nothing measurable over those that do not "
+        f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])})."
     )
 
 
@@ -127,7 +160,8 @@ def curves(report: Report) -> list[Report]:
 
 def warnings(report: Report) -> list[str]:
     """Name everything that makes the verdict weaker than it looks."""
-    found = list(report["notes"])
+    found = [sentence for entry in report["defenses"] if (sentence := false_security(entry))]
+    found += report["notes"]
     if len(report["oracles"]) < 2:
         found.append(
             "Only one oracle judged identity. One oracle can be fooled by patterns that no human sees: train "
@@ -178,10 +212,21 @@ def limits(report: Report) -> list[str]:
         f"Utility is the task model's mean AUC over {len(report['defenses'][0]['utility']['per_attribute'])} "
         "attributes; other uses of the features were not measured.",
     ]
-    if not any("adaptive" in name for name in names):
+    if not adaptive(report):
         found.append(
             "No attack here has learnt from crafted features; an attacker who can query the defence may."
         )
+    if any("tar" in result for result in report["defenses"][0]["attacks"].values()):
+        found.append(
+            "TAR at FAR 1 % compares a reconstruction with other pictures of the person, at the threshold "
+            "that accepts 1 % of the pairs with somebody else; a matcher that sees nothing is at about 1 %."
+        )
+    for entry in report["defenses"]:
+        if entry.get("retrains"):
+            found.append(
+                f"{entry['label']} retrains the {' and the '.join(entry['retrains'])}, so it cannot protect "
+                "an unchanged backend, and its utility is that of its own nets."
+            )
     if len(report["defenses"]) > 2:
         found.append(
             "The setting in the verdict was chosen on these same pictures, which flatters it a little."

@@ -37,15 +37,19 @@ def recolour(images: Tensor, strength: float = 0.25) -> Tensor:
     return ((images * gain - mean) * contrast + mean + shift).clamp(0, 1)
 
 
-def degrade(images: Tensor, probability: float = 0.5) -> Tensor:
-    """Blurs pictures (down and up by two) and adds noise, each with ``probability``: like reconstructions."""
+def degrade(images: Tensor, probability: float = 0.5, factor: int = 2, noise: float = 0.06) -> Tensor:
+    """Blurs pictures (down and up by ``factor``) and adds noise, each with ``probability``.
+
+    Both are of a random strength, the noise up to a deviation of ``noise``: pictures like reconstructions.
+    """
     n, side, device = len(images), images.shape[-1], images.device
-    small = F.interpolate(images, size=(side // 2, side // 2), mode="bilinear", antialias=True)
+    size = max(side // factor, 1)
+    small = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     blurred = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
     share = torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
     out = images + share * (blurred - images)
     level = (
-        0.06 * torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
+        noise * torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
     )
     return (out + level * torch.randn_like(out)).clamp(0, 1)
 
@@ -60,3 +64,14 @@ def cutout(images: Tensor, probability: float = 0.5, side: float = 0.35) -> Tens
     xs = torch.linspace(0, 1, width, device=device).view(1, 1, width)
     hole = ((ys - centre[:, 0]).abs() < half) & ((xs - centre[:, 1]).abs() < half)
     return torch.where(hole[:, None], images.new_tensor(0.5), images)
+
+
+def distort(images: Tensor, heavy: bool = False) -> Tensor:
+    """All of the above as oracles are trained with; ``heavy`` blurs by four and adds three times the noise.
+
+    An oracle that has met pictures so far from its originals goes on naming people in bad reconstructions.
+    """
+    moved = warp(flip(images))
+    if heavy:
+        return cutout(degrade(recolour(moved, 0.4), 0.8, factor=4, noise=0.2), 0.7, 0.45)
+    return cutout(degrade(recolour(moved)))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
 from crafter_pl.nets import OracleNet
-from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
+from crafter_pl.stages.augment import distort
 from crafter_pl.stages.base import Stage
 
 
@@ -31,6 +31,7 @@ class IdentityOracle(Stage):
         weight_decay: of AdamW.
         scale: inverse temperature of the cosine logits.
         margin: CosFace's margin, subtracted from the right person's cosine in training.
+        heavy: learn from heavily distorted pictures (`distort`), for a ruler that bad pictures fool less.
         identities: left empty by users; the raw identity numbers of the private people, in class order.
         public_identities: left empty by users; those of the public people.
         image_size: left 0 by users; filled from the data.
@@ -57,6 +58,7 @@ class IdentityOracle(Stage):
         weight_decay: float = 0.05,
         scale: float = 20.0,
         margin: float = 0.2,
+        heavy: bool = False,
         identities: list[int] | None = None,
         public_identities: list[int] | None = None,
         image_size: int = 0,
@@ -88,6 +90,7 @@ class IdentityOracle(Stage):
 
     def setup(self, stage: str) -> None:
         """Builds the net once the data tell who the people are."""
+        super().setup(stage)
         if self.hparams["identities"] is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.hparams["identities"] = data.private_identities.tolist()
@@ -111,6 +114,10 @@ class IdentityOracle(Stage):
             )
         return self.class_of[place]
 
+    def shown(self, images: Tensor) -> Tensor:
+        """What training shows of pictures ``(N, 3, H, W)``, before they are distorted: here all as it is."""
+        return images
+
     def embed(self, images: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> unit embeddings ``(N, E)``."""
         return self.net.embed(images)
@@ -132,7 +139,7 @@ class IdentityOracle(Stage):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """CosFace cross entropy on augmented pictures."""
-        images = cutout(degrade(recolour(warp(flip(batch["image"])))))
+        images = distort(self.shown(batch["image"]), self.hparams["heavy"])
         target = self.classes(batch["identity"])
         cosines = self.net.cosines(self.net.embed(images))
         margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])

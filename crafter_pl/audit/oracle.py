@@ -1,0 +1,79 @@
+"""The oracle in the attackers' own domain. It stands here, not among the stages, since it needs an attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.black_box import BlackBox
+from crafter_pl.errors import UserError
+from crafter_pl.stages.base import load_stage, read_checkpoint
+from crafter_pl.stages.oracle import IdentityOracle
+
+
+class ReconstructionOracle(IdentityOracle):
+    """An oracle that has learnt what reconstructions of the private people look like.
+
+    A recogniser of clean pictures may miss a person whom a reconstruction does show, only because of the
+    decoder's blur. This one learns from pictures of ``private_train`` (and public people), a share of them
+    passed through "encoder, then decoder": unprotected features, decoded by the black-box attack.
+
+    Args:
+        black_box_ckpt: the decoder and, through it, the encoder; null finds the experiment's own.
+        reconstructed: share of the training pictures that are reconstructions, in [0, 1]; the others are
+            originals.
+        options: those of `IdentityOracle`.
+    """
+
+    def __init__(
+        self,
+        black_box_ckpt: str | None = None,
+        reconstructed: float = 0.5,
+        **options: Any,  # noqa: ANN401 (of many types)
+    ) -> None:
+        super().__init__(**options)
+        self.save_hyperparameters()
+        if not 0 <= reconstructed <= 1:
+            raise UserError(
+                f"reconstructed is {reconstructed}; give a share in [0, 1] (--model.init_args.reconstructed)"
+            )
+        self.use("black_box", black_box_ckpt, BlackBox)
+
+    @property
+    def decoder(self) -> BlackBox:
+        """The frozen decoder, with the encoder upstream of it."""
+        stage = self.upstream["black_box"]
+        assert isinstance(stage, BlackBox)
+        return stage
+
+    def setup(self, stage: str) -> None:
+        """Refuses a decoder for another picture size, or, before `fit`, one of another split."""
+        size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        mine = self.decoder.upstream["task"].hparams["image_size"]
+        if size != mine:
+            raise UserError(
+                f"{self.upstream_files['black_box'][0]} makes pictures of {mine} pixels, the data have "
+                f"{size}: give --data.image_size {mine}, or another black_box_ckpt"
+            )
+        super().setup(stage)
+
+    @torch.no_grad()
+    def shown(self, images: Tensor) -> Tensor:
+        """Passes a random share of the pictures ``(N, 3, H, W)`` through encoder and decoder."""
+        chosen = torch.rand(len(images), device=images.device) < self.hparams["reconstructed"]
+        made = self.decoder.reconstruct(self.decoder.encode(images)).to(images.dtype)
+        return torch.where(chosen[:, None, None, None], made, images)
+
+
+def load_oracle(path: str | Path) -> IdentityOracle:
+    """Rebuilds an oracle of either kind from its checkpoint, frozen.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of an oracle.
+    """
+    kinds = {cls.__name__: cls for cls in (IdentityOracle, ReconstructionOracle)}
+    saved = read_checkpoint(path, "oracle").get("stage_class")
+    return load_stage(path, kinds.get(str(saved), IdentityOracle))

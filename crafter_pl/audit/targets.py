@@ -1,0 +1,91 @@
+"""The defence behind a feature store: found, checked against the manifest, and published to attackers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from crafter_pl.attacks.base import Target
+from crafter_pl.data.store import read_manifest
+from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.errors import UserError
+
+OPTIONS = ("beta", "steps", "critic", "seed")  # what `predict --protect.*` may have changed
+_NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
+
+
+def same_protection(stores: list[str]) -> list[list[str]]:
+    """Groups stores that are equal in everything except the seed: several queries of each face.
+
+    Raises:
+        UserError: two stores of a group have one seed, too: they are the same.
+    """
+    groups: dict[str, dict[int, str]] = {}
+    for store in stores:
+        manifest = read_manifest(store)
+        plan = {key: value for key, value in manifest.items() if key not in _NOT_SETTINGS}
+        plan["settings"] = {key: value for key, value in manifest["settings"].items() if key != "seed"}
+        group = groups.setdefault(json.dumps(plan, sort_keys=True), {})
+        if manifest["seed"] in group:
+            raise UserError(
+                f"two sets of features are the same, {group[manifest['seed']]} and {store}: name each "
+                "feature store once"
+            )
+        group[manifest["seed"]] = store
+    return [list(group.values()) for group in groups.values()]
+
+
+class Published:
+    """Finds the defences of stores; each checkpoint is loaded once."""
+
+    def __init__(self, home: Path, device: str) -> None:
+        """Remember where an experiment's own defences are, and where to put what is found."""
+        self.home, self.device = home, device
+        self.loaded: dict[Path, Defense] = {}
+
+    def target(self, store: str, manifest: dict[str, Any]) -> tuple[Target, list[str]]:
+        """What attackers may know of a store, and what the report must note if that is not all.
+
+        The checkpoint is looked for beside the store, where `predict` writes it, and in the experiment's own
+        folder of that defence. It counts only if its weights are those that the manifest names and its
+        settings can be put in force.
+        """
+        if "defense_sha256" not in manifest:
+            return Target(manifest, None), [
+                f"{store} was written before stores named the weights of their defence: no attack could "
+                "query the defence. Craft it again for a full audit."
+            ]
+        places = [Path(store).parent.parent, self.home / manifest["defense"]]
+        paths = list(dict.fromkeys(place / "checkpoints" / "best.ckpt" for place in places))
+        found = [path for path in paths if path.is_file()]
+        why = [] if found else [f"no checkpoint in {' or '.join(str(path) for path in paths)}"]
+        for path in found:
+            try:
+                return Target(manifest, self._in_force(path, manifest)), []
+            except UserError as error:
+                why.append(str(error))
+        return Target(manifest, None), [
+            f"The defence behind {store} is not at hand ({'; '.join(why)}): no attack could query it."
+        ]
+
+    def _in_force(self, path: Path, manifest: dict[str, Any]) -> Defense:
+        """The defence of a checkpoint with the manifest's settings.
+
+        Raises:
+            UserError: it is damaged, or not what made the store.
+        """
+        if path not in self.loaded:
+            self.loaded[path] = load_defense(path).to(self.device)
+        defense = copy.copy(self.loaded[path])  # the same weights, options of its own
+        if defense.weights_hash() != manifest["defense_sha256"]:
+            raise UserError(f"{path} has other weights")
+        settings = manifest["settings"]
+        defense.protect_options = {key: settings[key] for key in OPTIONS if key in settings}
+        mine = json.loads(json.dumps(defense.protection()))
+        if other := sorted(
+            key for key in mine.keys() | settings.keys() if mine.get(key) != settings.get(key)
+        ):
+            raise UserError(f"{path} has other settings: {', '.join(other)}")
+        return defense
