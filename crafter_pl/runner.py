@@ -24,7 +24,7 @@ from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.progress import Board, LineProgress
-from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.base import Stage, load_stage, named_run
 
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
 OURS = {
@@ -174,8 +174,10 @@ class StageCLI(LightningCLI):
         self.run_dir = self.experiment_dir / self.name
         self.upstream: dict[str, Path] = {}
         init = self.options.model.get("init_args") or Namespace()
-        for key in [key for key, value in init.items() if key.endswith("_ckpt") and value is None]:
-            upstream = key.removesuffix("_ckpt")
+        for key, value in [pair for pair in init.items() if pair[0].endswith("_ckpt")]:
+            upstream = named_run(key.removesuffix("_ckpt"), value)
+            if upstream is None:
+                continue
             self.upstream[upstream] = self.experiment_dir / upstream
             init[key] = str(self.experiment_dir / upstream / "checkpoints" / "best.ckpt")
 

@@ -1,7 +1,22 @@
 """What can be seen in the features: attacks with one interface, each handed only what it may know."""
 
+from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Attack, Ruler, Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
+from crafter_pl.attacks.hybrid import HybridAttack
+from crafter_pl.attacks.layerwise import LayerwiseAttack
+from crafter_pl.attacks.through_defence import ThroughDefenceAttack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 
-__all__ = ["Attack", "BlackBox", "DecoderAttack", "Ruler", "Target", "WhiteBoxAttack"]
+__all__ = [
+    "Attack",
+    "AveragedAttack",
+    "BlackBox",
+    "DecoderAttack",
+    "HybridAttack",
+    "LayerwiseAttack",
+    "Ruler",
+    "Target",
+    "ThroughDefenceAttack",
+    "WhiteBoxAttack",
+]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import read_checkpoint, sha256
+from crafter_pl.stages.base import named_run, read_checkpoint, sha256
 
 if TYPE_CHECKING:
     from crafter_pl.defenses.base import Defense
@@ -59,10 +59,10 @@ class Adversary(ABC):
         return queries[0]
 
     def resolve(self, experiment_dir: str | Path) -> None:
-        """Fills checkpoints that were left null with those of the experiment's own stages."""
+        """Finds in the experiment's folder the checkpoints that were left null or named by their run."""
         for stage, path in self.checkpoints.items():
-            if path is None:
-                self.checkpoints[stage] = str(Path(experiment_dir) / stage / "checkpoints" / "best.ckpt")
+            if run := named_run(stage, path):
+                self.checkpoints[stage] = str(Path(experiment_dir) / run / "checkpoints" / "best.ckpt")
 
     def checkpoint(self, stage: str) -> str:
         """Path of the checkpoint of ``stage``.

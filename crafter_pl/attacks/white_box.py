@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
@@ -18,6 +18,32 @@ from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
 
+def retrained_encoder(target: Target | None) -> dict[str, str]:
+    """For an attack's settings: the hash of the defence if it has retrained the encoder, else nothing."""
+    if target is None or "encoder" not in target.manifest.get("retrains", ()):
+        return {}
+    return {"encoder_of": target.manifest["defense_sha256"]}
+
+
+def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
+    """The published encoder behind the features, pictures -> features, batch norms folded.
+
+    It is the task model's, unless the defence has retrained it.
+
+    Raises:
+        UserError: the defence has retrained it and is not at hand.
+    """
+    if not retrained_encoder(attack.target):
+        return fold_batchnorm(task.net.encoder_module())
+    assert attack.target is not None
+    if attack.target.defense is None:
+        raise UserError(
+            f"attack {attack.name}: the defence {attack.target.manifest['defense']} has an encoder of its "
+            "own: give the checkpoint of the defence"
+        )
+    return fold_batchnorm(attack.target.defense.edge_module())
+
+
 class WhiteBoxAttack(Attack):
     """GAN inversion: ``z*(F) = argmin_z |F - Enc(G(z))|^2``, reconstruction ``G(z*)``.
 
@@ -26,14 +52,22 @@ class WhiteBoxAttack(Attack):
     Stronger than the paper's: Adam instead of momentum descent, several restarts of which the best by feature
     loss is kept per face, the first of them at the amortizer's latent.
 
+    With a ``prior_ckpt`` that the defence has never seen it is the paper's A2. A checkpoint is a path, or the
+    name of a run of the experiment (``prior_g2``).
+
+    Where the defence has retrained the encoder, the attack inverts through that one, and starts cold: the
+    amortizer was trained for the other.
+
     Args:
         task_ckpt: the edge encoder; null finds the experiment's own.
         prior_ckpt: the generator; null finds the experiment's own.
         amortizer_ckpt: the amortized start; null finds the experiment's own; ``none`` starts cold.
+        space: where the latent is searched: ``z``; with a style generator also ``w`` (its style) or ``w+`` (a
+            style for each of its convolutions: more than the generator itself can draw).
         steps: Adam steps for each start (paper: 600).
         lr: their size.
         restarts: starts in all; the first is amortized (unless ``none``), the others are cold.
-        prior_weight: rho of ``|F - Enc(G(z))|^2 + rho |z|^2``.
+        prior_weight: rho of ``|F - Enc(G(z))|^2 + rho |z|^2``; in space z alone.
         seed: of the cold starts.
         batch_size: features inverted at a time.
         name: how the report calls it.
@@ -44,6 +78,7 @@ class WhiteBoxAttack(Attack):
         task_ckpt: str | None = None,
         prior_ckpt: str | None = None,
         amortizer_ckpt: str | None = None,
+        space: str = "z",
         steps: int = 300,
         lr: float = 0.05,
         restarts: int = 2,
@@ -57,7 +92,12 @@ class WhiteBoxAttack(Attack):
                 f"attack {name}: restarts {restarts} and batch_size {batch_size} must be at least 1, "
                 f"steps {steps} at least 0, lr {lr} above 0"
             )
-        self.name = name
+        if space not in ("z", "w", "w+") or (space != "z" and prior_weight):
+            raise UserError(
+                f"attack {name}: space {space!r} must be z, w or w+, and prior_weight {prior_weight} is for "
+                "z alone"
+            )
+        self.name, self.space = name, space
         self.steps, self.lr, self.restarts, self.prior_weight = steps, lr, restarts, prior_weight
         self.seed, self.batch_size = seed, batch_size
         self.amortized = amortizer_ckpt != "none"
@@ -76,11 +116,11 @@ class WhiteBoxAttack(Attack):
                 f"attack {self.name}: {paths['task']} takes pictures of {sizes[0]} pixels, {paths['prior']} "
                 f"makes {sizes[1]}; give two checkpoints of one size"
             )
-        self.encoder = fold_batchnorm(task.net.encoder_module()).to(device)
-        self.generator = fold_batchnorm(prior.generator).to(device)
+        self.encoder = edge_encoder(self, task).to(device)
+        self._open(prior, device)
         self.latent_dim = prior.latent_dim
         self.amortizer: Amortizer | None = None
-        if self.amortized:
+        if self.amortized and not retrained_encoder(self.target):
             amortizer = load_stage(paths["amortizer"], Amortizer)
             for stage, (file, digest) in amortizer.upstream_files.items():
                 if digest != sha256(paths[stage]):
@@ -90,9 +130,14 @@ class WhiteBoxAttack(Attack):
                     )
             self.amortizer = amortizer.to(device)
 
-    def render(self, z: Tensor) -> Tensor:
+    def _open(self, prior: GanPrior, device: str) -> None:
+        """Sets ``enter``, from z into the space, and ``generator``, from there to pictures."""
+        enter, draw = prior.generator.latent_space(self.space)
+        self.enter, self.generator = fold_batchnorm(enter).to(device), fold_batchnorm(draw).to(device)
+
+    def render(self, latent: Tensor) -> Tensor:
         """``Enc(G(z))``."""
-        return self.encoder(self.generator(z))
+        return self.encoder(self.generator(latent))
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
@@ -100,21 +145,28 @@ class WhiteBoxAttack(Attack):
         for offset in range(0, len(features), self.batch_size):
             part = features[offset : offset + self.batch_size].to(self.device)
             index = torch.arange(offset, offset + len(part), device=self.device)
-            parts.append(self._invert(part, index).cpu())
+            parts.append(self._draw(part, self._search(part, index)).cpu())
         return torch.cat(parts)
 
-    def _invert(self, features: Tensor, index: Tensor) -> Tensor:
+    def _draw(self, features: Tensor, latent: Tensor) -> Tensor:
+        """The pictures of the latents found."""
+        with torch.no_grad():
+            return self.generator(latent)
+
+    def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
+        with torch.no_grad():
+            if restart == 0 and self.amortizer is not None:
+                return self.enter(self.amortizer(features))
+            return self.enter(keyed_normal(self.seed, index, self.latent_dim, stream=restart))
+
+    def _search(self, features: Tensor, index: Tensor) -> Tensor:
+        """The latents ``(N, P)`` of the smallest objective over all starts."""
         best_z, best_loss = features.new_empty(0), features.new_empty(0)
         for restart in range(self.restarts):
-            if restart == 0 and self.amortizer is not None:
-                with torch.no_grad():
-                    z0 = self.amortizer(features)
-            else:
-                z0 = keyed_normal(self.seed, index, self.latent_dim, stream=restart)
             result = invert(
                 self.render,
                 features,
-                z0,
+                self._start(features, index, restart),
                 steps=self.steps,
                 lr=self.lr,
                 prior_weight=self.prior_weight,
@@ -126,10 +178,9 @@ class WhiteBoxAttack(Attack):
                 better = result.loss < best_loss
                 best_z = torch.where(better[:, None], result.z, best_z)
                 best_loss = torch.where(better, result.loss, best_loss)
-        with torch.no_grad():
-            return self.generator(best_z)
+        return best_z
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""
-        names = ("steps", "lr", "restarts", "prior_weight", "seed", "amortized")
-        return {name: getattr(self, name) for name in names}
+        names = ("space", "steps", "lr", "restarts", "prior_weight", "seed", "amortized")
+        return {**{name: getattr(self, name) for name in names}, **retrained_encoder(self.target)}

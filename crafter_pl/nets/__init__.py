@@ -5,8 +5,9 @@ from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.fold import fold_batchnorm
-from crafter_pl.nets.generator import Generator, ImageEncoder
+from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.oracle import OracleNet, to_grey
+from crafter_pl.nets.style import StyleGenerator
 
 __all__ = [
     "AmortizerNet",
@@ -17,7 +18,9 @@ __all__ = [
     "PaperDecoder",
     "ResidualDecoder",
     "SplitClassifier",
+    "StyleGenerator",
     "build_decoder",
+    "build_generator",
     "fold_batchnorm",
     "gradient_penalty",
     "to_grey",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
+from crafter_pl.nets.style import StyleGenerator
 
 
 def _up(cin: int, cout: int) -> list[nn.Module]:
@@ -56,6 +57,34 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Draws the images of latents ``(N, Z)``."""
         return self.layers(z)
+
+    def blocks(self) -> list[nn.Module]:
+        """The generator in stages, a picture size each: their composition is `forward`.
+
+        Every block takes what the one before it returns, a tensor (or, elsewhere, a tuple of tensors).
+        """
+        ends = [4, *range(7, len(self.layers) - 1, 3), len(self.layers)]
+        starts = [0, *ends[:-1]]
+        return [self.layers[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def latent_space(self, space: str) -> tuple[nn.Module, nn.Module]:
+        """What takes z ``(N, Z)`` into a latent space, and what draws pictures from there: ``z`` alone.
+
+        Raises:
+            UserError: this generator has no such space.
+        """
+        if space != "z":
+            raise UserError(f"space {space!r}: generators G1 and G2 have the latent space z alone")
+        return nn.Identity(), self
+
+
+def build_generator(kind: str, latent_dim: int, image_size: int, width: int) -> Generator | StyleGenerator:
+    """Builds the generator named ``kind``: ``G1``, ``G2`` or ``style``."""
+    if kind == "style":
+        return StyleGenerator(latent_dim, image_size, width)
+    if kind not in ("G1", "G2"):
+        raise UserError(f"generator {kind!r} is unknown; choose G1, G2 or style")
+    return Generator(kind, latent_dim, image_size, width)
 
 
 class ImageEncoder(nn.Module):

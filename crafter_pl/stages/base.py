@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,19 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits (remembered until the file changes)."""
     stat = Path(path).stat()
     return _digest(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+def named_run(stage: str, given: str | None) -> str | None:
+    """The run of the same experiment that a checkpoint argument means; None: it is the path of a file.
+
+    Args:
+        stage: what it is the checkpoint of.
+        given: null for the run that bears the stage's name, a bare name for another run (``prior_g2``), or a
+            path.
+    """
+    if given is None:
+        return stage
+    return given if re.fullmatch(r"[\w-]+", given) else None
 
 
 class Stage(L.LightningModule):

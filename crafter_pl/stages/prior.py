@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crafter_pl.nets import Critic, Generator, ImageEncoder, gradient_penalty
+from crafter_pl.nets import Critic, ImageEncoder, build_generator, gradient_penalty
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.quality import kernel_distance
@@ -18,7 +18,7 @@ class GanPrior(Stage):
     """WGAN-GP on public faces (appendix), with an EMA of the generator for sampling and inversion.
 
     Args:
-        generator: ``G1`` (the defence's) or ``G2`` (an attacker's that the defence has not seen).
+        generator: ``G1`` (the defence's), ``G2`` or ``style`` (attackers', which the defence has not seen).
         latent_dim: Z (paper: 500 at 64 pixels).
         width: the generator's last width (paper: 64).
         critic_width: the critic's first width (paper: 64).
@@ -60,7 +60,7 @@ class GanPrior(Stage):
 
     def _build(self, size: int) -> None:
         h = self.hparams
-        self.live = Generator(h["generator"], h["latent_dim"], size, h["width"])
+        self.live = build_generator(h["generator"], h["latent_dim"], size, h["width"])
         self.critic = Critic(size, h["critic_width"])
         self.image_encoder = ImageEncoder(h["latent_dim"], size, h["width"]) if h["autoencode"] > 0 else None
         self.ema = AveragedModel(self.live, multi_avg_fn=get_ema_multi_avg_fn(h["ema"]), use_buffers=True)

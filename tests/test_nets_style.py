@@ -1,0 +1,135 @@
+"""The style generator, and what every generator offers to attackers: its stages and its latent spaces."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from crafter_pl.cli import main
+from crafter_pl.errors import UserError
+from crafter_pl.nets import StyleGenerator, build_generator, fold_batchnorm
+from crafter_pl.nets.style import _Modulated
+from crafter_pl.stages import GanPrior, load_stage
+
+KINDS = ("G1", "G2", "style")
+
+
+def lively(kind, size=32, seed=0):
+    """A generator in eval mode whose noise, biases and running statistics are not at their start values."""
+    torch.manual_seed(seed)
+    net = build_generator(kind, 6, size, 4)
+    with torch.no_grad():
+        for _ in range(5):
+            net(2 * torch.randn(16, 6))
+        for name, parameter in net.named_parameters():
+            if name.endswith(("strength", "convolution.bias", "picture.bias")):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def latents(count=3, seed=1):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [32, 64, 112, 128])
+@torch.no_grad()
+def test_pictures_of_the_papers_sizes(size):
+    torch.manual_seed(0)
+    images = StyleGenerator(6, size, 4).eval()(latents())
+    assert images.shape == (3, 3, size, size) and 0 <= images.min() and images.max() <= 1
+    assert images.std(0).mean() > 0.02  # latents make a difference
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@torch.no_grad()
+def test_modulated_convolution_against_modulated_weights(demodulate):
+    """The paper's formula: scale the weights by the style, normalise them a filter, convolve each sample."""
+    torch.manual_seed(0)
+    net = _Modulated(3, 4, 3, 5, demodulate)
+    net.bias.normal_()
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(2, 5)
+    for sample in range(2):
+        weight = net.weight * net.affine(w[sample])[None, :, None, None]
+        if demodulate:
+            weight = 2**0.5 * weight / weight.square().sum((1, 2, 3), keepdim=True).sqrt()
+        expected = F.conv2d(x[sample : sample + 1], weight, padding=1) + net.bias
+        assert torch.allclose(net(x, w)[sample : sample + 1], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_noise_is_drawn_in_training_and_constant_after_it():
+    net = lively("style")
+    z = latents()
+    whole = net(z)
+    assert torch.equal(net(z), whole)
+    assert torch.allclose(net(z[1:2]), whole[1:2], atol=1e-6)  # neighbours do not matter
+    state = copy.deepcopy(net.state_dict())
+    again = StyleGenerator(6, 32, 4).eval()
+    again.load_state_dict(state)
+    assert torch.equal(again(z), whole)
+    net.train()
+    assert not torch.allclose(net(z), net(z), atol=1e-3)
+    twins = net(z[:1].repeat(2, 1))
+    assert not torch.allclose(twins[0], twins[1], atol=1e-3)  # of each sample its own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_blocks_make_up_the_generator(kind):
+    net = lively(kind)
+    z = latents()
+    for blocks in (net.blocks(), [fold_batchnorm(block) for block in net.blocks()]):
+        state = (z,)
+        for block in blocks:
+            out = block(*state)
+            state = out if isinstance(out, tuple) else (out,)
+        assert torch.allclose(state[0], net(z), atol=1e-5)
+    sizes = {"G1": 4, "G2": 5, "style": 5}  # style: the mapping, then 4, 8, 16 and 32 pixels
+    assert len(net.blocks()) == sizes[kind]
+
+
+@pytest.mark.parametrize(("kind", "spaces"), [("G1", ["z"]), ("G2", ["z"]), ("style", ["z", "w", "w+"])])
+@torch.no_grad()
+def test_latent_spaces_draw_the_same_pictures(kind, spaces):
+    net = lively(kind)
+    z = latents()
+    for space in spaces:
+        enter, draw = (fold_batchnorm(part) for part in net.latent_space(space))
+        latent = enter(z)
+        assert latent.shape == (3, {"z": 6, "w": 6, "w+": 6 * 11}[space])
+        assert torch.allclose(draw(latent), net(z), atol=1e-5)
+    if kind == "style":  # a space of a style for each convolution draws what no single style does
+        mixed = latent.clone()
+        mixed[:, :6] = latent[:, :6].roll(1, 0)
+        assert not torch.allclose(draw(mixed), net(z), atol=1e-3)
+
+
+def test_messages():
+    with pytest.raises(UserError, match="'G3' is unknown; choose G1, G2 or style"):
+        build_generator("G3", 6, 32, 4)
+    with pytest.raises(UserError, match="36 does not fit style: it must be a multiple of 8"):
+        build_generator("style", 6, 36, 4)
+    with pytest.raises(UserError, match=r"'w': generators G1 and G2 have the latent space z alone"):
+        build_generator("G2", 6, 32, 4).latent_space("w")
+    with pytest.raises(UserError, match=r"'x': a style generator has the latent spaces z, w and w\+"):
+        build_generator("style", 6, 32, 4).latent_space("x")
+
+
+def test_a_style_prior_is_trained_as_the_others(tiny, runs_dir):
+    """From the command line, and it covers the faces better than an untrained one does."""
+    settings = {"generator": "style", "lr": 0.01, "warmup_epochs": 5, "ema": 0.1}
+    more = [f"--model.init_args.{name}={value}" for name, value in settings.items()]
+    command = ["--name", "prior_style", "--runs_dir", str(runs_dir), "--trainer.max_epochs", "6"]
+    assert main([*tiny.command("fit", "prior"), *command, *more, "--trainer.limit_train_batches", "10"]) == 0
+    stage = load_stage(runs_dir / "synthetic" / "prior_style" / "checkpoints" / "best.ckpt", GanPrior)
+    assert isinstance(stage.generator, StyleGenerator)
+    images = tiny.data().images("public_train")[:32]
+    fresh = GanPrior(**stage.hparams).eval()
+
+    @torch.no_grad()
+    def rebuilt(prior):
+        return (prior.generator(prior.image_encoder(images)[0]) - images).square().mean().item()
+
+    guess = (images - images.mean(0)).square().mean().item()
+    assert rebuilt(stage) < 1.2 * guess < rebuilt(fresh)
