@@ -3,11 +3,12 @@
     python scripts/tune_attacks.py --config configs/audit.yaml --attack white_box
         [--grid "steps=[50,100,200]" "lr=[0.02,0.05]"] [--faces 64] [--best] [--write]
 
-Attack, data and oracles are those of the audit config. Every combination of the grid (by default the one in
-configs/tune.yaml) attacks the same public_val faces. The winner is the cheapest setting whose identity
-similarity, averaged over the oracles, cannot be told from the best one's: the bootstrap interval over people
-of their paired difference contains 0. `--best` takes the best itself; `--write` puts the winner into the
-audit config. Results are kept in RUNS_DIR/EXPERIMENT/tuning/; settings that are done are not run again.
+Attack (of the list that --budget names), data and oracles are those of the audit config. Every combination of
+the grid (by default the one in configs/tune.yaml) attacks the same public_val faces. The winner is the
+cheapest setting whose identity similarity, averaged over the oracles, cannot be told from the best one's: the
+bootstrap interval over people of their paired difference contains 0. `--best` takes the best itself;
+`--write` puts the winner into the audit config. Results are kept in RUNS_DIR/EXPERIMENT/tuning/; settings
+that are done are not run again.
 """
 
 from __future__ import annotations
@@ -64,10 +65,12 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="write the chosen setting into the config")
     options = parser.parse_args(args)
     given = parser.instantiate(options)
-    place, attack = find(given.attacks, options.attack)
-    base = options.attacks[place].get("init_args")
+    place, attack = find(inputs.chosen_attacks(given.attacks, given.budgets, given.budget), options.attack)
+    where = ("attacks",) if given.attacks is not None else ("budgets", given.budget)
+    listed = (options.attacks if given.attacks is not None else options.budgets[given.budget])[place]
+    base = listed.get("init_args")
     entry = {
-        "class_path": options.attacks[place].class_path,
+        "class_path": listed.class_path,
         "init_args": base.as_dict() if base is not None else {},
     }
     grid = read_grid(options.grid) if options.grid else default_grid(attack)
@@ -89,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
         if not options.config:
             raise UserError("--write changes the audit config: name it by --config")
         file = Path(str(options.config[-1]))
-        write_setting(file, place, chosen["setting"])
+        write_setting(file, (*where, place), chosen["setting"])
         print(f"written to {file}")
 
 
@@ -252,8 +255,8 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     keys, todo = [], []
     for setting, attack in zip(settings, attacks, strict=True):
         attack.resolve(out.parent.parent)
-        notes = inputs.check_attack(attack, bench.split_hash)
         attack.aim(None)
+        notes = inputs.check_adversary(attack, bench.split_hash)
         text = json.dumps([attack.describe(), setting, bench.key], sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
         if keys[-1] not in done:
@@ -388,16 +391,16 @@ def as_csv(results: list[dict[str, Any]]) -> str:
 # The config
 
 
-def write_setting(file: Path, place: int, setting: Setting) -> None:
+def write_setting(file: Path, place: tuple[str | int, ...], setting: Setting) -> None:
     """Puts values into ``init_args`` of an attack of an audit config; everything else stays byte for byte.
 
     Args:
         file: the audit config.
-        place: the attack's place in its list `attacks`.
+        place: the way to the attack, such as ``("attacks", 0)`` or ``("budgets", "standard", 0)``.
         setting: names and new values.
 
     Raises:
-        UserError: the file has no such list of attacks.
+        UserError: the file has no such attack.
     """
     text = file.read_text(encoding="utf-8")
     wanted = yaml.safe_load(text)
@@ -405,7 +408,10 @@ def write_setting(file: Path, place: int, setting: Setting) -> None:
         f"{file} does not list this attack with its class_path: put {shown(setting)} in by hand"
     )
     try:
-        wanted["attacks"][place].setdefault("init_args", {}).update(setting)
+        target = wanted
+        for key in place:
+            target = target[key]
+        target.setdefault("init_args", {}).update(setting)
         for name, value in setting.items():
             text = _with_value(text, place, name, yaml_value(value))
     except (KeyError, IndexError, AttributeError, TypeError) as error:
@@ -422,9 +428,11 @@ def yaml_value(value: Any) -> str:
     )
 
 
-def _with_value(text: str, place: int, name: str, value: str) -> str:
+def _with_value(text: str, place: tuple[str | int, ...], name: str, value: str) -> str:
     """The text with one value of ``init_args`` replaced or added, found by the marks of the YAML parser."""
-    entry = _child(yaml.compose(text), "attacks").value[place]
+    entry = yaml.compose(text)
+    for key in place:
+        entry = entry.value[key] if isinstance(key, int) else _child(entry, key)
     init = _child(entry, "init_args")
     if init is None:
         head = next(key for key, _ in entry.value if key.value == "class_path")

@@ -184,7 +184,7 @@ def test_writing_touches_nothing_else(tune, tmp_path, place):
     file = tmp_path / "audit.yaml"
     file.write_text(FORMS)
     setting = {"steps": 7, "lr": 1e-5, "radii": [1, 2.5], "amortizer_ckpt": "none"}
-    tune.write_setting(file, place, setting)
+    tune.write_setting(file, ("attacks", place), setting)
     expected = yaml.safe_load(FORMS)
     expected["attacks"][place].setdefault("init_args", {}).update(setting)
     assert yaml.safe_load(file.read_text()) == expected
@@ -194,12 +194,24 @@ def test_writing_touches_nothing_else(tune, tmp_path, place):
     assert sum(line not in after for line in before) <= 1
 
 
+def test_writing_into_a_budget(tune, tmp_path):
+    file = tmp_path / "audit.yaml"
+    indented = (
+        FORMS.replace("attacks: # which", "strong:").replace("\n", "\n  ").replace("# head", "budgets:", 1)
+    )
+    file.write_text(indented.replace("  oracles: [a]\n  ", "oracles: [a]\n"))
+    tune.write_setting(file, ("budgets", "strong", 1), {"steps": 7})
+    written = yaml.safe_load(file.read_text())
+    assert written["budgets"]["strong"][1] == {"class_path": "B", "init_args": {"steps": 7}}
+    assert written["oracles"] == ["a"] and len(written["budgets"]["strong"]) == 5
+
+
 def test_what_cannot_be_written(tune, tmp_path):
     file = tmp_path / "audit.yaml"
     for text, place in ((FORMS, 4), (FORMS, 5), ("oracles: [a]\n", 0), ("attacks: other.yaml\n", 0)):
         file.write_text(text)
         with pytest.raises(UserError, match=r"does not list this attack .*put steps 7 in by hand"):
-            tune.write_setting(file, place, {"steps": 7})
+            tune.write_setting(file, ("attacks", place), {"steps": 7})
         assert file.read_text() == text
 
 
