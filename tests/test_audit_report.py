@@ -79,17 +79,66 @@ def fake_report(
     }
 
 
+def under_attack(report: dict[str, Any]) -> dict[str, Any]:
+    """The same with an attack that adapts, its rounds, a ruler, verification, and a defence that retrains."""
+    report["attacks"] |= {"adaptive_black_box": {"name": "adaptive_black_box", "adaptive": True}}
+    report["rulers"] = {"feature_to_id": {"name": "feature_to_id"}}
+    for oracle in report["oracles"]:
+        oracle["tar_on_originals"] = F(0.9)
+    for number, entry in enumerate(report["defenses"]):
+        basic = entry["worst_case"]["eval_acc"]["value"]
+        rate = min(1.0, basic + (0.3 if number == 2 else 0.01))
+        entry["worst_case_basic"] = dict(entry["worst_case"])
+        entry["worst_case"] = {"eval_acc": F(rate), "chance": 0.07}
+        entry["attacks"]["adaptive_black_box"] = {**entry["attacks"]["black_box"], "eval_acc": F(rate * 0.9)}
+        for result in entry["attacks"].values():
+            result |= {"tar": F(0.3), "tar_by_oracle": {oracle: F(0.3) for oracle in ORACLES}}
+        entry["rulers"] = {"feature_to_id": {"top1": F(0.77), "top5": F(0.9)}}
+        entry["retrains"] = ["encoder", "cloud"] if number == 3 else []
+        if not number:
+            continue
+        entry["false_security"] = {
+            "flag": number == 2,
+            "basic": F(basic),
+            "adaptive": F(rate),
+            "gain": F(rate - basic, 0.02),
+            "gain_beyond_chance": F(rate - basic - 0.02, 0.02),
+            "strongest": "adaptive_black_box",
+        }
+        entry["history"] = {
+            "adaptive_black_box": [
+                {
+                    "round": n,
+                    "pairs": 256 * n,
+                    "epochs": 10 * n,
+                    **entry["attacks"]["black_box"],
+                    "eval_acc": F(0.1 * number + (0.06 * n if number == 2 else 0.005 * n)),
+                }
+                for n in range(5)
+            ]
+        }
+    return report
+
+
 def fake_gallery(report: dict[str, Any], people: int = 6, size: int = 32) -> Gallery:
     generator = torch.Generator().manual_seed(0)
     base = torch.rand(people, 3, 4, 4, generator=generator)
     originals = torch.nn.functional.interpolate(base, size=(size, size), mode="bicubic").clamp(0, 1)
     columns = []
-    for attack in ATTACKS:
+    for attack in report["attacks"]:
         for i, entry in enumerate(report["defenses"]):
             images = torch.nn.functional.avg_pool2d(originals, 2 ** min(i, 3)) if i else originals * 0.9
             images = torch.nn.functional.interpolate(images, size=(size, size))
             columns.append(Column(attack, title(entry), images, [(i + j) % 3 == 0 for j in range(people)]))
-    return Gallery(originals, columns)
+    rounds = []
+    for entry in report["defenses"]:
+        for attack, points in entry.get("history", {}).items():
+            for point in points:
+                moment = {key: point[key] for key in ("round", "pairs", "epochs")}
+                images = torch.nn.functional.avg_pool2d(originals, 2 ** (3 - min(point["round"], 3)))
+                images = torch.nn.functional.interpolate(images, size=(size, size))
+                rounds.append(Column(attack, title(entry), images, [False] * people, moment))
+    return Gallery(originals, columns, rounds)
 
 
 class _Page(HTMLParser):
@@ -240,6 +289,67 @@ def test_families_of_settings_have_a_curve_each(tmp_path: Path) -> None:
     assert families == ["crafter", "crafter (critic per_batch)"]
     write_report(tmp_path, report, fake_gallery(report))
     assert "critic per batch" in (tmp_path / "report.html").read_text()
+
+
+def test_false_security_is_seen_everywhere(tmp_path: Path) -> None:
+    report = under_attack(fake_report(((0.5, 0.88, 0.2), (1.0, 0.9, 0.2), (2, 0.905, 0.45))))
+    report["defenses"][2]["worst_case"]["eval_acc"] = F(0.4)
+    full = complete(report)
+    assert chosen(report)["beta"] == 1.0
+    sentence = "False security with crafter (beta 1): attacks that know the defence identify 55.0 %"
+    assert "from 86.0 % to 40.0 %" in full["verdict"], "the worst case over all attacks"
+    assert sentence in full["verdict"] and full["warnings"][0].startswith(sentence)
+    write_report(tmp_path, report, fake_gallery(report))
+    page, rows = (tmp_path / "report.html").read_text(), list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert 'class="flag">False security with crafter (beta 1)' in page
+    assert page.count('<small class="bad">false security</small>') > 1 and "False security" in text(report)
+    flags = {row["features"]: row["false_security"] for row in rows if row["attack"]}
+    assert flags == {
+        "none": "",
+        "crafter (beta 0.5)": "False",
+        "crafter (beta 1)": "True",
+        "crafter (beta 2)": "False",
+    }
+    assert {"worst_case_basic", "worst_case_basic_low", "adaptive_gain_high"} <= set(rows[0])
+    shown = text(report).splitlines()
+    assert "not adaptive" in shown[2] and "25.0 %" in shown[5]
+
+
+def test_the_verdict_says_what_knowing_the_defence_gains() -> None:
+    assert verdict(fake_report()).endswith(
+        "No attack here knew the defence: one that does may identify more."
+    )
+    report = under_attack(fake_report(((1.0, 0.9, 0.3),)))
+    assert "gained nothing measurable" in verdict(report) and "difference -1.0 to 3.0 %" in verdict(report)
+    del report["defenses"][1]["false_security"]
+    assert verdict(report).endswith("All attacks here know the defence.")
+    assert not any("learnt from crafted" in line for line in limits(report))
+
+
+def test_a_page_under_attack_stands_alone_and_has_its_sections(tmp_path: Path) -> None:
+    report = under_attack(fake_report())
+    write_report(tmp_path, report, fake_gallery(report))
+    source = (tmp_path / "report.html").read_text()
+    page = _Page()
+    page.feed(source)
+    assert page.stack == [] and "script" not in page.tags
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert len(page.links) == 3 + 6 * (1 + 3 * 4) + 3 * 6 * (1 + 5), (
+        "plots, the grid, a grid of rounds a defence"
+    )
+    for words in (
+        "Under attack",
+        "Rulers that hold private labels",
+        "TAR at FAR",
+        "without adaptive attacks",
+    ):
+        assert words in source
+    assert "retrains encoder, cloud" in source and "is that of its own nets" in source
+    before = (tmp_path / "report.html").read_bytes()
+    assert rebuild(str(tmp_path)).read_bytes() == before
+    for name in ("adaptation_round.png", "adaptation_pairs.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 400
 
 
 def test_weak_rulers_and_weak_attacks_are_named() -> None:

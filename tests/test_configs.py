@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from crafter_pl.audit import audit as audit_module
+from crafter_pl.audit.inputs import check_arguments, chosen_attacks
 from crafter_pl.cli import main
 from crafter_pl.defenses import Crafter
 from crafter_pl.runner import StageCLI, import_stages
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 CONTENT = {path: yaml.safe_load((ROOT / path).read_text()) for path in FILES}
 STAGES = [path for path, content in CONTENT.items() if "model" in content]
-AUDITS = [path for path, content in CONTENT.items() if "attacks" in content]
+AUDITS = [path for path, content in CONTENT.items() if "oracles" in content]
 TUNE = Path("configs/tune.yaml")
 DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, TUNE)]
 
@@ -33,7 +34,8 @@ def test_there_are_configs_of_every_kind():
     assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
-    assert named == {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+    oracles = {"IdentityOracle", "ReconstructionOracle"}
+    assert named == {"TaskModel", "GanPrior", "Amortizer", "BlackBox", "Crafter"} | oracles
 
 
 @pytest.mark.parametrize("path", STAGES, ids=str)
@@ -66,7 +68,8 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
             assert stage.generator(torch.randn(2, stage.latent_dim)).shape == images.shape
             assert stage.critic(images).shape == (2,)
         elif isinstance(cli.model, IdentityOracle):
-            stage = IdentityOracle(**{**cli.model.hparams, "identities": [3, 5], "image_size": size}).eval()
+            oracle = {**cli.model.hparams, "identities": [3, 5], "image_size": size}
+            stage = type(cli.model)(**oracle).eval()
             assert stage.logits(images).shape == (2, 2)
     assert not (tmp_path / "runs").exists()
 
@@ -82,6 +85,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "TaskModel": [],
         "GanPrior": [],
         "IdentityOracle": [],
+        "ReconstructionOracle": ["task", "black_box"],
         "BlackBox": ["task"],
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
@@ -119,7 +123,12 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
     (options,) = calls
     experiment = options["experiment"]
     assert experiment == CONTENT[path].get("experiment", "synthetic")
-    assert options["data"].predict_split == "private_test" and len(options["attacks"]) >= 2
+    assert options["data"].predict_split == "private_test" and options["budget"] == "standard"
+    assert list(options["budgets"]) == ["quick", "standard", "exhaustive"] and options["attacks"] is None
+    for budget in options["budgets"]:
+        attacks = chosen_attacks(None, options["budgets"], budget)
+        check_arguments(attacks, options["rulers"] or [], options["oracles"], 1, 1)
+        assert len(attacks) >= 2
     configs = [p for p in STAGES if CONTENT[p].get("experiment", "synthetic") == experiment]
     named = {CONTENT[p].get("name") for p in configs}
     oracles = [Path(file).parts for file in options["oracles"]]
@@ -131,7 +140,7 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
     assert options["features"][0] == f"runs/{experiment}/crafter/features/private_test-{store}"
     data = [CONTENT[p]["data"] for p in configs]
     assert {Path(file).name for file in data} == {Path(CONTENT[path]["data"]).name}
-    for attack in options["attacks"]:
+    for attack in (attack for attacks in options["budgets"].values() for attack in attacks):
         attack.resolve(Path("runs") / experiment)
         stages = {Path(file).parts[2] for file in attack.checkpoints.values()}
         assert stages <= {"task", "prior", "amortizer", "black_box"}

@@ -126,7 +126,8 @@ def _adapted(report: Report, entry: Report) -> str:
         return "All attacks here know the defence."
     return (
         "Attacks that know the defence gained nothing measurable over those that do not "
-        f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])})."
+        f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])}, difference "
+        f"{percent_range(found['gain']['ci95'])})."
     )
 
 

@@ -1,0 +1,214 @@
+"""Attacks at work: their history, the forecast, budgets, and rulers beside them."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from audit_lab import IDENTITIES, PEOPLE, SIZE, Blank, Echo, make_lab, write_store
+from torch import Tensor
+
+from crafter_pl.attacks.base import Attack, Ruler
+from crafter_pl.audit.report import rebuild
+from crafter_pl.errors import UserError
+
+
+class Learning(Echo):
+    """The more rounds it has had, the less noise it adds; on unprotected features it has no history."""
+
+    adaptive = True
+
+    def __init__(self, name: str = "learning", rounds: int = 3) -> None:
+        super().__init__(name, noise=0.0)
+        self.rounds = rounds
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        moments: list[tuple[dict[str, int], Attack]] = []
+        for number in range(self.rounds):
+            one = copy.copy(self)
+            one.noise = 0.1 * (self.rounds - number)
+            moments.append(({"round": number, "pairs": 100 * number, "epochs": 5 * number}, one))
+        return moments
+
+
+class FakeRuler(Ruler):
+    """Reads the person from the feature's colour, by the columns of `identities`."""
+
+    def __init__(self, name: str = "ruler", known: list[int] | None = None) -> None:
+        self.name, self.known, self.checkpoints = name, known or sorted(IDENTITIES)[::-1], {}
+        self.prepared = 0
+
+    def prepare(self, device: str) -> None:
+        self.prepared += 1
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def identities(self) -> Tensor:
+        return torch.tensor(self.known)
+
+    def identify(self, features: Tensor) -> Tensor:
+        from audit_lab import _templates
+
+        return -(features.mean((2, 3))[:, None] - _templates().flip(0)[None]).norm(dim=2)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return make_lab(tmp_path, monkeypatch)
+
+
+def test_an_attack_that_adapts_shows_its_history(lab: SimpleNamespace) -> None:
+    truth = write_store(lab.tmp / "truth", lab.data, lab.data.all["image"], 3.0)
+    report = lab.run(features=truth, attacks=[Blank("blank"), Learning()])
+    none, weak = report["defenses"]
+    assert "history" not in none
+    points = weak["history"]["learning"]
+    assert [(p["round"], p["pairs"], p["epochs"]) for p in points] == [(0, 0, 0), (1, 100, 5), (2, 200, 10)]
+    psnr = [point["psnr"]["value"] for point in points]
+    assert psnr == sorted(psnr) and weak["attacks"]["learning"]["psnr"]["value"] > psnr[-1]
+    assert all(low <= high for point in points for low, high in [point["identity_similarity"]["ci95"]])
+    assert (lab.out / "adaptation_round.png").is_file() and (lab.out / "adaptation_pairs.png").is_file()
+    rows = list(csv.DictReader((lab.out / "table.csv").open()))
+    moments = [row for row in rows if row["features"] == weak["label"] and row["round"]]
+    assert [row["pairs"] for row in moments] == ["0", "100", "200"]
+    page = (lab.out / "report.html").read_bytes()
+    assert b"round 2, 200 pairs" in page and rebuild(str(lab.out)).read_bytes() == page
+
+
+def test_tensorboard_shows_a_defence_under_attack(lab: SimpleNamespace) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = lab.run(attacks=[Echo(), Learning()])
+    (file,) = lab.out.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    weak = report["defenses"][2]
+    tag = f"audit/eval_acc_by_pairs/learning, {weak['label']}"
+    assert [event.step for event in events.Scalars(tag)] == [0, 100, 200]
+    values = [point["eval_acc"]["value"] for point in weak["history"]["learning"]]
+    assert [event.value for event in events.Scalars(tag)] == pytest.approx(values)
+    pictures = events.Images(f"audit/reconstructions_by_round/learning, {weak['label']}")
+    assert [event.step for event in pictures] == [0, 1, 2]
+
+
+def test_the_default_history_is_the_rounds_beside_a_checkpoint(tmp_path: Path) -> None:
+    attack = Echo()
+    assert attack.history() == []
+    for number in (1, 0):
+        progress = {"round": number, "pairs": 64 * number, "epochs": 9, "defense": "crafter"}
+        torch.save({"adaptation": progress}, tmp_path / f"round-0{number}.ckpt")
+    torch.save({}, tmp_path / "round-07.ckpt")
+    attack.checkpoints = {"task": None, "decoder": str(tmp_path / "best.ckpt")}
+    moments = attack.history()
+    assert [label for label, _ in moments] == [
+        {"round": 0, "pairs": 0, "epochs": 9},
+        {"round": 1, "pairs": 64, "epochs": 9},
+    ]
+    assert moments[1][1].checkpoints == {"task": None, "decoder": str(tmp_path / "round-01.ckpt")}
+    assert attack.checkpoints["decoder"] == str(tmp_path / "best.ckpt")
+
+
+def test_the_minutes_are_measured_before_the_rest_and_nothing_is_made_twice(
+    lab: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack = Learning()
+    lab.run(attacks=[attack])
+    shown = capsys.readouterr().out
+    # 18 pictures, of 3 sets and 2 histories of 3 rounds, less the batch of 5 that was timed
+    assert f"expected: 0.0 min for {18 * (3 + 6) - 5} reconstructions (learning 0.0 min)" in shown
+    assert "attacks: 0.0 min left" in shown
+    assert len(torch.cat(attack.seen)) == 18 * (3 + 6), "copies of the attack share its memory"
+    again = Learning()
+    lab.run(attacks=[again], overwrite=True)
+    assert again.seen == [] and again.prepared == 0
+    assert "all reconstructions are there" in capsys.readouterr().out
+
+
+def test_a_budget_is_a_list_of_attacks(lab: SimpleNamespace) -> None:
+    budgets = {"quick": [Blank("blank")], "standard": [Echo(), Blank("blank")]}
+    report = lab.run(attacks=None, budgets=budgets, budget="quick")
+    assert list(report["attacks"]) == ["blank"] and report["settings"]["budget"] == "quick"
+    assert list(lab.run(attacks=None, budgets=budgets, overwrite=True)["attacks"]) == ["echo", "blank"]
+    given = lab.run(attacks=[Echo("own")], budgets=budgets, overwrite=True)
+    assert list(given["attacks"]) == ["own"] and given["settings"]["budget"] is None
+    with pytest.raises(UserError, match="choose from quick, standard"):
+        lab.run(attacks=None, budgets=budgets, budget="endless", overwrite=True)
+    with pytest.raises(UserError, match="or give --attacks"):
+        lab.run(attacks=None, overwrite=True)
+
+
+def test_one_store_needs_no_list(lab: SimpleNamespace) -> None:
+    report = lab.run(features=lab.base["features"][0])
+    assert report["settings"]["features"] == [lab.base["features"][0]]
+    assert [entry["beta"] for entry in report["defenses"]] == [None, 2.0]
+
+
+def test_rulers_are_reported_apart(lab: SimpleNamespace) -> None:
+    ruler = FakeRuler()
+    report = lab.run(attacks=[Blank("blank")], rulers=[ruler])
+    none, strong, weak = report["defenses"]
+    assert [entry["rulers"]["ruler"]["top1"]["value"] for entry in (none, strong, weak)] == [1.0, 0.0, 0.5]
+    assert weak["rulers"]["ruler"]["top5"]["value"] >= 0.5 and report["rulers"]["ruler"]["name"] == "ruler"
+    assert "ruler" not in report["attacks"] and "ruler" not in none["attacks"]
+    assert none["worst_case"]["eval_acc"]["value"] == pytest.approx(2 / PEOPLE), "rulers do not count"
+    assert ruler.prepared == 3
+    page = (lab.out / "report.html").read_text()
+    assert "Rulers that hold private labels" in page
+    rows = [row for row in csv.DictReader((lab.out / "table.csv").open()) if row["ruler"]]
+    assert [float(row["top1"]) for row in rows] == [1.0, 0.0, 0.5] and {row["attack"] for row in rows} == {""}
+
+
+def test_rulers_of_other_people_or_another_split_are_refused(lab: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match="ruler ruler was trained on other people"):
+        lab.run(rulers=[FakeRuler(known=[1, 2, *IDENTITIES[1:]])])
+    (lab.tmp / "elsewhere").touch()
+    lab.splits["elsewhere"] = "another"
+    ruler = FakeRuler()
+    ruler.checkpoints = {"feature_to_id": str(lab.tmp / "elsewhere")}
+    with pytest.raises(UserError, match="may have seen the audited pictures"):
+        lab.run(rulers=[ruler])
+    with pytest.raises(UserError, match="two attacks have one name"):
+        lab.run(attacks=[Echo("one")], rulers=[FakeRuler("one")])
+
+
+def test_verification_stands_beside_identification(lab: SimpleNamespace) -> None:
+    report = lab.run()
+    none, strong, _ = report["defenses"]
+    tar = none["attacks"]["echo"]["tar_by_oracle"]
+    assert tar.keys() == {"colour", "turned"} and none["attacks"]["echo"]["tar"] == tar["colour"]
+    assert tar["colour"]["value"] > 0.9 and report["oracles"][0]["tar_on_originals"]["value"] > 0.9
+    assert strong["attacks"]["echo"]["tar"]["value"] == 0.0, "everybody shows the next person"
+    assert "TAR at FAR" in (lab.out / "report.html").read_text()
+    rows = list(csv.DictReader((lab.out / "table.csv").open()))
+    assert float(rows[0]["tar[turned]"]) == tar["turned"]["value"]
+
+
+def test_attacks_are_prepared_for_each_set_and_described_as_they_were(lab: SimpleNamespace) -> None:
+    class Choosing(Echo):
+        """Takes another net for each defence."""
+
+        def aim(self, target: Any) -> None:
+            super().aim(target)
+            self.checkpoints = {"net": str(lab.tmp / ("own" if target else "basic"))}
+
+        def describe(self) -> dict[str, Any]:
+            return {"name": self.name, "checkpoints": {"net": Path(str(self.checkpoints["net"])).name}}
+
+    for name in ("own", "basic"):
+        (lab.tmp / name).touch()
+    attack = Choosing("choosing")
+    report = lab.run(attacks=[attack])
+    assert attack.prepared >= 3
+    assert report["attacks"]["choosing"]["checkpoints"] == {"net": "basic"}
+    none, strong, _ = report["defenses"]
+    assert "checkpoints" not in none["attacks"]["choosing"]
+    assert strong["attacks"]["choosing"]["checkpoints"] == {"net": "own"}
+    assert SIZE and json.dumps(report)
