@@ -1,11 +1,11 @@
-"""The one interface of attacks: features in, pictures out."""
+"""The one interface of attacks: features in, pictures out; and of rulers: features in, names out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -30,12 +30,8 @@ class Target:
     defense: Defense | None
 
 
-class Attack(ABC):
-    """An attack reconstructs pictures from features alone.
-
-    What it knows besides them is what its constructor names: checkpoints trained on public people. It is
-    never handed a private picture, a label or an unprotected private feature together with its protected one.
-    """
+class Adversary(ABC):
+    """What attacks and rulers share: whom they aim at, their checkpoints, and how a report describes them."""
 
     name: str
     checkpoints: dict[str, str | None]
@@ -44,13 +40,17 @@ class Attack(ABC):
     def aim(self, target: Target | None) -> None:
         """Told before each set of features which defence made it; None: these features are unprotected.
 
-        Called before `describe` and `prepare`. An attack that adapts chooses here what fits the defence; by
-        default an attack only takes note.
+        Called before `describe` and `prepare`. One that adapts chooses here what fits the defence; by default
+        it only takes note. Aiming is cheap and may happen more often than attacking: nets are loaded by
+        `prepare`.
+
+        Raises:
+            UserError: it cannot attack this defence; says what to train or give first.
         """
         self.target = target
 
     def observe(self, queries: Tensor) -> Tensor:
-        """What the attack makes of several protected features of each face, ``(K, N, C, h, w)``.
+        """What it makes of several protected features of each face, ``(K, N, C, h, w)``.
 
         Returns:
             ``(N, C, h, w)``: by default the first query alone, as if there had been no other.
@@ -79,15 +79,11 @@ class Attack(ABC):
 
     @abstractmethod
     def prepare(self, device: str) -> None:
-        """Loads the nets onto ``device``; after `resolve`."""
-
-    @abstractmethod
-    def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
+        """Loads the nets onto ``device``; after `resolve`, and again after each `aim`."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The attack's own settings, as JSON takes them."""
+        """Its own settings, as JSON takes them."""
 
     def describe(self) -> dict[str, Any]:
         """Name, settings and the SHA-256 of every checkpoint: what results depend on besides features."""
@@ -98,3 +94,43 @@ class Attack(ABC):
             "settings": self.settings(),
             "checkpoints": files,
         }
+
+
+class Attack(Adversary):
+    """An attack reconstructs pictures from features alone.
+
+    What it knows besides them is what its constructor names: checkpoints trained on public people. It is
+    never handed a private picture, a label or an unprotected private feature together with its protected one.
+    """
+
+    adaptive: ClassVar[bool] = False  # it knows the defence: it learnt from its features, or goes through it
+
+    @abstractmethod
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        """Earlier moments of an attack that adapts to what it is aimed at, for curves of its strength.
+
+        Returns:
+            For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and an attack that
+            stands for it, resolved and aimed; by default none.
+        """
+        return []
+
+
+class Ruler(Adversary):
+    """Names people straight from features. It holds private labels, as no attacker does.
+
+    A report shows rulers apart and never in the worst case: they bound what is left in the feature, they do
+    not show what an attacker gets.
+    """
+
+    @property
+    @abstractmethod
+    def identities(self) -> Tensor:
+        """Int64 ``(P,)``: the data set's identity of each column of `identify`; after `prepare`."""
+
+    @abstractmethod
+    def identify(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> logits ``(N, P)``, on the CPU."""
