@@ -19,7 +19,8 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.ya
 CONTENT = {path: yaml.safe_load((ROOT / path).read_text()) for path in FILES}
 STAGES = [path for path, content in CONTENT.items() if "model" in content]
 AUDITS = [path for path, content in CONTENT.items() if "attacks" in content]
-DATA = [path for path in FILES if path not in STAGES and path not in AUDITS]
+TUNE = Path("configs/tune.yaml")
+DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, TUNE)]
 
 
 def command_line(path, *more):
