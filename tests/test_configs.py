@@ -33,7 +33,16 @@ def test_there_are_configs_of_every_kind():
     assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
-    assert named == {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+    assert named == {
+        "TaskModel",
+        "GanPrior",
+        "Amortizer",
+        "IdentityOracle",
+        "BlackBox",
+        "Crafter",
+        "AdversarialLearning",
+        "FeatureToIdentity",
+    }
 
 
 @pytest.mark.parametrize("path", STAGES, ids=str)
@@ -81,6 +90,8 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "GanPrior": [],
         "IdentityOracle": [],
         "BlackBox": ["task"],
+        "AdversarialLearning": ["task"],
+        "FeatureToIdentity": ["task"],
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
     }
