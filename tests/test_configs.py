@@ -34,8 +34,9 @@ def test_there_are_configs_of_every_kind():
     assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
-    oracles = {"IdentityOracle", "ReconstructionOracle"}
-    assert named == {"TaskModel", "GanPrior", "Amortizer", "BlackBox", "Crafter"} | oracles
+    others = {"ReconstructionOracle", "AdversarialLearning", "FeatureToIdentity"}
+    first = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+    assert named == first | others
 
 
 @pytest.mark.parametrize("path", STAGES, ids=str)
@@ -87,6 +88,8 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "IdentityOracle": [],
         "ReconstructionOracle": ["task", "black_box"],
         "BlackBox": ["task"],
+        "AdversarialLearning": ["task"],
+        "FeatureToIdentity": ["task"],
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
     }

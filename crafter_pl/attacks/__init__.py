@@ -3,6 +3,7 @@
 from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Attack, Ruler, Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
+from crafter_pl.attacks.feature_to_id import FeatureToID, FeatureToIdentity
 from crafter_pl.attacks.hybrid import HybridAttack
 from crafter_pl.attacks.layerwise import LayerwiseAttack
 from crafter_pl.attacks.through_defence import ThroughDefenceAttack
@@ -13,6 +14,8 @@ __all__ = [
     "AveragedAttack",
     "BlackBox",
     "DecoderAttack",
+    "FeatureToID",
+    "FeatureToIdentity",
     "HybridAttack",
     "LayerwiseAttack",
     "Ruler",

@@ -4,6 +4,7 @@ from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
+from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.oracle import OracleNet, to_grey
@@ -12,6 +13,7 @@ from crafter_pl.nets.style import StyleGenerator
 __all__ = [
     "AmortizerNet",
     "Critic",
+    "FeatureHead",
     "Generator",
     "ImageEncoder",
     "OracleNet",

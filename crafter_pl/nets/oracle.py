@@ -16,7 +16,9 @@ def to_grey(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True)
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a skip: ``(N, cin, h, w)`` -> ``(N, cout, h/stride, w/stride)``."""
+
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.main = nn.Sequential(
@@ -31,6 +33,7 @@ class _Block(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolves, adds the skip, rectifies."""
         return (self.main(x) + self.skip(x)).relu()
 
 
@@ -46,7 +49,10 @@ def _resnet(channels: int, width: int, image_size: int) -> nn.Sequential:
     cin = width
     for stage, cout in enumerate(widths):
         halve = stage > 0 or stride == 1
-        layers += [_Block(cin, cout, 2 if halve else 1), *([_Block(cout, cout, 1)] if stage else [])]
+        layers += [
+            ResidualBlock(cin, cout, 2 if halve else 1),
+            *([ResidualBlock(cout, cout, 1)] if stage else []),
+        ]
         cin = cout
     return nn.Sequential(*layers)
 

@@ -128,12 +128,23 @@ class TaskModel(Stage):
         self.auc.update(logits.float().sigmoid(), batch["attributes"].long())
 
     def _log_auc(self, name: str) -> None:
-        parts = self.auc.target
-        target = torch.cat(list(parts)) if isinstance(parts, list) else parts
-        two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about attributes of one class, which are left out below
-            per_attribute = self.auc.compute()
-        self.auc.reset()
-        value = per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)
-        self.log(name, value, prog_bar=True)
+        self.log(name, mean_auc(self.auc), prog_bar=True)
+
+
+def mean_auc(metric: MultilabelAUROC) -> Tensor:
+    """Mean AUC over the attributes that have both classes among what ``metric`` has seen, which it forgets.
+
+    Args:
+        metric: with ``average="none"`` and ``thresholds=None``.
+
+    Returns:
+        Scalar in [0, 1]; 0.5 if no attribute has both classes.
+    """
+    parts = metric.target
+    target = torch.cat(list(parts)) if isinstance(parts, list) else parts
+    two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about attributes of one class, which are left out below
+        per_attribute = metric.compute()
+    metric.reset()
+    return per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)

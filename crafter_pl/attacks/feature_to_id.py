@@ -1,0 +1,276 @@
+"""Feature to identity: a recogniser that reads features. It holds private labels: a ruler, no attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crafter_pl.attacks.base import Ruler, Target
+from crafter_pl.data.store import read_store
+from crafter_pl.errors import UserError
+from crafter_pl.nets import FeatureHead
+from crafter_pl.stages.augment import flip, warp
+from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
+from crafter_pl.stages.task import TaskModel
+
+
+class FeatureToIdentity(Stage):
+    """Names private people by their features; learned from features of *other* pictures of them.
+
+    Unprotected features of ``private_train``, and of the public people in the same softmax, are made anew
+    from augmented pictures in every epoch. With ``train_store`` it adapts to a defence: it learns from the
+    features that the defence made of ``private_train`` (``predict --data.predict_split private_train``), best
+    from an unprotected one's weights (``init_from``), since private pictures are few.
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        train_store: feature store of ``private_train``; null: unprotected features.
+        test_store: feature store of ``private_test`` to be watched on; null: unprotected features.
+        init_from: checkpoint of a `FeatureToIdentity` to start from; null: from scratch.
+        public_people: without a ``train_store``, learn the public people too. Verdicts are over the private
+            people alone.
+        width: first width of the net.
+        embedding: size of its embedding.
+        dropout: before the embedding.
+        noise: standard deviation of the noise on features in training, as a share of the batch's own.
+        lr: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: of AdamW.
+        scale: inverse temperature of the cosine logits.
+        margin: CosFace's margin, subtracted from the right person's cosine in training.
+        identities: left empty by users; the raw identity numbers of the private people, in class order.
+        public_identities: left empty by users; those of the public people.
+        learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
+    """
+
+    stage_name = "feature_to_id"
+    # As for the oracles, no figure on private_test picks the checkpoint.
+    monitor = None
+    val_split = "private_test"
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        train_store: str | None = None,
+        test_store: str | None = None,
+        init_from: str | None = None,
+        public_people: bool = True,
+        width: int = 64,
+        embedding: int = 256,
+        dropout: float = 0.2,
+        noise: float = 0.1,
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        scale: float = 20.0,
+        margin: float = 0.2,
+        identities: list[int] | None = None,
+        public_identities: list[int] | None = None,
+        learned_from: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.use("task", task_ckpt, TaskModel)
+        joint = public_people and train_store is None
+        self.train_split = "oracle" if joint else "private_train"  # type: ignore[misc]
+        self.stored: dict[str, tuple[Tensor, Tensor]] = {}  # part of the data: index (N,), features
+        if identities:
+            self._build()
+
+    @property
+    def task(self) -> TaskModel:
+        """The frozen task model."""
+        stage = self.upstream["task"]
+        assert isinstance(stage, TaskModel)
+        return stage
+
+    def _build(self) -> None:
+        h = self.hparams
+        self.people = [*h["identities"], *(h["public_identities"] or [])]
+        self.net = FeatureHead(
+            self.task.feature_shape, len(self.people), h["width"], h["embedding"], h["dropout"]
+        )
+
+    def setup(self, stage: str) -> None:
+        """Builds the net once the data tell who the people are; reads the stores.
+
+        Raises:
+            UserError: a store is damaged, made of something else, or incomplete; or ``init_from`` knows other
+                people.
+        """
+        super().setup(stage)
+        data, h = self.trainer.datamodule, self.hparams  # type: ignore[attr-defined]
+        for part, store in (("private_train", h["train_store"]), ("private_test", h["test_store"])):
+            if store is not None and not (part == "private_train" and stage != "fit"):
+                self._read(store, part)
+        if h["identities"] is not None:
+            return
+        h["identities"] = data.private_identities.tolist()
+        start = None
+        if h["init_from"] is not None:
+            start = load_stage(h["init_from"], FeatureToIdentity)
+            if start.hparams["identities"] != h["identities"] or start.trained_on[0] != data.split_hash:
+                raise UserError(
+                    f"{h['init_from']} was trained on another split: give the same --data settings as in its "
+                    "training, or leave --model.init_args.init_from null"
+                )
+            h["public_identities"] = start.hparams["public_identities"]
+        elif self.train_split == "oracle":
+            h["public_identities"] = data.public_identities.tolist()
+        self._build()
+        if start is not None:
+            try:
+                self.net.load_state_dict(start.net.state_dict())
+            except RuntimeError as error:
+                raise UserError(
+                    f"{h['init_from']} has other sizes than this net: give the same width and embedding "
+                    "(--model.init_args.*)"
+                ) from error
+
+    def _read(self, store: str, part: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        features, index, manifest = read_store(
+            store,
+            shape=self.task.feature_shape,
+            encoder_sha256=self.upstream_files["task"][1],
+            split_hash=data.split_hash,
+            split=part,
+        )
+        if not torch.equal(index, data.dataset(part).index.sort().values):
+            raise UserError(
+                f"{store} holds {len(index)} features and not all of {part}: run predict again with the same "
+                "--data settings"
+            )
+        self.stored[part] = index, features
+        if part == "private_train":
+            self.hparams["learned_from"] = identity_of(manifest)
+
+    def classes(self, identity: Tensor) -> Tensor:
+        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
+
+        Raises:
+            UserError: somebody among them is not known.
+        """
+        same = torch.tensor(self.people, device=identity.device)[None, :] == identity[:, None]
+        if not bool(same.any(1).all()):
+            raise UserError(
+                f"this {self.stage_name} was trained on other people: it does not know person "
+                f"{int(identity[~same.any(1)][0])}; give the data settings that it was trained with"
+            )
+        return same.long().argmax(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> scores of the private people ``(N, P)``."""
+        cosines = self.net.cosines(self.net.embed(features))
+        return self.hparams["scale"] * cosines[:, : len(self.hparams["identities"])]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """AdamW with a one-cycle schedule."""
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _features(self, batch: dict[str, Tensor], part: str, augment: bool) -> Tensor:
+        """The features of a batch: those in the store, or the encoder's own of (augmented) pictures."""
+        if part in self.stored:
+            index, features = self.stored[part]
+            return features[torch.searchsorted(index, batch["index"].cpu())].to(self.device)
+        images = warp(flip(batch["image"])) if augment else batch["image"]
+        with torch.no_grad():
+            return self.task.edge(images)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """CosFace cross entropy on noisy features."""
+        features = self._features(batch, self.train_split, augment=True)
+        features = features + self.hparams["noise"] * features.std() * torch.randn_like(features)
+        target = self.classes(batch["identity"])
+        cosines = self.net.cosines(self.net.embed(features))
+        margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])
+        loss = F.cross_entropy(self.hparams["scale"] * (cosines - margin), target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Top-1 accuracy on ``private_test``: the store's features, or unprotected ones."""
+        self._score(batch, "val/accuracy")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same figure: the validation part is the audited one."""
+        self._score(batch, "test/accuracy")
+
+    def _score(self, batch: dict[str, Tensor], name: str) -> None:
+        logits = self.logits(self._features(batch, "private_test", augment=False))
+        hits = (logits.argmax(1) == self.classes(batch["identity"])).float()
+        self.log(name, hits.mean(), batch_size=len(hits), prog_bar=True)
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What tells one protection from another: the defence, its settings in force and its weights' hash."""
+    return {key: manifest.get(key) for key in ("defense", "settings", "defense_sha256")}
+
+
+class FeatureToID(Ruler):
+    """The trained `FeatureToIdentity` as a ruler of what identity is left in features.
+
+    It measures unprotected features, and features of a defence that none of ``adapted`` has learned from, by
+    ``ckpt``; the features of a defence that one of ``adapted`` has learned from by that one.
+
+    Args:
+        ckpt: checkpoint of a `FeatureToIdentity` that learned from unprotected features; null finds the
+            experiment's own.
+        adapted: checkpoints of those that learned from protected features, each from its defence's.
+        name: how the report calls it; also the stage folder looked in.
+        batch_size: features judged at a time.
+    """
+
+    def __init__(
+        self,
+        ckpt: str | None = None,
+        adapted: list[str] | None = None,
+        name: str = "feature_to_id",
+        batch_size: int = 256,
+    ) -> None:
+        self.name, self.batch_size = name, batch_size
+        self.adapted = list(adapted or [])
+        self.checkpoints = {name: ckpt}
+
+    def resolve(self, experiment_dir: str | Path) -> None:
+        """Finds the experiment's own checkpoint where none was given."""
+        super().resolve(experiment_dir)
+        self._plain = self.checkpoints[self.name]
+
+    def aim(self, target: Target | None) -> None:
+        """Chooses the net that has learned from this defence's features, if there is one; after `resolve`."""
+        super().aim(target)
+        self.checkpoints[self.name] = self._plain
+        for path in self.adapted if target is not None else ():
+            learned = read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
+            if learned is not None and learned == identity_of(target.manifest):
+                self.checkpoints[self.name] = path
+
+    def prepare(self, device: str) -> None:
+        """Loads the net."""
+        self.device = device
+        self.net = load_stage(self.checkpoint(self.name), FeatureToIdentity).to(device)
+
+    @property
+    def identities(self) -> Tensor:
+        """Int64 ``(P,)``: the data set's identity of each column of `identify`; after `prepare`."""
+        return torch.tensor(self.net.hparams["identities"])
+
+    @torch.no_grad()
+    def identify(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> logits ``(N, P)``, on the CPU."""
+        parts = [self.net.logits(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
+        return torch.cat(parts)
+
+    def settings(self) -> dict[str, Any]:
+        """Whether it learned from the features of the defence that it is aimed at."""
+        return {"adapted": self.checkpoints[self.name] in self.adapted}
