@@ -225,18 +225,26 @@ def iter_shards(
         raise UserError(
             f"{folder / strangers[0]} is not in the manifest; delete it, or run predict again to a new folder"
         )
-    for name, count in sorted(manifest["shards"].items()):
-        features, index = _read_shard(folder / name)
-        if len(index) != count:
-            raise UserError(
-                f"{folder / name} holds {len(index)} features, the manifest says {count}; {_AGAIN}"
-            )
-        if list(features.shape[1:]) != manifest["shape"]:
-            raise UserError(
-                f"{folder / name}: features of shape {tuple(features.shape[1:])}, the manifest says "
-                f"{tuple(manifest['shape'])}; {_AGAIN}"
-            )
-        yield name, features, index
+    for name in sorted(manifest["shards"]):
+        yield name, *read_shard(folder, name, manifest)
+
+
+def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """One shard of a store whose manifest is read: features `(n, C, h, w)`, index `(n,)`.
+
+    Raises:
+        UserError: it is missing, damaged, or not as the manifest says; it names the shard.
+    """
+    file, count = Path(folder) / name, manifest["shards"][name]
+    features, index = _read_shard(file)
+    if len(index) != count:
+        raise UserError(f"{file} holds {len(index)} features, the manifest says {count}; {_AGAIN}")
+    if list(features.shape[1:]) != manifest["shape"]:
+        raise UserError(
+            f"{file}: features of shape {tuple(features.shape[1:])}, the manifest says "
+            f"{tuple(manifest['shape'])}; {_AGAIN}"
+        )
+    return features, index
 
 
 def _read_shard(file: Path) -> tuple[Tensor, Tensor]:

@@ -117,21 +117,25 @@ class Defense(Stage):
             self._folder.mkdir(parents=True, exist_ok=True)
             claim.write_text(self._plan["fingerprint"] + "\n")
 
-    def _manifest(self) -> dict[str, Any]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        plan = {
+    def manifest(self, split_hash: str, split: str) -> dict[str, Any]:
+        """What a manifest says of features that this defence makes, but for their count and shards."""
+        return {
             "format_version": FORMAT_VERSION,
             "defense": self.stage_name,
             "settings": self.protection(),
             "encoder_sha256": self.upstream_files["task"][1],
-            "split_hash": data.split_hash,
-            "split": data.predict_split,
+            "split_hash": split_hash,
+            "split": split,
             "shape": list(self.task.feature_shape),
             "dtype": "float32",
             "seed": int(self.protection().get("seed", 0)),
             "defense_sha256": self.weights_hash(),
             "retrains": list(self.retrains),
         }
+
+    def _manifest(self) -> dict[str, Any]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        plan = self.manifest(data.split_hash, data.predict_split)
         # What the shards depend on besides the pictures: all of that, and the batch size.
         text = json.dumps([plan, data.predict_batch_size])
         return {**plan, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}

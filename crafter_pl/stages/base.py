@@ -80,14 +80,17 @@ class Stage(L.LightningModule):
             if self.trainer.is_global_zero:
                 print(f"note: {file} was trained on other faces; see that none is private here", flush=True)
 
-    def use(self, key: str, path: str | None, cls: type[StageT]) -> StageT:
-        """Loads the upstream checkpoint ``path`` frozen and remembers its hash."""
+    def use(self, key: str, path: str | None, cls: type[StageT] | Callable[[str], StageT]) -> StageT:
+        """Loads the upstream checkpoint ``path`` frozen and remembers its hash.
+
+        ``cls`` is its class, or a function that loads a stage of one of several classes (`load_defense`).
+        """
         if path is None:
             raise UserError(
                 f"{type(self).__name__} needs the checkpoint of stage {key!r}: "
                 f"give --model.init_args.{key}_ckpt PATH"
             )
-        stage = load_stage(path, cls)
+        stage = load_stage(path, cls) if isinstance(cls, type) else cls(path)
         self.upstream[key] = stage
         self.upstream_files[key] = (str(path), sha256(path))
         return stage

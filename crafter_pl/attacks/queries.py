@@ -1,0 +1,193 @@
+"""Public faces that an attacker had crafted by the defence: kept in feature stores, never crafted twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.store import (
+    MANIFEST,
+    read_manifest,
+    read_shard,
+    shard_done,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from crafter_pl.data.stream import PublicPictures, StoreBatches, first_shards, store_loader
+from crafter_pl.defenses.base import Defense
+from crafter_pl.errors import UserError
+
+SPLITS = ("public_train", "public_val")
+
+
+class Queries:
+    """(Crafted feature, picture) pairs of public faces: all that an adaptive attacker learns from.
+
+    The store of a split is ``<folder>/<key>/<split>``, where the key is a hash of all that the features
+    depend on: whichever attack or run asks for the same pairs finds them. Its pictures are in an order set by
+    the seed alone, so that more pairs extend fewer. It is an ordinary feature store, whose manifest is
+    written again as it grows; a shard that is being crafted when a run stops is the only thing lost.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        defense: Defense,
+        data: FacesDataModule,
+        *,
+        seed: int = 0,
+        shard_size: int = 64,
+    ) -> None:
+        """Take note; nothing is crafted before `ensure`.
+
+        Args:
+            folder: of the stores of all defences, such as ``runs/synthetic/queries``.
+            defense: the published defence with the settings in force; it crafts on its own device.
+            data: the faces, set up.
+            seed: of the order in which pictures are queried.
+            shard_size: pictures crafted at a time, which make one shard.
+
+        Raises:
+            UserError: the defence takes pictures of another size, or ``shard_size`` is below 1.
+        """
+        if shard_size < 1:
+            raise UserError(f"shard_size is {shard_size}; give at least 1")
+        if data.image_size != (mine := defense.task.hparams["image_size"]):
+            raise UserError(f"this defence takes pictures of {mine} pixels, the data have {data.image_size}")
+        self.defense, self.data, self.seed, self.shard_size = defense, data, seed, shard_size
+        about = {**defense.manifest(data.split_hash, ""), "query_seed": seed, "shard_size": shard_size}
+        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = Path(folder) / self.key
+        self.images = PublicPictures(data)
+
+    def order(self, split: str = "public_train") -> Tensor:
+        """The split's pictures in the order in which they are queried: rows of the data set, int64 ``(M,)``.
+
+        Raises:
+            UserError: the split is not public.
+        """
+        if split not in SPLITS:
+            raise UserError(
+                f"an attacker queries the defence with public pictures alone: split {split!r} is none of "
+                f"{', '.join(SPLITS)}"
+            )
+        rows = self.data.dataset(split).index
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))]
+
+    def ensure(
+        self,
+        count: int,
+        split: str = "public_train",
+        rank: int = 0,
+        world: int = 1,
+        barrier: Callable[[], object] | None = None,
+    ) -> Path:
+        """Crafts what is missing of the first ``count`` pairs of a split, in whole shards.
+
+        Several processes call it together with one ``barrier``; each crafts its share of the missing shards.
+
+        Returns:
+            The store's folder; on every process it is complete.
+
+        Raises:
+            UserError: the split is not public, or has fewer pictures.
+        """
+        if world > 1 and barrier is None:
+            raise ValueError("several processes need a barrier")
+        order, folder = self.order(split), self.folder / split
+        if not 0 < count <= len(order):
+            raise UserError(f"{count} queries asked of {split}, which has {len(order)} pictures")
+        shards = list(order.split(self.shard_size))
+        needed = range(-(-count // self.shard_size))
+        listed = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else {}
+        missing = [k for k in needed if not self._there(folder, k, shards[k], listed)]
+        if barrier is not None:
+            barrier()  # all have looked before anyone writes: the shares are disjoint
+        self._craft(folder, split, {k: shards[k] for k in missing[rank::world]}, rank)
+        if barrier is not None:
+            barrier()
+        if rank == 0 and (missing or len(listed) < len(needed)):
+            there = {}
+            for number, rows in enumerate(shards):
+                if not (folder / shard_name(number)).is_file():
+                    break
+                there[shard_name(number)] = len(rows)
+            about = self.defense.manifest(self.data.split_hash, split)
+            size = {"count": sum(there.values()), "shards": there}
+            write_manifest(folder, {**about, **size, "query_seed": self.seed, "shard_size": self.shard_size})
+        if barrier is not None:
+            barrier()
+        return folder
+
+    @staticmethod
+    def _there(folder: Path, number: int, rows: Tensor, listed: dict[str, int]) -> bool:
+        """Whether a shard is there; one that the manifest lists was read when it was listed."""
+        name = shard_name(number)
+        return (name in listed and (folder / name).is_file()) or shard_done(folder, number, rows)
+
+    def _craft(self, folder: Path, split: str, shards: dict[int, Tensor], rank: int) -> None:
+        began = told = time.perf_counter()
+        for done, (number, rows) in enumerate(shards.items(), 1):
+            images = self.images(rows).to(self.defense.device)
+            with torch.inference_mode(False), torch.enable_grad():
+                features = self.defense.protect(images, rows.to(self.defense.device))
+            write_shard(folder, number, features.detach().float().cpu(), rows)
+            now = time.perf_counter()
+            if rank == 0 and (now - told >= 10 or done == len(shards)):
+                told, left = now, (now - began) / done * (len(shards) - done)
+                print(
+                    f"queries {split} {now - began:.0f} s: shard {done}/{len(shards)}, {left:.0f} s left",
+                    flush=True,
+                )
+
+    def loader(
+        self,
+        count: int,
+        split: str = "public_train",
+        *,
+        batch_size: int,
+        epoch: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        buffer: int = 8,
+    ) -> DataLoader[dict[str, Tensor]]:
+        """Shuffled batches (`features`, `image`, `index`) of the first ``count`` pairs, after `ensure`.
+
+        See `StoreBatches`: ``batch_size`` is per process; the global batches depend on (seed, epoch) alone.
+        """
+        self.order(split)  # refuses splits that are not public
+        batches = StoreBatches(
+            self.folder / split,
+            batch_size,
+            images=self.images,
+            count=count,
+            seed=seed,
+            rank=rank,
+            world=world,
+            buffer=buffer,
+        )
+        return store_loader(batches, epoch)
+
+    def batch(self, count: int, split: str = "public_val") -> tuple[Tensor, Tensor, Tensor]:
+        """The first ``count`` pairs in memory, after `ensure`, in the order of the queries.
+
+        Returns:
+            Features ``(N, C, h, w)``, pictures ``(N, 3, S, S)`` in [0, 1], index int64 ``(N,)``.
+        """
+        rows, folder = self.order(split)[:count], self.folder / split
+        manifest = read_manifest(folder)
+        parts = [
+            read_shard(folder, name, manifest)[0][:size]
+            for name, size in first_shards(manifest, count).items()
+        ]
+        return torch.cat(parts), self.images(rows), rows
