@@ -32,7 +32,8 @@ def test_there_are_configs_of_every_kind():
     assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
-    assert named == {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+    stages = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
+    assert named == stages | {"AdaptiveBlackBox"}
 
 
 @pytest.mark.parametrize("path", STAGES, ids=str)
@@ -82,6 +83,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "BlackBox": ["task"],
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
+        "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
     }
     assert names == needed[CONTENT[path]["model"]["class_path"]]
     experiment = CONTENT[path].get("experiment", "synthetic")

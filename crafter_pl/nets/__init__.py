@@ -7,6 +7,7 @@ from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder
 from crafter_pl.nets.oracle import OracleNet, to_grey
+from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
 
 __all__ = [
     "AmortizerNet",
@@ -17,8 +18,10 @@ __all__ = [
     "PaperDecoder",
     "ResidualDecoder",
     "SplitClassifier",
+    "SyncBatchNorm2d",
     "build_decoder",
     "fold_batchnorm",
     "gradient_penalty",
+    "synchronised",
     "to_grey",
 ]
