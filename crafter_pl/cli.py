@@ -61,6 +61,10 @@ def main(args: list[str] | None = None) -> int:
         return _interrupted("terminated", args, 143)
     except UserError as error:
         return _fail(error)
+    except RuntimeError as error:
+        if not _process_lost(error):
+            raise
+        return _interrupted(f"another process has ended, see its own message ({error})", args, 1)
     finally:
         _leave_process_group()
 
@@ -122,6 +126,14 @@ def _fail(error: Exception) -> int:
     return 2
 
 
+def _process_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone: gloo and NCCL notice it at once."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
 def _interrupted(what: str, args: list[str], code: int) -> int:
     message = what
     if args[0] == "fit":
@@ -159,6 +171,8 @@ def _quiet() -> None:
     # "GPU available: ...", "Seed set to 0", tips to install litlogger and litmodels.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # But it says which process has died before it kills the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",  # the data are in memory: workers would only copy them
         ".*is smaller than the logging interval.*",  # tiny runs: the epoch's values are what matters

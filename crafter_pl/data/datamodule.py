@@ -233,11 +233,20 @@ class FacesDataModule(LightningDataModule):
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
+    def _own_loader(self, name: str) -> DataLoader[dict[str, Tensor]] | None:
+        """What the stage makes of these data itself, if it has such a method."""
+        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
+        make = getattr(module, name, None)
+        return None if make is None else make(self)
+
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The stage's `train_split`, each process its share, in an order set by seed and epoch alone.
 
-        The last, smaller batch is left out, unless it is the only one.
+        The last, smaller batch is left out, unless it is the only one. A stage that learns from more than
+        faces has a method `train_loader(datamodule)`, which is asked instead.
         """
+        if (own := self._own_loader("train_loader")) is not None:
+            return own
         data = self.dataset(self._part_for("train_split", "public_train"))
         world, rank = self._world
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(
@@ -249,7 +258,12 @@ class FacesDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `val_split`, in order; every process sees all of it, so all agree on the figures."""
+        """The stage's `val_split`, in order; every process sees all of it, so all agree on the figures.
+
+        Or what its method `val_loader(datamodule)` gives, if it has one.
+        """
+        if (own := self._own_loader("val_loader")) is not None:
+            return own
         return self._in_order(self._part_for("val_split", "public_val"))
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:

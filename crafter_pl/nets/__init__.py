@@ -9,6 +9,7 @@ from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.oracle import OracleNet, to_grey
 from crafter_pl.nets.style import StyleGenerator
+from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
 
 __all__ = [
     "AmortizerNet",
@@ -21,9 +22,11 @@ __all__ = [
     "ResidualDecoder",
     "SplitClassifier",
     "StyleGenerator",
+    "SyncBatchNorm2d",
     "build_decoder",
     "build_generator",
     "fold_batchnorm",
     "gradient_penalty",
+    "synchronised",
     "to_grey",
 ]

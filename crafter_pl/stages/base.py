@@ -71,6 +71,7 @@ class Stage(L.LightningModule):
         self.upstream: dict[str, Stage] = {}
         self.upstream_files: dict[str, tuple[str, str]] = {}
         self.run_dir: Path | None = None
+        self.experiment_dir: Path | None = None
         self.protect_options: dict[str, Any] = {}
         self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
 
@@ -113,6 +114,9 @@ class Stage(L.LightningModule):
         # Upstream nets follow .to(), .cuda(), .double(); .train() never reaches them.
         super()._apply(fn, recurse)
         for stage in self.upstream.values():
+            stage._device = (
+                self._device
+            )  # what its `device` says: .to() sets it on the outermost module alone
             stage._apply(fn, recurse)
         return self
 
@@ -151,14 +155,14 @@ class Stage(L.LightningModule):
             f"{type(self).__name__} does not predict: a defence does (predict --config configs/crafter.yaml)"
         )
 
-    def log_grid(self, tag: str, images: Tensor, columns: int = 8) -> None:
-        """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid."""
+    def log_grid(self, tag: str, images: Tensor, columns: int = 8, step: int | None = None) -> None:
+        """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid, by default at this epoch."""
         logger = getattr(self, "logger", None)
         experiment = getattr(logger, "experiment", None)
         if self.trainer.is_global_zero and hasattr(experiment, "add_image"):
             grid = make_grid(images.detach().float().cpu().clamp(0, 1), nrow=columns, padding=1)
             assert experiment is not None
-            experiment.add_image(tag, grid, self.trainer.current_epoch)
+            experiment.add_image(tag, grid, self.trainer.current_epoch if step is None else step)
 
     def fixed_images(self, split: str, count: int) -> Tensor:
         """The first ``count`` pictures of a split, on this device: the same in every epoch and every run."""

@@ -1,0 +1,346 @@
+"""The adaptive black-box attack: its rounds, its checkpoints, which decoder it uses, several processes."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from experiment import in_subprocess, shards
+from torch.nn import functional as F
+
+from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
+from crafter_pl.attacks.base import Target
+from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
+from crafter_pl.cli import main
+from crafter_pl.data.store import read_manifest, read_store
+from crafter_pl.defenses import load_defense
+from crafter_pl.errors import UserError
+from crafter_pl.stages import load_stage, sha256
+from crafter_pl.stages.base import read_checkpoint
+
+ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"]  # two rounds of 16 pairs
+WHOLE = ["--trainer.limit_train_batches", "1.0"]
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+
+
+def fit(tiny, name, *more):
+    return tiny.command("fit", "adaptive_black_box", "--name", name, *more)
+
+
+def weights(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny):
+    """Two rounds, by one process."""
+    assert main(fit(tiny, "adaptive_black_box", *ROUNDS, *WHOLE)) == 0
+    return tiny.folder / "adaptive_black_box"
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_store):
+    return read_manifest(tiny_store)
+
+
+# Training
+
+
+def test_rounds_query_more_and_are_kept(tiny, trained):
+    expected = {"round-00": (0, 0, 0), "round-01": (1, 16, 2), "round-02": (2, 32, 4), "last": (2, 32, 4)}
+    for name, progress in expected.items():
+        said = read_checkpoint(trained / "checkpoints" / f"{name}.ckpt")["adaptation"]
+        assert (said["round"], said["pairs"], said["epochs"]) == progress, name
+        assert said["defense"] == "crafter" and said["settings"]["beta"] == 1.0
+        assert said["defense_sha256"] == load_defense(tiny.ckpt("crafter")).weights_hash()
+    start = load_stage(trained / "checkpoints" / "round-00.ckpt", AdaptiveBlackBox)
+    basic = load_stage(tiny.ckpt("black_box"), BlackBox)
+    assert same(start.net.state_dict(), basic.net.state_dict())
+    first, second = (
+        load_stage(trained / "checkpoints" / f"round-0{n}.ckpt", AdaptiveBlackBox) for n in (1, 2)
+    )
+    assert not same(start.net.state_dict(), first.net.state_dict())
+    assert not same(first.net.state_dict(), second.net.state_dict())
+    light, last = (trained / "checkpoints" / f"{name}.ckpt" for name in ("round-02", "last"))
+    assert light.stat().st_size < 0.6 * last.stat().st_size  # no optimizer state
+
+
+def test_the_best_is_the_best_on_crafted_features_of_held_out_faces(tiny, trained):
+    (queries,) = (tiny.folder / "queries").glob("*/public_val")
+    features, index, manifest = read_store(queries, split="public_val")
+    images = tiny.data().dataset("public_val").take(index)["image"]
+    assert manifest["count"] == 4
+
+    def error(name):
+        stage = load_stage(trained / "checkpoints" / f"{name}.ckpt", AdaptiveBlackBox)
+        with torch.no_grad():
+            return F.mse_loss(stage.reconstruct(features), images).item()
+
+    said = json.loads((trained / "summary.json").read_text())["metrics"]
+    assert error("last") == pytest.approx(said["val/l2"], rel=1e-4)
+    assert error("best") <= min(error("last"), error("round-01")) + 1e-6
+    assert error("best") < error("round-00")  # and adaptation helps
+
+
+def test_pairs_are_what_the_defence_makes_of_public_faces(tiny, trained):
+    (folder,) = (tiny.folder / "queries").glob("*/public_train")
+    features, index, manifest = read_store(folder, split="public_train")
+    assert manifest["count"] == 32 and manifest["split_hash"] == tiny.data().split_hash
+    assert set(index.tolist()) <= set(tiny.data().dataset("public_train").index.tolist())
+    defense = load_defense(tiny.ckpt("crafter"))
+    images = tiny.data().dataset("public").take(index[:2])["image"]
+    made = defense.protect(images, index[:2])
+    assert torch.allclose(made, features[:2], rtol=1e-3, atol=1e-4 * float(features.abs().max()))
+    with torch.no_grad():
+        assert not torch.allclose(defense.task.edge(images), features[:2], atol=1e-2)
+
+
+def test_another_run_crafts_nothing_again(tiny, trained, monkeypatch):
+    defense = type(load_defense(tiny.ckpt("crafter")))
+    monkeypatch.setattr(defense, "protect", lambda *_: pytest.fail("crafted again"))
+    assert main(fit(tiny, "again", *ROUNDS, *WHOLE)) == 0
+    assert same(weights(tiny.folder / "again"), weights(trained))
+
+
+@pytest.mark.parametrize("epochs", ["in the second round", "added rounds"])
+def test_resumed_equals_straight(tiny, trained, epochs):
+    name = "stopped" if epochs == "in the second round" else "longer"
+    if name == "stopped":
+        stop = ["--trainer.callbacks+=tiny_stage.Interrupt", "--trainer.callbacks.epoch=2"]
+        assert main([*fit(tiny, name, *ROUNDS, *WHOLE), *stop]) == 130
+    else:
+        assert main([*fit(tiny, name, *ROUNDS, *WHOLE), "--trainer.max_epochs", "2"]) == 0
+    assert main([*fit(tiny, name, *ROUNDS, *WHOLE), "--ckpt_path", "last"]) == 0
+    assert same(weights(tiny.folder / name), weights(trained))
+    kept = {path.name for path in (tiny.folder / name / "checkpoints").iterdir()}
+    assert kept == {f"{n}.ckpt" for n in ("best", "last", "round-00", "round-01", "round-02")}
+
+
+def test_losses(tiny):
+    """Against their formulas; the clean share replaces features, never pictures."""
+    data = tiny.data().dataset("public_train").take(tiny.data().dataset("public_train").index[:6])
+    upstream = tiny.upstream("crafter", "black_box")
+    crafted = torch.randn(6, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    for loss, weight, share in (("l2", 0.0, 0.0), ("l1", 0.5, 0.0), ("l1", 0.0, 1.0)):
+        stage = AdaptiveBlackBox(**upstream, loss=loss, feature_weight=weight, clean_share=share).eval()
+        stage.log = lambda *_, **__: None
+        stage._trainer = type("T", (), {"current_epoch": 0})()
+        made = stage.training_step({**data, "features": crafted}, 0)
+        edge = stage.defense.edge_module()
+        with torch.no_grad():
+            features = edge(data["image"]) if share else crafted
+            decoded = stage.reconstruct(features)
+            expected = (F.mse_loss if loss == "l2" else F.l1_loss)(decoded, data["image"])
+            expected = expected + weight * F.mse_loss(edge(decoded), edge(data["image"]))
+        assert made.item() == pytest.approx(expected.item(), rel=1e-5)
+        made.backward()
+        assert all(p.grad is not None for p in stage.net.parameters())
+        assert all(p.grad is None for p in stage.defense.parameters())
+
+
+def test_the_learning_rate_rises_and_falls_once_a_round(tiny, monkeypatch):
+    seen = []
+    step = AdaptiveBlackBox.training_step
+
+    def watched(self, batch, batch_idx):
+        seen.append(self.optimizers().param_groups[0]["lr"])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdaptiveBlackBox, "training_step", watched)
+    more = ["--model.init_args.batch_size", "2", "--model.init_args.lr", "0.002"]
+    assert main(fit(tiny, "rates", *ROUNDS, *WHOLE, *more)) == 0
+    first, second = seen[:16], seen[16:]  # two epochs of 8 steps, then two of 16
+    assert len(second) == 32
+    for rates in (first, second):
+        assert rates[0] < 0.0002 and rates[-1] < 0.0002
+        assert max(rates) == pytest.approx(0.002, rel=0.05) and rates.index(max(rates)) < len(rates) / 4
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--trainer.max_epochs", "3"],
+            "max_epochs 3 is not a number of whole rounds of 2 epochs: give, for ex",
+        ),
+        (
+            ["--model.init_args.pairs_per_round", "99"],
+            "4 epochs need 198 pairs, and public_train has 88 pictures",
+        ),
+        (["--model.init_args.val_pairs", "999"], "999 queries asked of public_val"),
+        (["--model.init_args.loss", "l3"], "loss 'l3' must be l1 or l2"),
+        (["--model.init_args.clean_share", "2"], "clean_share 2.0 at most 1"),
+        (["--model.init_args.val_pairs", "0"], "val_pairs is 0; give at least 1"),
+        (["--model.init_args.critic", "absent"], "critic 'absent'|critic absent"),
+    ],
+)
+def test_settings_out_of_range(tiny, more, words, capsys):
+    assert main(fit(tiny, "refused", *ROUNDS, *more)) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_a_decoder_of_another_task_model(tiny, tmp_path):
+    content = torch.load(tiny.ckpt("task"), weights_only=True)
+    other = tmp_path / "task.ckpt"
+    torch.save({**content, "epoch": 99}, other)
+    decoder = torch.load(tiny.ckpt("black_box"), weights_only=True)
+    decoder["upstream"]["task"] = [str(other), sha256(other)]
+    decoder["hyper_parameters"]["task_ckpt"] = str(other)
+    torch.save(decoder, tmp_path / "black_box.ckpt")
+    with pytest.raises(UserError, match=r"reads features of .*task\.ckpt, the defence .* one task model"):
+        AdaptiveBlackBox(tiny.ckpt("crafter"), str(tmp_path / "black_box.ckpt"))
+    with pytest.raises(UserError, match="is a checkpoint of BlackBox, not of a defence"):
+        AdaptiveBlackBox(tiny.ckpt("black_box"), tiny.ckpt("black_box"))
+
+
+def test_upstream_stages_say_where_they_are(tiny):
+    """A defence crafts on its own device, which it must know when it is upstream of another stage."""
+    stage = AdaptiveBlackBox(**tiny.upstream("crafter", "black_box"))
+    assert stage.defense.device == torch.device("cpu")
+    stage.to("meta")
+    assert stage.defense.device == stage.defense.task.device == torch.device("meta")
+
+
+# The attack
+
+
+def aimed(tiny, target, **settings):
+    attack = AdaptiveDecoderAttack(**settings)
+    attack.resolve(tiny.folder)
+    attack.aim(target)
+    return attack
+
+
+def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trained, manifest, tmp_path):
+    features = torch.randn(5, 64, 8, 8, generator=torch.Generator().manual_seed(1))
+    attack = aimed(tiny, Target(manifest, None), batch_size=2)
+    best = trained / "checkpoints" / "best.ckpt"
+    assert attack.describe()["checkpoints"] == {"adaptive_black_box": sha256(best)}
+    attack.prepare("cpu")
+    with torch.no_grad():
+        expected = load_stage(best, AdaptiveBlackBox).reconstruct(features)
+    assert torch.allclose(attack.reconstruct(features), expected, atol=1e-6)
+    # The seed is the defender's; a store of an older version has no hash, but its checkpoint has.
+    settings = {**manifest["settings"], "seed": 5}
+    attack.aim(Target({**manifest, "settings": settings}, None))
+    old = {key: value for key, value in manifest.items() if key != "defense_sha256"}
+    attack.aim(Target(old, load_defense(tiny.ckpt("crafter"))))
+    # Unprotected features: the decoder that adaptation began with, without another prepare.
+    attack.aim(None)
+    assert attack.describe()["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
+    basic = DecoderAttack(tiny.ckpt("black_box"))
+    basic.prepare("cpu")
+    assert torch.allclose(attack.reconstruct(features), basic.reconstruct(features), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["beta", "weights", "defense", "no weights"])
+def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
+    other = {**manifest, "settings": dict(manifest["settings"])}
+    if change == "beta":
+        other["settings"]["beta"] = 0.5
+    elif change == "weights":
+        other["defense_sha256"] = "0" * 64
+    elif change == "defense":
+        other["defense"] = "noise"
+    else:
+        del other["defense_sha256"]
+    with pytest.raises(UserError, match=r"no decoder in .* was trained against") as error:
+        aimed(tiny, Target(other, None))
+    line = str(error.value).partition("train it first: ")[2]
+    assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
+    assert f"--runs_dir {tiny.runs_dir}" in line
+    assert f"--model.init_args.beta {other['settings']['beta']}" in line
+    assert ("--model.init_args.crafter_ckpt" in line) == (change == "defense")
+    with pytest.raises(UserError, match="was not trained against"):
+        aimed(tiny, Target(other, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
+
+
+def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
+    target, rounds = Target(manifest, None), trained / "checkpoints"
+    given = aimed(tiny, target, ckpt=str(rounds / "round-01.ckpt"))
+    assert given.checkpoints == {"adaptive_black_box": str(rounds / "round-01.ckpt")}
+    more = tiny.folder / "adaptive_black_box-more"
+    try:
+        shutil.copytree(trained, more)
+        content = torch.load(rounds / "best.ckpt", weights_only=True)
+        content["adaptation"]["pairs"] += 1
+        torch.save(content, more / "checkpoints" / "best.ckpt")
+        assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(more))
+        (more / "summary.json").unlink()  # not finished
+        assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(trained / "checkpoints"))
+    finally:
+        shutil.rmtree(more)
+
+
+# Several processes
+
+
+@pytest.fixture(scope="module")
+def pair(tiny, tmp_path_factory):
+    """The same training by one process and by two: 5 steps, then 10; their own queries."""
+    folder = tmp_path_factory.mktemp("pair")
+    more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "40", "--trainer.callbacks+=ranks.Losses"]
+
+    def command(name, *extra):
+        return fit(tiny, name, *more, "--model.init_args.queries_dir", str(folder / name), *extra)
+
+    assert main(command("one")) == 0
+    two = in_subprocess(command("two", *TWO))
+    assert two.returncode == 0, two.stderr
+    return folder, command, two
+
+
+def losses(tiny, name):
+    return json.loads((tiny.folder / name / "losses.json").read_text())
+
+
+def test_two_processes_give_the_losses_of_one(tiny, pair):
+    one, two = losses(tiny, "one"), losses(tiny, "two")
+    assert len(one) == len(two) == 5 + 5 + 10 + 10
+    assert one[:5] == pytest.approx(two[:5], abs=1e-5)
+    assert one == pytest.approx(two, abs=1e-3)  # rounding grows
+    assert max(one[:5]) - min(one[:5]) > 1e-3  # something is learned in five steps
+
+
+def test_two_processes_write_the_store_of_one(pair):
+    folder, _, two = pair
+    made = {name: sorted((folder / name).glob("*/public_*")) for name in ("one", "two")}
+    assert [path.relative_to(folder / "one") for path in made["one"]] == [
+        path.relative_to(folder / "two") for path in made["two"]
+    ]
+    for one, other in zip(made["one"], made["two"], strict=True):
+        assert shards(one) == shards(other) and read_manifest(one) == read_manifest(other)
+    assert "queries public_train" in two.stdout and "shard 5/5" in two.stdout  # each crafted 5 of the 10
+
+
+@pytest.mark.parametrize("how", ["exit", "error", "crafting"])
+def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
+    folder, command, _ = pair
+    died = in_subprocess(
+        command(how, *TWO, "--trainer.callbacks+=ranks.Die", f"--trainer.callbacks.how={how}")
+    )
+    assert died.returncode != 0
+    if how == "error":
+        assert "[process 1] error: process 1 has a reason to stop" in died.stderr
+    else:
+        assert "another process has ended" in died.stderr or "terminated with code 3" in died.stderr
+    if how == "exit":
+        resumed = in_subprocess(command(how, *TWO, "--ckpt_path", "last"))
+        assert resumed.returncode == 0, resumed.stderr
+        assert same(weights(tiny.folder / how), weights(tiny.folder / "two"))
+        store = next((folder / "two").glob("*/public_train"))
+        assert shards(folder / how / store.relative_to(folder / "two")) == shards(store)
+
+
+def test_processes_that_cannot_share_a_batch(tiny, pair):
+    _, command, _ = pair
+    made = in_subprocess(command("odd", *TWO, "--model.init_args.batch_size", "7"))
+    assert made.returncode == 2 and "2 processes cannot share a batch of 7" in made.stderr
