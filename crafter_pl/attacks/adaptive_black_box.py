@@ -45,6 +45,7 @@ class AdaptiveBlackBox(Stage):
         black_box_ckpt: the decoder to start from; null finds the experiment's own.
         beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
         steps: the same for ``--protect.steps``.
+        method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
@@ -71,6 +72,7 @@ class AdaptiveBlackBox(Stage):
         black_box_ckpt: str | None = None,
         beta: float | None = None,
         steps: int | None = None,
+        method: str | None = None,
         critic: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
@@ -106,7 +108,13 @@ class AdaptiveBlackBox(Stage):
                 "(--model.init_args.*)"
             )
         self.use("crafter", crafter_ckpt, load_defense)
-        self.defense.protect_options = {"beta": beta, "steps": steps, "critic": critic, "seed": defense_seed}
+        self.defense.protect_options = {
+            "beta": beta,
+            "steps": steps,
+            "method": method,
+            "critic": critic,
+            "seed": defense_seed,
+        }
         black_box = self.use("black_box", black_box_ckpt, BlackBox)
         read, protected = black_box.upstream_files["task"], self.defense.upstream_files["task"]
         if read[1] != protected[1]:
@@ -370,7 +378,7 @@ class AdaptiveDecoderAttack(Attack):
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        told = {key: settings[key] for key in ("beta", "steps", "critic") if settings.get(key) is not None}
+        told = {key: settings[key] for key in ("beta", "steps", "method", "critic") if settings.get(key) is not None}
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
         args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
