@@ -99,23 +99,6 @@ def test_tensorboard_shows_a_defence_under_attack(lab: SimpleNamespace) -> None:
     assert [event.step for event in pictures] == [0, 1, 2]
 
 
-def test_the_default_history_is_the_rounds_beside_a_checkpoint(tmp_path: Path) -> None:
-    attack = Echo()
-    assert attack.history() == []
-    for number in (1, 0):
-        progress = {"round": number, "pairs": 64 * number, "epochs": 9, "defense": "crafter"}
-        torch.save({"adaptation": progress}, tmp_path / f"round-0{number}.ckpt")
-    torch.save({}, tmp_path / "round-07.ckpt")
-    attack.checkpoints = {"task": None, "decoder": str(tmp_path / "best.ckpt")}
-    moments = attack.history()
-    assert [label for label, _ in moments] == [
-        {"round": 0, "pairs": 0, "epochs": 9},
-        {"round": 1, "pairs": 64, "epochs": 9},
-    ]
-    assert moments[1][1].checkpoints == {"task": None, "decoder": str(tmp_path / "round-01.ckpt")}
-    assert attack.checkpoints["decoder"] == str(tmp_path / "best.ckpt")
-
-
 def test_the_minutes_are_measured_before_the_rest_and_nothing_is_made_twice(
     lab: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -378,7 +378,11 @@ class AdaptiveDecoderAttack(Attack):
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        told = {key: settings[key] for key in ("beta", "steps", "method", "critic") if settings.get(key) is not None}
+        told = {
+            key: settings[key]
+            for key in ("beta", "steps", "method", "critic")
+            if settings.get(key) is not None
+        }
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
         args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]

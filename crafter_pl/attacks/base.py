@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import named_run, read_checkpoint, sha256
+from crafter_pl.stages.base import named_run, sha256
 
 if TYPE_CHECKING:
     from crafter_pl.defenses.base import Defense
@@ -111,24 +110,13 @@ class Attack(Adversary):
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """Earlier moments of an attack that retrains against its target, for curves of its strength.
-
-        By default these are the rounds that training kept beside a checkpoint as ``round-NN.ckpt``, each with
-        an entry ``adaptation`` that says how far it had come; none where there are no such files.
+        """Earlier moments of an attack that adapts to what it is aimed at, for curves of its strength.
 
         Returns:
             For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and an attack that
-            stands for it, resolved and aimed.
+            stands for it, resolved and aimed; by default none.
         """
-        found: list[tuple[dict[str, int], Attack]] = []
-        for stage, path in self.checkpoints.items():
-            for file in sorted(Path(path).parent.glob("round-*.ckpt")) if path is not None else ():
-                progress = read_checkpoint(file).get("adaptation")
-                if progress is not None:
-                    moment = copy.copy(self)
-                    moment.checkpoints = {**self.checkpoints, stage: str(file)}
-                    found.append(({key: int(progress[key]) for key in ("round", "pairs", "epochs")}, moment))
-        return sorted(found, key=lambda pair: pair[0]["round"])
+        return []
 
 
 class Ruler(Adversary):

@@ -32,12 +32,13 @@ th, td { padding: .4rem .7rem; text-align: right; vertical-align: top; white-spa
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; background: var(--tint); }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; z-index: 1; }
+thead th { white-space: normal; min-width: 5.4rem; }
 thead th:first-child { background: var(--tint); }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 td.bad, td.bad small, td small.bad { color: var(--red); }
 .grid { width: auto; }
 .grid th, .grid td { padding: .25rem; text-align: center; border: 0; font-size: .78rem; line-height: 1.25; }
-.grid th { white-space: normal; min-width: 76px; }
+.grid thead th { min-width: 76px; }
 .grid th:first-child, .grid td:first-child { text-align: center; padding-right: .6rem; }
 .grid thead tr:last-child th { position: static; background: var(--tint); }
 .grid .first { border-left: 10px solid #fff; }
@@ -53,7 +54,7 @@ summary { cursor: pointer; padding: .4rem 0; }
   th, td { padding: .35rem .5rem; }
   th:first-child, td:first-child { white-space: normal; max-width: 7.5rem; }
   .grid img { width: 56px; height: 56px; }
-  .grid th { min-width: 62px; }
+  .grid thead th { min-width: 62px; }
 }
 """
 
@@ -87,10 +88,11 @@ def table(head: list[str], rows: list[str]) -> str:
 
 
 def heading(entry: Report, below: str = "") -> str:
-    """The first cell of a row: what the features are, and what a reader must not miss about them."""
+    """The first cell of a row: what the features are and, with nothing `below`, what must not be missed."""
+    if below:
+        return f"<td>{words(title(entry))}<small>{below}</small></td>"
     retrains = ", ".join(entry.get("retrains", []))
-    marks = f"<small>{below}</small>" if below else ""
-    marks += f"<small>retrains {words(retrains)}</small>" if retrains else ""
+    marks = f"<small>retrains {words(retrains)}</small>" if retrains else ""
     marks += '<small class="bad">false security</small>' if false_security(entry) else ""
     return f"<td>{words(title(entry))}{marks}</td>"
 

@@ -13,6 +13,8 @@ from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, 
 from crafter_pl.audit.plots import Column, Gallery, png
 from crafter_pl.audit.verdict import Report, false_security, limits, percent, title
 
+PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
+
 
 def _ruler(report: Report) -> str:
     """The oracles' accuracy on originals: it stands wherever their verdicts are used."""
@@ -89,8 +91,9 @@ def _adaptation(report: Report, gallery: Gallery, pictures: dict[str, bytes]) ->
     if not plots:
         return ""
     grids = "".join(
-        f'<p class="soft">{words(attack)} on {words(features)}, round by round:</p>{_grid(own)}'
-        for (attack, features), own in gallery.adapting().items()
+        f"<details{'' if number else ' open'}><summary>{words(attack)} on {words(features)}, round by round"
+        f"</summary>{_grid(own)}</details>"
+        for number, ((attack, features), own) in enumerate(gallery.adapting(PEOPLE_IN_ROUNDS).items())
     )
     return f"""<h2>Under attack: what adapting gains</h2>
 <p class="soft">An attack that can query the defence with public faces retrains on what comes back. Bars: 95 %

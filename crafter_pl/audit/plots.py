@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,12 @@ class Gallery:
     columns: list[Column]
     rounds: list[Column] = field(default_factory=list)
 
-    def adapting(self) -> dict[tuple[str, str], Gallery]:
-        """The rounds of each attack on each set of features as a gallery of their own."""
+    def adapting(self, people: int | None = None) -> dict[tuple[str, str], Gallery]:
+        """The rounds of each attack on each set of features as a gallery of its own, of the first people."""
         found: dict[tuple[str, str], Gallery] = {}
         for column in self.rounds:
-            key = column.attack, column.features
-            found.setdefault(key, Gallery(self.originals, [])).columns.append(column)
+            own = found.setdefault((column.attack, column.features), Gallery(self.originals[:people], []))
+            own.columns.append(replace(column, images=column.images[:people], named=column.named[:people]))
         return found
 
 
@@ -183,7 +183,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
     ]
     if not lines:
         return None
-    figure = Figure(figsize=(6.0, 6.4), dpi=160, layout="constrained")
+    figure = Figure(figsize=(5.0, 6.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     names = list(dict.fromkeys(name for _, name, _ in lines))
     labels = list(dict.fromkeys(title(entry) for entry, _, _ in lines))
@@ -218,8 +218,15 @@ def adaptation(report: Report, over: str) -> bytes | None:
     lower.set_xlabel(AXES[over])
     if over == "round":
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, words_of = upper.get_legend_handles_labels()
-    figure.legend(handles, words_of, loc="outside upper center", ncols=1, fontsize=8, frameon=False)
+    handles, titles = upper.get_legend_handles_labels()
+    order = sorted(range(len(titles)), key=lambda i: "chance" in titles[i])
+    figure.legend(
+        [handles[i] for i in order],
+        [titles[i] for i in order],
+        loc="outside upper center",
+        fontsize=9,
+        frameon=False,
+    )
     return _save(figure)
 
 

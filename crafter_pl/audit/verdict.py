@@ -26,6 +26,11 @@ def percent_range(ci95: list[float]) -> str:
     return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f} %"
 
 
+def _points(figure: Report) -> str:
+    """Write the interval of a difference of rates, `-1.0 to 3.0 points`."""
+    return f"{100 * figure['ci95'][0]:.1f} to {100 * figure['ci95'][1]:.1f} points"
+
+
 def title(entry: Report) -> str:
     """How tables and captions call an entry of `defenses`."""
     return "unprotected" if entry["name"] == "none" else str(entry["label"])
@@ -111,7 +116,7 @@ def false_security(entry: Report) -> str | None:
     return (
         f"False security with {entry['label']}: attacks that know the defence identify "
         f"{percent(found['adaptive']['value'])}, those that do not {percent(found['basic']['value'])} "
-        f"(difference {percent_range(found['gain']['ci95'])}; strongest: {found['strongest']})."
+        f"(difference {_points(found['gain'])}; strongest: {found['strongest']})."
     )
 
 
@@ -127,7 +132,7 @@ def _adapted(report: Report, entry: Report) -> str:
     return (
         "Attacks that know the defence gained nothing measurable over those that do not "
         f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])}, difference "
-        f"{percent_range(found['gain']['ci95'])})."
+        f"{_points(found['gain'])})."
     )
 
 
