@@ -122,7 +122,7 @@ class AdaptiveBlackBox(Stage):
                 f"the decoder {black_box_ckpt} reads features of {read[0]}, the defence {crafter_ckpt} "
                 f"protects those of {protected[0]}: give two checkpoints of one task model"
             )
-        self.net = synchronised(copy.deepcopy(black_box.net)).requires_grad_(True)
+        self.net = synchronised(copy.deepcopy(black_box.net)).requires_grad_(True).train()
         # What is attacked, in a feature store's words: `AdaptiveDecoderAttack` compares.
         self.against = {
             "defense": self.defense.stage_name,

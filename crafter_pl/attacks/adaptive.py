@@ -1,0 +1,328 @@
+"""What attacks that adapt to a defence share (A1): rounds of queries, and finding what fits a defence."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from crafter_pl.attacks.base import Attack, Target
+from crafter_pl.attacks.queries import Queries
+from crafter_pl.commands import command
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.errors import UserError
+from crafter_pl.stages.base import Stage, read_checkpoint
+
+SHOWN = 8
+_WARMUP = 0.1  # share of a round in which the learning rate rises
+
+
+class AdaptiveStage(Stage):
+    """Goes on training an attack on (crafted feature, picture) pairs of public faces, in rounds.
+
+    It alternates, for any number of rounds: query the defence for ``pairs_per_round`` more public faces, then
+    train ``epochs_per_round`` epochs on all pairs so far; the learning rate rises and falls once a round.
+    An epoch of Lightning is one pass over the pairs, so ``--trainer.max_epochs`` is rounds x
+    epochs_per_round, and a longer training that goes on with ``--ckpt_path last`` adds rounds. Pairs are kept
+    (`Queries`) and shared by all attacks on the same defence. After each round, and before the first,
+    ``checkpoints/round-NN.ckpt`` keeps the attack as it is then.
+
+    Any number of processes trains the same nets: ``batch_size`` is that of all together, and batch norm is
+    over the global batch (`nets.synchronised`).
+
+    A subclass has among its init arguments `crafter_ckpt`, `beta`, `steps`, `critic`, `defense_seed` (the
+    defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir`
+    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training.
+    """
+
+    monitor = "val/l2"
+    mode = "min"
+    lowest: ClassVar[dict[str, int]] = {
+        "pairs_per_round": 1,
+        "epochs_per_round": 1,
+        "val_pairs": 1,
+        "batch_size": 1,
+        "shard_size": 1,
+    }
+
+    def attack_defense(self) -> None:
+        """Checks the settings of all adaptive stages, and loads the defence; after `save_hyperparameters`.
+
+        Raises:
+            UserError: a number is below its `lowest`, or the checkpoint is not of a defence.
+        """
+        for key, least in self.lowest.items():
+            if self.hparams[key] < least:
+                raise UserError(
+                    f"{key} is {self.hparams[key]}; give at least {least} (--model.init_args.{key})"
+                )
+        if self.hparams["lr"] <= 0:
+            raise UserError(f"lr {self.hparams['lr']} must be above 0 (--model.init_args.lr)")
+        self.use("crafter", self.hparams["crafter_ckpt"], load_defense)
+        told = {key: self.hparams[key] for key in ("beta", "steps", "critic")}
+        self.defense.protect_options = {**told, "seed": self.hparams["defense_seed"]}
+        # What is attacked, in a feature store's words: `AdaptedAttack` compares.
+        self.against = {
+            "defense": self.defense.stage_name,
+            "settings": self.defense.protection(),
+            "defense_sha256": self.defense.weights_hash(),
+        }
+        self._val: list[dict[str, Tensor]] | None = None
+
+    @property
+    def defense(self) -> Defense:
+        """The frozen defence under attack, with the settings in force."""
+        stage = self.upstream["crafter"]
+        assert isinstance(stage, Defense)
+        return stage
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]; in eval mode."""
+        raise TypeError(f"{type(self).__name__} does not implement reconstruct")
+
+    # Rounds and their data
+
+    def setup(self, stage: str) -> None:
+        """Finds the queries; nothing is crafted yet.
+
+        Raises:
+            UserError: the epochs are not whole rounds, there are too few public faces for them, or the
+                processes cannot share a batch.
+        """
+        super().setup(stage)
+        data: FacesDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        folder = self.hparams["queries_dir"]
+        if folder is None:
+            if self.experiment_dir is None:
+                raise UserError("where should queries be kept? give --model.init_args.queries_dir FOLDER")
+            folder = self.experiment_dir / "queries"
+        self.queries = Queries(
+            folder, self.defense, data, seed=data.seed, shard_size=self.hparams["shard_size"]
+        )
+        if stage != "fit":
+            return
+        epochs, each = int(self.trainer.max_epochs or -1), self.hparams["epochs_per_round"]
+        if not self.trainer.fast_dev_run and (epochs < 1 or epochs % each):  # type: ignore[attr-defined]
+            raise UserError(
+                f"--trainer.max_epochs {epochs} is not a number of whole rounds of {each} epochs: give, for "
+                f"example, {max(epochs // each, 1) * each}, or another --model.init_args.epochs_per_round"
+            )
+        needed, there = self.pairs(epochs), len(data.dataset("public_train"))
+        if needed > there:
+            raise UserError(
+                f"{epochs} epochs need {needed} pairs, and public_train has {there} pictures: give a smaller "
+                "--model.init_args.pairs_per_round, or fewer epochs"
+            )
+        if self.hparams["batch_size"] % self.trainer.world_size:
+            raise UserError(
+                f"{self.trainer.world_size} processes cannot share a batch of {self.hparams['batch_size']}: "
+                "give a multiple (--model.init_args.batch_size)"
+            )
+        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # the pairs grow
+
+    def round_of(self, epochs: int) -> int:
+        """The round, from 1, in which ``epochs`` epochs end; 0 before the first."""
+        return -(-epochs // int(self.hparams["epochs_per_round"]))
+
+    def pairs(self, epochs: int) -> int:
+        """How many pairs are queried in the course of ``epochs`` epochs."""
+        return self.round_of(epochs) * int(self.hparams["pairs_per_round"])
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs behind, also within Lightning's hooks at an epoch's end."""
+        return self.trainer.fit_loop.epoch_progress.current.processed
+
+    def train_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]]:
+        """Crafts what the round lacks, the work shared by all processes, and deals the pairs so far."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        pairs = self.pairs(self.current_epoch + 1)
+        self.queries.ensure(pairs, rank=rank, world=world, barrier=self.trainer.strategy.barrier)
+        return self.queries.loader(
+            pairs,
+            batch_size=self.hparams["batch_size"] // world,
+            epoch=self.current_epoch,
+            seed=data.seed,
+            rank=rank,
+            world=world,
+        )
+
+    def val_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]]:
+        """The held-out pairs, all of them on every process."""
+        if self._val is None:
+            count, split = self.hparams["val_pairs"], self.val_split
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            self.queries.ensure(count, split, rank, world, self.trainer.strategy.barrier)
+            features, images, _ = self.queries.batch(count, split)
+            size = self.hparams["batch_size"]
+            self._val = [
+                {"features": part, "image": pictures}
+                for part, pictures in zip(features.split(size), images.split(size), strict=True)
+            ]
+        return DataLoader(self._val, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set
+
+    # Training
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The learning rate at this place of the round: a linear rise, then a cosine fall."""
+        each = self.hparams["epochs_per_round"]
+        place = (self.current_epoch % each + batch_idx / self.trainer.num_training_batches) / each
+        rise = place / _WARMUP
+        fall = 0.5 + 0.5 * math.cos(math.pi * (place - _WARMUP) / (1 - _WARMUP))
+        lr = self.hparams["lr"] * max(min(rise, fall) if place < _WARMUP else fall, 1e-3)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = lr
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Mean squared pixel error on crafted features of held-out public people."""
+        error = (self.reconstruct(batch["features"]) - batch["image"]).square().mean()
+        self.log("val/l2", error, prog_bar=True, batch_size=len(batch["image"]))
+
+    def on_train_start(self) -> None:
+        """Keeps the attack as it was before the first round."""
+        if self.epochs_done == 0:
+            self._keep_round()
+
+    def on_train_epoch_end(self) -> None:
+        """Logs how many pairs are known; keeps the attack of every round."""
+        self.log("train/pairs", float(self.pairs(self.epochs_done)))
+        if self.epochs_done % self.hparams["epochs_per_round"] == 0:
+            self._keep_round()
+
+    def _keep_round(self) -> None:
+        """Writes ``round-NN.ckpt`` and draws held-out faces above what is made of their crafted features."""
+        if self.run_dir is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            file = self.run_dir / "checkpoints" / f"round-{self.round_of(self.epochs_done):02d}.ckpt"
+            self.trainer.save_checkpoint(file, weights_only=True)
+        features, images, _ = self.queries.batch(min(SHOWN, self.hparams["val_pairs"]), self.val_split)
+        self.eval()
+        with torch.no_grad():
+            made = self.reconstruct(features.to(self.device))
+        self.train()
+        self.log_grid(
+            "original_reconstruction", torch.cat([images.to(self.device), made]), step=self.epochs_done
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the attack has adapted to, and how far: rounds, pairs and epochs."""
+        super().on_save_checkpoint(checkpoint)
+        epochs = self.epochs_done
+        progress = {"round": self.round_of(epochs), "pairs": self.pairs(epochs), "epochs": epochs}
+        checkpoint["adaptation"] = {**self.against, **progress}
+
+
+class AdaptedAttack(Attack):
+    """An attack by a stage that has adapted: for each defence the one trained against exactly that one.
+
+    It looks among the experiment's finished stages whose folder begins with the attack's name, for example
+    ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several that fit it takes the one that has
+    learned from most pairs. On unprotected features, where there is nothing to adapt to, it is the attack
+    that adaptation starts from.
+
+    A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
+    `basic`, which is also its `checkpoints` until it is aimed.
+    """
+
+    stage_class: ClassVar[type[AdaptiveStage]]
+    adaptive: ClassVar[bool] = True
+    ckpt: str | None
+    basic: dict[str, str | None]
+    experiment_dir: Path | None = None
+
+    def resolve(self, experiment_dir: str | Path) -> None:
+        """Remembers where to look."""
+        super().resolve(experiment_dir)
+        self.experiment_dir = Path(experiment_dir)
+
+    def aim(self, target: Target | None) -> None:
+        """Chooses the checkpoint for the features to come.
+
+        Raises:
+            UserError: none was trained against this defence; the message says how to train it.
+        """
+        super().aim(target)
+        self.checkpoints = self.basic if target is None else {self.name: self._choose(target)}
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        """The rounds of the chosen training, each with an attack by its checkpoint."""
+        if self.target is None:
+            return []
+        moments: list[tuple[dict[str, int], Attack]] = []
+        for file in sorted(Path(self.checkpoint(self.name)).parent.glob("round-*.ckpt")):
+            adaptation = read_checkpoint(file)["adaptation"]
+            earlier = copy.copy(self)
+            earlier.ckpt, earlier.checkpoints = str(file), {self.name: str(file)}
+            moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
+        return moments
+
+    def _choose(self, target: Target) -> str:
+        if self.ckpt is not None:
+            if not _fits(read_checkpoint(self.ckpt).get("adaptation"), target):
+                raise UserError(
+                    f"attack {self.name}: {self.ckpt} was not trained against {_what(target)}; give the "
+                    "checkpoint that was, or none at all to let it be found"
+                )
+            return self.ckpt
+        assert self.experiment_dir is not None, "resolve() comes before aim()"
+        found = []
+        for folder in sorted(self.experiment_dir.glob(f"{self.name}*")):
+            best = folder / "checkpoints" / "best.ckpt"
+            if (folder / "summary.json").is_file() and best.is_file():
+                adaptation = read_checkpoint(best).get("adaptation")
+                if _fits(adaptation, target):
+                    found.append((adaptation["pairs"], str(best)))
+        if not found:
+            raise UserError(
+                f"attack {self.name}: nothing in {self.experiment_dir} was trained against "
+                f"{_what(target)}; train it first: {self._train(target)}"
+            )
+        return max(found, key=lambda entry: entry[0])[1]
+
+    def _train(self, target: Target) -> str:
+        """The command that trains the stage against this defence."""
+        assert self.experiment_dir is not None
+        experiment, settings = self.experiment_dir.name, target.manifest["settings"]
+        stage = f"attacks/{self.stage_class.stage_name}.yaml"
+        config = Path("configs", experiment, stage)
+        args = ["fit", "--config", str(config if config.is_file() else Path("configs", stage))]
+        args += ["--experiment", experiment] if experiment != "synthetic" else []
+        runs_dir = str(self.experiment_dir.parent)
+        args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
+        told = {key: settings[key] for key in ("beta", "steps", "critic") if settings.get(key) is not None}
+        beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
+        args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
+        args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
+        if target.manifest["defense"] != "crafter":
+            file = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
+            args += ["--model.init_args.crafter_ckpt", str(file)]
+        return command(args)
+
+
+def _fits(adaptation: dict[str, Any] | None, target: Target) -> bool:
+    """Whether an attack has adapted to exactly this defence: class, settings but for the seed, weights."""
+    if adaptation is None:
+        return False
+    digest = target.manifest.get("defense_sha256")
+    if digest is None and target.defense is not None:
+        digest = target.defense.weights_hash()
+    return (
+        adaptation["defense"] == target.manifest["defense"]
+        and _seedless(adaptation["settings"]) == _seedless(target.manifest["settings"])
+        and adaptation["defense_sha256"] == digest
+    )
+
+
+def _seedless(settings: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True)
+
+
+def _what(target: Target) -> str:
+    beta = target.manifest["settings"].get("beta")
+    return str(target.manifest["defense"]) + ("" if beta is None else f" (beta {beta:g})") + " as it is"

@@ -1,0 +1,236 @@
+"""Adaptive white-box inversion: the generator learns to draw the faces behind features that were crafted."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.attacks.adaptive import AdaptedAttack, AdaptiveStage
+from crafter_pl.attacks.white_box import WhiteBoxAttack
+from crafter_pl.crafting.inversion import invert
+from crafter_pl.errors import UserError
+from crafter_pl.nets import fold_batchnorm, synchronised
+from crafter_pl.stages.amortizer import Amortizer
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.prior import GanPrior
+
+
+class AdaptiveWhiteBox(AdaptiveStage):
+    """Alternates inversion and updates of the generator, so that ``G(z*(F))`` matches the picture (A1).
+
+    For each batch of (crafted feature F, picture X) of public people, in rounds (see `AdaptiveStage`):
+
+    1. ``z*(F) = argmin_z |F - Enc(G(z))|^2`` is followed for ``inversion_steps`` Adam steps, all nets in eval
+       mode, from the adapted amortizer's ``A(F)``, or without it from the sample's last ``z*``.
+    2. RMSProp takes one step on ``|G(z*) - X|`` with ``z*`` held fixed and, if there is an adapted amortizer,
+       on ``|G(A(F)) - X|``, which teaches both nets.
+
+    ``Enc`` is the encoder that the defence has published. The paper adapts G alone (``amortize`` false). The
+    amortizer makes the attack stronger: a crafted feature has another inverse than the face's own, and no
+    generator undoes that as well as a start that has seen crafted features.
+
+    Args:
+        crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
+        prior_ckpt: the generator to start from (its EMA); null finds the experiment's own.
+        amortizer_ckpt: the amortized start of that generator; null finds the experiment's own.
+        beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
+        steps: the same for ``--protect.steps``.
+        critic: the same for ``--protect.critic``.
+        defense_seed: the same for ``--protect.seed``.
+        pairs_per_round: public faces that are queried in each round.
+        epochs_per_round: passes over all pairs so far in each round (paper: 400 in all).
+        val_pairs: held-out public faces that are queried once; their error picks ``best.ckpt``.
+        batch_size: pairs a step, over all processes.
+        shard_size: faces crafted at a time.
+        lr: the highest learning rate of each round (RMSProp; paper: constant 1e-3).
+        loss: ``l2`` or ``l1`` (sharper).
+        amortize: adapt the amortizer, too; false is the paper's.
+        inversion_steps: inversion steps a batch.
+        attack_steps: inversion steps of the whole attack, from the start to the picture; null is
+            inversion_steps. Without an adapted amortizer more are needed: a sample's ``z*`` is followed
+            through all epochs, while the attack starts at the published amortizer's latent.
+        inversion_lr: size of an inversion step.
+        queries_dir: folder of crafted pairs; null is ``queries`` beside the run.
+    """
+
+    stage_name = "adaptive_white_box"
+
+    def __init__(
+        self,
+        crafter_ckpt: str | None = None,
+        prior_ckpt: str | None = None,
+        amortizer_ckpt: str | None = None,
+        beta: float | None = None,
+        steps: int | None = None,
+        critic: str | None = None,
+        defense_seed: int | None = None,
+        pairs_per_round: int = 256,
+        epochs_per_round: int = 10,
+        val_pairs: int = 64,
+        batch_size: int = 32,
+        shard_size: int = 64,
+        lr: float = 1e-3,
+        loss: str = "l1",
+        amortize: bool = True,
+        inversion_steps: int = 5,
+        attack_steps: int | None = None,
+        inversion_lr: float = 0.05,
+        queries_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.attack_defense()
+        least = 0 if amortize else 1
+        if inversion_steps < least or (attack_steps is not None and attack_steps < 0) or inversion_lr <= 0:
+            raise UserError(
+                f"inversion_steps {inversion_steps} must be at least {least}, attack_steps {attack_steps} "
+                f"null or at least 0, inversion_lr {inversion_lr} above 0 (--model.init_args.*)"
+            )
+        if loss not in ("l1", "l2"):
+            raise UserError(f"loss {loss!r} must be l1 or l2 (--model.init_args.loss)")
+        prior = self.use("prior", prior_ckpt, GanPrior)
+        amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
+        mine = {"prior": self.upstream_files["prior"], "task": self.defense.upstream_files["task"]}
+        for stage, (file, digest) in amortizer.upstream_files.items():
+            if digest != mine[stage][1]:
+                raise UserError(
+                    f"the amortizer {amortizer_ckpt} was trained on {file}, not on {mine[stage][0]}: give "
+                    f"checkpoints of one {stage}, that of the defence {crafter_ckpt}"
+                )
+        self.generator = synchronised(copy.deepcopy(prior.generator)).requires_grad_(True).train()
+        self.amortizer: nn.Module | None = None
+        if amortize:
+            self.amortizer = synchronised(copy.deepcopy(amortizer.net)).requires_grad_(True).train()
+        self._encoder: tuple[torch.device, nn.Module] | None = None
+        self._last: dict[int, Tensor] = {}  # without an adapted amortizer: z* by the picture's index
+
+    # The attack
+
+    def render(self, z: Tensor) -> Tensor:
+        """``Enc(G(z))``, by the published encoder."""
+        if self._encoder is None or self._encoder[0] != self.device:
+            self._encoder = (self.device, fold_batchnorm(self.defense.edge_module()).to(self.device))
+        return self._encoder[1](self.generator(z))
+
+    def start(self, features: Tensor) -> Tensor:
+        """Where the inversion begins: latents ``(N, Z)`` by the adapted amortizer, or the published one."""
+        if self.amortizer is not None:
+            return self.amortizer(features)
+        published = self.upstream["amortizer"]
+        assert isinstance(published, Amortizer)
+        return published(features)
+
+    def _follow(self, features: Tensor, z: Tensor, steps: int) -> Tensor:
+        lr = self.hparams["inversion_lr"]
+        return invert(self.render, features.float(), z.float(), steps=steps, lr=lr).z
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """The whole attack: features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
+        steps = self.hparams["attack_steps"]
+        steps = self.hparams["inversion_steps"] if steps is None else steps
+        return self.generator(self._follow(features, self.start(features), steps))
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """RMSProp, as in the paper; `on_train_batch_start` sets its learning rate."""
+        return torch.optim.RMSprop(self.parameters(), lr=self.hparams["lr"])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Inverts, then gives the pixel loss of what is drawn at the start and at its end."""
+        features, images, index = batch["features"], batch["image"], batch["index"]
+        z = self.start(features) if self.amortizer is not None else self._recall(features, index)
+        latents = [] if self.amortizer is None else [z]
+        if self.hparams["inversion_steps"] > 0:
+            self.generator.eval()
+            z = self._follow(features, z, self.hparams["inversion_steps"])
+            self.generator.train()
+            latents.append(z)
+        if self.amortizer is None:
+            self._remember(z, index)
+        error = self.generator(torch.cat(latents)) - images.repeat(len(latents), 1, 1, 1)
+        loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images))
+        return loss
+
+    @torch.no_grad()
+    def _recall(self, features: Tensor, index: Tensor) -> Tensor:
+        """Each sample's last ``z*``, or where it begins when it is seen for the first time."""
+        first = self.start(features)
+        known = [self._last.get(int(i), z) for i, z in zip(index, first, strict=True)]
+        return torch.stack([z.to(self.device) for z in known])
+
+    def _remember(self, z: Tensor, index: Tensor) -> None:
+        """Every process knows the latents of all: the next epoch deals the samples otherwise."""
+        every = self.all_gather(index).flatten().tolist()
+        found = self.all_gather(z).reshape(len(every), -1).cpu()
+        self._last.update(zip(every, found.unbind(), strict=True))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Mean squared pixel error of the whole attack, and of its start alone, on held-out public people."""
+        super().validation_step(batch, batch_idx)
+        error = (self.generator(self.start(batch["features"])) - batch["image"]).square().mean()
+        self.log("val/l2_start", error, batch_size=len(batch["image"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the samples' last ``z*``."""
+        super().on_save_checkpoint(checkpoint)
+        if self._last:
+            index = torch.tensor(sorted(self._last))
+            checkpoint["latents"] = (index, torch.stack([self._last[int(i)] for i in index]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from the samples' last ``z*``."""
+        super().on_load_checkpoint(checkpoint)
+        if "latents" in checkpoint:
+            index, z = checkpoint["latents"]
+            self._last = dict(zip(index.tolist(), z.unbind(), strict=True))
+
+
+class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
+    """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
+
+    On unprotected features it is the white-box attack that adaptation starts from.
+
+    Args:
+        ckpt: checkpoint of an `AdaptiveWhiteBox`, such as one of its rounds; null finds it as said there.
+        name: how the report calls it, and how the folders begin.
+        plain: settings of the `WhiteBoxAttack` on unprotected features; of them only ``batch_size`` counts on
+            crafted ones, because the stage's own are in its checkpoint.
+    """
+
+    stage_class = AdaptiveWhiteBox
+
+    def __init__(
+        self,
+        ckpt: str | None = None,
+        name: str = "adaptive_white_box",
+        **plain: Any,  # noqa: ANN401 (WhiteBoxAttack says)
+    ) -> None:
+        super().__init__(name=name, **plain)
+        self.ckpt, self.basic = ckpt, self.checkpoints
+
+    def prepare(self, device: str) -> None:
+        """Loads the nets for the features that the attack is aimed at."""
+        if self.target is None:
+            super().prepare(device)
+            return
+        self.device = device
+        self.stage = load_stage(self.checkpoint(self.name), AdaptiveWhiteBox).to(device)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
+        if self.target is None:
+            return super().reconstruct(features)
+        with torch.no_grad():
+            parts = [
+                self.stage.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)
+            ]
+        return torch.cat(parts)
+
+    def settings(self) -> dict[str, Any]:
+        """The white-box attack's own; those of the adapted one are in its checkpoint."""
+        return super().settings() if self.target is None else {}
