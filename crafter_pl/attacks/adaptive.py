@@ -37,9 +37,10 @@ class AdaptiveStage(Stage):
     Any number of processes trains the same nets: ``batch_size`` is that of all together, and batch norm is
     over the global batch (`nets.synchronised`).
 
-    A subclass has among its init arguments `crafter_ckpt`, `beta`, `steps`, `critic`, `defense_seed` (the
-    defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir`
-    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training.
+    A subclass has among its init arguments `crafter_ckpt`, `beta`, `steps`, `method`, `critic`,
+    `defense_seed` (the defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`,
+    `shard_size`, `queries_dir` and `lr`, calls `attack_defense` in its ``__init__``, and implements
+    `reconstruct` and the training.
     """
 
     monitor = "val/l2"
@@ -66,7 +67,7 @@ class AdaptiveStage(Stage):
         if self.hparams["lr"] <= 0:
             raise UserError(f"lr {self.hparams['lr']} must be above 0 (--model.init_args.lr)")
         self.use("crafter", self.hparams["crafter_ckpt"], load_defense)
-        told = {key: self.hparams[key] for key in ("beta", "steps", "critic")}
+        told = {key: self.hparams[key] for key in ("beta", "steps", "method", "critic")}
         self.defense.protect_options = {**told, "seed": self.hparams["defense_seed"]}
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
@@ -138,7 +139,8 @@ class AdaptiveStage(Stage):
     @property
     def epochs_done(self) -> int:
         """Whole epochs behind, also within Lightning's hooks at an epoch's end."""
-        return self.trainer.fit_loop.epoch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(progress.processed)
 
     def train_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]]:
         """Crafts what the round lacks, the work shared by all processes, and deals the pairs so far."""
@@ -276,7 +278,7 @@ class AdaptedAttack(Attack):
             best = folder / "checkpoints" / "best.ckpt"
             if (folder / "summary.json").is_file() and best.is_file():
                 adaptation = read_checkpoint(best).get("adaptation")
-                if _fits(adaptation, target):
+                if adaptation is not None and _fits(adaptation, target):
                     found.append((adaptation["pairs"], str(best)))
         if not found:
             raise UserError(
@@ -295,7 +297,11 @@ class AdaptedAttack(Attack):
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        told = {key: settings[key] for key in ("beta", "steps", "critic") if settings.get(key) is not None}
+        told = {
+            key: settings[key]
+            for key in ("beta", "steps", "method", "critic")
+            if settings.get(key) is not None
+        }
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
         args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]

@@ -38,6 +38,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         amortizer_ckpt: the amortized start of that generator; null finds the experiment's own.
         beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
         steps: the same for ``--protect.steps``.
+        method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
@@ -65,6 +66,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         amortizer_ckpt: str | None = None,
         beta: float | None = None,
         steps: int | None = None,
+        method: str | None = None,
         critic: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
@@ -165,8 +167,9 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     def _remember(self, z: Tensor, index: Tensor) -> None:
         """Every process knows the latents of all: the next epoch deals the samples otherwise."""
-        every = self.all_gather(index).flatten().tolist()
-        found = self.all_gather(z).reshape(len(every), -1).cpu()
+        indices, latents = self.all_gather((index, z))
+        every = indices.flatten().tolist()
+        found = latents.reshape(len(every), -1).cpu()
         self._last.update(zip(every, found.unbind(), strict=True))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

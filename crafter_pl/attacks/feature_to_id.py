@@ -250,7 +250,9 @@ class FeatureToID(Ruler):
         """Chooses the net that has learned from this defence's features, if there is one; after `resolve`."""
         super().aim(target)
         self.checkpoints[self.name] = self._plain
-        for path in self.adapted if target is not None else ():
+        if target is None:
+            return
+        for path in self.adapted:
             learned = read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
             if learned is not None and learned == identity_of(target.manifest):
                 self.checkpoints[self.name] = path

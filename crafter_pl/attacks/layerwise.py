@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,8 @@ class LayerwiseAttack(WhiteBoxAttack):
     def _open(self, prior: GanPrior, device: str) -> None:
         super()._open(prior, device)
         _, draw = prior.generator.latent_space(self.space)
-        self.blocks = [fold_batchnorm(block).to(device) for block in draw.blocks()]
+        blocks: Any = draw.blocks  # both kinds of generator have it, and what draws from w, too
+        self.blocks = [fold_batchnorm(block).to(device) for block in blocks()]
         if len(self.radii) >= len(self.blocks):
             raise UserError(
                 f"attack {self.name}: {len(self.radii)} radii, but this generator has "
@@ -100,7 +101,7 @@ class LayerwiseAttack(WhiteBoxAttack):
         return images
 
     def _descend(
-        self, features: Tensor, start: State, later: list[Callable[..., Any]], radius: float, steps: int
+        self, features: Tensor, start: State, later: Sequence[Callable[..., Any]], radius: float, steps: int
     ) -> State:
         """The layer's output after its own optimisation."""
         units = [tensor.flatten(1).abs().mean(1).view(-1, *[1] * (tensor.ndim - 1)) for tensor in start]
@@ -131,7 +132,7 @@ class LayerwiseAttack(WhiteBoxAttack):
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
 
-def _run(blocks: list[Callable[..., Any]], state: State) -> State:
+def _run(blocks: Sequence[Callable[..., Any]], state: State) -> State:
     for block in blocks:
         out = block(*state)
         state = out if isinstance(out, tuple) else (out,)

@@ -12,7 +12,14 @@ from crafter_pl.data.store import read_manifest
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
 
-OPTIONS = ("beta", "steps", "method", "critic", "double", "seed")  # what `predict --protect.*` may have changed
+OPTIONS = (
+    "beta",
+    "steps",
+    "method",
+    "critic",
+    "double",
+    "seed",
+)  # what `predict --protect.*` may have changed
 _NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
 
 

@@ -96,7 +96,7 @@ class AdversarialLearning(Defense):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.current_epoch)
             self.adversary.load_state_dict(self._fresh_decoder().state_dict())
-        self.optimizers()[1].optimizer.state.clear()  # type: ignore[index,union-attr]
+        self.optimizers()[1].optimizer.state.clear()  # type: ignore[index]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The decoder's updates, then one of encoder and classifier."""

@@ -55,11 +55,11 @@ class _Layer(nn.Module):
         self.convolution = _Modulated(cin, cout, 3, style_dim)
         self.strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("noise", torch.randn(side, side, generator=torch.Generator().manual_seed(side)))
-        self.double = double
+        self.doubles = double
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = self.convolution(x, w)
-        x = _double(x) if self.double else x
+        x = _double(x) if self.doubles else x
         noise = torch.randn_like(x[:, :1]) if self.training else self.noise
         return F.leaky_relu(x + self.strength * noise, 0.2)
 

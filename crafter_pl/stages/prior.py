@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crafter_pl.nets import Critic, ImageEncoder, build_generator, gradient_penalty
+from crafter_pl.nets import Critic, Generator, ImageEncoder, StyleGenerator, build_generator, gradient_penalty
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.quality import kernel_distance
@@ -67,9 +67,11 @@ class GanPrior(Stage):
         self.ema.requires_grad_(False)
 
     @property
-    def generator(self) -> torch.nn.Module:
+    def generator(self) -> Generator | StyleGenerator:
         """The generator to sample and invert with: the EMA, ``(N, Z)`` -> ``(N, 3, S, S)`` in [0, 1]."""
-        return self.ema.module
+        module: Any = self.ema.module
+        generator: Generator | StyleGenerator = module
+        return generator
 
     def setup(self, stage: str) -> None:
         """Builds the nets once the data tell the picture size."""
