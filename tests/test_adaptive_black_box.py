@@ -235,6 +235,7 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     attack.aim(Target(old, load_defense(tiny.ckpt("crafter"))))
     # Unprotected features: the decoder that adaptation began with, without another prepare.
     attack.aim(None)
+    attack.prepare("cpu")
     assert attack.describe()["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
     basic = DecoderAttack(tiny.ckpt("black_box"))
     basic.prepare("cpu")
