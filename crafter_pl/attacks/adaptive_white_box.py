@@ -38,7 +38,9 @@ class AdaptiveWhiteBox(AdaptiveStage):
         amortizer_ckpt: the amortized start of that generator; null finds the experiment's own.
         beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
         steps: the same for ``--protect.steps``.
+        method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
+        double: the same for ``--protect.double``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 400 in all).
@@ -65,7 +67,9 @@ class AdaptiveWhiteBox(AdaptiveStage):
         amortizer_ckpt: str | None = None,
         beta: float | None = None,
         steps: int | None = None,
+        method: str | None = None,
         critic: str | None = None,
+        double: bool | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,
