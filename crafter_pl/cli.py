@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from crafter_pl import __version__
 from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
 
+_LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
     "validate": "score a trained stage on its validation split",
@@ -80,6 +83,7 @@ def _run(args: list[str]) -> int:
     from crafter_pl import runner
 
     _quiet()
+    _end_with_parent()
     try:
         _call(*args) if args[0] in ("audit", "report") else runner.run(args)
     except (ArgumentError, MisconfigurationException) as error:
@@ -183,6 +187,29 @@ def _quiet() -> None:
         ".*torch.distributed._sharded_tensor will be deprecated.*",  # inside torch
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _end_with_parent() -> None:
+    """In a process that Lightning has launched beside another: ends when that one is gone.
+
+    A collective notices a dead process at once, but one that waits for it at start-up would wait half an
+    hour. torchrun and srun look after their processes themselves.
+    """
+    me = str(os.getpid())
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[_LAUNCHER] = me
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher in (None, me):
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == launcher:
+            time.sleep(2)
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
+        print(f"[process {rank}] the process that launched this one is gone", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def _leave_process_group() -> None:

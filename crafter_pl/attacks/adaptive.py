@@ -21,6 +21,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, read_checkpoint
 
 SHOWN = 8
+PROTECT = ("beta", "steps", "method", "critic", "double")  # `--protect.*` of predict that change a defence
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 
 
@@ -37,10 +38,9 @@ class AdaptiveStage(Stage):
     Any number of processes trains the same nets: ``batch_size`` is that of all together, and batch norm is
     over the global batch (`nets.synchronised`).
 
-    A subclass has among its init arguments `crafter_ckpt`, `beta`, `steps`, `method`, `critic`,
-    `defense_seed` (the defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`,
-    `shard_size`, `queries_dir` and `lr`, calls `attack_defense` in its ``__init__``, and implements
-    `reconstruct` and the training.
+    A subclass has among its init arguments `crafter_ckpt`, those of `PROTECT` and `defense_seed` (the
+    defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir`
+    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training.
     """
 
     monitor = "val/l2"
@@ -67,7 +67,7 @@ class AdaptiveStage(Stage):
         if self.hparams["lr"] <= 0:
             raise UserError(f"lr {self.hparams['lr']} must be above 0 (--model.init_args.lr)")
         self.use("crafter", self.hparams["crafter_ckpt"], load_defense)
-        told = {key: self.hparams[key] for key in ("beta", "steps", "method", "critic")}
+        told = {key: self.hparams[key] for key in PROTECT}
         self.defense.protect_options = {**told, "seed": self.hparams["defense_seed"]}
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
@@ -297,11 +297,7 @@ class AdaptedAttack(Attack):
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        told = {
-            key: settings[key]
-            for key in ("beta", "steps", "method", "critic")
-            if settings.get(key) is not None
-        }
+        told = {key: settings[key] for key in PROTECT if settings.get(key) is not None}
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
         args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]

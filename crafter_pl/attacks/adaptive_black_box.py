@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from crafter_pl.attacks.adaptive import AdaptedAttack, AdaptiveStage
-from crafter_pl.attacks.black_box import BlackBox
+from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
 from crafter_pl.data.keyed import keyed_uniform
 from crafter_pl.errors import UserError
 from crafter_pl.nets import synchronised
@@ -17,7 +16,9 @@ from crafter_pl.stages.base import load_stage
 
 
 class AdaptiveBlackBox(AdaptiveStage):
-    """Goes on training the black-box decoder on crafted pairs of public faces, in rounds (A1).
+    """Goes on training the black-box decoder on (crafted feature, picture) pairs of public faces (A1).
+
+    In rounds of queries and training; see `AdaptiveStage`.
 
     Args:
         crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
@@ -26,6 +27,7 @@ class AdaptiveBlackBox(AdaptiveStage):
         steps: the same for ``--protect.steps``.
         method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
+        double: the same for ``--protect.double``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 70 and more in all).
@@ -42,12 +44,7 @@ class AdaptiveBlackBox(AdaptiveStage):
     """
 
     stage_name = "adaptive_black_box"
-    lowest: ClassVar[dict[str, int]] = {
-        **AdaptiveStage.lowest,
-        "weight_decay": 0,
-        "feature_weight": 0,
-        "clean_share": 0,
-    }
+    lowest = AdaptiveStage.lowest | {"weight_decay": 0, "feature_weight": 0, "clean_share": 0}
 
     def __init__(
         self,
@@ -57,6 +54,7 @@ class AdaptiveBlackBox(AdaptiveStage):
         steps: int | None = None,
         method: str | None = None,
         critic: str | None = None,
+        double: bool | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,
@@ -75,7 +73,8 @@ class AdaptiveBlackBox(AdaptiveStage):
         self.attack_defense()
         if loss not in ("l1", "l2") or clean_share > 1:
             raise UserError(
-                f"loss {loss!r} must be l1 or l2, clean_share {clean_share} at most 1 (--model.init_args.*)"
+                f"loss {loss!r} must be l1 or l2, and clean_share {clean_share} at most 1 "
+                "(--model.init_args.*)"
             )
         black_box = self.use("black_box", black_box_ckpt, BlackBox)
         read, protected = black_box.upstream_files["task"], self.defense.upstream_files["task"]
@@ -85,6 +84,10 @@ class AdaptiveBlackBox(AdaptiveStage):
                 f"protects those of {protected[0]}: give two checkpoints of one task model"
             )
         self.net = synchronised(copy.deepcopy(black_box.net)).requires_grad_(True).train()
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
+        return self.net(features)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; `on_train_batch_start` sets its learning rate."""
@@ -110,15 +113,11 @@ class AdaptiveBlackBox(AdaptiveStage):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images))
         return loss
 
-    def reconstruct(self, features: Tensor) -> Tensor:
-        """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
-        return self.net(features)
 
+class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
+    """The retrained decoder as an attack: for each defence the one trained against exactly that one.
 
-class AdaptiveDecoderAttack(AdaptedAttack):
-    """The retrained decoder as an attack (see `AdaptedAttack`).
-
-    On unprotected features it is the black-box decoder that adaptation starts from.
+    See `AdaptedAttack`. On unprotected features it is the black-box decoder that adaptation starts from.
 
     Args:
         ckpt: checkpoint of an `AdaptiveBlackBox`, such as one of its rounds; null finds it as said there.
@@ -137,20 +136,11 @@ class AdaptiveDecoderAttack(AdaptedAttack):
         batch_size: int = 64,
     ) -> None:
         self.name, self.ckpt, self.batch_size = name, ckpt, batch_size
-        self.basic = self.checkpoints = {"black_box": black_box_ckpt}
+        self.checkpoints = self.basic = {"black_box": black_box_ckpt}
 
     def prepare(self, device: str) -> None:
         """Loads the decoder for the features that the attack is aimed at."""
-        stage = next(iter(self.checkpoints))
-        cls: type[BlackBox] | type[AdaptiveBlackBox] = BlackBox if stage == "black_box" else AdaptiveBlackBox
-        self.device, self.net = device, load_stage(self.checkpoint(stage), cls).to(device)
-
-    @torch.no_grad()
-    def reconstruct(self, features: Tensor) -> Tensor:
-        """Decodes features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        parts = [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
-        return torch.cat(parts)
-
-    def settings(self) -> dict[str, Any]:
-        """The decoder's are in its checkpoint."""
-        return {}
+        self.device = device
+        cls: type[BlackBox] | type[AdaptiveBlackBox] = BlackBox if self.target is None else AdaptiveBlackBox
+        (stage,) = self.checkpoints
+        self.net = load_stage(self.checkpoint(stage), cls).to(device)

@@ -25,9 +25,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if world == 1:
             return super().forward(input)
         x = input.float()
-        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        var, mean = (part.double() for part in torch.var_mean(x, dim=(0, 2, 3), correction=0))
         mean, square = (all_reduce(torch.cat([mean, var + mean.square()])) / world).chunk(2)
-        var = square - mean.square()
+        var, mean = (square - mean.square()).float(), mean.float()  # in float64: a difference of near equals
         if (
             self.running_mean is not None
             and self.running_var is not None
