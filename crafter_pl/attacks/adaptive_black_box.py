@@ -143,4 +143,4 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
         self.device = device
         cls: type[BlackBox] | type[AdaptiveBlackBox] = BlackBox if self.target is None else AdaptiveBlackBox
         (stage,) = self.checkpoints
-        self.net: BlackBox | AdaptiveBlackBox = load_stage(self.checkpoint(stage), cls).to(device)
+        self.net = load_stage(self.checkpoint(stage), cls).to(device)

@@ -118,7 +118,7 @@ class DecoderAttack(Attack):
     def prepare(self, device: str) -> None:
         """Loads the decoder."""
         self.device = device
-        self.net = load_stage(self.checkpoint(self.name), BlackBox).to(device)
+        self.net: Any = load_stage(self.checkpoint(self.name), BlackBox).to(device)
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
