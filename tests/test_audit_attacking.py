@@ -15,7 +15,9 @@ from audit_lab import IDENTITIES, PEOPLE, SIZE, Blank, Echo, make_lab, write_sto
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack, Ruler
+from crafter_pl.audit.audit import audit
 from crafter_pl.audit.report import rebuild
+from crafter_pl.audit.verdict import limits
 from crafter_pl.errors import UserError
 
 
@@ -117,9 +119,12 @@ def test_the_minutes_are_measured_before_the_rest_and_nothing_is_made_twice(
 
 def test_a_budget_is_a_list_of_attacks(lab: SimpleNamespace) -> None:
     budgets = {"quick": [Blank("blank")], "standard": [Echo(), Blank("blank")]}
-    report = lab.run(attacks=None, budgets=budgets, budget="quick")
+    page = audit(**lab.base | {"attacks": None, "budgets": budgets, "budget": "quick"})
+    assert page.parent == lab.out.parent / "audit-quick", "beside the report of the standard budget"
+    report = json.loads((page.parent / "report.json").read_text())
     assert list(report["attacks"]) == ["blank"] and report["settings"]["budget"] == "quick"
-    assert list(lab.run(attacks=None, budgets=budgets, overwrite=True)["attacks"]) == ["echo", "blank"]
+    assert any("those of the budget quick" in line for line in limits(report))
+    assert list(lab.run(attacks=None, budgets=budgets)["attacks"]) == ["echo", "blank"]
     given = lab.run(attacks=[Echo("own")], budgets=budgets, overwrite=True)
     assert list(given["attacks"]) == ["own"] and given["settings"]["budget"] is None
     with pytest.raises(UserError, match="choose from quick, standard"):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 
+import attack_spy
 import pytest
 import torch
 import yaml
@@ -194,6 +195,23 @@ def test_an_audit_again(report, told, tiny, tiny_store, capsys):
     assert {k: v for k, v in second.items() if k != "created"} == {
         k: v for k, v in told.items() if k != "created"
     }
+
+
+def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):
+    """With the published checkpoints: the defence behind the store is found and handed to attacks."""
+    store = shutil.copytree(tiny_store, tmp_path / "got" / "store")
+    args = tiny.audit("--out", str(tmp_path / "out"), "--attacks", "null", "--budget", "quick")
+    args[args.index("--features") + 1] = str(store)
+    args += ["--budgets", "{quick: [{class_path: DecoderAttack}, {class_path: attack_spy.Spy}]}"]
+    attack_spy.seen.clear()
+    assert main(args) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["budget"] == "quick" and list(report["attacks"]) == ["black_box", "spy"]
+    assert report["notes"] == [] and report["defenses"][1]["store"] == str(store)
+    none, target = attack_spy.seen[0], attack_spy.seen[-1]
+    assert none is None and target.defense.weights_hash() == target.manifest["defense_sha256"]
+    assert json.loads(json.dumps(target.defense.protection())) == target.manifest["settings"]
+    assert report["attacks"]["spy"]["adaptive"] and "false_security" in report["defenses"][1]
 
 
 # What may go wrong

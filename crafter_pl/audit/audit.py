@@ -64,7 +64,8 @@ def audit(
         task_ckpt: checkpoint of the task model (default: the experiment's own).
         experiment: folder under runs_dir where default checkpoints are looked for.
         runs_dir: folder of all runs.
-        out: folder of the report (default: RUNS_DIR/EXPERIMENT/audit).
+        out: folder of the report (default: RUNS_DIR/EXPERIMENT/audit, for another budget than standard
+            audit-BUDGET).
         device: auto, cpu, cuda, cuda:1, ...
         batch_size: pictures or features at a time.
         bootstrap: resamples behind each interval.
@@ -80,9 +81,10 @@ def audit(
             fits a defence.
     """
     home = Path(runs_dir) / experiment
-    folder = Path(out) if out is not None else home / "audit"
     stores = [features] if isinstance(features, str) else features
     budget_used = budget if attacks is None else None
+    default = "audit" if budget_used in (None, "standard") else f"audit-{budget}"
+    folder = Path(out) if out is not None else home / default
     attacks, rulers = inputs.chosen_attacks(attacks, budgets, budget), rulers or []
     if (folder / "report.json").exists() and not overwrite:
         raise UserError(f"there is a report in {folder} already: give --overwrite true, or another --out")

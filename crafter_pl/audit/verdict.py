@@ -218,6 +218,9 @@ def limits(report: Report) -> list[str]:
         f"Utility is the task model's mean AUC over {len(report['defenses'][0]['utility']['per_attribute'])} "
         "attributes; other uses of the features were not measured.",
     ]
+    budget = report["settings"].get("budget")
+    if budget not in (None, "exhaustive"):
+        found.append(f"The attacks are those of the budget {budget}; a larger one tries more and harder.")
     if not adaptive(report):
         found.append(
             "No attack here has learnt from crafted features; an attacker who can query the defence may."
