@@ -160,7 +160,8 @@ def test_decoders_that_are_trained_otherwise(tiny):
 def test_settings_and_description(tiny):
     attack = WhiteBoxAttack(steps=7, lr=0.2, restarts=3, prior_weight=0.1, seed=5, name="strong")
     attack.resolve(tiny.folder)
-    expected = {"steps": 7, "lr": 0.2, "restarts": 3, "prior_weight": 0.1, "seed": 5, "amortized": True}
+    expected = {"space": "z", "steps": 7, "lr": 0.2, "restarts": 3}
+    expected |= {"prior_weight": 0.1, "seed": 5, "amortized": True}
     assert attack.settings() == expected
     told = json.loads(json.dumps(attack.describe()))
     hashes = {stage: sha256(tiny.ckpt(stage)) for stage in ("task", "prior", "amortizer")}

@@ -45,7 +45,7 @@ class HybridAttack(Attack):
         black_box_ckpt: str | None = None,
         steps: int = 150,
         lr: float = 5e-3,
-        tv: float = 0.1,
+        tv: float = 1.0,
         batch_size: int = 64,
         name: str = "hybrid",
     ) -> None:
