@@ -1,6 +1,7 @@
 """Feature to identity: what it learns from, whom it names, and which net it takes for which defence."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_its_own_figure(adapted, tiny, tiny_store, capsys, runs_dir):
     config = tiny.command("test", "feature_to_id")[1:3]
     command = ["test", *config, "--runs_dir", str(runs_dir), "--name", "adapted"]
     assert main([*command, "--data.batch_size", "16"]) == 0
-    shown = float(capsys.readouterr().out.split("test/accuracy")[1].split()[1])
+    shown = float(re.search(r"test/accuracy[^\d]+([\d.]+)", capsys.readouterr().out)[1])
     stage = load_stage(adapted, FeatureToIdentity)
     rows = tiny.data().rows("private_test")
     features = read_store(tiny_store)[0][rows["index"].argsort().argsort()]

@@ -240,6 +240,7 @@ class FeatureToID(Ruler):
         self.name, self.batch_size = name, batch_size
         self.adapted = list(adapted or [])
         self.checkpoints = {name: ckpt}
+        self._plain = ckpt
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Finds the experiment's own checkpoint where none was given."""
