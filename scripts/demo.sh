@@ -36,6 +36,6 @@ fi
 trap - EXIT
 run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2
 export OMP_NUM_THREADS=$cores
-run audit --config configs/audit.yaml --budget quick \
+run audit --config configs/audit.yaml --budget quick --out runs/synthetic/audit \
   --oracles "[runs/synthetic/oracle_resnet/checkpoints/best.ckpt, runs/synthetic/oracle_plain/checkpoints/best.ckpt]"
 echo "demo: $SECONDS s"
