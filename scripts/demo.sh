@@ -13,9 +13,7 @@ beside() {
   run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
   run fit --config configs/oracle_plain.yaml --ckpt_path last || return
   until finished task; do sleep 1; done
-  run fit --config configs/attacks/black_box.yaml --ckpt_path last || return
-  run fit --config configs/oracle_reconstructions.yaml --ckpt_path last || return
-  run fit --config configs/oracle_robust.yaml --ckpt_path last
+  run fit --config configs/attacks/black_box.yaml --ckpt_path last
 }
 
 mkdir -p runs

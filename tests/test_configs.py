@@ -34,7 +34,13 @@ def test_there_are_configs_of_every_kind():
     assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
-    others = {"ReconstructionOracle", "AdversarialLearning", "FeatureToIdentity", "AdaptiveBlackBox"}
+    others = {
+        "ReconstructionOracle",
+        "AdversarialLearning",
+        "FeatureToIdentity",
+        "AdaptiveBlackBox",
+        "AdaptiveWhiteBox",
+    }
     first = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
     assert named == first | others
 
@@ -93,6 +99,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
         "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
+        "AdaptiveWhiteBox": ["task", "prior", "amortizer", "crafter"],
     }
     runs = CONTENT[path]["model"].get("init_args", {})  # an upstream stage may be another run: prior_g2
     stages = needed[CONTENT[path]["model"]["class_path"]]
