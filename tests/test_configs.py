@@ -33,7 +33,7 @@ def test_there_are_configs_of_every_kind():
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
     stages = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
-    assert named == stages | {"AdaptiveBlackBox"}
+    assert named == stages | {"AdaptiveBlackBox", "AdaptiveWhiteBox"}
 
 
 @pytest.mark.parametrize("path", STAGES, ids=str)
@@ -84,6 +84,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
         "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
+        "AdaptiveWhiteBox": ["task", "prior", "amortizer", "crafter"],
     }
     assert names == needed[CONTENT[path]["model"]["class_path"]]
     experiment = CONTENT[path].get("experiment", "synthetic")
