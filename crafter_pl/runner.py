@@ -74,7 +74,8 @@ def run(args: list[str]) -> None:
         todo = [] if cli.finished() else list(cli.missing_upstream({}).values())
         if todo and cli.multi_process:
             head = "several processes cannot share the training of upstream stages: first run, in this order,"
-            raise UserError("\n  ".join([head, *map(command, todo)]))
+            one = [command([*job, "--trainer.devices", "1"]) for job in todo]
+            raise UserError("\n  ".join([head, *one]))
         for number, job in enumerate(todo, 1):
             _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
             StageCLI(job).go(loaded)

@@ -274,6 +274,7 @@ def test_several_processes_do_not_train_upstream_stages(way, conf, monkeypatch, 
     assert fit("top", *(["--trainer.devices", "2"] if way == "devices" else [])) == 2
     err = capsys.readouterr().err
     assert 0 < err.index("configs/tiny.yaml") < err.index("configs/other.yaml")
+    assert all(line.endswith(" --trainer.devices 1") for line in err.splitlines() if "crafter_pl fit" in line)
     assert not os.path.exists("runs")
 
 
