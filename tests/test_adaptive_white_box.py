@@ -22,6 +22,7 @@ ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"
 WHOLE = ["--trainer.limit_train_batches", "1.0"]
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
 PAPER = ["--model.init_args.amortize", "false", "--model.init_args.attack_steps", "3"]
+PAPER += ["--model.init_args.inversion_lr", "0.05"]
 KINDS = {"adapted": [], "paper": PAPER}
 NAMES = {"adapted": "adaptive_white_box", "paper": "white_paper"}
 
@@ -127,7 +128,7 @@ def test_resumed_equals_straight(tiny, trained, kind, when):
 def inverted(made, features, z, steps):
     """What inversion finds by the generator as it is now, in eval mode."""
     generator = copy.deepcopy(made.generator).eval()
-    return invert(lambda z: made.defense.task.edge(generator(z)), features, z, steps=steps, lr=0.05).z
+    return invert(lambda z: made.defense.task.edge(generator(z)), features, z, steps=steps, lr=0.01).z
 
 
 @pytest.mark.parametrize(("loss", "steps"), [("l1", 3), ("l2", 3), ("l2", 0)])
@@ -188,7 +189,7 @@ def test_it_inverts_through_the_encoder_that_the_defence_publishes(stage, batch,
             features,
             made.start(features),
             steps=4,
-            lr=0.05,
+            lr=0.01,
         ).z
         assert torch.allclose(before, made.generator(z), atol=1e-4)
     retrained = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 4, 4)).requires_grad_(False)
@@ -196,7 +197,7 @@ def test_it_inverts_through_the_encoder_that_the_defence_publishes(stage, batch,
     monkeypatch.setattr(type(other.defense), "edge_module", lambda self: retrained)
     with torch.no_grad():
         z = invert(
-            lambda z: retrained(other.generator(z)), features, other.start(features), steps=4, lr=0.05
+            lambda z: retrained(other.generator(z)), features, other.start(features), steps=4, lr=0.01
         ).z
         found = other.reconstruct(features)
         assert torch.allclose(found, other.generator(z), atol=1e-4)

@@ -29,8 +29,9 @@ class AdaptiveWhiteBox(AdaptiveStage):
        on ``|G(A(F)) - X|``, which teaches both nets.
 
     ``Enc`` is the encoder that the defence has published. The paper adapts G alone (``amortize`` false). The
-    amortizer makes the attack stronger: a crafted feature has another inverse than the face's own, and no
-    generator undoes that as well as a start that has seen crafted features.
+    amortizer makes the attack stronger: ``z*`` is an inverse of the crafted feature, not of the face's own, and
+    a start that has seen crafted features undoes that better than a generator can. The inversion after it
+    changes little, and ``val/l2_start`` says how good the start is without it.
 
     Args:
         crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
@@ -81,7 +82,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         amortize: bool = True,
         inversion_steps: int = 5,
         attack_steps: int | None = None,
-        inversion_lr: float = 0.05,
+        inversion_lr: float = 0.01,
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
