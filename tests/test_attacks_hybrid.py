@@ -104,5 +104,5 @@ def test_messages(tiny, tmp_path):
     torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
     attack = HybridAttack(task_ckpt=str(tmp_path / "other.ckpt"))
     attack.resolve(tiny.folder)
-    with pytest.raises(UserError, match=r"the decoder .* was trained on .*task.*, not on .*other\.ckpt"):
+    with pytest.raises(UserError, match=r"the black_box .* was trained on .*task.*, not on .*other\.ckpt"):
         attack.prepare("cpu")

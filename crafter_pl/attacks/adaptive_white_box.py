@@ -29,9 +29,9 @@ class AdaptiveWhiteBox(AdaptiveStage):
        on ``|G(A(F)) - X|``, which teaches both nets.
 
     ``Enc`` is the encoder that the defence has published. The paper adapts G alone (``amortize`` false). The
-    amortizer makes the attack stronger: ``z*`` is an inverse of the crafted feature, not of the face's own, and
-    a start that has seen crafted features undoes that better than a generator can. The inversion after it
-    changes little, and ``val/l2_start`` says how good the start is without it.
+    amortizer makes the attack stronger: ``z*`` is an inverse of the crafted feature, not of the face's own,
+    and a start that has seen crafted features undoes that better than a generator can. The inversion after
+    it changes little, and ``val/l2_start`` says how good the start is without it.
 
     Args:
         crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
@@ -98,13 +98,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
             raise UserError(f"loss {loss!r} must be l1 or l2 (--model.init_args.loss)")
         prior = self.use("prior", prior_ckpt, GanPrior)
         amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
-        mine = {"prior": self.upstream_files["prior"], "task": self.defense.upstream_files["task"]}
-        for stage, (file, digest) in amortizer.upstream_files.items():
-            if digest != mine[stage][1]:
-                raise UserError(
-                    f"the amortizer {amortizer_ckpt} was trained on {file}, not on {mine[stage][0]}: give "
-                    f"checkpoints of one {stage}, that of the defence {crafter_ckpt}"
-                )
+        task = self.defense.upstream_files["task"][0]
+        amortizer.expect_upstream(amortizer_ckpt, task=task, prior=str(prior_ckpt))
         self.generator = synchronised(copy.deepcopy(prior.generator)).requires_grad_(True).train()
         self.amortizer: nn.Module | None = None
         if amortize:

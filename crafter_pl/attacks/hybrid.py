@@ -12,7 +12,7 @@ from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.attacks.descent import descend
 from crafter_pl.attacks.white_box import edge_encoder, retrained_encoder
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage, sha256
+from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.task import TaskModel
 
 
@@ -63,12 +63,7 @@ class HybridAttack(Attack):
         task, decoder = self.checkpoint("task"), self.checkpoint("black_box")
         self.device = device
         self.decoder = load_stage(decoder, BlackBox).to(device)
-        file, digest = self.decoder.upstream_files["task"]
-        if digest != sha256(task):
-            raise UserError(
-                f"attack {self.name}: the decoder {decoder} was trained on {file}, not on {task}; give it a "
-                "decoder of its own"
-            )
+        self.decoder.expect_upstream(decoder, task=task)
         self.encoder = edge_encoder(self, load_stage(task, TaskModel)).to(device)
 
     def reconstruct(self, features: Tensor) -> Tensor:

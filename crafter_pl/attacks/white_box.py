@@ -13,7 +13,7 @@ from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
 from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import load_stage, sha256
+from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
@@ -122,12 +122,7 @@ class WhiteBoxAttack(Attack):
         self.amortizer: Amortizer | None = None
         if self.amortized and not retrained_encoder(self.target):
             amortizer = load_stage(paths["amortizer"], Amortizer)
-            for stage, (file, digest) in amortizer.upstream_files.items():
-                if digest != sha256(paths[stage]):
-                    raise UserError(
-                        f"attack {self.name}: the amortizer {paths['amortizer']} was trained on {file}, not "
-                        f"on {paths[stage]}; give it an amortizer of its own, or amortizer_ckpt none"
-                    )
+            amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
             self.amortizer = amortizer.to(device)
 
     def _open(self, prior: GanPrior, device: str) -> None:

@@ -94,12 +94,7 @@ class Crafter(Defense):
         self.use("task", task_ckpt, TaskModel)
         self.use("prior", prior_ckpt, GanPrior)
         amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
-        for stage, (file, digest) in amortizer.upstream_files.items():
-            if digest != self.upstream_files[stage][1]:
-                raise UserError(
-                    f"the amortizer {amortizer_ckpt} was trained on {file}, not on "
-                    f"{self.upstream_files[stage][0]}; train it again on that {stage}"
-                )
+        amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
         self._nets: dict[tuple[torch.device, torch.dtype], CraftNets] = {}
         self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))

@@ -110,6 +110,20 @@ class Stage(L.LightningModule):
         self.upstream_files[key] = (str(path), sha256(path))
         return stage
 
+    def expect_upstream(self, path: str | None, **files: str) -> None:
+        """Refuses this stage, loaded from ``path``, where it was trained on others than these ``files``.
+
+        Raises:
+            UserError: names both.
+        """
+        for key, file in files.items():
+            trained_on, digest = self.upstream_files[key]
+            if sha256(file) != digest:
+                raise UserError(
+                    f"the {self.stage_name} {path} was trained on {trained_on}, not on {file}: give "
+                    f"checkpoints that belong together, or train {self.stage_name} again on that {key}"
+                )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
         # Upstream nets follow .to(), .cuda(), .double(); .train() never reaches them.
         super()._apply(fn, recurse)

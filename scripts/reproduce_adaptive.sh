@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Attackers that adapt, after reproduce.sh or reproduce_celeba.sh: every attack on Crafter at four values of beta, on
+# `answers` and on adversarial learning. Hours on two cores; run again after an interruption, it goes on where it stopped.
+#   bash scripts/reproduce_adaptive.sh [EXPERIMENT]     synthetic (default) or celeba
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
+experiment=${1:-synthetic}
+configs=configs
+[ "$experiment" = synthetic ] || configs="configs/$experiment"
+runs="runs/$experiment"
+run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
+fit() { run fit --config "$configs/$1.yaml" --ckpt_path last "${@:2}"; }
+adapt() { # name of the defence, its settings
+  fit attacks/adaptive_black_box --name "adaptive_black_box-$1" "${@:2}"
+  fit attacks/adaptive_white_box --name "adaptive_white_box-$1" "${@:2}"
+}
+
+for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
+  fit "attacks/$stage"
+done
+stores=()
+for beta in 0.1 0.25 0.5 1; do
+  run predict --config "$configs/crafter.yaml" --protect.beta "$beta"
+  adapt "crafter-beta$beta" --model.init_args.beta "$beta"
+  stores+=("$runs/crafter/features/private_test-beta$beta")
+done
+run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0
+adapt answers-beta0 --model.init_args.method answers --model.init_args.beta 0
+stores+=("$runs/crafter/features/private_test-answers-beta0")
+fit adversarial_learning
+run predict --config "$configs/adversarial_learning.yaml"
+adapt adversarial_learning --model.init_args.crafter_ckpt "$runs/adversarial_learning/checkpoints/best.ckpt"
+stores+=("$runs/adversarial_learning/features/private_test-lambda0.5")
+run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/adaptive" \
+  --features "[$(IFS=,; echo "${stores[*]}")]"
