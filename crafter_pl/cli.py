@@ -3,6 +3,8 @@
 This module is light on purpose: torch and Lightning are imported when a verb needs them.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
@@ -13,11 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crafter_pl import __version__
 from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
@@ -102,24 +107,29 @@ def _run(args: list[str]) -> int:
     return 0
 
 
-def _call(verb: str, *args: str) -> None:
-    """Runs the function behind `audit` or `report` with the options given."""
+def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
+    """The options of a verb that is a function: its arguments, or a YAML file with any of them."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    from crafter_pl.audit.audit import audit
-    from crafter_pl.audit.report import rebuild
     from crafter_pl.runner import import_stages
 
     import_stages()
+    made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
+    made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
+    made.add_function_arguments(function, fail_untyped=False, as_positional=False, sub_configs=True)
+    return made
+
+
+def _call(verb: str, *args: str) -> None:
+    """Runs the function behind `audit` or `report` with the options given."""
+    from crafter_pl.audit.audit import audit
+    from crafter_pl.audit.report import rebuild
+
     functions: dict[str, Callable[..., Any]] = {"audit": audit, "report": rebuild}
-    function = functions[verb]
-    parser = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options"
-    )
-    added = parser.add_function_arguments(function, fail_untyped=False, as_positional=False, sub_configs=True)
-    config = parser.instantiate(parser.parse_args(list(args)))
-    function(**{name: config[name] for name in added})
+    made = parser(verb, functions[verb])
+    config = made.instantiate(made.parse_args(list(args)))
+    del config["config"]
+    functions[verb](**config)
 
 
 def _fail(error: Exception) -> int:

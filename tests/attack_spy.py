@@ -1,5 +1,6 @@
 """An attack of a test's own, named in configs as `attack_spy.Spy`: remembers what it was told."""
 
+import os
 from typing import Any
 
 from torch import Tensor
@@ -29,3 +30,16 @@ class Spy(Attack):
 
     def settings(self) -> dict[str, Any]:
         return {}
+
+
+class Dies(Spy):
+    """Ends the process of a certain rank instead."""
+
+    def __init__(self, on_rank: str, name: str = "dies") -> None:
+        super().__init__(name)
+        self.on_rank = on_rank
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        if os.environ.get("LOCAL_RANK") == self.on_rank:
+            os._exit(3)
+        return super().reconstruct(features)

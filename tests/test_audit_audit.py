@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,8 @@ from audit_lab import (
     make_lab,
     write_store,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from crafter_pl.audit import cache
 from crafter_pl.errors import UserError
 
 
@@ -116,14 +116,11 @@ def test_reconstructions_are_made_once(lab: SimpleNamespace) -> None:
     assert len(list((lab.out / "cache").iterdir())) == 3, "what is not used any more is gone"
 
 
-def test_an_interrupted_audit_goes_on_and_ends_as_if_nothing_had_happened(
-    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache, "SAVE_EVERY", -1.0)
+def test_an_interrupted_audit_goes_on_and_ends_as_if_nothing_had_happened(lab: SimpleNamespace) -> None:
     whole = lab.run(attacks=[Echo(noise=0.3)])
-    pictures = {path.name: load_file(path)["images"] for path in (lab.out / "cache").iterdir()}
-    for path in (lab.out / "cache").iterdir():
-        path.unlink()
+    files = sorted((lab.out / "cache").rglob("*.safetensors"))
+    pictures = [load_file(path)["images"] for path in files]
+    shutil.rmtree(lab.out / "cache")
     (lab.out / "report.json").unlink()
     with pytest.raises(KeyboardInterrupt):
         lab.run(attacks=[Echo(noise=0.3, stop_after=6)])
@@ -132,15 +129,26 @@ def test_an_interrupted_audit_goes_on_and_ends_as_if_nothing_had_happened(
     resumed = lab.run(attacks=[rest])
     assert len(rest.seen) == 12 - 6
     assert resumed["defenses"] == whole["defenses"]
-    for path in (lab.out / "cache").iterdir():
-        assert torch.equal(load_file(path)["images"], pictures[path.name])
+    assert len(files) == 12 and sorted((lab.out / "cache").rglob("*.safetensors")) == files
+    assert all(torch.equal(load_file(path)["images"], was) for path, was in zip(files, pictures, strict=True))
 
 
-def test_a_damaged_cache_file_is_made_again(lab: SimpleNamespace) -> None:
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+def test_a_damaged_batch_is_made_again_alone(lab: SimpleNamespace, damage: str) -> None:
     first = lab.run(attacks=[Echo()])
-    for path in (lab.out / "cache").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    assert lab.run(attacks=[Echo()], overwrite=True)["defenses"] == first["defenses"]
+    (lab.out / "cache" / "of-an-earlier-version.safetensors").touch()
+    path = max((lab.out / "cache").rglob("00001.safetensors"))
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:100])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        save_file({"images": torch.zeros(5, 3, 2, 2)}, path)
+    again = Echo()
+    assert lab.run(attacks=[again], overwrite=True)["defenses"] == first["defenses"]
+    assert len(again.seen) == 1 and path.read_bytes() == content
+    assert all(folder.is_dir() for folder in (lab.out / "cache").iterdir())
 
 
 def test_a_report_is_not_replaced_unasked(lab: SimpleNamespace) -> None:

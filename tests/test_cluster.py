@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from experiment import shards
 
-from crafter_pl.cli import main
+from crafter_pl.audit.audit import audit
+from crafter_pl.cli import main, parser
 from crafter_pl.runner import StageCLI, import_stages
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))
+SCRIPT = ROOT / "scripts" / "slurm" / "run.sbatch"
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -45,7 +46,7 @@ exit $code"""
 def slurm(tmp_path):
     """Runs a script as SLURM would, with the `srun` given, and `scontrol` recorded."""
 
-    def start(script, srun, *args, **more):
+    def start(srun, *args, **more):
         folder = tmp_path / "bin"
         folder.mkdir()
         python = f'exec {shlex.quote(sys.executable)} "$@"'
@@ -56,7 +57,7 @@ def slurm(tmp_path):
         env |= {"PATH": f"{folder}{os.pathsep}{env['PATH']}"}
         env |= {"RECORD": str(tmp_path / "record"), "SCONTROL": str(tmp_path / "scontrol")}
         return subprocess.Popen(
-            ["bash", str(ROOT / "scripts" / "slurm" / script), *args],
+            ["bash", str(SCRIPT), *args],
             env=env,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -68,11 +69,21 @@ def slurm(tmp_path):
     return start
 
 
-def parse(args):
+class Parsed:
     """The options of one of our commands; its config is found from the root of the repository."""
-    import_stages()
-    args = [str(ROOT / arg) if arg.startswith("configs/") else arg for arg in args]
-    return StageCLI(args)
+
+    def __init__(self, words):
+        assert words[:3] == ["python", "-m", "crafter_pl"]
+        self.verb, *rest = words[3:]
+        rest = [str(ROOT / word) if word.startswith("configs/") else word for word in rest]
+        if self.verb == "audit":
+            self.options = parser("audit", audit).parse_args(rest)
+            self.sizes = (self.options.devices, self.options.num_nodes, self.options.device)
+        else:
+            import_stages()
+            self.cli = StageCLI([self.verb, *rest])
+            trainer = self.cli.options.trainer
+            self.sizes = (int(trainer.devices), trainer.num_nodes, trainer.accelerator)
 
 
 def commands():
@@ -81,52 +92,51 @@ def commands():
     return [line for line in text.splitlines() if line and not line.startswith("one=")]
 
 
-def test_the_scripts_are_two_and_bash_can_read_them():
-    assert [path.name for path in SCRIPTS] == ["fit.sbatch", "predict.sbatch"]
-    for path in SCRIPTS:
-        subprocess.run(["bash", "-n", str(path)], check=True)
-        settings = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", path.read_text(), flags=re.MULTILINE))
-        assert "requeue" in settings and settings["signal"] == "B:USR1@120"
-        assert settings["ntasks-per-node"] == settings["gpus-per-node"] and int(settings["nodes"]) > 1
-        assert "gpus-per-task" not in settings
+def test_the_script_asks_for_what_it_needs():
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    settings = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text(), flags=re.MULTILINE))
+    assert "requeue" in settings and settings["signal"] == "B:USR1@120"
+    assert settings["ntasks-per-node"] == settings["gpus-per-node"] and int(settings["nodes"]) > 1
+    assert "gpus-per-task" not in settings
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["configs/attacks/adaptive_white_box.yaml", "--trainer.max_epochs", "40"]]
+    ("args", "sizes"),
+    [
+        (["fit", "configs/attacks/adaptive_white_box.yaml", "--trainer.max_epochs", "40"], (1, 2, "gpu")),
+        (["predict", "configs/crafter.yaml", "--protect.beta", "0.5"], (4, 2, "gpu")),
+        (["audit", "configs/audit.yaml", "--budget", "exhaustive"], (4, 2, "cuda")),
+    ],
 )
-def test_what_fit_starts(slurm, tmp_path, args):
-    job = slurm("fit.sbatch", RECORD, *args)
+def test_what_is_started(slurm, tmp_path, args, sizes):
+    job = slurm(RECORD, *args, SLURM_NTASKS_PER_NODE=str(sizes[0]))
     assert job.wait(timeout=60) == 0
     launched = (tmp_path / "record").read_text().splitlines()
-    assert launched[:4] == ["--kill-on-bad-exit=1", "python", "-m", "crafter_pl"]
-    cli = parse(launched[4:])
-    assert cli.verb == "fit" and cli.options.ckpt_path == "last"
-    assert cli.name == ("adaptive_white_box" if args else "adaptive_black_box")
-    assert (int(cli.options.trainer.devices), cli.options.trainer.num_nodes) == (1, 2)
-    assert cli.options.trainer.accelerator == "gpu" and cli.multi_process
-    assert not args or cli.options.trainer.max_epochs == 40
+    assert launched[0] == "--kill-on-bad-exit=1"
+    made = Parsed(launched[1:])
+    assert made.verb == args[0] and made.sizes == sizes
+    if made.verb == "fit":
+        assert made.cli.name == "adaptive_white_box" and made.cli.multi_process
+        assert made.cli.options.ckpt_path == "last" and made.cli.options.trainer.max_epochs == 40
+    elif made.verb == "predict":
+        assert made.cli.name == "crafter" and made.cli.options.protect.beta == 0.5
+    else:
+        assert made.options.budget == "exhaustive"
 
 
-def test_what_predict_starts(slurm, tmp_path):
-    job = slurm(
-        "predict.sbatch", RECORD, "configs/crafter.yaml", "--protect.beta", "0.5", SLURM_NTASKS_PER_NODE="4"
-    )
-    assert job.wait(timeout=60) == 0
-    launched = (tmp_path / "record").read_text().splitlines()
-    cli = parse(launched[4:])
-    assert cli.verb == "predict" and cli.name == "crafter" and cli.options.protect.beta == 0.5
-    assert (int(cli.options.trainer.devices), cli.options.trainer.num_nodes) == (4, 2)
+def test_a_job_without_a_command_is_refused(slurm, tmp_path):
+    job = slurm(RECORD, "fit")
+    assert job.wait(timeout=60) == 2 and not (tmp_path / "record").exists()
 
 
 def test_a_job_ends_with_the_code_of_its_tasks(slurm, tmp_path):
-    job = slurm("fit.sbatch", "exit 2")
+    job = slurm("exit 2", "fit", "configs/crafter.yaml")
     assert job.wait(timeout=60) == 2
     assert not (tmp_path / "scontrol").exists()  # a mistake is not repeated
 
 
-@pytest.mark.parametrize("script", [path.name for path in SCRIPTS])
-def test_the_signal_puts_the_job_back_into_the_queue(slurm, tmp_path, script):
-    job = slurm(script, 'touch "$RECORD"; sleep 5')
+def test_the_signal_puts_the_job_back_into_the_queue(slurm, tmp_path):
+    job = slurm('touch "$RECORD"; sleep 5', "fit", "configs/crafter.yaml")
     until = time.monotonic() + 60
     while not (tmp_path / "record").exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -141,9 +151,9 @@ def test_the_signal_puts_the_job_back_into_the_queue(slurm, tmp_path, script):
 
 def test_two_nodes_craft_the_store_of_one(slurm, tiny, tiny_store, tmp_path):
     out = tmp_path / "store"
-    args = tiny.command("predict", "crafter")[2:]
+    verb, _, *args = tiny.command("predict", "crafter")
     args += ["--trainer.accelerator", "cpu", "--protect.out", str(out)]
-    job = slurm("predict.sbatch", TASKS, *args)
+    job = slurm(TASKS, verb, *args)
     said, _ = job.communicate(timeout=200)
     assert job.returncode == 0, said
     assert shards(out) == shards(tiny_store)
@@ -154,7 +164,8 @@ def test_the_commands_of_the_page(line, slurm, tmp_path, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "sbatch":
         script = next(word for word in words if word.endswith(".sbatch"))
-        job = slurm(Path(script).name, RECORD, *words[words.index(script) + 1 :])
+        assert ROOT / script == SCRIPT
+        job = slurm(RECORD, *words[words.index(script) + 1 :])
         assert job.wait(timeout=60) == 0
         words = (tmp_path / "record").read_text().splitlines()[1:]
     if words[0] == "torchrun":
@@ -163,12 +174,11 @@ def test_the_commands_of_the_page(line, slurm, tmp_path, monkeypatch):
         launcher = get_args_parser().parse_args(words[1:])
         assert launcher.module and launcher.training_script == "crafter_pl"
         sizes = (int(launcher.nproc_per_node), int(launcher.nnodes.split(":")[0]))
-        cli = parse(launcher.training_script_args)
-        assert (int(cli.options.trainer.devices), cli.options.trainer.num_nodes) == sizes
+        made = Parsed(["python", "-m", "crafter_pl", *launcher.training_script_args])
+        assert made.sizes[:2] == sizes
     else:
-        assert words[:3] == ["python", "-m", "crafter_pl"]
-        cli = parse(words[3:])
-    assert cli.verb in ("fit", "predict")
+        made = Parsed(words)
+    assert made.verb in ("fit", "predict", "audit")
 
 
 def test_a_longer_wait_can_be_set(tmp_path, monkeypatch, capsys):

@@ -188,13 +188,54 @@ def test_an_audit_again(report, told, tiny, tiny_store, capsys):
     again = tiny.audit("--out", str(report))
     assert main(again) == 2
     assert "--overwrite true" in capsys.readouterr().err
-    cache = {path.name: path.stat().st_mtime_ns for path in (report / "cache").iterdir()}
+    cache = {path: path.stat().st_mtime_ns for path in (report / "cache").rglob("*")}
     assert main([*again, "--overwrite", "true"]) == 0
-    assert {path.name: path.stat().st_mtime_ns for path in (report / "cache").iterdir()} == cache
+    assert {path: path.stat().st_mtime_ns for path in (report / "cache").rglob("*")} == cache
     second = json.loads((report / "report.json").read_text())
     assert {k: v for k, v in second.items() if k != "created"} == {
         k: v for k, v in told.items() if k != "created"
     }
+
+
+TWO = ["--device", "cpu", "--devices", "2", "--batch_size", "4"]
+
+
+def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path):
+    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4")) == 0
+    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO))
+    assert two.returncode == 0, two.stderr
+    assert "reconstructions by each of 2 processes" in two.stdout and two.stdout.count("\nAudit of") == 1
+    one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert one["defenses"] == other["defenses"]
+    pictures = [
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name / "cache").rglob("*.s*")
+        }
+        for name in ("one", "two")
+    ]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 2 * 4
+
+
+def test_a_process_that_dies_ends_the_audit_which_goes_on(tiny, tiny_store, tmp_path):
+    attacks = "[{class_path: DecoderAttack}, {class_path: attack_spy.Dies, init_args: {on_rank: '%s'}}]"
+    args = tiny.audit("--out", str(tmp_path), *TWO, "--attacks")
+    dead = in_subprocess([*args, attacks % 1])
+    assert dead.returncode not in (0, 2) and not (tmp_path / "report.json").exists()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert made and main([*args[:-5], "--batch_size", "4", "--attacks", attacks % "none"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--devices", "0"], "--devices 0 and --num_nodes 1 must be at least 1"),
+        (["--device", "cuda:1", "--devices", "2"], "--device cuda:1 is one device"),
+    ],
+)
+def test_audit_refuses_processes_that_cannot_be(more, words, tiny, tiny_store, tmp_path, capsys):
+    assert words in refused(tiny, capsys, tmp_path, *more)
 
 
 def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit.cache import cache_key, load_done, reconstruct
+from crafter_pl.audit.cache import Reconstructions, cache_key
 from crafter_pl.audit.inputs import Entry
 from crafter_pl.audit.verdict import title
 
@@ -27,13 +27,15 @@ class _Job:
     attack: Attack
     entry: Entry
     moment: Moment
-    features: Tensor  # (N, C, h, w), in the order in which the attack gets them
-    path: Path  # of the reconstructions
-    left: int  # how many are not there yet
+    made: Reconstructions
+
+    def name(self) -> str:
+        words = "" if self.moment is None else f", round {self.moment['round']}"
+        return f"{self.attack.name}{words} on {title(self.entry)}"
 
 
 class Attacking:
-    """All reconstructions of an audit.
+    """All reconstructions of an audit: `run` makes them, calling it hands them out.
 
     Neighbours in a split are often one person. An attack must not learn that from the order, so it gets a
     shuffled one.
@@ -46,6 +48,8 @@ class Attacking:
         device: where attacks load their nets.
         batch_size: features handed over at a time.
         seed: of the order, and of attacks that draw random numbers.
+        rank: of several processes that share the batches, which one this is; the first one alone speaks.
+        world: how many there are.
     """
 
     def __init__(
@@ -57,13 +61,15 @@ class Attacking:
         device: str,
         batch_size: int,
         seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Fix the order."""
         self.attacks, self.entries, self.cache, self.image_shape = attacks, entries, cache, image_shape
-        self.device, self.batch_size, self.seed = device, batch_size, seed
+        self.device, self.batch_size, self.seed, self.rank, self.world = device, batch_size, seed, rank, world
         self.count = entries[0]["features"].shape[1]
         self.order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        self.left: dict[str, int] = {}  # reconstructions that each attack has still to make
+        self.left: dict[str, int] = {}  # reconstructions that each attack has still to make in this process
         self.seconds: dict[str, float] = {}  # that one of them takes
         self.used: set[Path] = set()
 
@@ -76,48 +82,41 @@ class Attacking:
                 moments += attack.history()
             for moment, one in moments:
                 features = one.observe(entry["features"][:, self.order])
-                key = cache_key(features, one.describe(), self.batch_size, self.seed)
-                path = self.cache / f"{key}.safetensors"
-                done = load_done(path, self.count)
-                yield _Job(
-                    one, entry, moment, features, path, self.count - (0 if done is None else len(done))
-                )
+                folder = self.cache / cache_key(features, one.describe(), self.batch_size, self.seed)
+                made = Reconstructions(folder, features, self.image_shape, self.batch_size, self.seed)
+                yield _Job(one, entry, moment, made)
 
-    def _run(self, job: _Job, stop: int | None = None) -> Tensor:
-        if job.left:
-            job.attack.prepare(self.device)
-        words = "" if job.moment is None else f", round {job.moment['round']}"
-        name = f"{job.attack.name}{words} on {title(job.entry)}"
-        return reconstruct(
-            job.attack, job.features, job.path, self.image_shape, self.batch_size, self.seed, name, stop
-        )
+    def _mine(self, job: _Job) -> list[int]:
+        """The missing batches of this process. Whose a batch is does not depend on what is there."""
+        return [number for number in job.made.missing() if number % self.world == self.rank]
 
-    def forecast(self) -> float:
-        """Time the next batch of each attack (it is kept), on the features that come last; minutes in all.
+    def _make(self, job: _Job, numbers: list[int]) -> None:
+        job.attack.prepare(self.device)
+        began = time.monotonic()
+        job.made.make(job.attack, numbers, job.name())
+        faces = job.made.faces(numbers)
+        self.seconds[job.attack.name] = (time.monotonic() - began) / faces
+        self.left[job.attack.name] -= faces
+
+    def forecast(self) -> str:
+        """Time the next batch of each attack (it is kept), on the features that come last.
 
         The unprotected features come first, and an attack that goes through the defence has it easier there.
+
+        Returns:
+            One line: the expected minutes, and those of each attack.
         """
         for attack in self.attacks:
             last = None
             self.left[attack.name] = 0
-            for number, job in enumerate(self._jobs(attack)):
-                self.left[attack.name] += job.left
-                last = number if job.left and (last is None or job.moment is None) else last
-            if last is None:
-                continue
-            job = next(job for number, job in enumerate(self._jobs(attack)) if number == last)
-            made, began = min(self.batch_size, job.left), time.monotonic()
-            self._run(job, stop=self.count - job.left + made)
-            self.seconds[attack.name] = (time.monotonic() - began) / made
-            self.left[attack.name] -= made
-        return self.minutes_left()
-
-    def minutes_left(self) -> float:
-        """What the reconstructions that are left should take; call `forecast` first."""
-        return sum(count * self.seconds.get(name, 0.0) for name, count in self.left.items()) / 60
-
-    def explain(self) -> str:
-        """One line: the expected minutes, and those of each attack."""
+            for place, job in enumerate(self._jobs(attack)):
+                if mine := self._mine(job):
+                    self.left[attack.name] += job.made.faces(mine)
+                    last = place if last is None or job.moment is None else last
+            for place, job in enumerate(self._jobs(attack)):
+                if place == last:
+                    self._make(job, self._mine(job)[:1])
+                    break
         if not any(self.left.values()):
             return "expected: no time for attacks, all reconstructions are there"
         parts = [
@@ -125,24 +124,33 @@ class Attacking:
             for name, count in self.left.items()
             if count
         ]
-        total = sum(self.left.values())
-        return f"expected: {_minutes(self.minutes_left())} for {total} reconstructions ({', '.join(parts)})"
+        shared = "" if self.world == 1 else f" by each of {self.world} processes"
+        work = f"{sum(self.left.values())} reconstructions{shared}"
+        return f"expected: {_minutes(self.minutes_left())} for {work} ({', '.join(parts)})"
+
+    def minutes_left(self) -> float:
+        """What the reconstructions that are left should take; call `forecast` first."""
+        return sum(count * self.seconds.get(name, 0.0) for name, count in self.left.items()) / 60
+
+    def run(self) -> None:
+        """Makes what is missing of this process's share; call `forecast` first."""
+        for attack in self.attacks:
+            for job in self._jobs(attack):
+                if numbers := self._mine(job):
+                    self._make(job, numbers)
+                    if self.rank == 0:
+                        print(f"attacks: {_minutes(self.minutes_left())} left", flush=True)
 
     def __call__(self, attack: Attack) -> Iterator[tuple[Entry, Moment, Tensor]]:
         """All reconstructions of an attack, `(N, 3, H, W)` in the order of the pictures, set by set.
 
-        Aimed at the set that is handed out.
+        Aimed at the set that is handed out; when all processes have `run`.
         """
         for job in self._jobs(attack):
-            began = time.monotonic()
-            made = self._run(job)
+            made = job.made.read()
             pictures = torch.empty_like(made)
             pictures[self.order] = made
-            self.used.add(job.path)
-            if job.left:
-                self.seconds[attack.name] = (time.monotonic() - began) / job.left
-                self.left[attack.name] = max(self.left.get(attack.name, 0) - job.left, 0)
-                print(f"attacks: {_minutes(self.minutes_left())} left", flush=True)
+            self.used.add(job.made.folder)
             yield job.entry, job.moment, pictures
 
 

@@ -17,6 +17,7 @@ from crafter_pl.audit.panel import Panel
 from crafter_pl.audit.plots import Column, Gallery
 from crafter_pl.audit.report import text, to_tensorboard, write_report
 from crafter_pl.audit.targets import Published, same_protection
+from crafter_pl.audit.team import Team
 from crafter_pl.audit.verdict import title
 from crafter_pl.audit.worst import worst_cases
 from crafter_pl.data.datamodule import FacesDataModule
@@ -39,6 +40,8 @@ def audit(
     runs_dir: str = "runs",
     out: str | None = None,
     device: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
     batch_size: int = 64,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -67,6 +70,9 @@ def audit(
         out: folder of the report (default: RUNS_DIR/EXPERIMENT/audit, for another budget than standard
             audit-BUDGET).
         device: auto, cpu, cuda, cuda:1, ...
+        devices: processes on this machine that share the attacks, each on a device of its own; they are
+            started here, or by torchrun or SLURM.
+        num_nodes: machines, each with so many processes.
         batch_size: pictures or features at a time.
         bootstrap: resamples behind each interval.
         seed: of the bootstrap, and of attacks that draw random numbers.
@@ -90,6 +96,8 @@ def audit(
         raise UserError(f"there is a report in {folder} already: give --overwrite true, or another --out")
     inputs.check_arguments(attacks, rulers, oracles, bootstrap, batch_size)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    team = Team(device, devices, num_nodes)
+    device = team.device
     task_path = Path(task_ckpt) if task_ckpt is not None else home / "task" / "checkpoints" / "best.ckpt"
 
     data.setup("test")
@@ -112,16 +120,23 @@ def audit(
     for adversary in (*attacks, *rulers):
         adversary.resolve(home)
     notes += inputs.check_aims(attacks, rulers, entries, data.split_hash)
-    entries[0]["features"] = inputs.encode(task, images, device, batch_size)
+    entries[0]["features"] = team.agree(inputs.encode(task, images, device, batch_size))
+
+    cache = folder / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    attacking = Attacking(
+        attacks, entries, cache, tuple(images.shape[1:]), device, batch_size, seed, team.rank, team.world
+    )
+    expected = attacking.forecast()
+    if team.rank == 0:
+        print(expected, flush=True)
+    attacking.run()
+    team.wait()
+    if team.rank > 0:
+        return folder / "report.html"  # the first process writes it
 
     panel = Panel(panel_nets, images, rows["identity"], device, batch_size)
     boot = IdentityBootstrap(rows["identity"], bootstrap, seed)
-    cache = folder / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    attacking = Attacking(attacks, entries, cache, tuple(images.shape[1:]), device, batch_size, seed)
-    attacking.forecast()
-    print(attacking.explain(), flush=True)
-
     shown = inputs.people_shown(rows["identity"], rows["index"])
     gallery = Gallery(images[shown], [])
     described: dict[str, dict[str, Any]] = {}

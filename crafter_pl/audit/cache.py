@@ -1,14 +1,16 @@
 """Reconstructions, made once: an audit that was interrupted goes on where it stopped.
 
-An attack may take hours. What it has made is kept in `out/cache`, in a file named by a hash of everything
-that it depends on: the bytes of the features, the attack's settings and the SHA-256 of its checkpoints.
+An attack may take hours. What it has made is kept in `out/cache`, a file a batch, in a folder named by a hash
+of everything that it depends on: the bytes of the features, the attack's settings and the SHA-256 of its
+checkpoints. Batches do not depend on each other, so any number of processes may share them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +21,7 @@ from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.report import write_bytes
-
-SAVE_EVERY = 30.0  # seconds of work that a crash may cost
+from crafter_pl.errors import UserError
 
 
 def cache_key(features: Tensor, description: dict[str, object], batch_size: int, seed: int) -> str:
@@ -38,73 +39,96 @@ def cache_key(features: Tensor, description: dict[str, object], batch_size: int,
     return digest.hexdigest()[:32]
 
 
-def load_done(path: Path, total: int) -> Tensor | None:
-    """Read the reconstructions made so far; None if there are none that can be used."""
-    try:
-        images = load_file(path)["images"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return images if len(images) <= total else None
+@dataclass(frozen=True)
+class Reconstructions:
+    """What one attack makes of one set of features: a folder with a file a batch.
 
-
-def reconstruct(
-    attack: Attack,
-    features: Tensor,
-    path: Path,
-    image_shape: tuple[int, ...],
-    batch_size: int,
-    seed: int,
-    title: str,
-    stop: int | None = None,
-) -> Tensor:
-    """Run an attack batch by batch, keeping what is done; all reconstructions `(N, 3, H, W)` in [0, 1].
-
-    Random numbers are seeded anew for each batch, so that a run that was interrupted ends as one that was
-    not.
-
-    Args:
-        attack: prepared unless everything is done already.
+    Attributes:
+        folder: of the files, see `cache_key`.
         features: `(N, C, h, w)`: all that the attack is given.
-        path: the cache file.
         image_shape: `(3, H, W)` of a reconstruction.
         batch_size: features handed over at a time.
         seed: see `cache_key`.
-        title: for the progress line.
-        stop: return when so many are there (by default all of them).
-
-    Raises:
-        ValueError: if the attack breaks its contract (shape, finite, range).
     """
-    done = load_done(path, len(features))
-    parts = [] if done is None else [done]
-    count = 0 if done is None else len(done)
-    stop = len(features) if stop is None else stop
-    saved = time.monotonic()
-    with tqdm(total=stop, initial=count, desc=title, unit="face") as bar:
-        while count < stop:
-            batch = features[count : count + batch_size]
-            with torch.random.fork_rng():
-                torch.manual_seed(seed + count)
-                images = attack.reconstruct(batch).detach().float().cpu()
-            if images.shape != (len(batch), *image_shape):
-                shapes = f"{tuple(images.shape)}, expected {(len(batch), *image_shape)}"
-                raise ValueError(f"attack {attack.name} returned {shapes}")
-            if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-                raise ValueError(f"attack {attack.name} returned pictures outside [0, 1]")
-            parts.append(images.clamp(0, 1))
-            count += len(batch)
-            bar.update(len(batch))
-            if count >= stop or time.monotonic() - saved > SAVE_EVERY:
-                write_bytes(path, save({"images": torch.cat(parts).contiguous()}))
-                saved = time.monotonic()
-    return torch.cat(parts)
+
+    folder: Path
+    features: Tensor
+    image_shape: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """The features, batch by batch."""
+        return self.features.split(self.batch_size)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def _read(self, number: int) -> Tensor | None:
+        try:
+            images = load_file(self._file(number))["images"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        return images if images.shape == (len(self.batches[number]), *self.image_shape) else None
+
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are not there yet, or damaged."""
+        return [number for number in range(len(self.batches)) if self._read(number) is None]
+
+    def faces(self, numbers: list[int]) -> int:
+        """How many faces are in these batches."""
+        return sum(len(self.batches[number]) for number in numbers)
+
+    def read(self) -> Tensor:
+        """All of them, `(N, 3, H, W)` in [0, 1].
+
+        Raises:
+            UserError: what another process was to make is not there.
+        """
+        parts = [self._read(number) for number in range(len(self.batches))]
+        there = [part for part in parts if part is not None]
+        if len(there) < len(parts):
+            raise UserError(
+                f"{self.folder} lacks {len(parts) - len(there)} of {len(parts)} files: is it one file system "
+                "for all processes? The same command goes on"
+            )
+        return torch.cat(there)
+
+    def make(self, attack: Attack, numbers: list[int], title: str) -> None:
+        """Lets an attack that is prepared at some of the batches.
+
+        Random numbers are seeded anew for each batch, so that its pictures do not depend on who makes them
+        and when.
+
+        Args:
+            attack: aimed and prepared.
+            numbers: of the batches.
+            title: for the progress line.
+
+        Raises:
+            ValueError: if the attack breaks its contract (shape, finite, range).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=self.faces(numbers), desc=title, unit="face") as bar:
+            for number in numbers:
+                batch = self.batches[number]
+                with torch.random.fork_rng():
+                    torch.manual_seed(self.seed + number * self.batch_size)
+                    images = attack.reconstruct(batch).detach().float().cpu()
+                if images.shape != (len(batch), *self.image_shape):
+                    shapes = f"{tuple(images.shape)}, expected {(len(batch), *self.image_shape)}"
+                    raise ValueError(f"attack {attack.name} returned {shapes}")
+                if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
+                    raise ValueError(f"attack {attack.name} returned pictures outside [0, 1]")
+                write_bytes(self._file(number), save({"images": images.clamp(0, 1).contiguous()}))
+                bar.update(len(batch))
 
 
 def remove_unused(folder: Path, used: set[Path]) -> None:
     """Delete reconstructions that the finished report is not made of: they are private pictures, too."""
-    for path in [
-        *folder.glob("*.safetensors"),
-        *folder.glob(".*.tmp"),
-    ]:  # .tmp: left by a run that was killed
-        if path not in used:
+    for path in folder.iterdir():
+        if not path.is_dir():  # of an earlier version
             path.unlink()
+        elif path not in used:
+            shutil.rmtree(path)
