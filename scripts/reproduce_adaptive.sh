@@ -16,9 +16,11 @@ adapt() { # name of the defence, its settings
   fit attacks/adaptive_white_box --name "adaptive_white_box-$1" "${@:2}"
 }
 
-for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
-  fit "attacks/$stage"
-done
+if [ "$experiment" = synthetic ]; then # generators that the defence has never seen; there are none for CelebA
+  for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
+    fit "attacks/$stage"
+  done
+fi
 stores=()
 for beta in 0.1 0.25 0.5 1; do
   run predict --config "$configs/crafter.yaml" --protect.beta "$beta"

@@ -154,7 +154,7 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
     for attack in (attack for attacks in options["budgets"].values() for attack in attacks):
         attack.resolve(Path("runs") / experiment)
         stages = {Path(file).parts[2] for file in attack.checkpoints.values()}
-        assert stages <= {"task", "prior", "amortizer", "black_box"}
+        assert stages <= {"task", "prior", "amortizer", "black_box", *named}
 
 
 def test_configs_that_texts_name_are_there():
