@@ -45,7 +45,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 400 in all).
-        val_pairs: held-out public faces that are queried once; their error picks ``best.ckpt``.
+        val_pairs: held-out public faces that are queried once, to watch the error.
         batch_size: pairs a step, over all processes.
         shard_size: faces crafted at a time.
         lr: the highest learning rate of each round (RMSProp; paper: constant 1e-3).
