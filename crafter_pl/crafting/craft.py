@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,7 @@ class CraftSettings:
         penalty: weight of the gradient penalty (paper: 20).
         double: craft in float64: a picture's result then depends on nothing but the picture over a whole run
             (in float32, rounding that depends on the batch is amplified where a ReLU switches).
+        double_start: only the inversion before the first outer step in float64, where most of that happens.
     """
 
     beta: float = 1.0
@@ -73,6 +74,7 @@ class CraftSettings:
     critic_lr: float = 5e-4
     penalty: float = 20.0
     double: bool = False
+    double_start: bool = True
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
@@ -146,6 +148,15 @@ class CraftState:
     answers: Tensor | None = None
     step: int = 0
     info: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> CraftState:
+        """The same state in another precision."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in parts.items()}
+        if self.inner is not None:
+            second = None if self.inner.second is None else self.inner.second.to(dtype)
+            parts["inner"] = InversionState(self.inner.step, self.inner.first.to(dtype), second)
+        return CraftState(**parts)
 
 
 def privacy_gradient(nets: CraftNets, critic: Net, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,21 +301,20 @@ def critic_step(
 def craft(
     nets: CraftNets,
     critic: Net,
-    features: Tensor,
+    state: CraftState,
     settings: CraftSettings,
     *,
     after_step: Callable[[CraftState], None] | None = None,
 ) -> CraftState:
-    """Crafts a batch of clean features ``(N, C, h, w)``; the result is ``state.features``.
+    """Crafts a batch that `start_crafting` has begun; the result is ``state.features``.
 
     Args:
         nets: frozen nets.
         critic: the steering critic, images -> ``(N,)``.
-        features: ``Enc(X)``.
+        state: of clean features, inverted.
         settings: of Algorithm 1.
         after_step: called after every outer step (a critic that adapts is updated here).
     """
-    state = start_crafting(nets, features, settings)
     for _ in range(settings.steps):
         state = craft_step(nets, critic, state, settings)
         if after_step is not None:
@@ -342,13 +352,13 @@ def craft_answers(nets: CraftNets, features: Tensor, z: Tensor, settings: CraftS
     return state
 
 
-def craft_z(nets: CraftNets, critic: Net, features: Tensor, settings: CraftSettings) -> CraftState:
-    """Crafter-z: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
+def craft_z(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
+    """Crafter-z, from where `start_crafting` ends: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
 
     Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for
     ``settings.steps`` steps.
     """
-    state = start_crafting(nets, features, settings)
+    features = state.clean
     size = features[0].numel()
     z = state.z.clone()
     first, second = torch.zeros_like(z), torch.zeros_like(z)

@@ -113,6 +113,8 @@ class Crafter(Defense):
         return self._frozen(torch.float32)
 
     def _frozen(self, dtype: torch.dtype) -> CraftNets:
+        if any(device != self.device for device, _ in self._nets):
+            self._nets = {}
         key = (self.device, dtype)
         if key not in self._nets:
             encoder = fold_batchnorm(self.task.net.encoder_module())
@@ -120,7 +122,7 @@ class Crafter(Defense):
             classifier = fold_batchnorm(self.task.net.cloud)
             amortizer = copy.deepcopy(self.upstream["amortizer"])
             nets = (net.to(self.device, dtype) for net in (encoder, generator, amortizer, classifier))
-            self._nets = {key: CraftNets(*nets)}  # only one kind is kept
+            self._nets[key] = CraftNets(*nets)
         return self._nets[key]
 
     def on_fit_start(self) -> None:
@@ -245,20 +247,25 @@ class Crafter(Defense):
                 return self._reference(self.task.edge(images), index, settings, seed)
         dtype = torch.float64 if settings.double else torch.float32
         nets = self._frozen(dtype)
-        with torch.no_grad():
-            features = nets.encoder(images.to(dtype))
         if method == "answers":
+            with torch.no_grad():
+                features = nets.encoder(images.to(dtype))
             z = keyed_normal(seed, index, self.prior.latent_dim, stream=_FACES, dtype=dtype)
             return craft_answers(nets, features, z, settings)
         net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
         if settings.double or critic != "fixed":
             net = copy.deepcopy(net).to(dtype)
+        exact = torch.float64 if settings.double_start and self.device.type != "mps" else dtype  # mps has none
+        start = self._frozen(exact)
+        with torch.no_grad():
+            features = start.encoder(images.to(exact))
+        state = start_crafting(start, features, settings).to(dtype)
         if method == "crafter_z":
-            return craft_z(nets, net, features, settings)
+            return craft_z(nets, net, state, settings)
         if critic == "fixed":
-            return craft(nets, net, features, settings)
+            return craft(nets, net, state, settings)
         adapt = self._adaptation(nets, net.requires_grad_(True), index, settings, seed)
-        return craft(nets, net, features, settings, after_step=adapt)
+        return craft(nets, net, state, settings, after_step=adapt)
 
     def _fresh_critic(self, seed: int) -> Critic:
         """A critic that has learned nothing, the same for every batch."""

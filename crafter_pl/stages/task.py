@@ -12,7 +12,7 @@ from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.errors import UserError
 from crafter_pl.nets import SplitClassifier
-from crafter_pl.stages.augment import flip, warp
+from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 
 
@@ -25,7 +25,7 @@ class TaskModel(Stage):
         weights: None (from scratch), a torchvision state-dict file, or ``download`` (ImageNet).
         lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
         weight_decay: of AdamW.
-        augment: mirror and warp the training pictures.
+        augment: mirror the training pictures.
         attribute_names: left empty by users; filled from the data.
         image_size: left 0 by users; filled from the data.
     """
@@ -100,7 +100,7 @@ class TaskModel(Stage):
         """Binary cross entropy over the attributes."""
         images = batch["image"]
         if self.hparams["augment"]:
-            images = warp(flip(images))
+            images = flip(images)
         loss = F.binary_cross_entropy_with_logits(self.net(images), batch["attributes"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
