@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
-# Two lanes share the cores: the prior, the oracles and the decoder are trained beside the task model, the amortizer and
+# Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the amortizer and
 # Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
 set -euo pipefail
@@ -13,7 +13,8 @@ beside() {
   run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
   run fit --config configs/oracle_plain.yaml --ckpt_path last || return
   until finished task; do sleep 1; done
-  run fit --config configs/attacks/black_box.yaml --ckpt_path last
+  run fit --config configs/attacks/black_box.yaml --ckpt_path last || return
+  run fit --config configs/attacks/black_box_answers.yaml --ckpt_path last
 }
 
 mkdir -p runs

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
 
 run fit --config configs/crafter.yaml --ckpt_path last
-for stage in attacks/black_box oracle_resnet oracle_plain oracle_reconstructions oracle_robust; do
+for stage in attacks/black_box attacks/black_box_answers oracle_resnet oracle_plain oracle_reconstructions oracle_robust; do
   run fit --config "configs/$stage.yaml" --ckpt_path last
 done
 stores=()

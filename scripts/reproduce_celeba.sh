@@ -8,7 +8,7 @@ export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
 run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
 
 run fit --config configs/celeba/crafter.yaml --ckpt_path last
-for stage in attacks/black_box oracle_resnet oracle_plain; do
+for stage in attacks/black_box attacks/black_box_answers oracle_resnet oracle_plain; do
   run fit --config "configs/celeba/$stage.yaml" --ckpt_path last
 done
 run predict --config configs/celeba/crafter.yaml

@@ -76,6 +76,19 @@ def test_rounds_query_more_and_are_kept(tiny, trained):
     assert light.stat().st_size < 0.6 * last.stat().st_size  # no optimizer state
 
 
+def test_it_may_start_from_a_decoder_that_reads_answers(tiny):
+    name = "adaptive_answers"
+    told = ["--model.init_args.reads", "answers", "--name", "black_box_answers"]
+    assert main(tiny.command("fit", "black_box", "--ckpt_path", "last", *told)) == 0
+    start = tiny.ckpt("black_box_answers")
+    assert main(fit(tiny, name, *ROUNDS, "--model.init_args.black_box_ckpt", start)) == 0
+    before = load_stage(start, BlackBox).net.state_dict()
+    after = load_stage(tiny.ckpt(name), AdaptiveBlackBox).net.state_dict()
+    assert before.keys() == after.keys()
+    weights = [key for key in before if key.endswith("weight") and key.startswith("classifier")]
+    assert weights and not any(torch.equal(before[key], after[key]) for key in weights)  # it may be retrained
+
+
 def test_the_last_round_is_the_attack(tiny, trained):
     (queries,) = (tiny.folder / "queries").glob("*/public_val")
     features, index, manifest = read_store(queries, split="public_val")

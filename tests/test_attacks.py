@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from crafter_pl.attacks import BlackBox, DecoderAttack, WhiteBoxAttack
+from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Generator, fold_batchnorm
-from crafter_pl.stages import GanPrior, load_stage, sha256
+from crafter_pl.stages import GanPrior, TaskModel, load_stage, sha256
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,20 @@ def test_decoders_that_are_trained_otherwise(tiny):
             p.grad is not None and p.grad.abs().sum() > 0 for p in stage.net.parameters() if p.ndim > 1
         )
         assert all(p.grad is None for p in stage.upstream["task"].parameters())
+
+
+def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
+    """It is trained, and attacks, like any decoder; its copy of the classifier stays what it is."""
+    name = "black_box_answers"
+    told = ["--model.init_args.reads", "answers", "--name", name]
+    assert main(tiny.command("fit", "black_box", *told)) == 0
+    attack = DecoderAttack(name=name)
+    attack.resolve(tiny.folder)
+    attack.prepare("cpu")
+    assert attack.reconstruct(faces_of_the_prior[2]).shape == (len(faces_of_the_prior[2]), 3, 32, 32)
+    task = load_stage(tiny.ckpt("task"), TaskModel)
+    for key, value in task.net.cloud.state_dict().items():
+        assert torch.equal(attack.net.net.classifier.state_dict()[key], value), key
 
 
 # What they say

@@ -296,7 +296,8 @@ def test_false_security_is_seen_everywhere(tmp_path: Path) -> None:
     report["defenses"][2]["worst_case"]["eval_acc"] = F(0.4)
     full = complete(report)
     assert chosen(report)["beta"] == 1.0
-    sentence = "False security with crafter (beta 1): attacks that know the defence identify 55.0 %"
+    sentence = "False security with crafter (beta 1): adaptive_black_box, which knows the defence, alone "
+    sentence += "identifies 55.0 %"
     assert "from 86.0 % to 40.0 %" in full["verdict"], "the worst case over all attacks"
     assert sentence in full["verdict"] and full["warnings"][0].startswith(sentence)
     write_report(tmp_path, report, fake_gallery(report))

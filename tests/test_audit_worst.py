@@ -64,15 +64,28 @@ def test_an_adaptive_attack_that_recovers_the_same_or_little_more_is_not_flagged
 
 
 def test_more_guesses_alone_are_no_false_security() -> None:
-    """Twenty adaptive attacks that guess blindly name more people than one attack does; so would chance."""
-    generator = torch.Generator().manual_seed(0)
-    blind = [judgement(torch.randint(PEOPLE, TRUTH.shape, generator=generator)) for _ in range(21)]
-    attacks = [attack("black_box", False), *(attack(f"adapted {i}", True) for i in range(20))]
-    crafted = entry(*blind)
-    run(attacks, entry(*[naming(40)] * 21), crafted)
+    """Six adaptive attacks that guess blindly together name more people than one attack does."""
+    flags = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        blind = [judgement(torch.randint(PEOPLE, TRUTH.shape, generator=generator)) for _ in range(7)]
+        attacks = [attack("black_box", False), *(attack(f"adapted {i}", True) for i in range(6))]
+        crafted = entry(*blind)
+        run(attacks, entry(*[naming(40)] * 7), crafted)
+        assert crafted["worst_case"]["eval_acc"]["value"] > crafted["false_security"]["basic"]["value"] + 0.05
+        flags.append(crafted["false_security"]["flag"])
+    assert sum(flags) <= 1
+
+
+def test_the_strongest_adaptive_attack_is_held_against_the_strongest_basic_one() -> None:
+    """Two weak attacks that find different people do not hide that one adaptive attack finds more."""
+    second = judgement(torch.where((TRUTH >= 8) & (TRUTH < 16), TRUTH, (TRUTH + 1) % PEOPLE))
+    crafted = entry(naming(8), second, naming(18), naming(17))
+    kinds = [("a", False), ("b", False), ("c", True), ("d", True)]
+    run([attack(*kind) for kind in kinds], entry(*[naming(40)] * 4), crafted)
     found = crafted["false_security"]
-    assert found["gain"]["ci95"][0] > 0.1 and found["gain_beyond_chance"]["ci95"][0] < 0
-    assert found["flag"] is False
+    assert found["basic"]["value"] == pytest.approx(0.2) and found["adaptive"]["value"] == pytest.approx(0.45)
+    assert found["flag"] is True and found["strongest"] == "c"
 
 
 def test_without_both_kinds_there_is_no_flag() -> None:

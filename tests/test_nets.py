@@ -8,6 +8,7 @@ from torch import nn
 from crafter_pl.errors import UserError
 from crafter_pl.nets import (
     AmortizerNet,
+    AnswersDecoder,
     Critic,
     Generator,
     ImageEncoder,
@@ -345,3 +346,22 @@ def test_gradient_penalty_of_the_critic_against_finite_differences():
 def test_messages(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_answers_decoder_sees_nothing_but_the_answers(size):
+    torch.manual_seed(0)
+    classifier = calibrated(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)))
+    net = AnswersDecoder(classifier, 5, size, "residual", 8)
+    features = torch.randn(4, 6, 4, 4)
+    for _ in range(3):
+        net(features)
+    assert net.training and not net.classifier.training
+    assert not any(p.requires_grad for p in net.classifier.parameters())
+    net.eval()
+    with torch.no_grad():
+        images = net(features)
+        assert images.shape == (4, 3, size, size) and 0 <= images.min() < images.max() <= 1
+        turned = net(features.flip(2).transpose(2, 3))  # other features, the same answers
+        other = net(30 * features)
+    assert (turned - images).abs().max() < 1e-5 and (other - images).abs().max() > 1e-4

@@ -300,6 +300,9 @@ class AdaptedAttack(Attack):
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
         args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
+        for start, file in self.basic.items():
+            if file is not None and Path(file).parent.parent.name != start:
+                args += [f"--model.init_args.{start}_ckpt", file]
         if target.manifest["defense"] != "crafter":
             file = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
             args += ["--model.init_args.crafter_ckpt", str(file)]

@@ -22,7 +22,8 @@ class AdaptiveBlackBox(AdaptiveStage):
 
     Args:
         crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
-        black_box_ckpt: the decoder to start from; null finds the experiment's own.
+        black_box_ckpt: the decoder to start from; null finds the experiment's own. One that reads answers
+            reads whatever its copy of the classifier learns to tell it.
         beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
         steps: the same for ``--protect.steps``.
         method: the same for ``--protect.method``.

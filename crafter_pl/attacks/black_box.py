@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.errors import UserError
-from crafter_pl.nets import build_decoder
+from crafter_pl.nets import AnswersDecoder, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage, load_stage
 from crafter_pl.stages.task import TaskModel
@@ -26,6 +26,8 @@ class BlackBox(Stage):
         loss: ``l2`` (paper) or ``l1`` (sharper).
         feature_weight: weight of ``|Enc(decoded) - F|^2 / d``, which rewards detail that the encoder can see;
             0 is the paper's.
+        reads: ``feature`` (the paper's), or ``answers``: nothing but the cloud's answers to the feature,
+            which a defence must keep where the cloud is to go on working.
     """
 
     stage_name = "black_box"
@@ -40,6 +42,7 @@ class BlackBox(Stage):
         lr: float = 2e-3,
         loss: str = "l1",
         feature_weight: float = 0.1,
+        reads: Literal["feature", "answers"] = "feature",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -49,7 +52,12 @@ class BlackBox(Stage):
                 "(--model.init_args.*)"
             )
         task = self.use("task", task_ckpt, TaskModel)
-        self.net = build_decoder(decoder, task.feature_shape, task.hparams["image_size"], width)
+        size = task.hparams["image_size"]
+        self.net = (
+            AnswersDecoder(task.net.cloud, len(task.hparams["attribute_names"]), size, decoder, width)
+            if reads == "answers"
+            else build_decoder(decoder, task.feature_shape, size, width)
+        )
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
@@ -62,7 +70,8 @@ class BlackBox(Stage):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """Adam with a one-cycle schedule."""
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.hparams["lr"])
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.attacks.wrapper import Wrapper
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
@@ -28,8 +28,7 @@ class ThroughDefenceAttack(Wrapper):
     from public checkpoints and the feature. The keys of random numbers are not known to it: it queries with
     indices of its own, and takes the mean over ``queries`` of them.
 
-    Features that are unprotected, or whose defence is not at hand (`Target.defense` None), are inverted
-    plainly, as in 0 rounds.
+    Features that are unprotected are inverted plainly, as in 0 rounds.
 
     **Cost:** every round protects ``queries`` pictures for each face, and the last guess is protected, too:
     for Crafter about the time of crafting the faces, ``rounds + 1`` times, besides as many inversions.
@@ -67,18 +66,32 @@ class ThroughDefenceAttack(Wrapper):
         super().__init__(base, name)
         self.rounds, self.step, self.queries, self.batch_size = rounds, step, queries, batch_size
 
+    def aim(self, target: Target | None) -> None:
+        """Takes note of the defence.
+
+        Raises:
+            UserError: it is not at hand.
+        """
+        if target is not None and target.defense is None:
+            raise UserError(
+                f"attack {self.name} goes through the defence {target.manifest['defense']}, whose checkpoint "
+                "is not at hand: put it where the report's note says, or leave this attack out (--attacks)"
+            )
+        super().aim(target)
+
     def prepare(self, device: str) -> None:
         """Loads what inverts, and puts the defence onto ``device``."""
         super().prepare(device)
         self.device = device
-        if self.target is not None and self.target.defense is not None:
+        if self.target is not None:
+            assert self.target.defense is not None
             defense = self.target.defense.to(device)
             self.encoder = fold_batchnorm(defense.edge_module()).to(device)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> the pictures in [0, 1] that the defence would turn into them."""
         guess = self.base.reconstruct(features)
-        if self.target is None or self.target.defense is None:
+        if self.target is None:
             return guess
         best, best_error = guess, features.new_full((len(features),), torch.inf)
         target = features
@@ -116,7 +129,8 @@ class ThroughDefenceAttack(Wrapper):
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction, the hash and the settings of the defence among it."""
         own = {name: getattr(self, name) for name in ("rounds", "step", "queries", "batch_size")}
-        if self.target is not None and self.target.defense is not None:
+        if self.target is not None:
+            assert self.target.defense is not None
             own["defense"] = self.target.defense.weights_hash()
             own["defense_settings"] = self.target.defense.protection()
         return {**own, **super().settings()}

@@ -80,13 +80,16 @@ class IdentityBootstrap:
                     result[start : start + step, column] = np.where(total > 0, pairs / total, np.nan)
         return result
 
-    def mean(self, values: ArrayLike) -> Figure:
-        """Mean of per-picture `values` `(N,)` with its interval."""
-        return figure(float(np.asarray(values, dtype=np.float64).mean()), self.mean_replicates(values))
+    def mean(self, values: ArrayLike, tries: int = 1) -> Figure:
+        """Mean of per-picture `values` `(N,)` with its interval, see `figure`."""
+        return figure(float(np.asarray(values, dtype=np.float64).mean()), self.mean_replicates(values), tries)
 
 
-def figure(value: float, replicates: NDArray[np.float64]) -> Figure:
+def figure(value: float, replicates: NDArray[np.float64], tries: int = 1) -> Figure:
     """A value with the 2.5 % and 97.5 % percentiles of its replicates `(B,)`, the undefined ones left out.
+
+    With `tries` above 1 the interval covers the best of so many figures together (Bonferroni): 2.5 % are
+    divided by them.
 
     Raises:
         ValueError: if no replicate is defined.
@@ -94,7 +97,7 @@ def figure(value: float, replicates: NDArray[np.float64]) -> Figure:
     defined = replicates[~np.isnan(replicates)]
     if defined.size == 0:
         raise ValueError("the figure is undefined in every bootstrap resample")
-    low, high = np.percentile(defined, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5 / tries, 100 - 2.5 / tries])
     return {"value": float(value), "ci95": [float(low), float(high)]}
 
 

@@ -114,9 +114,9 @@ def false_security(entry: Report) -> str | None:
     if not found or not found["flag"]:
         return None
     return (
-        f"False security with {entry['label']}: attacks that know the defence identify "
-        f"{percent(found['adaptive']['value'])}, those that do not {percent(found['basic']['value'])} "
-        f"(difference {_points(found['gain'])}; strongest: {found['strongest']})."
+        f"False security with {entry['label']}: {found['strongest']}, which knows the defence, alone "
+        f"identifies {percent(found['adaptive']['value'])}, the strongest attack that does not "
+        f"{percent(found['basic']['value'])} (difference {_points(found['gain'])})."
     )
 
 
@@ -130,7 +130,8 @@ def _adapted(report: Report, entry: Report) -> str:
     if not found:
         return "All attacks here know the defence."
     return (
-        "Attacks that know the defence gained nothing measurable over those that do not "
+        "The strongest attack that knows the defence gained nothing measurable over the strongest that does "
+        "not "
         f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])}, difference "
         f"{_points(found['gain'])})."
     )

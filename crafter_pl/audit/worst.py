@@ -75,17 +75,23 @@ def _case(worst: Joint, boot: IdentityBootstrap) -> dict[str, Any]:
 def _false_security(
     basic: list[Judgement], adaptive: dict[str, Judgement], panel: Panel, boot: IdentityBootstrap
 ) -> dict[str, Any] | None:
-    """Whether attacks that know the defence identify more faces than those that do not; None without both.
+    """Whether an attack that knows the defence identifies more faces than any that does not.
 
-    The difference is paired over the resamples of people. More attacks have more guesses, so it must hold
-    after each side's chance level is taken off, too.
+    One attack against one, the strongest of either side, so that both have as many guesses; the difference is
+    paired over the resamples of people and must hold after each one's chance level is taken off. The adaptive
+    one is the best of several: its interval is as wide as so many tries ask for (Bonferroni).
+
+    Returns:
+        The flag and its figures; None without both kinds of attacks.
     """
     if not basic or not adaptive:
         return None
-    before, after = any_of(basic, panel), any_of(list(adaptive.values()), panel)
+    strongest = max(adaptive, key=lambda name: float(any_of([adaptive[name]], panel).hits.double().mean()))
+    after = any_of([adaptive[strongest]], panel)
+    before = max((any_of([one], panel) for one in basic), key=lambda joint: float(joint.hits.double().mean()))
     more = after.hits.double() - before.hits.double()
-    gain, beyond = boot.mean(more), boot.mean(more - (after.chance - before.chance))
-    strongest = max(adaptive, key=lambda name: float(adaptive[name].hits.any(dim=0).double().mean()))
+    tries = len(adaptive)
+    gain, beyond = boot.mean(more, tries), boot.mean(more - (after.chance - before.chance), tries)
     return {
         "flag": gain["ci95"][0] > 0 and beyond["ci95"][0] > 0,
         "basic": boot.mean(before.hits),

@@ -353,8 +353,9 @@ def craft_answers(nets: CraftNets, features: Tensor, z: Tensor, settings: CraftS
 
 
 def craft_z(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
-    """Crafter-z, from where `start_crafting` ends: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
+    """Crafter-z: moves the latent itself and emits ``Enc(G(z))``: no implicit gradient (appendix).
 
+    It begins where `start_crafting` ends.
     Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for
     ``settings.steps`` steps.
     """

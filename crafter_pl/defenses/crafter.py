@@ -255,7 +255,9 @@ class Crafter(Defense):
         net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
         if settings.double or critic != "fixed":
             net = copy.deepcopy(net).to(dtype)
-        exact = torch.float64 if settings.double_start and self.device.type != "mps" else dtype  # mps has none
+        exact = (
+            torch.float64 if settings.double_start and self.device.type != "mps" else dtype
+        )  # mps has none
         start = self._frozen(exact)
         with torch.no_grad():
             features = start.encoder(images.to(exact))

@@ -2,7 +2,7 @@
 
 from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.critic import Critic, gradient_penalty
-from crafter_pl.nets.decoder import PaperDecoder, ResidualDecoder, build_decoder
+from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.fold import fold_batchnorm
@@ -13,6 +13,7 @@ from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
 
 __all__ = [
     "AmortizerNet",
+    "AnswersDecoder",
     "Critic",
     "FeatureHead",
     "Generator",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
+import torch
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
@@ -98,3 +100,57 @@ def build_decoder(kind: str, feature_shape: tuple[int, int, int], image_size: in
     if kind not in kinds:
         raise UserError(f"decoder {kind!r} is unknown; choose one of {', '.join(kinds)}")
     return kinds[kind](feature_shape, image_size, width)
+
+
+class AnswersDecoder(nn.Module):
+    """Draws a face from nothing but the cloud's answers to a feature: features ``(N, C, h, w)`` -> images.
+
+    What a defence leaves in the answers, because the cloud needs them, this decoder sees, wherever the
+    feature has been moved. Images are ``(N, 3, S, S)`` in [0, 1]. The classifier is a copy that stays in eval
+    mode.
+
+    Args:
+        classifier: features -> logits ``(N, A)``.
+        answers: A.
+        image_size: S, a power of two times 4 to 7.
+        kind: as `build_decoder`'s.
+        width: the decoder's first width.
+        noise: standard deviation of the noise on the standardised logits in training, so that it serves
+            answers that a defence has changed a little.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        answers: int,
+        image_size: int,
+        kind: str,
+        width: int,
+        noise: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+        self.noise = noise
+        self.standard = nn.BatchNorm2d(answers, affine=False)
+        side = image_size >> max(int(math.log2(image_size / 4)), 0)
+        self.lift = nn.Sequential(
+            nn.Linear(answers, 512),
+            nn.GELU(),
+            nn.Linear(512, width * side * side),
+            nn.GELU(),
+            nn.Unflatten(1, (width, side, side)),
+        )
+        self.decoder = build_decoder(kind, (width, side, side), image_size, width)
+
+    def train(self, mode: bool = True) -> AnswersDecoder:
+        """All but the classifier."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Reconstructs images from the answers to features."""
+        answers = self.standard(self.classifier(features)[:, :, None, None]).flatten(1)
+        if self.training:
+            answers = answers + self.noise * torch.randn_like(answers)
+        return self.decoder(self.lift(answers))
