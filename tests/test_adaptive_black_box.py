@@ -16,6 +16,7 @@ from experiment import in_subprocess, shards
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
+from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
 from crafter_pl.cli import main
@@ -247,6 +248,14 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     with torch.no_grad():
         expected = load_stage(best, AdaptiveBlackBox).reconstruct(features)
     assert torch.allclose(attack.reconstruct(features), expected, atol=1e-6)
+    # Also where it inverts the mean of several queries.
+    averaged = AveragedAttack(AdaptiveDecoderAttack())
+    averaged.resolve(tiny.folder)
+    averaged.aim(Target(manifest, None))
+    assert averaged.describe()["checkpoints"] == {"adaptive_black_box": sha256(best)}
+    averaged.prepare("cpu")
+    seen = averaged.observe(torch.stack([features - 1, features + 1]))
+    assert torch.allclose(averaged.reconstruct(seen), expected, atol=1e-4)
     # The seed is the defender's; a store of an older version has no hash, but its checkpoint has.
     settings = {**manifest["settings"], "seed": 5}
     attack.aim(Target({**manifest, "settings": settings}, None))

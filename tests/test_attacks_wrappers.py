@@ -18,6 +18,7 @@ from crafter_pl.attacks import (
     ThroughDefenceAttack,
     WhiteBoxAttack,
 )
+from crafter_pl.attacks.adaptive_black_box import AdaptiveDecoderAttack
 from crafter_pl.attacks.through_defence import OWN_KEYS
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import Crafter, Defense
@@ -210,7 +211,8 @@ def test_wrappers_say_what_they_hold(tiny):
         target = Target({"defense": "x", "retrains": []}, Known())
         attack.aim(target)
         assert attack.target is target and attack.base.target is target
-    assert not AveragedAttack.adaptive and ThroughDefenceAttack.adaptive
+    assert not AveragedAttack().adaptive and ThroughDefenceAttack().adaptive
+    assert AveragedAttack(AdaptiveDecoderAttack()).adaptive
 
 
 def test_attacks_in_a_config():

@@ -232,7 +232,7 @@ class AdaptedAttack(Attack):
     """
 
     stage_class: ClassVar[type[AdaptiveStage]]
-    adaptive: ClassVar[bool] = True
+    adaptive = True
     ckpt: str | None
     basic: dict[str, str | None]
     experiment_dir: Path | None = None

@@ -16,7 +16,7 @@ class AveragedAttack(Wrapper):
     it is where there is one query, as for unprotected features.
 
     Args:
-        base: the attack that inverts the mean; null is `WhiteBoxAttack` with its defaults.
+        base: the attack that inverts the mean, also one that adapts; null is `WhiteBoxAttack` as it is.
         name: how the report calls it.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -103,7 +103,7 @@ class Attack(Adversary):
     never handed a private picture, a label or an unprotected private feature together with its protected one.
     """
 
-    adaptive: ClassVar[bool] = False  # it knows the defence: it learnt from its features, or goes through it
+    adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
     @abstractmethod
     def reconstruct(self, features: Tensor) -> Tensor:

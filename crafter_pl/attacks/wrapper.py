@@ -23,11 +23,13 @@ class Wrapper(Attack):
         self.base = WhiteBoxAttack() if base is None else base
         self.name = name
         self.checkpoints = self.base.checkpoints
+        self.adaptive = self.adaptive or self.base.adaptive
 
     def aim(self, target: Target | None) -> None:
         """Tells the attack that inverts, too."""
         self.target = target
         self.base.aim(target)
+        self.checkpoints = self.base.checkpoints
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Finds the checkpoints of the attack that inverts."""
