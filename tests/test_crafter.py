@@ -252,6 +252,22 @@ def test_protect_of_one_picture_and_of_any_order(crafter, audited):
     assert torch.equal(stage.protect(images, index), together)
 
 
+def test_the_first_inversion_does_not_depend_on_the_batch(crafter, audited):
+    """In float64, and then rounded: the same for one picture, to the last bit or the one before it."""
+    images, index = audited
+    stage = crafter()
+    assert stage.protection()["double_start"] and not stage.protection()["double"]
+    start = replace(stage.craft_settings, steps=0, task_weight=1.0)
+    together, alone = (
+        stage._craft(images[:n], index[:n], start, "crafter", "fixed", 0) for n in (len(images), 1)
+    )
+    for name in ("z", "features", "answers"):
+        a, b = getattr(together, name), getattr(alone, name)
+        assert a.dtype == torch.float32 and torch.allclose(a[:1], b, rtol=2e-7, atol=1e-12), name
+    single = stage._craft(images, index, replace(start, double_start=False), "crafter", "fixed", 0)
+    assert 0 < distance(single.z, together.z).max() < 1e-2
+
+
 @pytest.mark.parametrize(("method", "critic"), [("crafter", "fixed"), ("crafter_z", "fixed")])
 def test_in_double_precision_a_whole_run_does_not_depend_on_the_batch(crafter, audited, method, critic):
     images, index = audited
