@@ -13,8 +13,6 @@ run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
 fit() { run fit --config "$configs/$1.yaml" --ckpt_path last "${@:2}"; }
 adapt() { # name of the defence, its settings
   fit attacks/adaptive_black_box --name "adaptive_black_box-$1" "${@:2}"
-  fit attacks/adaptive_black_box --name "adaptive_answers-$1" \
-    --model.init_args.black_box_ckpt "$runs/black_box_answers/checkpoints/best.ckpt" "${@:2}"
   fit attacks/adaptive_white_box --name "adaptive_white_box-$1" "${@:2}"
 }
 

@@ -171,6 +171,14 @@ def test_stores_of_one_beta_are_told_apart_by_what_differs(lab: SimpleNamespace)
         lab.run(features=[third, third], overwrite=True)
 
 
+def test_a_method_that_is_not_the_defences_own_is_always_named(lab: SimpleNamespace) -> None:
+    for number, method in enumerate(("crafter", "answers")):
+        settings = {"beta": 0.0, "method": method}
+        store = write_store(lab.tmp / method, lab.data, lab.data.all["image"], 0.0, settings=settings)
+        (_, entry) = lab.run(features=[store], overwrite=True)["defenses"]
+        assert entry["label"] == ("crafter (beta 0)", "crafter (beta 0, method answers)")[number]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

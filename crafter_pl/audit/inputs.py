@@ -229,7 +229,7 @@ def protected(
 
 
 def label(entries: list[Entry]) -> None:
-    """Name entries by their defence and the settings in which the stores of that defence differ.
+    """Name entries by defence, by method if that is another, and by the settings in which stores differ.
 
     Adds `label` (unique), `family` (entries that differ in beta alone) and `beta` (None if there is none).
     Defences of the same settings are told apart by their weights.
@@ -242,7 +242,8 @@ def label(entries: list[Entry]) -> None:
         keys = [
             key
             for key in sorted(own)
-            if key not in ("beta", "seed") and any(peer["settings"].get(key) != own[key] for peer in peers)
+            if (key not in ("beta", "seed") and any(peer["settings"].get(key) != own[key] for peer in peers))
+            or (key == "method" and own[key] != entry["name"])
         ]
         entry["beta"] = own.get("beta")
         differs = [f"{key} {own[key]}" for key in keys]
