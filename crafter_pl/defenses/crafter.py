@@ -59,6 +59,7 @@ class Crafter(Defense):
             and lr).
         critic: what `predict` does with the critic: ``fixed``, ``adapted`` or ``per_batch``.
         critic_width: the critic's first width (paper: 64).
+        critic_task_weight: gamma of the trajectories that the critic learns from; null is craft's own.
         replay: how many earlier reconstructions (as latents) the critic's training remembers.
         seed: of the keyed noise in `predict`.
     """
@@ -77,6 +78,7 @@ class Crafter(Defense):
         method: str = "crafter",
         critic: str = "fixed",
         critic_width: int = 32,
+        critic_task_weight: float | None = None,
         replay: int = 2048,
         seed: int = 0,
     ) -> None:
@@ -141,7 +143,9 @@ class Crafter(Defense):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Crafts one batch of public faces from start to end; the critic learns after every outer step."""
-        settings = self.craft_settings
+        settings, gamma = self.craft_settings, self.hparams["critic_task_weight"]
+        if gamma is not None:
+            settings = replace(settings, task_weight=gamma)
         optimizer = self.optimizers()
         values = torch.tensor(self.hparams["betas"], device=self.device)
         with torch.no_grad():
