@@ -125,7 +125,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     def _follow(self, features: Tensor, z: Tensor, steps: int) -> Tensor:
         lr = self.hparams["inversion_lr"]
-        return invert(self.render, features.float(), z.float(), steps=steps, lr=lr).z
+        return invert(self.render, features.to(self.dtype), z.to(self.dtype), steps=steps, lr=lr).z
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The whole attack: features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""

@@ -257,8 +257,7 @@ class Crafter(Defense):
             z = keyed_normal(seed, index, self.prior.latent_dim, stream=_FACES, dtype=dtype)
             return craft_answers(nets, features, z, settings)
         net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
-        if settings.double or critic != "fixed":
-            net = copy.deepcopy(net).to(dtype)
+        net = copy.deepcopy(net).to(dtype)
         exact = (
             torch.float64 if settings.double_start and self.device.type != "mps" else dtype
         )  # mps has none

@@ -24,10 +24,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         world = dist.get_world_size()
         if world == 1:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = (part.double() for part in torch.var_mean(x, dim=(0, 2, 3), correction=0))
         mean, square = (all_reduce(torch.cat([mean, var + mean.square()])) / world).chunk(2)
-        var, mean = (square - mean.square()).float(), mean.float()  # in float64: a difference of near equals
+        # In float64: a difference of near equals.
+        var, mean = (square - mean.square()).to(x.dtype), mean.to(x.dtype)
         if (
             self.running_mean is not None
             and self.running_var is not None
