@@ -157,7 +157,7 @@ def test_decoders_that_are_trained_otherwise(tiny):
 
 def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     """It is trained, and attacks, like any decoder; its copy of the classifier stays what it is."""
-    name = "black_box_answers"
+    name = "reads_answers"
     told = ["--model.init_args.reads", "answers", "--name", name]
     assert main(tiny.command("fit", "black_box", *told)) == 0
     attack = DecoderAttack(name=name)
