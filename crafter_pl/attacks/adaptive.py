@@ -205,7 +205,7 @@ class AdaptiveStage(Stage):
         features, images, _ = self.queries.batch(min(SHOWN, self.hparams["val_pairs"]), self.val_split)
         self.eval()
         with torch.no_grad():
-            made = self.reconstruct(features.to(self.device, self.dtype))
+            made = self.reconstruct(features.to(next(self.parameters())))
         self.train()
         self.log_grid(
             "original_reconstruction", torch.cat([images.to(self.device), made]), step=self.epochs_done
