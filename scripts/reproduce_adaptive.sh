@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Attackers that adapt, after reproduce.sh or reproduce_celeba.sh: every attack on Crafter at four values of beta, on
-# `answers` and on adversarial learning. Hours on two cores; run again after an interruption, it goes on where it stopped.
+# Attackers that adapt, after reproduce.sh or reproduce_celeba.sh: the standard attacks and the adaptive ones on Crafter at
+# four values of beta, on `answers` and on adversarial learning; then every attack on the default setting.
+# Hours on two cores; run again after an interruption, it goes on where it stopped.
 #   bash scripts/reproduce_adaptive.sh [EXPERIMENT]     synthetic (default) or celeba
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,11 +17,6 @@ adapt() { # name of the defence, its settings
   fit attacks/adaptive_white_box --name "adaptive_white_box-$1" "${@:2}"
 }
 
-if [ "$experiment" = synthetic ]; then # generators that the defence has never seen; there are none for CelebA
-  for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
-    fit "attacks/$stage"
-  done
-fi
 stores=()
 for beta in 0.1 0.25 0.5 1; do
   run predict --config "$configs/crafter.yaml" --protect.beta "$beta"
@@ -34,5 +30,12 @@ fit adversarial_learning
 run predict --config "$configs/adversarial_learning.yaml"
 adapt adversarial_learning --model.init_args.crafter_ckpt "$runs/adversarial_learning/checkpoints/best.ckpt"
 stores+=("$runs/adversarial_learning/features/private_test-lambda0.5")
-run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/adaptive" \
+run audit --config "$configs/audit.yaml" --budget adaptive --out "$runs/adaptive" \
   --features "[$(IFS=,; echo "${stores[*]}")]"
+
+if [ "$experiment" = synthetic ]; then # generators that the defence has never seen; there are none for CelebA
+  for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
+    fit "attacks/$stage"
+  done
+fi
+run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/exhaustive"

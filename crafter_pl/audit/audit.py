@@ -62,7 +62,7 @@ def audit(
             case.
         attacks: what to attack the features with, in place of a budget.
         budgets: lists of attacks by name, from few and quick to many and strong.
-        budget: which of these lists (in our configs quick, standard or exhaustive).
+        budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
         rulers: what names people straight from features, holding private labels; reported apart.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
         experiment: folder under runs_dir where default checkpoints are looked for.
