@@ -44,6 +44,7 @@ def test_every_figure_of_a_known_audit(lab: SimpleNamespace, capsys: pytest.Capt
     echo = none["attacks"]["echo"]
     assert echo["eval_acc"] == {"value": 1.0, "ci95": [1.0, 1.0]}
     assert echo["by_oracle"]["turned"]["value"] == 0.0 and echo["panel_any"]["value"] == 1.0
+    assert echo["top5_by_oracle"]["colour"]["value"] == 1.0 and echo["panel_any_top5"]["value"] == 1.0
     assert echo["ssim"]["value"] == pytest.approx(1) and echo["psnr"]["value"] == 100.0
     assert echo["identity_similarity"]["value"] == pytest.approx(1)
     blank = none["attacks"]["blank"]

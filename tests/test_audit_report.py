@@ -31,6 +31,7 @@ def fake_entry(name: str, beta: float | None, auc: float, rate: float) -> dict[s
         found |= {"by_oracle": {"colour": F(rate * scale), "grey": F(rate * scale * 0.8)}}
         found |= {
             "panel_any": F(min(1, rate * scale * 1.2)),
+            "panel_any_top5": F(min(1, rate * scale * 1.8)),
             "identity_similarity": F(0.2 + rate * scale / 2),
         }
         found |= {"identity_similarity_by_oracle": {oracle: F(0.4) for oracle in ORACLES}}

@@ -1,6 +1,7 @@
 """The contract of the defence: what leaves the edge, and what it does not depend on."""
 
 import csv
+import inspect
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from crafter_pl.crafting.craft import (
     start_crafting,
     task_gradient,
 )
+from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
 from crafter_pl.defenses import crafter as crafter_module
@@ -423,6 +425,52 @@ def test_answers_from_the_command_line_and_without_a_classifier(crafter, audited
         stage.protect_options = bad
         with pytest.raises(UserError, match=r"--protect\.(method|critic)"):
             stage.protect(images, index)
+
+
+def test_reference_has_the_released_constants(crafter):
+    """Whatever this Crafter was trained with; the manifest says what was run."""
+    stage = crafter("reference", beta=2.0)
+    said = inspect.signature(reference_craft).parameters
+    told = stage.protection()
+    for name in (
+        "steps",
+        "lr",
+        "inner_steps",
+        "inner_lr",
+        "critic_steps",
+        "critic_batch",
+        "critic_lr",
+        "alpha",
+    ):
+        assert told[name] == said[name].default, name
+    assert told["iterations"] == said["terms"].default and told["beta"] == 2.0 and told["task_weight"] == 0
+    assert told["critic"] == "per_batch" and stage.store_name() == "reference-beta2"
+
+
+@pytest.mark.parametrize("method", ["crafter", "crafter_z", "answers", "reference"])
+def test_no_steps_are_no_protection(crafter, audited, method):
+    with pytest.raises(UserError, match="as good as unprotected"):
+        crafter(method, steps=0).protect(*audited)
+
+
+def test_a_critic_that_adapts_learns_from_batches_of_its_own_size(crafter, audited, monkeypatch):
+    sizes, real_step = [], crafter_module.critic_step
+
+    def spy(critic, optimizer, fake, real, mix, penalty):
+        sizes.append((len(fake), len(real), len(mix)))
+        return real_step(critic, optimizer, fake, real, mix, penalty)
+
+    monkeypatch.setattr(crafter_module, "critic_step", spy)
+    stage = crafter(critic="per_batch")
+    stage.craft_settings, before = (
+        replace(stage.craft_settings, critic_batch=5, critic_steps=2),
+        stage.craft_settings,
+    )
+    try:
+        stage.protect(*audited)
+    finally:
+        stage.craft_settings = before
+    assert sizes == [(5, 5, 5)] * (2 * stage.settings_in_force()[0].steps)
 
 
 def test_reference_method_runs(crafter, audited):

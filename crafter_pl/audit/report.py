@@ -197,7 +197,8 @@ def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
         for key, value in result.items():
             if isinstance(value, dict) and "value" in value:
                 row |= _cells(key, value)
-        for part, column in (("by_oracle", "eval_acc"), ("tar_by_oracle", "tar")):
+        parts = {"by_oracle": "eval_acc", "top5_by_oracle": "eval_acc_top5", "tar_by_oracle": "tar"}
+        for part, column in parts.items():
             for oracle, value in result.get(part, {}).items():
                 row |= _cells(f"{column}[{oracle}]", value)
         yield row | tail

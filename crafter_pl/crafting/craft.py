@@ -47,7 +47,7 @@ class CraftSettings:
         damping: added to the inner Hessian's diagonal (``gauss_newton``, ``cg``).
         iterations: of conjugate gradients; terms of the Neumann series; unrolled steps.
         alpha: step of the Neumann series and of unrolling.
-        critic_steps: critic updates for each outer step where the critic adapts.
+        critic_steps: critic updates for each outer step where the critic adapts (paper: 10).
         critic_batch: pictures of either kind in a critic update (paper: 32).
         critic_lr: their Adam step size (paper: 5e-4).
         penalty: weight of the gradient penalty (paper: 20).
@@ -98,12 +98,7 @@ class CraftSettings:
                 "y0": y0,
             }
         if self.solver == "neumann":
-            return {
-                "alpha": self.alpha,
-                "terms": self.iterations,
-                "rho": self.prior_weight,
-                "diagnose": False,
-            }
+            return {"alpha": self.alpha, "terms": self.iterations, "rho": self.prior_weight}
         return {"lr": self.alpha, "steps": self.iterations, "rho": self.prior_weight}
 
 

@@ -30,10 +30,26 @@ from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
+# The released algorithm's constants, which are the defaults of `reference_craft`, in our words.
+RELEASED = CraftSettings(
+    steps=450,
+    lr=0.01,
+    update="adam",
+    start_steps=0,
+    inner_steps=80,
+    inner_lr=5e-3,
+    solver="neumann",
+    damping=0.0,
+    iterations=120,
+    alpha=1e-3,
+    critic_steps=10,
+    double_start=False,
+)
 METHODS = ("crafter", "crafter_z", "answers", "reference")
 CRITICS = ("fixed", "adapted", "per_batch")
 # Streams of keyed noise: the answers' prior faces, prior samples, the critic's places between real and fake.
 _FACES, _SAMPLES, _MIX = 0, 1, 2
+EMD_STEPS = 60  # updates of the critic that measures the distance in validation
 
 
 class Crafter(Defense):
@@ -55,8 +71,8 @@ class Crafter(Defense):
         method: ``crafter``; ``crafter_z`` (moves the latent, emits ``Enc(G(z))``); ``answers`` (from the
             feature of a random prior face to the cloud's answers for the picture, see `craft_answers`; it
             uses no critic); or ``reference``, the
-            released algorithm with its constants and its batch coupling, for comparison (it takes beta, steps
-            and lr).
+            released algorithm with its constants and its batch coupling, for comparison (of ``craft`` it
+            takes beta alone; ``--protect.steps`` shortens its 450 steps).
         critic: what `predict` does with the critic: ``fixed``, ``adapted`` or ``per_batch``.
         critic_width: the critic's first width (paper: 64).
         critic_task_weight: gamma of the trajectories that the critic learns from; null is craft's own.
@@ -194,11 +210,27 @@ class Crafter(Defense):
             before = self.prior.generator(self._invert_clean(images))
             after = self.prior.generator(state.z)
             z = keyed_normal(0, torch.arange(256, device=self.device), self.prior.latent_dim, stream=_SAMPLES)
-            emd = self.critic(self.prior.generator(z)).mean() - self.critic(after).mean()
-            start = self.critic(self.prior.generator(z)).mean() - self.critic(before).mean()
+            samples = self.prior.generator(z)
         self.log_dict({f"val/{key}": value.mean() for key, value in state.info.items()})
-        self.log_dict({"val/emd": emd, "val/emd_unprotected": start}, prog_bar=True)
+        emd = {"val/emd": self._emd(after, samples), "val/emd_unprotected": self._emd(before, samples)}
+        self.log_dict(emd, prog_bar=True)
         self.log_grid("original_unprotected_crafted", torch.cat([images, before, after]), columns=len(images))
+
+    def _emd(self, made: Tensor, samples: Tensor) -> float:
+        """The distance between reconstructions and prior samples (the paper's epsilon in PII).
+
+        By a copy of the critic that has gone on learning from exactly these: the critic itself is what
+        crafting has just climbed, and says nothing of what is left.
+        """
+        net, settings = copy.deepcopy(self.critic).requires_grad_(True), self.craft_settings
+        optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
+        turns = torch.arange(EMD_STEPS, device=self.device)
+        mixes = keyed_bits(0, turns, len(made), stream=_MIX) >> 11 & (2**53 - 1)
+        for turn, mix in enumerate((mixes.double() * 2.0**-53).to(made.dtype)):
+            real = samples.roll(-turn * len(made), 0)[: len(made)]
+            critic_step(net, optimizer, made, real, mix.view(-1, 1, 1, 1), settings.penalty)
+        with torch.no_grad():
+            return float(net(samples).mean() - net(made).mean())
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Nothing a batch: the fixed set is crafted at the epoch's end."""
@@ -219,7 +251,15 @@ class Crafter(Defense):
             raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
         if critic != "fixed" and method != "crafter":
             raise UserError(f"--protect.critic {critic} is for method crafter, not for {method}")
-        settings = replace(self.craft_settings, **changes)
+        settings = self.craft_settings
+        if method == "reference":
+            critic, settings = "per_batch", replace(RELEASED, beta=settings.beta)
+        settings = replace(settings, **changes)
+        if settings.steps < 1:
+            raise UserError(
+                f"{settings.steps} crafting steps would send the feature as good as unprotected: give at "
+                "least 1 (--protect.steps)"
+            )
         if settings.double and method == "reference":
             raise UserError("--protect.double is not for method reference: the released algorithm is float32")
         return settings, method, critic, int(told.get("seed", self.hparams["seed"]))
@@ -233,7 +273,8 @@ class Crafter(Defense):
         """``beta1`` and the like; the critic is named where it adapts."""
         settings, method, critic, _ = self.settings_in_force()
         prefix = "" if method == "crafter" else f"{method}-"
-        return f"{prefix}beta{settings.beta:g}" + ("" if critic == "fixed" else f"-{critic}")
+        suffix = "" if critic == "fixed" or method == "reference" else f"-{critic}"
+        return f"{prefix}beta{settings.beta:g}{suffix}"
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -282,25 +323,29 @@ class Crafter(Defense):
     def _adaptation(
         self, nets: CraftNets, net: Critic, index: Tensor, settings: CraftSettings, seed: int
     ) -> Callable[[CraftState], None]:
-        """What updates ``net`` after every outer step, on noise keyed by (seed, sample index)."""
+        """What updates ``net`` after every outer step, on faces and noise keyed by (seed, sample index).
+
+        Each update is on ``critic_batch`` of the batch's reconstructions, and as many prior samples.
+        """
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
 
         def adapt(state: CraftState) -> None:
             for turn in range(settings.critic_steps):
                 stream = 2 * (state.step * settings.critic_steps + turn)
+                words = keyed_bits(seed, index, 2, stream=stream + _MIX)
+                rows = words[:, 1].argsort()[: settings.critic_batch]
                 z = keyed_normal(
-                    seed, index, self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
+                    seed, index[rows], self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
                 )
-                words = keyed_bits(seed, index, 1, stream=stream + _MIX)
-                mix = ((words >> 11 & (2**53 - 1)).double() * 2.0**-53).to(state.z.dtype)
+                mix = ((words[rows, 0] >> 11 & (2**53 - 1)).double() * 2.0**-53).to(state.z.dtype)
                 with torch.no_grad():
-                    fake, real = nets.generator(state.z), nets.generator(z)
+                    fake, real = nets.generator(state.z[rows]), nets.generator(z)
                 critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
 
         return adapt
 
     def _reference(self, features: Tensor, index: Tensor, settings: CraftSettings, seed: int) -> CraftState:
-        """The released algorithm with its constants; beta, steps and lr are the settings'."""
+        """The released algorithm with its constants (`RELEASED`); beta and steps are the settings'."""
         result = reference_craft(
             self.nets.encoder,
             self.nets.generator,
@@ -311,7 +356,6 @@ class Crafter(Defense):
             prior_critic=self.prior.critic,
             rng=torch.Generator().manual_seed(seed + int(index[0])),
             steps=settings.steps,
-            lr=settings.lr,
         )
         beta = torch.full((len(features),), settings.beta, device=features.device)
         state = CraftState(result.features, features, result.z, beta, step=settings.steps)
