@@ -108,6 +108,7 @@ def test_help_of_verbs(verb, words, capsys):
         (["fit", "--config", "configs/tiny.yaml", "--data.batch_size", "0"], "--data.batch_size"),
         (["fit", "--config", "configs/tiny.yaml", "--trainer.accelerator", "abacus"], "abacus"),
         (["fit", "--config", "configs/tiny.yaml", "--ckpt_path", "absent.ckpt"], "absent.ckpt"),
+        (["fit", "--config", "configs/tiny.yaml", "--runs_dir", "configs/tiny.yaml/x"], "Not a directory"),
         (["test", "--config", "configs/tiny.yaml"], "fit --config configs/tiny.yaml"),
         (["predict", "--config", "configs/top.yaml"], "fit --config configs/top.yaml"),
         (["fit", "--data.source", "celeba"], "model"),
