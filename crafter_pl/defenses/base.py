@@ -94,10 +94,6 @@ class Defense(Stage):
 
     def on_predict_start(self) -> None:
         """Looks at the store that is there already: one of other settings or weights is refused."""
-        size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        if size != self.task.hparams["image_size"]:
-            mine = self.task.hparams["image_size"]
-            raise UserError(f"this defence takes pictures of {mine} pixels, the data have {size}")
         self._folder = self.store_folder()
         self._timed, self._seconds = 0, 0.0
         self._plan = self._manifest()
