@@ -46,6 +46,14 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(metrics.items())}
 
 
+def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv, at `path`, of the epochs before `epoch`; what is not in the file is none."""
+    if epoch == 0 or not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
 
@@ -165,10 +173,7 @@ class MetricsCSV(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the rows of the epochs before the one that starts now."""
-        self.rows = []
-        if self.path.is_file() and trainer.current_epoch > 0:
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+        self.rows = rows_before(trainer.current_epoch, self.path)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the epoch's clock."""
@@ -219,7 +224,14 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the summary; a stage adds figures of its own by the attribute `final_metrics` (a dict)."""
         best = self.path.parent / "checkpoints" / "best.ckpt"
-        metrics = scalars({**trainer.callback_metrics, **getattr(pl_module, "final_metrics", {})})
+        logged: dict[str, Any] = trainer.callback_metrics
+        if not logged:  # no epoch was left to run: the run was killed after its last checkpoint
+            rows = rows_before(trainer.current_epoch, self.path.parent / "metrics.csv")
+            row = rows[-1] if rows else {}
+            logged = {
+                name: value for name, value in row.items() if value and name not in ("epoch", "seconds")
+            }
+        metrics = scalars({**logged, **getattr(pl_module, "final_metrics", {})})
         if not trainer.is_global_zero or not best.is_file():
             return
         summary = {
@@ -237,7 +249,8 @@ class Summary(Callback):
 class SaveConfig(SaveConfigCallback):
     """The exact config of a verb as `<verb>.yaml`; for fit also in its checkpoints, and split.csv beside it.
 
-    A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on.
+    A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on. Only
+    those of a fit that has left no checkpoint are replaced.
     """
 
     def __init__(
@@ -252,6 +265,10 @@ class SaveConfig(SaveConfigCallback):
             return
         self.already_saved = True
         text = self.parser.dump(self.config, skip_unset=False)
+        split = self.folder / "split.csv"
+        if self.verb == "fit" and not any((self.folder / "checkpoints").glob("*.ckpt")):
+            for stale in (self.folder / "fit.yaml", split):
+                stale.unlink(missing_ok=True)
         path, number = self.folder / f"{self.verb}.yaml", 1
         while path.is_file() and _without_ckpt_path(path.read_text(encoding="utf-8")) != _without_ckpt_path(
             text
@@ -260,7 +277,6 @@ class SaveConfig(SaveConfigCallback):
             path = self.folder / f"{self.verb}-{number}.yaml"
         if not path.is_file():
             write_text(path, text)
-        split = self.folder / "split.csv"
         if self.verb == "fit" and not split.is_file():
             trainer.datamodule.write_split_csv(split)  # type: ignore[attr-defined]
 

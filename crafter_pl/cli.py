@@ -68,7 +68,11 @@ def main(args: list[str] | None = None) -> int:
     except Terminated:
         return _interrupted("terminated", args, 143)
     except UserError as error:
-        return _fail(error)
+        return _fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        return _fail(f"{where}{reason}; give a place that can be read and written, with room on its disk")
     except RuntimeError as error:
         if not _process_lost(error):
             raise
@@ -132,11 +136,10 @@ def _call(verb: str, *args: str) -> None:
     functions[verb](**config)
 
 
-def _fail(error: Exception) -> int:
+def _fail(message: str) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    print(
-        f"error: {error}" if rank == "0" else f"[process {rank}] error: {error}", file=sys.stderr, flush=True
-    )
+    where = "" if rank == "0" else f"[process {rank}] "
+    print(f"{where}error: {message}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -38,6 +38,7 @@ from crafter_pl.audit.audit import audit
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.metrics import identity_similarity
 from crafter_pl.audit.report import write_bytes
+from crafter_pl.audit.team import Team
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.runner import import_stages
@@ -174,14 +175,12 @@ def make_bench(given: Any, home: Path, faces: int) -> Bench:
         UserError: too few public_val people, or checkpoints that do not belong to these data.
     """
     data: FacesDataModule = given.data
-    device = given.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = Team(given.device).device
     data.setup("test")
     task_path = Path(given.task_ckpt or home / "task" / "checkpoints" / "best.ckpt")
     task, notes = inputs.load_task(task_path, data)
     task.to(device)
-    oracles = inputs.load_oracles(given.oracles, data.split_hash)
+    oracles = inputs.load_oracles(given.oracles, data)
     if not oracles:
         raise UserError("identity similarity needs an oracle: give --oracles")
     for note in notes:
@@ -459,4 +458,5 @@ if __name__ == "__main__":
     try:
         main()
     except (UserError, ArgumentError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -71,6 +71,7 @@ class FakeOracle(torch.nn.Module):
     def __init__(self, name: str, shift: int = 0, identities: list[int] | None = None) -> None:
         super().__init__()
         self.hparams = {"name": name, "identities": identities or sorted(IDENTITIES)[::-1], "width": 8}
+        self.hparams |= {"image_size": SIZE, "backbone": name, "grey": False}
         self.shift = shift
 
     def logits(self, images: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     monkeypatch.setattr(inputs, "load_oracle", lambda path: stages[Path(path).name])
     monkeypatch.setattr(inputs, "trained_on", lambda path: splits.get(Path(path).name, SPLIT_HASH))
     for module in (inputs, figures, audit_module):
-        monkeypatch.setattr(module, "sha256", lambda path: SHA)
+        monkeypatch.setattr(module, "sha256", lambda path: SHA if path == Path("task") else f"of {path}")
     data = FakeData()
     images = data.all["image"]
     swapped = images.roll(PICTURES, 0)  # everybody's feature shows the next person

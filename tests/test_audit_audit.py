@@ -209,6 +209,11 @@ def test_stores_and_stages_that_do_not_fit_are_refused(lab: SimpleNamespace) -> 
     lab.stages["strange"] = FakeOracle("strange", identities=[1, 2, 3])
     with pytest.raises(UserError, match="other people"):
         lab.run(oracles=["colour", "strange"])
+    with pytest.raises(UserError, match="colour and colour are the same"):
+        lab.run(oracles=["colour", "turned", "colour"])
+    lab.stages["turned"].hparams["image_size"] = 64
+    with pytest.raises(UserError, match="oracle turned was trained on pictures of 64 pixels"):
+        lab.run()
     lab.splits["colour"] = "another"
     with pytest.raises(UserError, match="another split"):
         lab.run()
@@ -240,8 +245,13 @@ def test_an_attack_that_learnt_elsewhere_is_noted(lab: SimpleNamespace) -> None:
 
 def test_one_oracle_is_warned_about_and_equal_names_are_numbered(lab: SimpleNamespace) -> None:
     assert any("Only one oracle" in warning for warning in lab.run(oracles=["colour"])["warnings"])
-    report = lab.run(oracles=["colour", "colour"], overwrite=True)
+    lab.stages["again"] = FakeOracle("colour")
+    report = lab.run(oracles=["colour", "again"], overwrite=True)
     assert [oracle["name"] for oracle in report["oracles"]] == ["colour", "colour 2"]
+    assert any("same architecture and input" in warning for warning in report["warnings"])
+    lab.stages["again"].hparams["grey"] = True
+    report = lab.run(oracles=["colour", "again"], overwrite=True)
+    assert not any("same architecture and input" in warning for warning in report["warnings"])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_it_refuses_what_does_not_fit(tiny, capsys):
         ReconstructionOracle(tiny.ckpt("black_box"), reconstructed=1.5)
     given = ["--model.init_args.black_box_ckpt", tiny.ckpt("black_box"), "--name", "other"]
     assert main([*tiny.command("fit", "oracle_reconstructions"), *given, "--data.image_size", "64"]) == 2
-    assert "makes pictures of 32 pixels" in capsys.readouterr().err
+    assert "was trained on pictures of 32 pixels" in capsys.readouterr().err
 
 
 def test_heavy_distortion_is_heavier():

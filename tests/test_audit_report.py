@@ -66,12 +66,13 @@ def fake_report(
     entries += [fake_entry("crafter", beta, auc, rate) for beta, auc, rate in points]
     data = {"source": "synthetic", "split_hash": "ab" * 32, "image_size": 32, "identities": 60, "images": 240}
     oracle = {"accuracy_on_originals": 0.93, "ci95": [0.9, 0.96], "people": 60}
+    oracles = [{"name": name, **oracle, "settings": {"grey": name == "grey"}} for name in ORACLES]
     return {
         "schema": 1,
         "created": "2026-11-23 12:00 UTC",
         "version": "0.1.0",
         "data": data | {"chance": 1 / 60, "attributes_left_out": ["hat <b>"]},
-        "oracles": [{"name": name, **oracle} for name in ORACLES],
+        "oracles": oracles,
         "panel": {"accuracy_on_originals": F(0.97, 0.02)},
         "attacks": {name: {"name": name, "settings": {"steps": 300}} for name in ATTACKS},
         "defenses": entries,
@@ -228,9 +229,12 @@ def test_rebuild_writes_the_same_page(written: Path) -> None:
 def test_rebuild_says_what_is_wrong(written: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report\.json"):
         rebuild(str(tmp_path / "nowhere"))
-    (written / "report.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        rebuild(str(written))
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    for content in ("{", "[]", '{"schema": 1}'):
+        (written / "report.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            rebuild(str(written))
+        assert all((written / name).read_bytes() == before[name] for name in before if name != "report.json")
 
 
 def test_numbers_that_are_not_finite_are_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_help_of_verbs(verb, words, capsys):
         (["fit", "--config", "configs/tiny.yaml", "--data.batch_size", "0"], "--data.batch_size"),
         (["fit", "--config", "configs/tiny.yaml", "--trainer.accelerator", "abacus"], "abacus"),
         (["fit", "--config", "configs/tiny.yaml", "--ckpt_path", "absent.ckpt"], "absent.ckpt"),
+        (["fit", "--config", "configs/tiny.yaml", "--runs_dir", "configs/tiny.yaml/x"], "Not a directory"),
         (["test", "--config", "configs/tiny.yaml"], "fit --config configs/tiny.yaml"),
         (["predict", "--config", "configs/top.yaml"], "fit --config configs/top.yaml"),
         (["fit", "--data.source", "celeba"], "model"),
@@ -179,6 +180,32 @@ def test_killed_and_resumed_equals_straight(conf):
     assert fit("tiny", "--ckpt_path", "last") == 0
     assert fit("tiny", "--experiment", "straight") == 0
     assert_same_run("synthetic/tiny", "straight/tiny")
+
+
+def test_the_files_of_an_attempt_without_a_checkpoint_are_replaced(conf):
+    killed = subprocess_fit("--data.seed", "5", "--model.init_args.kill_at", "0", TINY_SIGNAL="SIGKILL")
+    assert killed.returncode == -9, killed.stderr
+    assert yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))["data"]["seed"] == 5
+    more = ["--trainer.max_epochs", "1"]
+    assert fit("tiny", *more) == 0 and fit("tiny", "--experiment", "straight", *more) == 0
+    folder = conf.parent / "runs/synthetic/tiny"
+    assert yaml.safe_load((folder / "fit.yaml").read_text())["data"]["seed"] == 0
+    assert not (folder / "fit-2.yaml").exists()
+    assert (folder / "split.csv").read_text() == open("runs/straight/tiny/split.csv").read()
+
+
+def test_killed_before_the_summary(conf, capsys):
+    assert fit("tiny") == 0
+    path = conf.parent / "runs/synthetic/tiny/summary.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    with open(path.with_name("metrics.csv"), "a") as file:  # as of a run that had been trained for longer
+        file.write("4,0,9,9\n")
+    capsys.readouterr()
+    assert fit("tiny", "--ckpt_path", "last") == 0
+    assert "val/loss" in capsys.readouterr().out
+    after = json.loads(path.read_text())
+    assert after["metrics"] == pytest.approx(before["metrics"]) and after["epochs"] == before["epochs"] == 4
 
 
 def test_sigterm_names_the_resume_command(conf):

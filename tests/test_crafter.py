@@ -1,9 +1,11 @@
 """The contract of the defence: what leaves the edge, and what it does not depend on."""
 
 import csv
+import errno
 import inspect
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -84,7 +86,7 @@ def test_predict_writes_the_store(tiny, tiny_store, crafter, audited):
         part = slice(4 * number, 4 * number + 4)
         assert shard.keys() == {"features", "index"} and torch.equal(shard["index"], index[part])
         assert torch.equal(shard["features"], stage.protect(images[part], index[part]))
-    names = {f"shard-{number:05d}.safetensors" for number in range(4)} | {"manifest.json"}
+    names = {f"shard-{number:05d}.safetensors" for number in range(4)} | {"manifest.json", "fingerprint"}
     assert {path.name for path in tiny_store.iterdir()} == names
     clean = stage.task.edge(images)
     assert distance(features, clean[index.argsort()]).min() > 0.01  # crafted, not passed on
@@ -99,14 +101,16 @@ def test_predict_again_has_nothing_to_do(tiny, tiny_store, capsys):
     assert "complete" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "unfinished"])
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "unfinished", "manifest", "manifest and shard"])
 def test_predict_goes_on_where_it_stopped(damage, tiny, tiny_store, tmp_path):
     store, before = shutil.copytree(tiny_store, tmp_path / "store"), shards(tiny_store)
     victim = store / "shard-00002.safetensors"
     if damage == "truncated":
         victim.write_bytes(victim.read_bytes()[:-100])
-    else:
+    elif damage != "manifest":
         victim.unlink()
+    if damage.startswith("manifest"):  # as the messages about a damaged store advise
+        (store / "manifest.json").unlink()
     if damage == "unfinished":  # the last shard and the manifest were never written
         shutil.rmtree(store)
         in_two = ["--protect.out", str(store), "--trainer.limit_predict_batches", "2"]
@@ -161,6 +165,16 @@ def test_killed_predict_goes_on(tiny, tiny_store, tmp_path):
     assert main(command) == 0
     assert shards(tmp_path / "store") == shards(tiny_store)
     assert read_store(tmp_path / "store")[2]["fingerprint"] == read_store(tiny_store)[2]["fingerprint"]
+
+
+def test_a_full_disk_leaves_nothing_by_halves(tiny, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(tiny.command("predict", "crafter", "--protect.out", str(tmp_path / "store"))) == 2
+    assert capsys.readouterr().err.startswith("error: No space left on device; give a place")
+    assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_two_processes_write_the_same_bytes(tiny, tiny_store, tmp_path):

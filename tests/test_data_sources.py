@@ -203,7 +203,9 @@ def test_lfw_without_attributes_keeps_everybody(lfw):
         (2, "person", "who", r"lfw_attributes.txt, line 2: expected a header"),
         (4, "\t", " ", r"lfw_attributes.txt, line 4: expected 75 cells separated by tabs, got 1"),
         (4, "\t2\t", "\ttwo\t", r"lfw_attributes.txt, line 4: expected a picture number, got 'two'"),
-        (5, "0.5", "high", r"lfw_attributes.txt, line 5: the scores must be numbers"),
+        (5, "0.5", "high", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
+        (5, "0.5", "nan", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
+        (5, "0.5", "inf", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
         (4, "\t2\t", "\t1\t", r"lfw_attributes.txt, line 4: a second row for Ann_Bee_0001"),
     ],
 )
@@ -252,6 +254,18 @@ def test_a_person_without_readable_pictures_is_gone(folder):
     damage(folder / "bob" / "b.png")
     faces = load_folder(folder, HOW)
     assert faces.identity_names == ["ann"] and faces.people.tolist() == [0]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_dangling_link_is_an_unreadable_picture(folder, tmp_path, cached):
+    (folder / "ann" / "b.png").symlink_to(tmp_path / "gone.png")
+    cache = tmp_path / "cache" if cached else None
+    faces = load_folder(folder, Decoding(8, cache_dir=cache))
+    assert len(faces) == 5 and faces.notes["unreadable_pictures"] == 1
+    with pytest.raises(UserError, match=r"ann/b.png is no readable picture"):
+        load_folder(folder, Decoding(8, strict=True, cache_dir=cache))
+    picture(tmp_path / "gone.png")
+    assert len(load_folder(folder, Decoding(8, cache_dir=cache))) == 6
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -232,6 +232,9 @@ def test_a_process_that_dies_ends_the_audit_which_goes_on(tiny, tiny_store, tmp_
     [
         (["--devices", "0"], "--devices 0 and --num_nodes 1 must be at least 1"),
         (["--device", "cuda:1", "--devices", "2"], "--device cuda:1 is one device"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--device", "nonsense"], "--device nonsense cannot be used"),
+        (["--device", "nonsense", "--devices", "2"], "--device nonsense cannot be used"),
     ],
 )
 def test_audit_refuses_processes_that_cannot_be(more, words, tiny, tiny_store, tmp_path, capsys):

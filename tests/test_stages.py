@@ -292,6 +292,17 @@ def test_a_prior_of_another_picture_size(tiny, tmp_path):
         Amortizer(tiny.ckpt("task"), str(tmp_path / "large.ckpt"))
 
 
+def test_upstream_stages_of_another_picture_size(tiny, capsys):
+    """They are trained, so no config is compared; a net of convolutions would take any size."""
+    for stage in ("amortizer", "black_box", "crafter"):
+        more = ["--name", "large", "--data.image_size", "64"]
+        assert main(tiny.command("fit", stage, *more)) == 2
+        error = capsys.readouterr().err
+        assert f"{tiny.ckpt('task')} (stage task) was trained on pictures of 32 pixels" in error
+        assert "--data.image_size 32" in error
+    assert load_stage(tiny.ckpt("amortizer"), Amortizer).image_size == 32
+
+
 # Task
 
 

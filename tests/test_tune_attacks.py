@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -229,6 +231,25 @@ def test_what_cannot_be_written(tune, tmp_path):
 def test_mistakes(run, more, message):
     with pytest.raises(UserError, match=message):
         run(*more)
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "words"),
+    [
+        (
+            "tune_attacks",
+            "--config tests/conf/audit.yaml --attack other --features [] --oracles []",
+            "--attack other",
+        ),
+        ("bench_crafting", "--ckpt absent.ckpt", "no checkpoint absent.ckpt"),
+    ],
+)
+def test_mistakes_of_scripts_are_one_message(script, args, words):
+    command = [sys.executable, f"scripts/{script}.py", *args.split()]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: "), ended.stderr
+    assert words in ended.stderr
 
 
 def test_default_grids_are_of_settings_that_exist(tune):

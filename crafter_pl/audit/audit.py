@@ -4,8 +4,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from crafter_pl import __version__
 from crafter_pl.attacks.base import Attack, Ruler
 from crafter_pl.audit import figures, inputs
@@ -95,7 +93,6 @@ def audit(
     if (folder / "report.json").exists() and not overwrite:
         raise UserError(f"there is a report in {folder} already: give --overwrite true, or another --out")
     inputs.check_arguments(attacks, rulers, oracles, bootstrap, batch_size)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     team = Team(device, devices, num_nodes)
     device = team.device
     task_path = Path(task_ckpt) if task_ckpt is not None else home / "task" / "checkpoints" / "best.ckpt"
@@ -103,9 +100,7 @@ def audit(
     data.setup("test")
     task, notes = inputs.load_task(task_path, data)
     task.to(device)
-    panel_nets = {
-        name: oracle.to(device) for name, oracle in inputs.load_oracles(oracles, data.split_hash).items()
-    }
+    panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(oracles, data).items()}
     rows = data.rows(SPLIT)
     images = rows["image"]
     published = Published(home, device)

@@ -91,21 +91,33 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
     ]
 
 
-def load_oracles(paths: list[str], split_hash: str) -> dict[str, IdentityOracle]:
+def load_oracles(paths: list[str], data: FacesDataModule) -> dict[str, IdentityOracle]:
     """The panel by name; equal names are numbered.
 
     Raises:
-        UserError: an oracle was trained on another split, where it may have seen the pictures that it is to
-        judge.
+        UserError: an oracle is there twice, or was trained on pictures of another size or on another split,
+            where it may have seen the pictures that it is to judge.
     """
     loaded: dict[str, IdentityOracle] = {}
+    files: dict[str, str] = {}
     for path in paths:
         oracle = load_oracle(path)
-        if trained_on(path) != split_hash:
+        if trained_on(path) != data.split_hash:
             raise UserError(
                 f"oracle {path} was trained on another split and may have seen the pictures that it is to "
                 "judge: give the same --data settings as in its training, or train it again"
             )
+        if (size := oracle.hparams["image_size"]) != data.image_size:
+            raise UserError(
+                f"oracle {path} was trained on pictures of {size} pixels, the data have {data.image_size}: "
+                f"give --data.image_size {size}, or train it again"
+            )
+        if (digest := sha256(path)) in files:
+            raise UserError(
+                f"oracles {files[digest]} and {path} are the same: leave one out, or give one of another "
+                "backbone or input"
+            )
+        files[digest] = path
         name = base = str(oracle.hparams["name"])
         number = 2
         while name in loaded:

@@ -49,17 +49,6 @@ class ReconstructionOracle(IdentityOracle):
         assert isinstance(stage, BlackBox)
         return stage
 
-    def setup(self, stage: str) -> None:
-        """Refuses a decoder for another picture size, or, before `fit`, one of another split."""
-        size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        mine = self.decoder.upstream["task"].hparams["image_size"]
-        if size != mine:
-            raise UserError(
-                f"{self.upstream_files['black_box'][0]} makes pictures of {mine} pixels, the data have "
-                f"{size}: give --data.image_size {mine}, or another black_box_ckpt"
-            )
-        super().setup(stage)
-
     @torch.no_grad()
     def shown(self, images: Tensor) -> Tensor:
         """Passes a random share of the pictures ``(N, 3, H, W)`` through encoder and decoder."""

@@ -52,7 +52,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     report = complete(report)
-    text = json.dumps(report, indent=1, allow_nan=False)
+    text = json.dumps(report, indent=1, allow_nan=False).encode()
     pictures = {"tradeoff": plots.tradeoff(report)}
     for over in plots.AXES:
         if (curve := plots.adaptation(report, over)) is not None:
@@ -66,13 +66,12 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     tensors = {
         name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous() for name, value in tensors.items()
     }
-    write_bytes(out / GALLERY, save(tensors, metadata={"columns": json.dumps(columns)}))
-    for name, picture in pictures.items():
-        write_bytes(out / f"{name}.png", picture)
-    write_bytes(out / "reconstructions.png", plots.reconstructions(gallery))
-    write_bytes(out / "table.csv", table(report).encode())
-    write_bytes(out / "report.json", text.encode())
-    write_bytes(out / "report.html", render(report, gallery, pictures).encode())
+    files = {GALLERY: save(tensors, metadata={"columns": json.dumps(columns)})}
+    files |= {f"{name}.png": picture for name, picture in pictures.items()}
+    files |= {"reconstructions.png": plots.reconstructions(gallery), "table.csv": table(report).encode()}
+    files |= {"report.json": text, "report.html": render(report, gallery, pictures).encode()}
+    for name, data in files.items():
+        write_bytes(out / name, data)
     return out / "report.html"
 
 
@@ -101,24 +100,24 @@ def rebuild(folder: str) -> Path:
         with safe_open(out / GALLERY, framework="pt") as handle:
             columns = json.loads(handle.metadata()["columns"])
         tensors = {name: value.float() / 255 for name, value in load_file(out / GALLERY).items()}
-    except (json.JSONDecodeError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"The report in {out} is damaged ({error}). Run the audit again with --overwrite true."
-        ) from error
-    if report.get("schema") != 1:
-        raise UserError(
-            f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
+        if report.get("schema") != 1:
+            raise UserError(
+                f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
+            )
+        shown = [
+            Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
+            for i, c in enumerate(columns)
+        ]
+        gallery = Gallery(
+            tensors["originals"],
+            [column for column in shown if column.moment is None],
+            [column for column in shown if column.moment is not None],
         )
-    shown = [
-        Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
-        for i, c in enumerate(columns)
-    ]
-    gallery = Gallery(
-        tensors["originals"],
-        [column for column in shown if column.moment is None],
-        [column for column in shown if column.moment is not None],
-    )
-    return write_report(out, report, gallery)
+        return write_report(out, report, gallery)
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"The report in {out} is damaged ({error!r}). Run the audit again with --overwrite true."
+        ) from error
 
 
 def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:

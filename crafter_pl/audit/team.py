@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
@@ -23,26 +24,34 @@ class Team:
         """Start the other processes, or find them.
 
         Args:
-            device: cpu, cuda, ...; with several processes each takes one of that kind.
+            device: auto, cpu, cuda, ...; with several processes each takes one of that kind.
             devices: processes on each machine.
             num_nodes: machines.
 
         Raises:
-            UserError: there are not so many devices, or one is named and several are asked for.
+            UserError: there is no such device or there are not so many, or one is named and several are asked
+                for.
         """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rank, self.world, self.device = 0, devices * num_nodes, device
         self._fabric: Fabric | None = None
         if devices < 1 or num_nodes < 1:
             raise UserError(f"--devices {devices} and --num_nodes {num_nodes} must be at least 1")
-        if self.world == 1:
-            return
-        if ":" in device:
+        if self.world > 1 and ":" in device:
             raise UserError(
                 f"--device {device} is one device, but --devices {devices} x {num_nodes} asks for more"
             )
-        # They exchange little, and wait for the slowest at the end; one that dies is noticed at once.
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7))
-        self._fabric = Fabric(accelerator=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        try:
+            if self.world == 1:
+                torch.empty(0, device=device)
+                return
+            # They exchange little, and wait for the slowest at the end; one that dies is noticed at once.
+            strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7))
+            self._fabric = Fabric(accelerator=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            raise UserError(f"--device {device} cannot be used ({reason}): give auto, cpu or cuda") from error
         self._fabric.launch()
         self.rank, self.device = self._fabric.global_rank, str(self._fabric.device)
 

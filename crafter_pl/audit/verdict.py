@@ -174,6 +174,11 @@ def warnings(report: Report) -> list[str]:
             "Only one oracle judged identity. One oracle can be fooled by patterns that no human sees: train "
             "a second one of another architecture and input before trusting a low rate."
         )
+    elif len({_sight(oracle) for oracle in report["oracles"]}) < 2:
+        found.append(
+            "All oracles have the same architecture and input, so that the same patterns may fool them all: "
+            "train one of another --model.init_args.backbone or grey before trusting a low rate."
+        )
     for oracle in report["oracles"]:
         if oracle["accuracy_on_originals"] < WEAK_ORACLE:
             found.append(
@@ -200,6 +205,12 @@ def warnings(report: Report) -> list[str]:
                 "still be."
             )
     return found
+
+
+def _sight(oracle: Report) -> tuple[Any, Any]:
+    """How an oracle sees: its backbone, and whether it sees in grey."""
+    settings = oracle.get("settings", {})
+    return settings.get("backbone"), settings.get("grey")
 
 
 def limits(report: Report) -> list[str]:

@@ -172,8 +172,12 @@ def _key(root: Path, names: Sequence[str], how: Decoding) -> str:
     """A hash of the files (name, size, time of change) and the options that shape the result."""
     digest = hashlib.sha256(f"{_CACHE_VERSION} {how.image_size} {how.crop}\n".encode())
     for name in names:
-        status = (root / name).stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = (root / name).stat()
+        except OSError:  # such as a link to nothing: no readable picture, until it changes
+            digest.update(f"{name}\0\n".encode())
+        else:
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:20]
 
 

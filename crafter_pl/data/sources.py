@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -267,11 +268,14 @@ def _lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], di
         if stem in labels:
             raise UserError(f"{at}: a second row for {stem}; remove one of them")
         try:
-            labels[stem] = [int(float(cells[2 + column]) > 0) for column in columns]
+            scores = [float(cells[2 + column]) for column in columns]
         except ValueError:
+            scores = [math.nan]
+        if not all(map(math.isfinite, scores)):
             raise UserError(
-                f"{at}: the scores must be numbers, got {[cells[2 + c] for c in columns][:3]}..."
-            ) from None
+                f"{at}: the scores must be finite numbers, got {[cells[2 + c] for c in columns][:3]}..."
+            )
+        labels[stem] = [int(score > 0) for score in scores]
     return [names[column].replace(" ", "_") for column in columns], labels
 
 

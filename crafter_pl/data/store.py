@@ -2,7 +2,8 @@
 
 A folder of `shard-NNNNN.safetensors` (`features` float32 `(n, C, h, w)`, `index` int64 `(n,)`) and a
 `manifest.json`, which is written last: a store without one is not finished. No picture, unprotected feature,
-identity or file name is in it. Shards are written atomically: an interrupted writer goes on where it stopped.
+identity or file name is in it. Shards are written atomically: an interrupted writer goes on where it stopped,
+if the hash of its settings is the one in the file `fingerprint`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def write_shard(folder: str | Path, number: int, features: Tensor, index: Tensor
         "features": features.detach().to("cpu", torch.float32).contiguous(),
         "index": index.detach().cpu().contiguous(),
     }
-    return _write(Path(folder) / name, save(tensors))
+    return write_file(Path(folder) / name, save(tensors))
 
 
 def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
@@ -94,10 +95,11 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
                 f"{folder / name} is missing, so the store is not finished; run predict again with the same "
                 "settings"
             )
-    return _write(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+    return write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _write(file: Path, data: bytes) -> Path:
+def write_file(file: Path, data: bytes) -> Path:
+    """Write a file of a store whole or not at all, and its folder if it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:

@@ -18,6 +18,7 @@ from crafter_pl.data.store import (
     read_manifest,
     shard_done,
     shard_name,
+    write_file,
     write_manifest,
     write_shard,
 )
@@ -93,10 +94,6 @@ class Defense(Stage):
 
     def on_predict_start(self) -> None:
         """Looks at the store that is there already: one of other settings or weights is refused."""
-        size = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        if size != self.task.hparams["image_size"]:
-            mine = self.task.hparams["image_size"]
-            raise UserError(f"this defence takes pictures of {mine} pixels, the data have {size}")
         self._folder = self.store_folder()
         self._timed, self._seconds = 0, 0.0
         self._plan = self._manifest()
@@ -113,9 +110,8 @@ class Defense(Stage):
                 f"{self._folder} holds features of other settings or checkpoints; choose another "
                 "--protect.out, or delete the folder"
             )
-        if self.trainer.is_global_zero:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            claim.write_text(self._plan["fingerprint"] + "\n")
+        if self.trainer.is_global_zero and not claim.is_file():
+            write_file(claim, f"{self._plan['fingerprint']}\n".encode())
 
     def manifest(self, split_hash: str, split: str) -> dict[str, Any]:
         """What a manifest says of features that this defence makes, but for their count and shards."""
@@ -158,7 +154,6 @@ class Defense(Stage):
         if not self.trainer.is_global_zero:
             return
         if (self._folder / MANIFEST).is_file() and not self._timed:
-            (self._folder / "fingerprint").unlink(missing_ok=True)
             print(f"{self._folder} is complete already", flush=True)
             return
         loader = self.trainer.datamodule.predict_dataloader()  # type: ignore[attr-defined]
@@ -169,7 +164,6 @@ class Defense(Stage):
         }
         shards = {shard_name(number): size for number, size in enumerate(sizes)}
         write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})
-        (self._folder / "fingerprint").unlink(missing_ok=True)
         print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)
 
 

@@ -75,13 +75,26 @@ class Stage(L.LightningModule):
         self.protect_options: dict[str, Any] = {}
         self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
 
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels of the pictures that it was trained on; None if nothing in it tells."""
+        sizes = (self.hparams.get("image_size"), *(stage.image_size for stage in self.upstream.values()))
+        return next((size for size in sizes if size), None)
+
     def setup(self, stage: str) -> None:
-        """Before `fit`: upstream stages must not have seen people who are private here.
+        """Upstream stages must fit the data and, before `fit`, not have seen people who are private here.
 
         Raises:
-            UserError: an upstream checkpoint was trained on another split of the same source.
+            UserError: an upstream checkpoint was trained on pictures of another size, or on another split of
+                the same source.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for key, upstream in self.upstream.items():
+            if (size := upstream.image_size) not in (None, data.image_size):
+                raise UserError(
+                    f"{self.upstream_files[key][0]} (stage {key}) was trained on pictures of {size} pixels, "
+                    f"the data have {data.image_size}: give --data.image_size {size}, or another {key}_ckpt"
+                )
         for key, upstream in self.upstream.items() if stage == "fit" else ():
             split_hash, source = upstream.trained_on
             if split_hash == data.split_hash:
