@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from experiment import DATA, STAGES
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from crafter_pl.attacks import BlackBox
@@ -328,11 +329,108 @@ def test_attributes_of_one_class_do_not_count():
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.2, 0.5, 0.4], [0.3, 0.4, 0.1], [0.4, 0.1, 0.9]])
     target = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 1], [1, 0, 1]])
     stage.auc.update(scores, target)
-    stage.on_validation_epoch_end()
+    stage._log_auc("val/mean_auc")
     assert logged["val/mean_auc"] == pytest.approx((1.0 + 0.75) / 2)  # by counting pairs
     stage.auc.update(scores[:, [2, 2, 2]], target[:, [2, 2, 2]])
-    stage.on_validation_epoch_end()
+    stage._log_auc("val/mean_auc")
     assert logged["val/mean_auc"] == 0.5
+
+
+# What task and oracle draw
+
+
+@pytest.mark.parametrize("name", ["task", "oracle_plain", "oracle_resnet"])
+def test_grids_are_logged(name, tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tiny.folder / name), size_guidance={"images": 0})
+    events.Reload()
+    data = tiny.data()
+    tags = [f"lowest_highest/{attribute}" for attribute in data.attribute_names[:3]]
+    assert sorted(events.Tags()["images"]) == sorted(tags if name == "task" else ["original_named"])
+    for tag in events.Tags()["images"]:
+        assert (events.Images(tag)[0].width, events.Images(tag)[0].height) == (8 * 33 + 1, 2 * 33 + 1)
+
+
+def drawn(stage, data):
+    """The grids of a stage beside a trainer that has only data: pictures and columns by tag."""
+    made = {}
+    stage._trainer = SimpleNamespace(datamodule=data)
+    stage.log = lambda *_, **__: None
+    stage.log_grid = lambda tag, images, columns: made.update({tag: (images, columns)})
+    random = torch.random.get_rng_state()
+    with torch.no_grad():
+        stage.on_validation_epoch_end()
+    assert torch.equal(torch.random.get_rng_state(), random) and not stage.training
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_task_draws_the_lowest_and_highest_scores(count, tiny):
+    stage, data = load_stage(tiny.ckpt("task"), TaskModel), tiny.data()
+    data.splits["public_val"] = data.dataset("public").index[:count]
+    stage._log_auc = lambda name: None
+    images = data.images("public_val")
+    if len(images) > 64:  # evenly spread
+        images = images[[place * len(images) // 64 for place in range(64)]]
+    with torch.no_grad():
+        scores = stage.net(images)
+    made = drawn(stage, data)
+    assert list(made) == [f"lowest_highest/{name}" for name in data.attribute_names[:3]]
+    for number, (grid, columns) in enumerate(made.values()):
+        assert columns == min(8, len(images)) and len(grid) == 2 * columns
+        with torch.no_grad():
+            shown = stage.net(grid)[:, number].view(2, columns)
+        ranked = scores[:, number].sort().values
+        assert torch.allclose(shown[0], ranked[:columns], atol=1e-5)
+        assert torch.allclose(shown[1], ranked.flip(0)[:columns], atol=1e-5)
+
+
+def test_oracle_draws_whom_it_takes_each_for(tiny):
+    stage, data = load_stage(tiny.ckpt("oracle_resnet"), IdentityOracle), tiny.data()
+    ((grid, columns),) = drawn(stage, data).values()
+    originals, rows = grid[:columns], data.rows("private_test")
+    assert columns == 8 and len(grid) == 16
+    places = [int((rows["image"] == image).flatten(1).all(1).nonzero()[0]) for image in originals]
+    assert set(rows["identity"][places].tolist()) == set(data.private_identities.tolist())  # of everybody
+    train = data.rows("private_train")
+    with torch.no_grad():
+        named = data.private_identities[stage.logits(originals).argmax(1)]
+    for person, image in zip(named, grid[columns:], strict=True):
+        assert (train["image"][train["identity"] == person] == image).flatten(1).all(1).any()
+    data.splits["private_test"] = data.splits["private_test"][:2]  # fewer pictures than places
+    data.splits["private_train"] = data.splits["private_train"][:0]  # nobody to show
+    ((grid, columns),) = drawn(stage, data).values()
+    assert columns == 2 and len(grid) == 4 and not grid[2:].any()
+
+
+@pytest.mark.parametrize("cls", [TaskModel, IdentityOracle])
+def test_drawing_changes_no_training(cls, tiny, tmp_path, monkeypatch):
+    """Weights are bit-equal with and without grids."""
+
+    def fit(folder):
+        torch.manual_seed(0)
+        stage = cls() if cls is TaskModel else cls(backbone="plain", width=4, embedding=8)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            limit_train_batches=2,
+            num_sanity_val_steps=1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=TensorBoardLogger(tmp_path / folder),
+        )
+        trainer.fit(stage, FacesDataModule(**DATA))
+        return stage.state_dict(), torch.random.get_rng_state()
+
+    (weights, random), without = fit("with"), TaskModel._log_auc
+    hook = (lambda self: without(self, "val/mean_auc")) if cls is TaskModel else (lambda self: None)
+    monkeypatch.setattr(cls, "on_validation_epoch_end", hook)
+    plain, plain_random = fit("without")
+    assert torch.equal(random, plain_random)
+    assert all(torch.equal(value, plain[key]) for key, value in weights.items())
 
 
 # Prior
