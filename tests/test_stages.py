@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import json
 import shutil
 from types import SimpleNamespace
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -11,6 +13,7 @@ import torch
 from experiment import DATA, STAGES
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torch import nn
 
 from crafter_pl.attacks import BlackBox
 from crafter_pl.audit.metrics import attribute_auc  # an independent implementation
@@ -20,8 +23,9 @@ from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages import Amortizer, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
+from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
-from crafter_pl.stages.quality import kernel_distance
+from crafter_pl.stages.quality import kernel_distance, kid
 
 CLASSES = {
     "task": TaskModel,
@@ -516,6 +520,81 @@ def test_kernel_distance():
     assert torch.equal(first, kernel_distance(half, other))
     assert kernel_distance((half + 0.1).clamp(0, 1), other) > 2 * first.abs()
     assert kernel_distance(torch.rand_like(half), other) > kernel_distance((half + 0.1).clamp(0, 1), other)
+
+
+class FewFeatures(nn.Module):
+    """Instead of Inception: built as it is, and quick."""
+
+    built: ClassVar[list[str]] = []
+
+    def __init__(self, weights):
+        super().__init__()
+        self.built.append(weights)
+
+    def forward(self, images):
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
+
+
+def test_prior_logs_the_kid_at_the_end_of_fit(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(prior_module, "InceptionFeatures", FewFeatures)
+    FewFeatures.built.clear()
+    command = ["fit", "--config", tiny.command("fit", "prior")[2], "--runs_dir", str(tmp_path)]
+    assert main([*command, "--model.init_args.inception", "some.pt"]) == 0
+    assert FewFeatures.built == ["some.pt"]
+    run, plain = tmp_path / "synthetic" / "prior", tiny.folder / "prior"
+    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    assert metrics.pop("val/kid") > 0
+    assert metrics == json.loads((plain / "summary.json").read_text())["metrics"]
+    assert "val/kernel_distance" in metrics and "val/kid" not in figures(run)
+    # Training is the same as without, and a reload reads no weights.
+    stage, before = load_stage(run / "checkpoints" / "best.ckpt", GanPrior), tiny.trained["prior"]
+    assert FewFeatures.built == ["some.pt"] and stage.hparams["inception"] == "some.pt"
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in stage.state_dict().items())
+    assert stage.state_dict().keys() == before.state_dict().keys()
+    stage._trainer = SimpleNamespace(datamodule=tiny.data(), is_global_zero=True, current_epoch=1, loggers=[])
+    stage._inception = (FewFeatures("again"),)
+    stage.train()
+    stage.on_train_end()
+    assert all(module.training for module in stage.ema.modules())
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in stage.state_dict().items())
+    z = torch.randn(8, stage.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fake = before.generator.eval()(z)
+    expected = kid(FewFeatures(""), fake, tiny.data().images("public_val"))
+    assert stage.final_metrics["val/kid"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", {"conv1.weight": torch.zeros(2)}])
+def test_prior_refuses_other_weights_than_inceptions(content, tiny, tmp_path, capsys):
+    path = tmp_path / "inception.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    command = ["fit", "--config", tiny.command("fit", "prior")[2], "--runs_dir", str(tmp_path / "runs")]
+    assert main([*command, "--model.init_args.inception", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "inception" in message and str(path) in message
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_kid_is_the_kernel_distance_of_other_features():
+    torch.manual_seed(0)
+    one, other = torch.rand(40, 3, 16, 16), torch.rand(30, 3, 16, 16)
+    features = FewFeatures("")
+    assert abs(kid(features, one, other)) < 1e-4 < kid(features, 0.5 * one, other)
+    assert kid(features, one, other) == pytest.approx(
+        float(kid(features, one, other, batch_size=7)), abs=1e-6
+    )
+    x, y = features(0.5 * one), features(other)  # over all pictures, by the formula
+
+    def k(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    same = [(k(a, a).sum() - k(a, a).trace()) / (len(a) * (len(a) - 1)) for a in (x, y)]
+    assert kid(features, 0.5 * one, other).item() == pytest.approx(
+        float(same[0] + same[1] - 2 * k(x, y).mean()), rel=0.02
+    )
 
 
 # Oracle

@@ -191,7 +191,7 @@ class Stage(L.LightningModule):
         count = min(count, len(data))
         batch = data.__getitems__([place * len(data) // count for place in range(count)])
         images: Tensor = batch["image"]
-        return images.to(self.device, self.dtype)
+        return images.to(self.device).type(self.dtype)
 
 
 def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
