@@ -1,17 +1,23 @@
 """Every config parses, its class can be built, and what it refers to is there."""
 
 import functools
+import inspect
+import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from experiment import CONF
 
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit.inputs import check_arguments, chosen_attacks
 from crafter_pl.cli import main
+from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
+from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
+from crafter_pl.defenses.crafter import RELEASED
 from crafter_pl.runner import StageCLI, import_stages
 from crafter_pl.stages import GanPrior, IdentityOracle, Stage, TaskModel
 
@@ -31,7 +37,7 @@ def command_line(path, *more):
 
 def test_there_are_configs_of_every_kind():
     experiments = {CONTENT[path].get("experiment", "synthetic") for path in STAGES}
-    assert {"synthetic", "celeba"} <= experiments and len(AUDITS) >= 2
+    assert {"synthetic", "celeba", "paper", "paper_lfw"} <= experiments and len(AUDITS) >= 2
     assert {Path("configs/synthetic.yaml"), Path("configs/celeba.yaml")} <= set(DATA)
     named = {CONTENT[path]["model"]["class_path"] for path in STAGES}
     others = {
@@ -109,6 +115,65 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
     for args in found.values():
         config = Path(args[args.index("--config") + 1]).relative_to(ROOT)
         assert config in STAGES and CONTENT[config].get("experiment", "synthetic") == experiment
+
+
+@pytest.mark.parametrize(
+    ("folder", "betas"), [("paper", (0.5, 1, 2, 10)), ("paper/lfw", (3.5, 4, 4.5, 6, 7))]
+)
+def test_the_papers_settings(folder, betas):
+    """Algorithm 1 has the released constants; alpha is the released one on our loss, which is not scaled."""
+    configs = Path("configs") / folder
+    crafter = CONTENT[configs / "crafter.yaml"]
+    init = dict(crafter["model"]["init_args"])
+    craft = dict(init.pop("craft"))
+    assert init == {"betas": list(betas), "critic": "per_batch", "critic_width": 64}
+    assert craft.pop("beta") in betas
+    data = CONTENT[(ROOT / configs / crafter["data"]).resolve().relative_to(ROOT.resolve())]
+    task = CONTENT[configs / "task.yaml"]["model"]["init_args"]
+    stage = TaskModel(**task, attribute_names=["a", "b"], image_size=data["image_size"])
+    assert stage.feature_shape == {"paper": (64, 16, 16), "paper/lfw": (128, 32, 32)}[folder]
+    scale = HYPERGRADIENT_WEIGHT / (data["predict_batch_size"] * math.prod(stage.feature_shape))
+    assert craft.pop("alpha") == pytest.approx(RELEASED.alpha * scale, rel=5e-3)
+    assert {key: getattr(RELEASED, key) for key in craft} == craft
+    assert {
+        "steps",
+        "lr",
+        "update",
+        "inner_steps",
+        "inner_lr",
+        "solver",
+        "iterations",
+        "penalty",
+    } < craft.keys()
+    prior = dict(CONTENT[configs / "prior.yaml"]["model"]["init_args"])
+    assert prior.pop("latent_dim") == {"paper": 500, "paper/lfw": 3000}[folder]
+    defaults = inspect.signature(GanPrior).parameters  # the paper's
+    assert all(value == defaults[key].default for key, value in prior.items()) and data["batch_size"] == 64
+
+
+def test_the_papers_crafter_runs(tiny, tmp_path):
+    """The config as it is, but for its pictures, its steps and the critic's width."""
+    given = [
+        f"--model.init_args.{key}={path}" for key, path in tiny.upstream("task", "prior", "amortizer").items()
+    ]
+    few = [
+        f"--model.init_args.craft.{key}=2" for key in ("steps", "inner_steps", "iterations", "critic_steps")
+    ]
+    more = ["--data", str(CONF / "synthetic.yaml"), "--data.predict_batch_size", "16", *given, *few]
+    more += [
+        "--runs_dir",
+        str(tmp_path),
+        "--trainer.accelerator",
+        "cpu",
+        "--model.init_args.critic_width",
+        "4",
+    ]
+    for verb in ("fit", "predict"):
+        assert main([verb, "--config", str(ROOT / "configs/paper/crafter.yaml"), *more]) == 0
+    store = tmp_path / "paper/crafter/features/private_test-beta1-per_batch"
+    features, _, manifest = read_store(store)
+    assert len(features) == 16 and manifest["settings"]["critic"] == "per_batch"
+    assert manifest["settings"]["alpha"] == 9.54e-7 and manifest["settings"]["solver"] == "neumann"
 
 
 @pytest.mark.parametrize("path", DATA, ids=str)

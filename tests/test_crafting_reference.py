@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, jacrev
 
+from crafter_pl.crafting.craft import CraftNets, privacy_gradient
+from crafter_pl.crafting.implicit import neumann
 from crafter_pl.crafting.reference import (
+    HYPERGRADIENT_WEIGHT,
     ReferenceResult,
     reference_craft,
     reference_critic_step,
@@ -93,6 +96,25 @@ def test_hypergradient_equals_the_released_formula(
     assert result.products == 120
     without = reference_hypergradient(*parts, beta=0.0)
     assert ((without.grad.double() - privacy).norm() / privacy.norm()).item() < tolerance
+
+
+def test_our_series_has_the_released_balance_at_alpha_over_the_scale() -> None:
+    """configs/paper/crafter.yaml: alpha times 2000 / (n d) on sums is the release's alpha on its own loss."""
+    modules, beta, alpha, terms = nets(3), 0.7, 1e-2, 20
+    torch.manual_seed(4)
+    z, original = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    features = original + 0.1 * torch.randn_like(original)
+    parts = modules["encoder"], modules["generator"]
+    released = reference_hypergradient(
+        *parts, modules["critic"], features, original, z, beta=beta, alpha=alpha, terms=terms
+    )
+    craft_nets = CraftNets(*parts, modules["amortizer"])
+    _, v = privacy_gradient(craft_nets, modules["critic"], z)
+    scaled = alpha * HYPERGRADIENT_WEIGHT / features.numel()
+    ours = neumann(craft_nets.render, features, z, v, alpha=scaled, terms=terms).grad
+    assert ours.abs().max() > 0
+    ours = ours + beta * 2 / features[0].numel() * (features - original)  # as in `craft_step`
+    assert torch.allclose(100 / len(z) * ours, released.grad, rtol=1e-8, atol=1e-12)
 
 
 def test_inversion_is_momentum_on_the_batch_norm_with_a_prior() -> None:

@@ -12,6 +12,7 @@ from crafter_pl.nets import (
     Critic,
     Generator,
     ImageEncoder,
+    InceptionFeatures,
     OracleNet,
     PaperDecoder,
     ResidualDecoder,
@@ -219,6 +220,51 @@ def test_imagenet_weights_from_a_file(tmp_path):
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"resnet18\.pt' cannot be read"):
         SplitClassifier("resnet18", "layer1", 3, str(path))
+
+
+def test_inception_features_are_torchvisions_pooled_ones(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "inception.pt"
+    source = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True).eval()
+    for module in source.modules():  # so that pictures make a difference through 48 layers
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(source.state_dict(), path)  # with both heads, as published
+    random = torch.random.get_rng_state()
+    net = InceptionFeatures(str(path))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    images = pictures(2, 299)  # not resized; torchvision's takes them by ImageNet's mean and deviation
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    pooled = []
+    source.avgpool.register_forward_hook(lambda module, given, made: pooled.append(made.flatten(1)))
+    with torch.no_grad():
+        source((images - mean) / std)
+        scale = pooled[0].std(0).mean()  # between the two pictures
+        assert (net(images) - pooled[0]).abs().max() < 1e-2 * scale
+        assert (net(images + 0.02) - pooled[0]).abs().max() > 0.1 * scale
+        assert net(pictures(1, 64)).shape == (1, 2048)
+    state = source.state_dict()
+    del state["Mixed_7c.branch1x1.conv.weight"]
+    torch.save({**state, "more": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"1 tensors are missing and 1 unknown \(Mixed_7c\.branch1x1"):
+        InceptionFeatures(str(path))
+    torch.save({**state, "Mixed_7c.branch1x1.conv.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"does not fit torchvision's inception_v3: size mismatch for Mixed"):
+        InceptionFeatures(str(path))
+    with pytest.raises(UserError, match=r"inception: no file 'absent\.pt'"):
+        InceptionFeatures("absent.pt")
+
+
+def test_download_without_a_network(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(UserError, match=r"inception_v3 could not be downloaded .*init_args\.inception PATH"):
+        InceptionFeatures("download")
+    with pytest.raises(UserError, match=r"resnet18 could not be downloaded .*init_args\.weights PATH"):
+        SplitClassifier("resnet18", "layer1", 2, "download")
 
 
 # Folding

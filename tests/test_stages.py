@@ -2,14 +2,18 @@
 
 import csv
 import hashlib
+import json
 import shutil
 from types import SimpleNamespace
+from typing import ClassVar
 
 import lightning as L
 import pytest
 import torch
 from experiment import DATA, STAGES
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torch import nn
 
 from crafter_pl.attacks import BlackBox
 from crafter_pl.audit.metrics import attribute_auc  # an independent implementation
@@ -19,8 +23,9 @@ from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages import Amortizer, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
+from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
-from crafter_pl.stages.quality import kernel_distance
+from crafter_pl.stages.quality import kernel_distance, kid
 
 CLASSES = {
     "task": TaskModel,
@@ -339,11 +344,108 @@ def test_attributes_of_one_class_do_not_count():
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.2, 0.5, 0.4], [0.3, 0.4, 0.1], [0.4, 0.1, 0.9]])
     target = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 1], [1, 0, 1]])
     stage.auc.update(scores, target)
-    stage.on_validation_epoch_end()
+    stage._log_auc("val/mean_auc")
     assert logged["val/mean_auc"] == pytest.approx((1.0 + 0.75) / 2)  # by counting pairs
     stage.auc.update(scores[:, [2, 2, 2]], target[:, [2, 2, 2]])
-    stage.on_validation_epoch_end()
+    stage._log_auc("val/mean_auc")
     assert logged["val/mean_auc"] == 0.5
+
+
+# What task and oracle draw
+
+
+@pytest.mark.parametrize("name", ["task", "oracle_plain", "oracle_resnet"])
+def test_grids_are_logged(name, tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tiny.folder / name), size_guidance={"images": 0})
+    events.Reload()
+    data = tiny.data()
+    tags = [f"lowest_highest/{attribute}" for attribute in data.attribute_names[:3]]
+    assert sorted(events.Tags()["images"]) == sorted(tags if name == "task" else ["original_named"])
+    for tag in events.Tags()["images"]:
+        assert (events.Images(tag)[0].width, events.Images(tag)[0].height) == (8 * 33 + 1, 2 * 33 + 1)
+
+
+def drawn(stage, data):
+    """The grids of a stage beside a trainer that has only data: pictures and columns by tag."""
+    made = {}
+    stage._trainer = SimpleNamespace(datamodule=data)
+    stage.log = lambda *_, **__: None
+    stage.log_grid = lambda tag, images, columns: made.update({tag: (images, columns)})
+    random = torch.random.get_rng_state()
+    with torch.no_grad():
+        stage.on_validation_epoch_end()
+    assert torch.equal(torch.random.get_rng_state(), random) and not stage.training
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_task_draws_the_lowest_and_highest_scores(count, tiny):
+    stage, data = load_stage(tiny.ckpt("task"), TaskModel), tiny.data()
+    data.splits["public_val"] = data.dataset("public").index[:count]
+    stage._log_auc = lambda name: None
+    images = data.images("public_val")
+    if len(images) > 64:  # evenly spread
+        images = images[[place * len(images) // 64 for place in range(64)]]
+    with torch.no_grad():
+        scores = stage.net(images)
+    made = drawn(stage, data)
+    assert list(made) == [f"lowest_highest/{name}" for name in data.attribute_names[:3]]
+    for number, (grid, columns) in enumerate(made.values()):
+        assert columns == min(8, len(images)) and len(grid) == 2 * columns
+        with torch.no_grad():
+            shown = stage.net(grid)[:, number].view(2, columns)
+        ranked = scores[:, number].sort().values
+        assert torch.allclose(shown[0], ranked[:columns], atol=1e-5)
+        assert torch.allclose(shown[1], ranked.flip(0)[:columns], atol=1e-5)
+
+
+def test_oracle_draws_whom_it_takes_each_for(tiny):
+    stage, data = load_stage(tiny.ckpt("oracle_resnet"), IdentityOracle), tiny.data()
+    ((grid, columns),) = drawn(stage, data).values()
+    originals, rows = grid[:columns], data.rows("private_test")
+    assert columns == 8 and len(grid) == 16
+    places = [int((rows["image"] == image).flatten(1).all(1).nonzero()[0]) for image in originals]
+    assert set(rows["identity"][places].tolist()) == set(data.private_identities.tolist())  # of everybody
+    train = data.rows("private_train")
+    with torch.no_grad():
+        named = data.private_identities[stage.logits(originals).argmax(1)]
+    for person, image in zip(named, grid[columns:], strict=True):
+        assert (train["image"][train["identity"] == person] == image).flatten(1).all(1).any()
+    data.splits["private_test"] = data.splits["private_test"][:2]  # fewer pictures than places
+    data.splits["private_train"] = data.splits["private_train"][:0]  # nobody to show
+    ((grid, columns),) = drawn(stage, data).values()
+    assert columns == 2 and len(grid) == 4 and not grid[2:].any()
+
+
+@pytest.mark.parametrize("cls", [TaskModel, IdentityOracle])
+def test_drawing_changes_no_training(cls, tiny, tmp_path, monkeypatch):
+    """Weights are bit-equal with and without grids."""
+
+    def fit(folder):
+        torch.manual_seed(0)
+        stage = cls() if cls is TaskModel else cls(backbone="plain", width=4, embedding=8)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            limit_train_batches=2,
+            num_sanity_val_steps=1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=TensorBoardLogger(tmp_path / folder),
+        )
+        trainer.fit(stage, FacesDataModule(**DATA))
+        return stage.state_dict(), torch.random.get_rng_state()
+
+    (weights, random), without = fit("with"), TaskModel._log_auc
+    hook = (lambda self: without(self, "val/mean_auc")) if cls is TaskModel else (lambda self: None)
+    monkeypatch.setattr(cls, "on_validation_epoch_end", hook)
+    plain, plain_random = fit("without")
+    assert torch.equal(random, plain_random)
+    assert all(torch.equal(value, plain[key]) for key, value in weights.items())
 
 
 # Prior
@@ -429,6 +531,81 @@ def test_kernel_distance():
     assert torch.equal(first, kernel_distance(half, other))
     assert kernel_distance((half + 0.1).clamp(0, 1), other) > 2 * first.abs()
     assert kernel_distance(torch.rand_like(half), other) > kernel_distance((half + 0.1).clamp(0, 1), other)
+
+
+class FewFeatures(nn.Module):
+    """Instead of Inception: built as it is, and quick."""
+
+    built: ClassVar[list[str]] = []
+
+    def __init__(self, weights):
+        super().__init__()
+        self.built.append(weights)
+
+    def forward(self, images):
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], 1)
+
+
+def test_prior_logs_the_kid_at_the_end_of_fit(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(prior_module, "InceptionFeatures", FewFeatures)
+    FewFeatures.built.clear()
+    command = ["fit", "--config", tiny.command("fit", "prior")[2], "--runs_dir", str(tmp_path)]
+    assert main([*command, "--model.init_args.inception", "some.pt"]) == 0
+    assert FewFeatures.built == ["some.pt"]
+    run, plain = tmp_path / "synthetic" / "prior", tiny.folder / "prior"
+    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    assert metrics.pop("val/kid") > 0
+    assert metrics == json.loads((plain / "summary.json").read_text())["metrics"]
+    assert "val/kernel_distance" in metrics and "val/kid" not in figures(run)
+    # Training is the same as without, and a reload reads no weights.
+    stage, before = load_stage(run / "checkpoints" / "best.ckpt", GanPrior), tiny.trained["prior"]
+    assert FewFeatures.built == ["some.pt"] and stage.hparams["inception"] == "some.pt"
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in stage.state_dict().items())
+    assert stage.state_dict().keys() == before.state_dict().keys()
+    stage._trainer = SimpleNamespace(datamodule=tiny.data(), is_global_zero=True, current_epoch=1, loggers=[])
+    stage._inception = (FewFeatures("again"),)
+    stage.train()
+    stage.on_train_end()
+    assert all(module.training for module in stage.ema.modules())
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in stage.state_dict().items())
+    z = torch.randn(8, stage.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fake = before.generator.eval()(z)
+    expected = kid(FewFeatures(""), fake, tiny.data().images("public_val"))
+    assert stage.final_metrics["val/kid"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", {"conv1.weight": torch.zeros(2)}])
+def test_prior_refuses_other_weights_than_inceptions(content, tiny, tmp_path, capsys):
+    path = tmp_path / "inception.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    command = ["fit", "--config", tiny.command("fit", "prior")[2], "--runs_dir", str(tmp_path / "runs")]
+    assert main([*command, "--model.init_args.inception", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "inception" in message and str(path) in message
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_kid_is_the_kernel_distance_of_other_features():
+    torch.manual_seed(0)
+    one, other = torch.rand(40, 3, 16, 16), torch.rand(30, 3, 16, 16)
+    features = FewFeatures("")
+    assert abs(kid(features, one, other)) < 1e-4 < kid(features, 0.5 * one, other)
+    assert kid(features, one, other) == pytest.approx(
+        float(kid(features, one, other, batch_size=7)), abs=1e-6
+    )
+    x, y = features(0.5 * one), features(other)  # over all pictures, by the formula
+
+    def k(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    same = [(k(a, a).sum() - k(a, a).trace()) / (len(a) * (len(a) - 1)) for a in (x, y)]
+    assert kid(features, 0.5 * one, other).item() == pytest.approx(
+        float(same[0] + same[1] - 2 * k(x, y).mean()), rel=0.02
+    )
 
 
 # Oracle

@@ -7,6 +7,7 @@ from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
+from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.oracle import OracleNet, to_grey
 from crafter_pl.nets.style import StyleGenerator
 from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureHead",
     "Generator",
     "ImageEncoder",
+    "InceptionFeatures",
     "OracleNet",
     "PaperDecoder",
     "ResidualDecoder",

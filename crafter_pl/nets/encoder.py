@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
-from crafter_pl.nets.weights import read_weights
+from crafter_pl.nets.weights import imagenet_weights
 
 RESNET_CUTS = ("stem", "layer1", "layer2", "layer3")
 VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
@@ -42,16 +42,7 @@ def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
     """Loads ImageNet weights into ``net``: from a state-dict file, or by torchvision's download."""
     if weights is None:
         return
-    if weights == "download":
-        try:
-            state = torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(check_hash=True)
-        except OSError as error:
-            raise UserError(
-                f"ImageNet weights of {arch} could not be downloaded ({error}); give a file instead: "
-                "--model.init_args.weights PATH, or train from scratch with weights null"
-            ) from error
-    else:
-        state = read_weights(weights, f"torchvision's {arch}")
+    state = imagenet_weights(weights, arch)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

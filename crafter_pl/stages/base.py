@@ -198,6 +198,14 @@ class Stage(L.LightningModule):
         images: Tensor = batch["image"]
         return images.to(self.device)
 
+    def spread_images(self, split: str, count: int) -> Tensor:
+        """Up to ``count`` pictures spread evenly over a split: where its first ones would be one person's."""
+        data = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
+        count = min(count, len(data))
+        batch = data.__getitems__([place * len(data) // count for place in range(count)])
+        images: Tensor = batch["image"]
+        return images.to(self.device).type(self.dtype)
+
 
 def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; ``stage`` says in messages whose it should be.

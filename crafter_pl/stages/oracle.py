@@ -151,6 +151,18 @@ class IdentityOracle(Stage):
         """Top-1 accuracy on the originals that will be audited (how sharp the ruler is)."""
         self._score(batch, "val/accuracy")
 
+    def on_validation_epoch_end(self) -> None:
+        """Draws originals of several people above a training picture of whom the oracle takes each for."""
+        images = self.spread_images(self.val_split, 8)
+        known = self.trainer.datamodule.dataset("private_train")  # type: ignore[attr-defined]
+        people = known.faces.identity[known.index]
+        named = torch.zeros_like(images)  # black: of somebody without a picture in these data
+        for row, place in enumerate(self.logits(images).argmax(1).tolist()):
+            theirs = (people == self.hparams["identities"][place]).nonzero().flatten()[:1]
+            if len(theirs):
+                named[row] = known[int(theirs)]["image"]
+        self.log_grid("original_named", torch.cat([images, named]), columns=len(images))
+
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The same figure: the validation part is the audited one."""
         self._score(batch, "test/accuracy")

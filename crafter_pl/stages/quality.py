@@ -1,4 +1,4 @@
-"""Sample quality of the prior: a kernel distance that needs no downloaded weights."""
+"""Sample quality of the prior: a kernel distance that needs no downloaded weights, and the KID."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RandomFeatures(nn.Module):
 
 
 def kernel_distance(fake: Tensor, real: Tensor) -> Tensor:
-    """Kernel distance (torchmetrics' KID) of two sets of pictures on random features; lower is closer.
+    """Kernel distance of two sets of pictures on random features (`RandomFeatures`); lower is closer.
 
     Args:
         fake: ``(N, 3, S, S)`` in [0, 1].
@@ -49,16 +49,41 @@ def kernel_distance(fake: Tensor, real: Tensor) -> Tensor:
     Raises:
         ValueError: a set has fewer than two pictures.
     """
+    return kid(RandomFeatures().to(fake.device), fake, real, subsets=10, batch_size=max(len(fake), len(real)))
+
+
+def kid(features: nn.Module, fake: Tensor, real: Tensor, subsets: int = 100, batch_size: int = 64) -> Tensor:
+    """Torchmetrics' KID of two sets of pictures, the mean over random subsets; lower is closer.
+
+    The caller's random numbers are untouched, and no process waits for another.
+
+    Args:
+        features: pictures ``(n, 3, S, S)`` in [0, 1] -> ``(n, D)``, on the pictures' device; with
+            `crafter_pl.nets.InceptionFeatures` this is KID on torchvision's ImageNet weights.
+        fake: ``(N, 3, S, S)`` in [0, 1].
+        real: ``(M, 3, S, S)`` in [0, 1].
+        subsets: how many; each is half of the smaller set.
+        batch_size: pictures that ``features`` gets at a time.
+
+    Raises:
+        ValueError: a set has fewer than two pictures.
+    """
     size = min(len(fake), len(real))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about its buffer: a few hundred rows of 192 numbers
+        warnings.simplefilter("ignore")  # about its buffer: a few thousand rows at most
         metric = KernelInceptionDistance(
-            feature=RandomFeatures(), subsets=10, subset_size=max(size // 2, 2), normalize=True
+            feature=features,
+            subsets=subsets,
+            subset_size=max(size // 2, 2),
+            normalize=True,
+            # Every process has all pictures (or is alone): gathering would count each more than once.
+            sync_on_compute=False,
         )
     metric = metric.to(fake.device)
-    metric.update(real.float(), real=True)
-    metric.update(fake.float(), real=False)
+    for images, is_real in ((real, True), (fake, False)):
+        for part in images.float().split(batch_size):
+            metric.update(part, real=is_real)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.random.default_generator.manual_seed(0)  # not torch.manual_seed, which seeds the GPUs too
         mean, _ = metric.compute()
     return mean

@@ -110,8 +110,19 @@ class TaskModel(Stage):
         self._score(batch, "val/loss")
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC over the attributes that have both classes in the validation part."""
+        """Logs the mean AUC over the attributes that have both classes in the validation part; draws faces.
+
+        For each of the first three attributes: the held-out public faces of the lowest and, below them, of
+        the highest score.
+        """
         self._log_auc("val/mean_auc")
+        images = self.spread_images(self.val_split, 64)
+        scores = self.net(images)
+        columns = min(8, len(images))
+        for name, score in zip(self.hparams["attribute_names"][:3], scores.T, strict=False):
+            order = score.argsort()
+            chosen = torch.cat([order[:columns], order[-columns:].flip(0)])
+            self.log_grid(f"lowest_highest/{name}", images[chosen], columns)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects scores of the audited pictures, unprotected."""
