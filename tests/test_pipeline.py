@@ -251,7 +251,10 @@ def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):
     assert report["notes"] == [] and report["defenses"][1]["store"] == str(store)
     none, target = attack_spy.seen[0], attack_spy.seen[-1]
     assert none is None and target.defense.weights_hash() == target.manifest["defense_sha256"]
-    assert json.loads(json.dumps(target.defense.protection())) == target.manifest["settings"]
+    settings = json.loads((store / "manifest.json").read_text())["settings"]
+    assert "seed" not in target.manifest["settings"] and settings.pop("seed") == 0
+    protection = json.loads(json.dumps(target.defense.protection()))
+    assert protection.pop("seed") not in (None, 0) and protection == settings == target.manifest["settings"]
     assert report["attacks"]["spy"]["adaptive"] and "false_security" in report["defenses"][1]
 
 
