@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,29 @@ class Target:
     defense: Defense | None
     backend: dict[str, nn.Module] = field(default_factory=dict)
     checkpoint: str | None = None
+
+
+def fits(learned: dict[str, Any] | None, target: Target) -> bool:
+    """Whether something was learned from exactly this defence: class, settings but for the seed, weights.
+
+    Args:
+        learned: ``defense``, ``settings`` and ``defense_sha256``, as a manifest has them.
+        target: the defence.
+    """
+    if learned is None:
+        return False
+    digest = target.manifest.get("defense_sha256")
+    if digest is None and target.defense is not None:
+        digest = target.defense.weights_hash()
+    return (
+        learned["defense"] == target.manifest["defense"]
+        and _seedless(learned["settings"]) == _seedless(target.manifest["settings"])
+        and learned["defense_sha256"] == digest
+    )
+
+
+def _seedless(settings: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True)
 
 
 class Adversary(ABC):

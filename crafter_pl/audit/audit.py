@@ -149,9 +149,9 @@ def audit(
             if moment is None:
                 entry["verdicts"].append(judgement)
                 gallery.columns.append(column)
-                knows = {**attack.describe(), "adaptive": attack.adaptive}
+                knows = {**attack.describe(), "adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
                 if described.setdefault(attack.name, knows) != knows:
-                    result["checkpoints"] = knows["checkpoints"]
+                    result |= {key: knows[key] for key in ("checkpoints", "files")}
                 entry["attacks"][attack.name] = result
             else:
                 gallery.rounds.append(column)
