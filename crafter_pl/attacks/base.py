@@ -157,8 +157,9 @@ class Adversary(ABC):
 class Attack(Adversary):
     """An attack reconstructs pictures from features alone.
 
-    What it knows besides them is what its constructor names: checkpoints trained on public people. It is
-    never handed a private picture, a label or an unprotected private feature together with its protected one.
+    What it knows besides them is what its constructor names, checkpoints trained on public people, and the
+    `Target`. It is never handed a private picture, a label or an unprotected private feature together with
+    its protected one.
     """
 
     @abstractmethod
