@@ -420,21 +420,6 @@ def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
         assert shards(folder / how / store.relative_to(folder / "two")) == shards(store)
 
 
-def test_two_processes_audit_its_rounds_as_one_does(tiny, tiny_store, trained, tmp_path):
-    reports = []
-    for name, more in (("one", []), ("two", ["--devices", "2"])):
-        args = ["--out", str(tmp_path / name), "--batch_size", "4", "--bootstrap", "5", *more]
-        made = in_subprocess(tiny.audit(*args, "--attacks", "[{class_path: AdaptiveDecoderAttack}]"))
-        assert made.returncode == 0, made.stderr
-        reports.append(json.loads((tmp_path / name / "report.json").read_text()))
-    one, two = reports
-    (_, crafted), file = one["defenses"], str(trained / "checkpoints" / "best.ckpt")
-    assert [moment["round"] for moment in crafted["history"]["adaptive_black_box"]] == [0, 1, 2]
-    assert crafted["attacks"]["adaptive_black_box"]["files"] == {"adaptive_black_box": file}
-    for part in ("defenses", "attacks", "oracles", "panel", "data", "warnings"):
-        assert one[part] == two[part], part
-
-
 def test_processes_that_cannot_share_a_batch(tiny, pair):
     _, command, _ = pair
     made = in_subprocess(command("odd", *TWO, "--model.init_args.batch_size", "7"))

@@ -201,12 +201,20 @@ TWO = ["--device", "cpu", "--devices", "2", "--batch_size", "4"]
 
 
 def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path):
-    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4")) == 0
-    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO))
+    """An adaptive one among them, whose rounds are attacks, too."""
+    assert main(tiny.command("fit", "adaptive_black_box", "--name", "adaptive_audited")) == 0
+    adaptive = "--attacks+={class_path: AdaptiveDecoderAttack, init_args: {name: adaptive_audited}}"
+    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4", adaptive)) == 0
+    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO, adaptive))
     assert two.returncode == 0, two.stderr
     assert "reconstructions by each of 2 processes" in two.stdout and two.stdout.count("\nAudit of") == 1
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
-    assert one["defenses"] == other["defenses"]
+    for part in ("defenses", "attacks", "oracles", "panel", "data", "warnings"):
+        assert one[part] == other[part], part
+    history = one["defenses"][1]["history"]["adaptive_audited"]
+    assert [moment["round"] for moment in history] == [0, 1]
+    files = one["defenses"][1]["attacks"]["adaptive_audited"]["files"]
+    assert files == {"adaptive_audited": tiny.ckpt("adaptive_audited")}
     pictures = [
         {
             path.relative_to(tmp_path / name): path.read_bytes()
@@ -214,7 +222,7 @@ def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path)
         }
         for name in ("one", "two")
     ]
-    assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 2 * 4
+    assert pictures[0] == pictures[1] and len(pictures[0]) == (3 * 2 + 2) * 4
 
 
 def test_a_process_that_dies_ends_the_audit_which_goes_on(tiny, tiny_store, tmp_path):
