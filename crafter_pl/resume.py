@@ -97,8 +97,16 @@ def finished(run_dir: Path, max_epochs: int | None) -> str | None:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Lets one process and its helpers train in a folder; the system lifts the lock when the process dies."""
+def lock(folder: Path, wait: str | None = None) -> Iterator[None]:
+    """Lets one process and its helpers work in a folder; the system lifts the lock when the process dies.
+
+    Args:
+        folder: made if it is not there.
+        wait: what to print where another process holds the lock, to wait for it; null refuses.
+
+    Raises:
+        UserError: another process is training there.
+    """
     if _get_rank():  # a helper: the first process holds the lock
         yield
         return
@@ -107,7 +115,10 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is training in {folder}: wait for it, or choose another --experiment"
-            ) from None
+            if wait is None:
+                raise UserError(
+                    f"another process is training in {folder}: wait for it, or choose another --experiment"
+                ) from None
+            print(wait, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

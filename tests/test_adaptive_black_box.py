@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDeco
 from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
+from crafter_pl.audit.targets import Published
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest, read_shard, read_store
 from crafter_pl.defenses import load_defense
@@ -288,8 +290,26 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
     assert f"--runs_dir {tiny.runs_dir}" in line
     assert f"--model.init_args.beta {other['settings']['beta']}" in line
     assert ("--model.init_args.crafter_ckpt" in line) == (change == "defense")
+    assert f"--name adaptive_black_box-{other['defense']}-beta" in line
     with pytest.raises(UserError, match="was not trained against"):
         aimed(tiny, Target(other, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
+
+
+def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
+    """Of another run than the experiment's own, too: ``crafter_z`` is of the class of ``crafter``."""
+    other = {**manifest, "defense_sha256": "0" * 64}
+    for run in ("crafter", "crafter_z"):
+        path = tiny.folder / run / "checkpoints" / "best.ckpt"
+        with pytest.raises(UserError) as error:
+            aimed(tiny, Target(other, None, checkpoint=str(path)))
+        line = str(error.value).partition("train it first: ")[2]
+        assert f"--name adaptive_black_box-{run}-beta1" in line
+        assert (f"--model.init_args.crafter_ckpt {path}" in line) == (run == "crafter_z")
+    published = Published(tiny.folder, "cpu")
+    for run, found in (("crafter", "crafter"), ("crafter_z", "crafter_z")):
+        store = tiny.folder / run / "features" / "x"
+        target, _ = published.target(str(store), {**other, "settings": {}})
+        assert target.checkpoint == str(tiny.folder / found / "checkpoints" / "best.ckpt")
 
 
 def test_earlier_rounds_as_attacks(tiny, trained, manifest):
@@ -309,6 +329,16 @@ def test_earlier_rounds_as_attacks(tiny, trained, manifest):
     assert attack.history() == []
 
 
+def test_rounds_are_in_the_order_of_their_numbers(tiny, trained, manifest, tmp_path):
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save(content, tmp_path / "best.ckpt")
+    for number in (9, 10, 11, 100):
+        content["adaptation"]["round"] = number
+        torch.save(content, tmp_path / f"round-{number:02d}.ckpt")
+    attack = aimed(tiny, Target(manifest, None), ckpt=str(tmp_path / "best.ckpt"))
+    assert [moment["round"] for moment, _ in attack.history()] == [9, 10, 11, 100]
+
+
 def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
     target, rounds = Target(manifest, None), trained / "checkpoints"
     given = aimed(tiny, target, ckpt=str(rounds / "round-01.ckpt"))
@@ -317,9 +347,12 @@ def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
     try:
         shutil.copytree(trained, more)
         content = torch.load(rounds / "best.ckpt", weights_only=True)
-        content["adaptation"]["pairs"] += 1
-        torch.save(content, more / "checkpoints" / "best.ckpt")
-        assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(more))
+        given = dict(content["adaptation"])
+        # More epochs count among equal pairs; the name of the folder never does.
+        for pairs, epochs, chosen in ((1, -1, more), (0, 1, more), (0, -1, trained), (-1, 9, trained)):
+            changed = {"pairs": given["pairs"] + pairs, "epochs": given["epochs"] + epochs}
+            torch.save({**content, "adaptation": given | changed}, more / "checkpoints" / "best.ckpt")
+            assert Path(aimed(tiny, target).checkpoint("adaptive_black_box")).is_relative_to(chosen)
         (more / "summary.json").unlink()  # not finished
         assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(trained / "checkpoints"))
     finally:

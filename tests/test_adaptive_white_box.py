@@ -253,11 +253,13 @@ def test_the_attack_is_the_stage_on_crafted_features_and_plain_on_others(tiny, t
 
 
 def test_its_rounds_are_its_history(tiny, tiny_store, trained):
-    attack = AdaptiveWhiteBoxAttack()
+    """Before the first round it is the plain attack, with the settings that it has on other features."""
+    attack = AdaptiveWhiteBoxAttack(steps=3, restarts=1)
     attack.resolve(tiny.folder)
     attack.aim(None)
     assert attack.history() == []
-    attack.aim(Target(read_manifest(tiny_store), None))
+    target = Target(read_manifest(tiny_store), None)
+    attack.aim(target)
     moments = attack.history()
     assert [moment for moment, _ in moments] == [
         {"round": 0, "pairs": 0, "epochs": 0},
@@ -265,7 +267,14 @@ def test_its_rounds_are_its_history(tiny, tiny_store, trained):
         {"round": 2, "pairs": 32, "epochs": 4},
     ]
     features = torch.rand(2, 64, 8, 8)
-    for number, (_, earlier) in enumerate(moments):
+    plain, before = WhiteBoxAttack(steps=3, restarts=1), moments[0][1]
+    plain.resolve(tiny.folder)
+    assert before.target == target and before.name == attack.name
+    assert before.describe() == {**plain.describe(), "name": attack.name}
+    for one in (plain, before):
+        one.prepare("cpu")
+    assert torch.equal(before.reconstruct(features), plain.reconstruct(features))
+    for number, (_, earlier) in list(enumerate(moments))[1:]:
         file = trained["adapted"] / "checkpoints" / f"round-{number:02d}.ckpt"
         assert earlier.describe()["checkpoints"] == {"adaptive_white_box": sha256(file)}
         earlier.prepare("cpu")

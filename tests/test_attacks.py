@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crafter_pl.attacks import BlackBox, DecoderAttack, WhiteBoxAttack
+from crafter_pl.attacks import BlackBox, DecoderAttack, Target, WhiteBoxAttack
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Generator, fold_batchnorm
@@ -167,6 +167,38 @@ def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     task = load_stage(tiny.ckpt("task"), TaskModel)
     for key, value in task.net.cloud.state_dict().items():
         assert torch.equal(attack.net.net.classifier.state_dict()[key], value), key
+    # Where the defence has retrained the cloud, that one answers; a decoder of features does not ask.
+    features, turned = faces_of_the_prior[2], Turned(task.net.cloud)
+    manifest = {"defense": "other", "retrains": ["encoder", "cloud"], "defense_sha256": "ab" * 32}
+    before, described = attack.reconstruct(features), attack.describe()
+    attack.aim_at(Target(manifest, None, {"cloud": turned}))
+    assert attack.describe() == {**described, "settings": {"cloud_of": "ab" * 32}}
+    attack.prepare("cpu")
+    net = attack.net.net
+    with torch.no_grad():
+        answers = net.standard(turned(features)[:, :, None, None]).flatten(1)
+        expected = net.decoder(net.lift(answers))
+    assert torch.allclose(attack.reconstruct(features), expected, atol=1e-6)
+    assert (expected - before).abs().max() > 1e-4
+    plain = DecoderAttack()
+    plain.resolve(tiny.folder)
+    plain.aim_at(Target(manifest, None))
+    assert plain.settings() == {}
+    plain.prepare("cpu")
+    attack.aim_at(Target(manifest, None))
+    with pytest.raises(UserError, match="the defence other has retrained the cloud: give the checkpoint"):
+        attack.prepare("cpu")
+
+
+class Turned(nn.Module):
+    """A cloud that says the contrary."""
+
+    def __init__(self, cloud):
+        super().__init__()
+        self.cloud = cloud
+
+    def forward(self, features):
+        return -3 * self.cloud(features)
 
 
 # What they say

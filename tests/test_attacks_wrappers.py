@@ -256,20 +256,20 @@ def test_a_retrained_encoder_is_the_one_inverted(tiny):
             return images.mean(1, keepdim=True).repeat(1, 64, 1, 1)[:, :, ::4, ::4]
 
     defense = Known()
-    defense.encoder = Other()
     manifest = {"defense": "other", "retrains": ["encoder"], "defense_sha256": "ab" * 32}
     images = tiny.data().images("public_val")[:2]
     for attack in (WhiteBoxAttack(steps=1, restarts=1), HybridAttack(steps=1), LayerwiseAttack(steps=1)):
         attack.resolve(tiny.folder)
         plain = attack.settings()
-        attack.aim(Target(manifest, defense))
+        attack.aim_at(Target(manifest, defense, {"encoder": Other()}))
+        assert attack.target.defense is None
         attack.prepare("cpu")
         with torch.no_grad():
             assert torch.equal(attack.encoder(images), Other()(images))
         assert attack.settings() == {**plain, "encoder_of": "ab" * 32}
         assert getattr(attack, "amortizer", None) is None
         attack.aim(Target(manifest, None))
-        with pytest.raises(UserError, match="the defence other has an encoder of its own"):
+        with pytest.raises(UserError, match="the defence other has retrained the encoder"):
             attack.prepare("cpu")
         attack.aim(None)
         attack.prepare("cpu")

@@ -196,7 +196,9 @@ def test_attacks_are_prepared_for_each_set_and_described_as_they_were(lab: Simpl
     report = lab.run(attacks=[attack])
     assert attack.prepared >= 3
     assert report["attacks"]["choosing"]["checkpoints"] == {"net": "basic"}
+    assert report["attacks"]["choosing"]["files"] == {"net": str(lab.tmp / "basic")}
     none, strong, _ = report["defenses"]
     assert "checkpoints" not in none["attacks"]["choosing"]
     assert strong["attacks"]["choosing"]["checkpoints"] == {"net": "own"}
+    assert strong["attacks"]["choosing"]["files"] == {"net": str(lab.tmp / "own")}
     assert SIZE and json.dumps(report)

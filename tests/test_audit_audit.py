@@ -23,6 +23,7 @@ from audit_lab import (
 )
 from safetensors.torch import load_file, save_file
 
+from crafter_pl.audit import cache
 from crafter_pl.errors import UserError
 
 
@@ -101,11 +102,17 @@ def test_an_attack_is_handed_features_alone_in_an_order_that_says_nothing(lab: S
     assert int((person[1:] == person[:-1]).sum()) < PEOPLE * (PICTURES - 1) / 2
 
 
-def test_reconstructions_are_made_once(lab: SimpleNamespace) -> None:
+def test_reconstructions_are_made_once(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     first = lab.run(attacks=[Echo()])
     again = Echo()
     second = lab.run(attacks=[again], overwrite=True)
     assert again.seen == [] and again.prepared == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "code_hash", lambda parts: "changed")
+        lab.run(attacks=[again], overwrite=True)
+    assert len(torch.cat(again.seen)) == 3 * len(lab.data.all["image"])
+    again.seen.clear()
+    lab.run(attacks=[Echo()], overwrite=True)
     assert first["defenses"] == second["defenses"]
     other = Echo(noise=0.01)
     lab.run(attacks=[other], overwrite=True)

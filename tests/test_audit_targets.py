@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from audit_lab import SHA, SIZE, Echo, make_lab, write_store
+from audit_lab import IDENTITIES, SHA, SIZE, Echo, make_lab, write_store
 
+from crafter_pl.attacks.base import Ruler
 from crafter_pl.audit import targets
 from crafter_pl.audit.targets import Published, same_protection
 from crafter_pl.errors import UserError
@@ -31,7 +32,11 @@ class FakeDefense:
         return self.digest
 
     def protection(self) -> dict[str, Any]:
-        return {"beta": self.protect_options.get("beta", 9.0), "steps": 5}
+        seeded = {"seed": self.protect_options["seed"]} if "seed" in self.protect_options else {}
+        return {"beta": self.protect_options.get("beta", 9.0), "steps": 5, **seeded}
+
+    def edge_module(self) -> torch.nn.Module:
+        return torch.nn.Identity()
 
     def cloud_module(self) -> torch.nn.Module:
         """The other way round than the task model's: what that gets right this gets wrong."""
@@ -57,6 +62,25 @@ class Knowing(Echo):
         self.aims.append(target)
         if target is not None and target.defense is None:
             raise UserError(f"attack {self.name}: nothing was trained against {target.manifest['defense']}")
+
+
+class Rules(Ruler):
+    """Names everybody alike."""
+
+    name = "rules"
+    identities = torch.tensor(sorted(IDENTITIES))
+
+    def __init__(self) -> None:
+        self.checkpoints = {}
+
+    def prepare(self, device: str) -> None:
+        pass
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def identify(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), len(IDENTITIES))
 
 
 @pytest.fixture
@@ -87,6 +111,24 @@ def test_the_defence_is_found_beside_the_store_with_its_settings_in_force(lab: S
     assert none is None and target.manifest["settings"]["beta"] == 2.0
     assert target.defense.protection() == {"beta": 2.0, "steps": 5} and report["notes"] == []
     assert report["attacks"]["knowing"]["adaptive"] is True
+
+
+def test_attacks_are_handed_no_more_than_they_may_know(lab: SimpleNamespace) -> None:
+    """One that does not adapt gets no defence but the backend that it retrained; nobody gets the seed."""
+    place(lab, lab.tmp / "runs" / "e" / "mine", FakeDefense())
+    changes: dict[str, Any] = {"settings": {"beta": 2.0, "steps": 5, "seed": 7}, "seed": 7}
+    changes |= {"fingerprint": "f" * 64, "retrains": ["encoder", "cloud"]}
+    basic, knowing, ruler = Echo(), Knowing(), Rules()
+    report = lab.run(features=[store(lab, **changes)], attacks=[basic, knowing], rulers=[ruler])
+    assert report["defenses"][1]["settings"]["seed"] == 7
+    for told in (basic.target, knowing.target, ruler.target):
+        assert told is not None and told.backend.keys() == {"encoder", "cloud"}
+        assert told.manifest["settings"] == {"beta": 2.0, "steps": 5}
+        assert not {"seed", "fingerprint"} & told.manifest.keys()
+        known = told is knowing.target
+        assert (told.defense is not None) == (told.checkpoint is not None) == known
+    assert knowing.target is not None and knowing.target.defense is not None
+    assert knowing.target.defense.protection() == {"beta": 2.0, "steps": 5, "seed": targets.OWN_SEED}
 
 
 def test_or_among_the_experiments_own(lab: SimpleNamespace) -> None:

@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from experiment import shards
+from experiment import DATA, in_subprocess, shards
 
+from crafter_pl.attacks import BlackBox, FeatureToIdentity
 from crafter_pl.audit.audit import audit
 from crafter_pl.cli import main, parser
 from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.stages import load_stage
+from crafter_pl.stages.base import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "slurm" / "run.sbatch"
@@ -159,6 +162,21 @@ def test_two_nodes_craft_the_store_of_one(slurm, tiny, tiny_store, tmp_path):
     assert shards(out) == shards(tiny_store)
 
 
+@pytest.mark.parametrize(
+    ("name", "cls", "part"),
+    [("black_box", BlackBox, "public_train"), ("feature_to_id", FeatureToIdentity, "oracle")],
+)
+def test_two_processes_share_a_pass_over_the_pictures(name, cls, part, tiny):
+    run = f"{name}-two"
+    more = ["--name", run, "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    made = in_subprocess(tiny.command("fit", name, *more, "--trainer.limit_train_batches", "1.0"))
+    assert made.returncode == 0, made.stderr
+    stage = load_stage(tiny.ckpt(run), cls)
+    assert all(bool(value.isfinite().all()) for value in stage.state_dict().values())
+    each = len(tiny.data().dataset(part)) // 2
+    assert read_checkpoint(tiny.ckpt(run))["global_step"] == each // DATA["batch_size"] > 2
+
+
 @pytest.mark.parametrize("line", commands())
 def test_the_commands_of_the_page(line, slurm, tmp_path, monkeypatch):
     words = shlex.split(line, comments=True)
@@ -179,6 +197,16 @@ def test_the_commands_of_the_page(line, slurm, tmp_path, monkeypatch):
     else:
         made = Parsed(words)
     assert made.verb in ("fit", "predict", "audit")
+
+
+def test_the_store_that_is_crafted_is_the_one_that_is_attacked():
+    lines = [shlex.split(line, comments=True) for line in commands() if line.startswith("sbatch")]
+    adaptive = [words for words in lines if any("adaptive_" in word for word in words)]
+    (crafted,) = [words[-1] for words in lines if "predict" in words]
+    (audited,) = [words for words in lines if "audit" in words]
+    assert len(adaptive) == 2 and {words[-1] for words in adaptive} == {crafted}
+    assert audited[-1] == f"[runs/synthetic/crafter/features/private_test-beta{crafted}]"
+    assert audited[audited.index("--budget") + 1] == "adaptive"
 
 
 def test_a_longer_wait_can_be_set(tmp_path, monkeypatch, capsys):

@@ -197,11 +197,15 @@ def test_it_takes_the_net_that_learned_from_this_defence(plain, adapted, tiny_st
     manifest = read_manifest(tiny_store)
     other = {**manifest, "settings": {**manifest["settings"], "beta": 9.0}}
     retrained = {**manifest, "defense_sha256": "0" * 64}
+    seeded = {**manifest, "settings": {**manifest["settings"], "seed": 5}}
+    unseeded = {**manifest, "settings": {k: v for k, v in manifest["settings"].items() if k != "seed"}}
     for target, path in (
         (Target(manifest, None), adapted),
         (None, plain),
         (Target(manifest, None), adapted),
         (Target(other, None), plain),
+        (Target(seeded, None), adapted),
+        (Target(unseeded, None), adapted),
         (Target(retrained, None), plain),
     ):
         ruler.aim(target)

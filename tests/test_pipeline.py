@@ -201,12 +201,20 @@ TWO = ["--device", "cpu", "--devices", "2", "--batch_size", "4"]
 
 
 def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path):
-    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4")) == 0
-    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO))
+    """An adaptive one among them, whose rounds are attacks, too."""
+    assert main(tiny.command("fit", "adaptive_black_box", "--name", "adaptive_audited")) == 0
+    adaptive = "--attacks+={class_path: AdaptiveDecoderAttack, init_args: {name: adaptive_audited}}"
+    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4", adaptive)) == 0
+    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO, adaptive))
     assert two.returncode == 0, two.stderr
     assert "reconstructions by each of 2 processes" in two.stdout and two.stdout.count("\nAudit of") == 1
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
-    assert one["defenses"] == other["defenses"]
+    for part in ("defenses", "attacks", "oracles", "panel", "data", "warnings"):
+        assert one[part] == other[part], part
+    history = one["defenses"][1]["history"]["adaptive_audited"]
+    assert [moment["round"] for moment in history] == [0, 1]
+    files = one["defenses"][1]["attacks"]["adaptive_audited"]["files"]
+    assert files == {"adaptive_audited": tiny.ckpt("adaptive_audited")}
     pictures = [
         {
             path.relative_to(tmp_path / name): path.read_bytes()
@@ -214,7 +222,7 @@ def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path)
         }
         for name in ("one", "two")
     ]
-    assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 2 * 4
+    assert pictures[0] == pictures[1] and len(pictures[0]) == (3 * 2 + 2) * 4
 
 
 def test_a_process_that_dies_ends_the_audit_which_goes_on(tiny, tiny_store, tmp_path):
@@ -254,7 +262,10 @@ def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):
     assert report["notes"] == [] and report["defenses"][1]["store"] == str(store)
     none, target = attack_spy.seen[0], attack_spy.seen[-1]
     assert none is None and target.defense.weights_hash() == target.manifest["defense_sha256"]
-    assert json.loads(json.dumps(target.defense.protection())) == target.manifest["settings"]
+    settings = json.loads((store / "manifest.json").read_text())["settings"]
+    assert "seed" not in target.manifest["settings"] and settings.pop("seed") == 0
+    protection = json.loads(json.dumps(target.defense.protection()))
+    assert protection.pop("seed") not in (None, 0) and protection == settings == target.manifest["settings"]
     assert report["attacks"]["spy"]["adaptive"] and "false_security" in report["defenses"][1]
 
 

@@ -1,12 +1,18 @@
 """Queries: crafted once, whoever asks; public pictures alone; the same for any number of processes."""
 
+import copy
+import shutil
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from experiment import DATA, shards
 from torch.nn import functional as F
 
+from crafter_pl import code
+from crafter_pl.attacks import queries as queries_module
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_manifest, read_store, shard_name
@@ -69,14 +75,39 @@ def test_it_is_a_feature_store(tmp_path, data):
         assert sorted(index.tolist()) == sorted(queries.order()[:held].tolist())
 
 
-def test_what_features_depend_on_names_the_folder(tmp_path, data):
+def test_what_features_depend_on_names_the_folder(tmp_path, data, monkeypatch):
     folders = {
         Queries(tmp_path, Blur(shift), data, seed=seed, shard_size=size).folder
         for shift, seed, size in ((0, 0, 4), (0, 0, 4), (1, 0, 4), (0, 1, 4), (0, 0, 8))
     }
-    assert len(folders) == 4 and {folder.parent for folder in folders} == {tmp_path}
+    for name, value in (("crop", "none"), ("source", "folder")):
+        changed = copy.copy(data)
+        setattr(changed, name, value)
+        folders.add(Queries(tmp_path, Blur(), changed, shard_size=4).folder)
+    monkeypatch.setattr(queries_module, "code_hash", lambda parts: "changed")
+    folders.add(Queries(tmp_path, Blur(), data, shard_size=4).folder)
+    assert len(folders) == 4 + 3 and {folder.parent for folder in folders} == {tmp_path}
     orders = [Queries(tmp_path, Blur(), data, seed=seed).order().tolist() for seed in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_the_hash_of_the_code(tmp_path, monkeypatch):
+    package = Path(code.__file__).parent
+    fresh = code.code_hash.__wrapped__
+    before = {parts: fresh(parts) for parts in (code.CRAFTING, code.ATTACKING)}
+    assert len(set(before.values())) == 2
+    for part in {*code.CRAFTING, *code.ATTACKING}:
+        shutil.copytree(package / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "__file__", str(tmp_path / "code.py"))
+    assert {parts: fresh(parts) for parts in before} == before
+    for part, changes in (("attacks", code.ATTACKING), ("data", code.CRAFTING)):
+        with (tmp_path / part / "__init__.py").open("a") as file:
+            file.write("# changed\n")
+        after = {parts: fresh(parts) for parts in before}
+        assert [parts for parts in before if after[parts] != before[parts]] == [changes]
+        before = after
+    monkeypatch.setattr(code, "__version__", "9")
+    assert not set(before.values()) & {fresh(parts) for parts in before}
 
 
 @pytest.mark.parametrize("split", ["private_test", "private_train", "all_private", "oracle", "public"])
@@ -137,6 +168,40 @@ def test_processes_share_the_crafting_and_write_the_same_bytes(tmp_path, data, w
         assert len(asked) == len(set(asked)) == 16  # of 32: nobody crafts what is there
         sizes = [len(defense.asked) for defense in made]
         assert max(sizes) - min(sizes) <= 4
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_another_run_waits_and_finds_the_pairs(tmp_path, data, world, capfd):
+    """Two runs ask for the same pairs at once: the second one waits, and nobody crafts twice."""
+    slow = Queries(tmp_path, Blur(), data, shard_size=4)
+    begun, go_on = threading.Event(), threading.Event()
+    protect = slow.defense.protect
+
+    def waits(images, index):
+        begun.set()
+        assert go_on.wait(60)
+        return protect(images, index)
+
+    slow.defense.protect = waits
+    first = threading.Thread(target=slow.ensure, args=(12,))
+    first.start()
+    assert begun.wait(60)
+    made = []
+    second = threading.Thread(
+        target=lambda: made.extend(together(lambda: Queries(tmp_path, Blur(), data, shard_size=4), world, 16))
+    )
+    second.start()
+    said, end = "", time.monotonic() + 60
+    while "another run is querying" not in said and time.monotonic() < end:
+        said += capfd.readouterr().out
+        time.sleep(0.1)
+    assert not made
+    go_on.set()
+    for thread in (first, second):
+        thread.join(60)
+    asked = [index for defense in (slow.defense, *made) for index in defense.asked]
+    assert len(slow.defense.asked) == 12 and sorted(asked) == sorted(slow.order()[:16].tolist())
+    assert said.count(f"another run is querying {slow.folder / 'public_train'}: waiting for it") == 1
 
 
 def test_interrupted_and_damaged_stores_are_completed(tmp_path, data):

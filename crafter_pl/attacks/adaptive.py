@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crafter_pl.attacks.base import Attack, Target
+from crafter_pl.attacks.base import Attack, Target, fits
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.commands import command
 from crafter_pl.data.datamodule import FacesDataModule
@@ -224,8 +223,8 @@ class AdaptedAttack(Attack):
 
     It looks among the experiment's finished stages whose folder begins with the attack's name, for example
     ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several that fit it takes the one that has
-    learned from most pairs. On unprotected features, where there is nothing to adapt to, it is the attack
-    that adaptation starts from.
+    learned from most pairs, and of these in most epochs. On unprotected features, where there is nothing to
+    adapt to, it is the attack that adaptation starts from.
 
     A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
     `basic`, which is also its `checkpoints` until it is aimed.
@@ -256,8 +255,9 @@ class AdaptedAttack(Attack):
         if self.target is None:
             return []
         moments: list[tuple[dict[str, int], Attack]] = []
-        for file in sorted(Path(self.checkpoint(self.name)).parent.glob("round-*.ckpt")):
-            adaptation = read_checkpoint(file)["adaptation"]
+        folder = Path(self.checkpoint(self.name)).parent
+        found = [(file, read_checkpoint(file)["adaptation"]) for file in folder.glob("round-*.ckpt")]
+        for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
             earlier = copy.copy(self)
             earlier.ckpt, earlier.checkpoints = str(file), {self.name: str(file)}
             moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
@@ -265,7 +265,7 @@ class AdaptedAttack(Attack):
 
     def _choose(self, target: Target) -> str:
         if self.ckpt is not None:
-            if not _fits(read_checkpoint(self.ckpt).get("adaptation"), target):
+            if not fits(read_checkpoint(self.ckpt).get("adaptation"), target):
                 raise UserError(
                     f"attack {self.name}: {self.ckpt} was not trained against {_what(target)}; give the "
                     "checkpoint that was, or none at all to let it be found"
@@ -277,14 +277,14 @@ class AdaptedAttack(Attack):
             best = folder / "checkpoints" / "best.ckpt"
             if (folder / "summary.json").is_file() and best.is_file():
                 adaptation = read_checkpoint(best).get("adaptation")
-                if adaptation is not None and _fits(adaptation, target):
-                    found.append((adaptation["pairs"], str(best)))
+                if adaptation is not None and fits(adaptation, target):
+                    found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
         if not found:
             raise UserError(
                 f"attack {self.name}: nothing in {self.experiment_dir} was trained against "
                 f"{_what(target)}; train it first: {self._train(target)}"
             )
-        return max(found, key=lambda entry: entry[0])[1]
+        return max(found, key=lambda entry: entry[:2])[2]
 
     def _train(self, target: Target) -> str:
         """The command that trains the stage against this defence."""
@@ -297,34 +297,17 @@ class AdaptedAttack(Attack):
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
         told = {key: settings[key] for key in PROTECT if settings.get(key) is not None}
+        own = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
+        checkpoint = Path(own if target.checkpoint is None else target.checkpoint)
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
-        args += ["--name", f"{self.name}-{target.manifest['defense']}{beta}"]
+        args += ["--name", f"{self.name}-{checkpoint.parent.parent.name}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
         for start, file in self.basic.items():
             if file is not None and Path(file).parent.parent.name != start:
                 args += [f"--model.init_args.{start}_ckpt", file]
-        if target.manifest["defense"] != "crafter":
-            file = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
-            args += ["--model.init_args.crafter_ckpt", str(file)]
+        if checkpoint.resolve() != (self.experiment_dir / "crafter" / "checkpoints" / "best.ckpt").resolve():
+            args += ["--model.init_args.crafter_ckpt", str(checkpoint)]
         return command(args)
-
-
-def _fits(adaptation: dict[str, Any] | None, target: Target) -> bool:
-    """Whether an attack has adapted to exactly this defence: class, settings but for the seed, weights."""
-    if adaptation is None:
-        return False
-    digest = target.manifest.get("defense_sha256")
-    if digest is None and target.defense is not None:
-        digest = target.defense.weights_hash()
-    return (
-        adaptation["defense"] == target.manifest["defense"]
-        and _seedless(adaptation["settings"]) == _seedless(target.manifest["settings"])
-        and adaptation["defense_sha256"] == digest
-    )
-
-
-def _seedless(settings: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True)
 
 
 def _what(target: Target) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,3 +146,7 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
         cls: type[BlackBox] | type[AdaptiveBlackBox] = BlackBox if self.target is None else AdaptiveBlackBox
         (stage,) = self.checkpoints
         self.net = load_stage(self.checkpoint(stage), cls).to(device)
+
+    def settings(self) -> dict[str, Any]:
+        """The decoder's are in its checkpoint; it has learned itself what to make of a retrained cloud."""
+        return {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.attacks.adaptive import AdaptedAttack, AdaptiveStage
+from crafter_pl.attacks.base import Attack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.errors import UserError
@@ -194,13 +195,14 @@ class AdaptiveWhiteBox(AdaptiveStage):
 class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
     """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
 
-    On unprotected features it is the white-box attack that adaptation starts from.
+    On unprotected features it is the white-box attack that adaptation starts from, which is also the first
+    moment of its history.
 
     Args:
         ckpt: checkpoint of an `AdaptiveWhiteBox`, such as one of its rounds; null finds it as said there.
         name: how the report calls it, and how the folders begin.
-        plain: settings of the `WhiteBoxAttack` on unprotected features; of them only ``batch_size`` counts on
-            crafted ones, because the stage's own are in its checkpoint.
+        plain: settings of that `WhiteBoxAttack`; of them only ``batch_size`` counts for the adapted one,
+            whose own are in its checkpoint.
     """
 
     stage_class = AdaptiveWhiteBox
@@ -212,7 +214,19 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
         **plain: Any,  # noqa: ANN401 (WhiteBoxAttack says)
     ) -> None:
         super().__init__(name=name, **plain)
+        self.plain = plain
         self.ckpt, self.basic = ckpt, self.checkpoints
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
+        moments = super().history()
+        if self.target is not None:
+            plain = WhiteBoxAttack(name=self.name, **self.plain)
+            plain.checkpoints = self.basic
+            plain.aim_at(self.target)
+            later = [moment for moment in moments if moment[0]["round"] > 0]
+            moments = [({"round": 0, "pairs": 0, "epochs": 0}, plain), *later]
+        return moments
 
     def prepare(self, device: str) -> None:
         """Loads the nets for the features that the attack is aimed at."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import named_run, sha256
@@ -21,13 +22,43 @@ class Target:
     """What an attacker may know of the defence behind the features: it is published, its keys are not.
 
     Attributes:
-        manifest: the feature store's manifest: the defence, its settings in force, the hash of its weights.
-        defense: the published defence with those settings in force, to be queried with public pictures or
-            differentiated through; None if its checkpoint is not at hand.
+        manifest: the feature store's manifest: the defence, its settings in force, the hash of its weights;
+            without the seed.
+        defense: the published defence with those settings in force and a seed of the attacker's own, to be
+            queried with public pictures or differentiated through; None if its checkpoint is not at hand, and
+            for attacks that do not adapt.
+        backend: what the defence has retrained and is at hand, the ``encoder`` or the ``cloud``: public, as
+            the nets are that it replaces.
+        checkpoint: where the defence is, or should be.
     """
 
     manifest: dict[str, Any]
     defense: Defense | None
+    backend: dict[str, nn.Module] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+
+def fits(learned: dict[str, Any] | None, target: Target) -> bool:
+    """Whether something was learned from exactly this defence: class, settings but for the seed, weights.
+
+    Args:
+        learned: ``defense``, ``settings`` and ``defense_sha256``, as a manifest has them.
+        target: the defence.
+    """
+    if learned is None:
+        return False
+    digest = target.manifest.get("defense_sha256")
+    if digest is None and target.defense is not None:
+        digest = target.defense.weights_hash()
+    return (
+        learned["defense"] == target.manifest["defense"]
+        and _seedless(learned["settings"]) == _seedless(target.manifest["settings"])
+        and learned["defense_sha256"] == digest
+    )
+
+
+def _seedless(settings: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True)
 
 
 class Adversary(ABC):
@@ -36,6 +67,13 @@ class Adversary(ABC):
     name: str
     checkpoints: dict[str, str | None]
     target: Target | None = None
+    adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
+
+    def aim_at(self, target: Target | None) -> None:
+        """Aims it, and hands it no more than it may know: only one that adapts gets the defence."""
+        if target is not None and not self.adaptive:
+            target = replace(target, defense=None, checkpoint=None)
+        self.aim(target)
 
     def aim(self, target: Target | None) -> None:
         """Told before each set of features which defence made it; None: these features are unprotected.
@@ -48,6 +86,26 @@ class Adversary(ABC):
             UserError: it cannot attack this defence; says what to train or give first.
         """
         self.target = target
+
+    def retrained(self, part: str) -> dict[str, str]:
+        """For the settings: the hash of the defence if it has retrained the ``encoder`` or ``cloud``."""
+        if self.target is None or part not in self.target.manifest.get("retrains", ()):
+            return {}
+        return {f"{part}_of": self.target.manifest["defense_sha256"]}
+
+    def published(self, part: str) -> nn.Module:
+        """What the defence has made of the ``encoder`` or ``cloud`` that it retrained.
+
+        Raises:
+            UserError: the defence is not at hand.
+        """
+        assert self.target is not None
+        if part not in self.target.backend:
+            raise UserError(
+                f"attack {self.name}: the defence {self.target.manifest['defense']} has retrained the {part}"
+                ": give the checkpoint of the defence"
+            )
+        return self.target.backend[part]
 
     def observe(self, queries: Tensor) -> Tensor:
         """What it makes of several protected features of each face, ``(K, N, C, h, w)``.
@@ -99,11 +157,10 @@ class Adversary(ABC):
 class Attack(Adversary):
     """An attack reconstructs pictures from features alone.
 
-    What it knows besides them is what its constructor names: checkpoints trained on public people. It is
-    never handed a private picture, a label or an unprotected private feature together with its protected one.
+    What it knows besides them is what its constructor names, checkpoints trained on public people, and the
+    `Target`. It is never handed a private picture, a label or an unprotected private feature together with
+    its protected one.
     """
-
-    adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
     @abstractmethod
     def reconstruct(self, features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from crafter_pl.attacks.base import Attack
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AnswersDecoder, build_decoder
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
 
@@ -113,6 +114,9 @@ class BlackBox(Stage):
 class DecoderAttack(Attack):
     """The trained decoder as an attack.
 
+    One that reads answers reads those of the defence's own cloud where that was retrained; the decoder itself
+    is not.
+
     Args:
         ckpt: checkpoint of a `BlackBox`; null finds the experiment's own.
         name: how the report calls it; also the stage folder looked in.
@@ -127,7 +131,17 @@ class DecoderAttack(Attack):
     def prepare(self, device: str) -> None:
         """Loads the decoder."""
         self.device = device
-        self.net: Any = load_stage(self.checkpoint(self.name), BlackBox).to(device)
+        self.net: Any = load_stage(self.checkpoint(self.name), BlackBox)
+        if self._other_cloud():
+            self.net.net.classifier = copy.deepcopy(self.published("cloud")).eval()
+        self.net.to(device)
+
+    def _other_cloud(self) -> dict[str, str]:
+        """`retrained`, for a decoder that reads answers."""
+        if not (found := self.retrained("cloud")):
+            return {}
+        told = read_checkpoint(self.checkpoint(self.name), self.name).get("hyper_parameters", {})
+        return found if told.get("reads") == "answers" else {}
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
@@ -136,5 +150,5 @@ class DecoderAttack(Attack):
         return torch.cat(parts)
 
     def settings(self) -> dict[str, Any]:
-        """The decoder's are in its checkpoint."""
-        return {}
+        """The decoder's are in its checkpoint; and whose answers it reads, if not the task model's."""
+        return self._other_cloud()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crafter_pl.attacks.base import Ruler, Target
+from crafter_pl.attacks.base import Ruler, Target, fits
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
@@ -145,7 +145,8 @@ class FeatureToIdentity(Stage):
             )
         self.stored[part] = index, features
         if part == "private_train":
-            self.hparams["learned_from"] = identity_of(manifest)
+            about = ("defense", "settings", "defense_sha256")
+            self.hparams["learned_from"] = {key: manifest.get(key) for key in about}
 
     def classes(self, identity: Tensor) -> Tensor:
         """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
@@ -211,11 +212,6 @@ class FeatureToIdentity(Stage):
         self.log(name, hits.mean(), batch_size=len(hits), prog_bar=True)
 
 
-def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What tells one protection from another: the defence, its settings in force and its weights' hash."""
-    return {key: manifest.get(key) for key in ("defense", "settings", "defense_sha256")}
-
-
 class FeatureToID(Ruler):
     """The trained `FeatureToIdentity` as a ruler of what identity is left in features.
 
@@ -255,7 +251,7 @@ class FeatureToID(Ruler):
             return
         for path in self.adapted:
             learned = read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
-            if learned is not None and learned == identity_of(target.manifest):
+            if fits(learned, target):
                 self.checkpoints[self.name] = path
 
     def prepare(self, device: str) -> None:

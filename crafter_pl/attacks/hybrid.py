@@ -10,7 +10,7 @@ from torch import Tensor
 from crafter_pl.attacks.base import Attack
 from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.attacks.descent import descend
-from crafter_pl.attacks.white_box import edge_encoder, retrained_encoder
+from crafter_pl.attacks.white_box import edge_encoder
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.task import TaskModel
@@ -84,4 +84,4 @@ class HybridAttack(Attack):
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""
-        return {"steps": self.steps, "lr": self.lr, "tv": self.tv, **retrained_encoder(self.target)}
+        return {"steps": self.steps, "lr": self.lr, "tv": self.tv, **self.retrained("encoder")}

@@ -6,12 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from crafter_pl.code import CRAFTING, code_hash
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import (
     MANIFEST,
@@ -25,6 +27,7 @@ from crafter_pl.data.store import (
 from crafter_pl.data.stream import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
+from crafter_pl.resume import lock
 
 SPLITS = ("public_train", "public_val")
 
@@ -33,9 +36,10 @@ class Queries:
     """(Crafted feature, picture) pairs of public faces: all that an adaptive attacker learns from.
 
     The store of a split is ``<folder>/<key>/<split>``, where the key is a hash of all that the features
-    depend on: whichever attack or run asks for the same pairs finds them. Its pictures are in an order set by
-    the seed alone, so that more pairs extend fewer. It is an ordinary feature store, whose manifest is
-    written again as it grows; a shard that is being crafted when a run stops is the only thing lost.
+    depend on, our code too: whichever attack or run asks for the same pairs finds them. Its pictures are in
+    an order set by the seed alone, so that more pairs extend fewer. It is an ordinary feature store, whose
+    manifest is written again as it grows; a shard that is being crafted when a run stops is the only thing
+    lost.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Queries:
             raise UserError(f"this defence takes pictures of {mine} pixels, the data have {data.image_size}")
         self.defense, self.data, self.seed, self.shard_size = defense, data, seed, shard_size
         about = {**defense.manifest(data.split_hash, ""), "query_seed": seed, "shard_size": shard_size}
+        about |= {"source": data.source, "image_size": data.image_size, "crop": data.crop}
+        about |= {"code": code_hash(CRAFTING)}
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
         self.images = PublicPictures(data)
@@ -94,6 +100,7 @@ class Queries:
         """Crafts what is missing of the first ``count`` pairs of a split, in whole shards.
 
         Several processes call it together with one ``barrier``; each crafts its share of the missing shards.
+        Another run that asks for pairs of the same split waits until this one has its own.
 
         Returns:
             The store's folder; on every process it is complete.
@@ -108,24 +115,27 @@ class Queries:
             raise UserError(f"{count} queries asked of {split}, which has {len(order)} pictures")
         shards = list(order.split(self.shard_size))
         needed = range(-(-count // self.shard_size))
-        listed = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else {}
-        missing = [k for k in needed if not self._there(folder, k, shards[k], listed)]
-        if barrier is not None:
-            barrier()  # all have looked before anyone writes: the shares are disjoint
-        self._craft(folder, split, {k: shards[k] for k in missing[rank::world]}, rank)
-        if barrier is not None:
-            barrier()
-        if rank == 0 and (missing or len(listed) < len(needed)):
-            there = {}
-            for number, rows in enumerate(shards):
-                if not (folder / shard_name(number)).is_file():
-                    break
-                there[shard_name(number)] = len(rows)
-            about = self.defense.manifest(self.data.split_hash, split)
-            size = {"count": sum(there.values()), "shards": there}
-            write_manifest(folder, {**about, **size, "query_seed": self.seed, "shard_size": self.shard_size})
-        if barrier is not None:
-            barrier()
+        meet = barrier or (lambda: None)
+        waiting = f"another run is querying {folder}: waiting for it"
+        with lock(folder, waiting) if rank == 0 else nullcontext():
+            meet()  # nobody looks before this run has the folder to itself
+            listed = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else {}
+            missing = [k for k in needed if not self._there(folder, k, shards[k], listed)]
+            meet()  # all have looked before anyone writes: the shares are disjoint
+            self._craft(folder, split, {k: shards[k] for k in missing[rank::world]}, rank)
+            meet()
+            if rank == 0 and (missing or len(listed) < len(needed)):
+                there = {}
+                for number, rows in enumerate(shards):
+                    if not (folder / shard_name(number)).is_file():
+                        break
+                    there[shard_name(number)] = len(rows)
+                about = self.defense.manifest(self.data.split_hash, split)
+                size = {"count": sum(there.values()), "shards": there}
+                write_manifest(
+                    folder, {**about, **size, "query_seed": self.seed, "shard_size": self.shard_size}
+                )
+            meet()
         return folder
 
     @staticmethod

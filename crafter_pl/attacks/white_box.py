@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.attacks.base import Attack, Target
+from crafter_pl.attacks.base import Attack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
@@ -18,13 +18,6 @@ from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
 
-def retrained_encoder(target: Target | None) -> dict[str, str]:
-    """For an attack's settings: the hash of the defence if it has retrained the encoder, else nothing."""
-    if target is None or "encoder" not in target.manifest.get("retrains", ()):
-        return {}
-    return {"encoder_of": target.manifest["defense_sha256"]}
-
-
 def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
     """The published encoder behind the features, pictures -> features, batch norms folded.
 
@@ -33,15 +26,9 @@ def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
     Raises:
         UserError: the defence has retrained it and is not at hand.
     """
-    if not retrained_encoder(attack.target):
+    if not attack.retrained("encoder"):
         return fold_batchnorm(task.net.encoder_module())
-    assert attack.target is not None
-    if attack.target.defense is None:
-        raise UserError(
-            f"attack {attack.name}: the defence {attack.target.manifest['defense']} has an encoder of its "
-            "own: give the checkpoint of the defence"
-        )
-    return fold_batchnorm(attack.target.defense.edge_module())
+    return fold_batchnorm(attack.published("encoder"))
 
 
 class WhiteBoxAttack(Attack):
@@ -120,7 +107,7 @@ class WhiteBoxAttack(Attack):
         self._open(prior, device)
         self.latent_dim = prior.latent_dim
         self.amortizer: Amortizer | None = None
-        if self.amortized and not retrained_encoder(self.target):
+        if self.amortized and not self.retrained("encoder"):
             amortizer = load_stage(paths["amortizer"], Amortizer)
             amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
             self.amortizer = amortizer.to(device)
@@ -178,4 +165,4 @@ class WhiteBoxAttack(Attack):
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""
         names = ("space", "steps", "lr", "restarts", "prior_weight", "seed", "amortized")
-        return {**{name: getattr(self, name) for name in names}, **retrained_encoder(self.target)}
+        return {**{name: getattr(self, name) for name in names}, **self.retrained("encoder")}

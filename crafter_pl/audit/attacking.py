@@ -76,7 +76,7 @@ class Attacking:
     def _jobs(self, attack: Attack) -> Iterator[_Job]:
         """What an attack has to do; each job is aimed when it is handed out, and not after the next one."""
         for entry in self.entries:
-            attack.aim(entry["target"])
+            attack.aim_at(entry["target"])
             moments: list[tuple[Moment, Attack]] = [(None, attack)]
             if entry["target"] is not None:
                 moments += attack.history()

@@ -48,9 +48,9 @@ def audit(
 ) -> Path:
     """Attack features, protected and not, and report what they hide and what they keep.
 
-    The unprotected features are computed in memory and never written. An attack is handed features alone, in
-    an order that says nothing about people. How long the attacks will take is measured on a first batch of
-    each, and printed before the rest.
+    The unprotected features are computed in memory and never written. Of the private people an attack is
+    handed features alone, in an order that says nothing about them. How long the attacks will take is
+    measured on a first batch of each, and printed before the rest.
 
     Args:
         data: the faces; the private_test part is audited.
@@ -144,9 +144,9 @@ def audit(
             if moment is None:
                 entry["verdicts"].append(judgement)
                 gallery.columns.append(column)
-                knows = {**attack.describe(), "adaptive": attack.adaptive}
+                knows = {**attack.describe(), "adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
                 if described.setdefault(attack.name, knows) != knows:
-                    result["checkpoints"] = knows["checkpoints"]
+                    result |= {key: knows[key] for key in ("checkpoints", "files")}
                 entry["attacks"][attack.name] = result
             else:
                 gallery.rounds.append(column)

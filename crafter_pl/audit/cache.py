@@ -1,8 +1,8 @@
 """Reconstructions, made once: an audit that was interrupted goes on where it stopped.
 
 An attack may take hours. What it has made is kept in `out/cache`, a file a batch, in a folder named by a hash
-of everything that it depends on: the bytes of the features, the attack's settings and the SHA-256 of its
-checkpoints. Batches do not depend on each other, so any number of processes may share them.
+of everything that it depends on: the bytes of the features, the attack's settings, the SHA-256 of its
+checkpoints and the code. Batches do not depend on each other, so any number of processes may share them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.report import write_bytes
+from crafter_pl.code import ATTACKING, code_hash
 from crafter_pl.errors import UserError
 
 
@@ -34,7 +35,7 @@ def cache_key(features: Tensor, description: dict[str, object], batch_size: int,
         seed: what the global random numbers are seeded with before each batch.
     """
     digest = hashlib.sha256(features.contiguous().numpy().tobytes())
-    rest = [list(features.shape), str(features.dtype), description, batch_size, seed]
+    rest = [list(features.shape), str(features.dtype), description, batch_size, seed, code_hash(ATTACKING)]
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.attacks.base import Ruler
 from crafter_pl.audit import metrics
@@ -90,7 +90,7 @@ def rule(
     """Put into every entry how often a ruler names the right person; return what the ruler is."""
     described: dict[str, Any] = {}
     for entry in entries:
-        ruler.aim(entry["target"])
+        ruler.aim_at(entry["target"])
         ruler.prepare(device)
         logits = torch.cat(
             [ruler.identify(p).float() for p in ruler.observe(entry["features"]).split(batch_size)]
@@ -114,7 +114,8 @@ def rule(
 def cloud(entry: Entry, task: TaskModel, device: str) -> Callable[[Tensor], Tensor]:
     """The classifier that answers to these features: the task model's, or the one the defence retrained."""
     if "cloud" in entry["retrains"]:
-        return entry["target"].defense.cloud_module().to(device).eval()  # `inputs.protected` has found it
+        net: nn.Module = entry["target"].backend["cloud"]  # `inputs.protected` has found it
+        return net.to(device).eval()
     return task.cloud
 
 

@@ -137,7 +137,7 @@ def check_aims(
     notes = []
     for entry in entries:
         for adversary in (*attacks, *rulers):
-            adversary.aim(entry["target"])
+            adversary.aim_at(entry["target"])
             notes += check_adversary(adversary, split_hash)
             for _, earlier in adversary.history() if isinstance(adversary, Attack) else ():
                 notes += check_adversary(earlier, split_hash)
@@ -219,7 +219,7 @@ def protected(
     manifest = read_manifest(stores[0])
     target, notes = published.target(stores[0], manifest)
     retrains = manifest.get("retrains", [])
-    if "cloud" in retrains and target.defense is None:
+    if "cloud" in retrains and "cloud" not in target.backend:
         raise UserError(
             f"{stores[0]}: the features are for a cloud classifier that the defence retrained, so their "
             f"utility cannot be measured without it. {notes[0]} Bring its checkpoint to "

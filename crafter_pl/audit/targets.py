@@ -20,6 +20,7 @@ OPTIONS = (
     "double",
     "seed",
 )  # what `predict --protect.*` may have changed
+OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
 _NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
 
 
@@ -57,28 +58,35 @@ class Published:
 
         The checkpoint is looked for beside the store, where `predict` writes it, and in the experiment's own
         folder of that defence. It counts only if its weights are those that the manifest names and its
-        settings can be put in force.
+        settings can be put in force. The seed is the defender's secret.
         """
+        told = {key: value for key, value in manifest.items() if key not in ("seed", "fingerprint")}
+        told["settings"] = {key: value for key, value in manifest["settings"].items() if key != "seed"}
+        places = [Path(store).parent.parent, self.home / manifest["defense"]]
+        paths = list(dict.fromkeys(place / "checkpoints" / "best.ckpt" for place in places))
+        hidden = Target(told, None, checkpoint=str(paths[0]))
         if "defense_sha256" not in manifest:
-            return Target(manifest, None), [
+            return hidden, [
                 f"{store} was written before stores named the weights of their defence: no attack could "
                 "query the defence. Craft it again for a full audit."
             ]
-        places = [Path(store).parent.parent, self.home / manifest["defense"]]
-        paths = list(dict.fromkeys(place / "checkpoints" / "best.ckpt" for place in places))
         found = [path for path in paths if path.is_file()]
         why = [] if found else [f"no checkpoint in {' or '.join(str(path) for path in paths)}"]
         for path in found:
             try:
-                return Target(manifest, self._in_force(path, manifest)), []
+                defense = self._in_force(path, manifest)
             except UserError as error:
                 why.append(str(error))
-        return Target(manifest, None), [
+                continue
+            nets = {"encoder": defense.edge_module, "cloud": defense.cloud_module}
+            backend = {part: nets[part]() for part in manifest.get("retrains", ())}
+            return Target(told, defense, backend, str(path)), []
+        return hidden, [
             f"The defence behind {store} is not at hand ({'; '.join(why)}): no attack could query it."
         ]
 
     def _in_force(self, path: Path, manifest: dict[str, Any]) -> Defense:
-        """The defence of a checkpoint with the manifest's settings.
+        """The defence of a checkpoint with the manifest's settings, but for the seed.
 
         Raises:
             UserError: it is damaged, or not what made the store.
@@ -95,4 +103,6 @@ class Published:
             key for key in mine.keys() | settings.keys() if mine.get(key) != settings.get(key)
         ):
             raise UserError(f"{path} has other settings: {', '.join(other)}")
+        if "seed" in settings:
+            defense.protect_options["seed"] = OWN_SEED
         return defense
