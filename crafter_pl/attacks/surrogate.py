@@ -82,8 +82,8 @@ class DefenseSurrogate(AdaptiveStage):
         """Takes the features' mean and spread from the first round's pairs."""
         if self.epochs_done == 0:
             crafted, images, _ = self.queries.batch(self.hparams["pairs_per_round"], "public_train")
-            clean = [self.encode(part.to(self.device)) for part in images.split(self.hparams["batch_size"])]
-            features = torch.cat([*clean, crafted.to(clean[0])])
+            parts = images.to(self.doing.std).split(self.hparams["batch_size"])
+            features = torch.cat([*map(self.encode, parts), crafted.to(self.doing.std)])
             for net in (self.doing, self.undoing):
                 net.measure(features)
         super().on_train_start()

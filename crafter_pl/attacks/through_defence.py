@@ -47,7 +47,7 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
         self,
         ckpt: str | None = None,
         name: str = "through_defence",
-        weight: float = 1.0,
+        weight: float = 4.0,
         verify: bool = False,
         **plain: Any,  # noqa: ANN401 (WhiteBoxAttack says)
     ) -> None:
