@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
 experiment=${1:-synthetic}
 configs=configs
-[ "$experiment" = synthetic ] || configs="configs/$experiment"
+default=0.1 # beta of the store that configs/audit.yaml names
+[ "$experiment" = synthetic ] || { configs="configs/$experiment"; default=0.25; }
 runs="runs/$experiment"
 run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
 fit() { run fit --config "$configs/$1.yaml" --ckpt_path last "${@:2}"; }
@@ -38,4 +39,5 @@ if [ "$experiment" = synthetic ]; then # generators that the defence has never s
     fit "attacks/$stage"
   done
 fi
+fit attacks/surrogate --name "surrogate-crafter-beta$default" --model.init_args.beta "$default"
 run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/exhaustive"

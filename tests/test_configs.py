@@ -46,6 +46,7 @@ def test_there_are_configs_of_every_kind():
         "FeatureToIdentity",
         "AdaptiveBlackBox",
         "AdaptiveWhiteBox",
+        "DefenseSurrogate",
     }
     first = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
     assert named == first | others
@@ -106,6 +107,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "Crafter": ["task", "prior", "amortizer"],
         "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
         "AdaptiveWhiteBox": ["task", "prior", "amortizer", "crafter"],
+        "DefenseSurrogate": ["task", "prior", "amortizer", "crafter"],
     }
     runs = CONTENT[path]["model"].get("init_args", {})  # an upstream stage may be another run: prior_g2
     stages = needed[CONTENT[path]["model"]["class_path"]]

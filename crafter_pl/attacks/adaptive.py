@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +40,8 @@ class AdaptiveStage(Stage):
 
     A subclass has among its init arguments `crafter_ckpt`, those of `PROTECT` and `defense_seed` (the
     defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir`
-    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training.
+    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training. One
+    that makes no pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
     """
 
     monitor = None  # the last round is the attack: the blurriest guess may have the smallest error
@@ -197,10 +199,14 @@ class AdaptiveStage(Stage):
             self._keep_round()
 
     def _keep_round(self) -> None:
-        """Writes ``round-NN.ckpt`` and draws held-out faces above what is made of their crafted features."""
+        """Writes ``round-NN.ckpt``, and draws what the attack makes."""
         if self.run_dir is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             file = self.run_dir / "checkpoints" / f"round-{self.round_of(self.epochs_done):02d}.ckpt"
             self.trainer.save_checkpoint(file, weights_only=True)
+        self.draw_round()
+
+    def draw_round(self) -> None:
+        """Draws held-out faces above what is made of their crafted features."""
         features, images, _ = self.queries.batch(min(SHOWN, self.hparams["val_pairs"]), self.val_split)
         self.eval()
         with torch.no_grad():
@@ -221,10 +227,10 @@ class AdaptiveStage(Stage):
 class AdaptedAttack(Attack):
     """An attack by a stage that has adapted: for each defence the one trained against exactly that one.
 
-    It looks among the experiment's finished stages whose folder begins with the attack's name, for example
-    ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several that fit it takes the one that has
-    learned from most pairs, and of these in most epochs. On unprotected features, where there is nothing to
-    adapt to, it is the attack that adaptation starts from.
+    It looks among the experiment's finished stages whose folder begins with `runs`, the attack's name unless
+    a subclass says otherwise: for example ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several
+    that fit it takes the one that has learned from most pairs, and of these in most epochs. On unprotected
+    features, where there is nothing to adapt to, it is the attack that adaptation starts from.
 
     A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
     `basic`, which is also its `checkpoints` until it is aimed.
@@ -235,6 +241,15 @@ class AdaptedAttack(Attack):
     ckpt: str | None
     basic: dict[str, str | None]
     experiment_dir: Path | None = None
+
+    @property
+    def runs(self) -> str:
+        """How the folders of its stage begin; in `checkpoints` also the key of the stage that was chosen."""
+        return self.name
+
+    def adapted(self, file: str) -> dict[str, str | None]:
+        """Its `checkpoints` with that one of the stage: by default no others."""
+        return {self.runs: file}
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Remembers where to look."""
@@ -248,18 +263,18 @@ class AdaptedAttack(Attack):
             UserError: none was trained against this defence; the message says how to train it.
         """
         super().aim(target)
-        self.checkpoints = self.basic if target is None else {self.name: self._choose(target)}
+        self.checkpoints = self.basic if target is None else self.adapted(self._choose(target))
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""
         if self.target is None:
             return []
         moments: list[tuple[dict[str, int], Attack]] = []
-        folder = Path(self.checkpoint(self.name)).parent
+        folder = Path(self.checkpoint(self.runs)).parent
         found = [(file, read_checkpoint(file)["adaptation"]) for file in folder.glob("round-*.ckpt")]
         for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
             earlier = copy.copy(self)
-            earlier.ckpt, earlier.checkpoints = str(file), {self.name: str(file)}
+            earlier.ckpt, earlier.checkpoints = str(file), self.adapted(str(file))
             moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
         return moments
 
@@ -273,7 +288,7 @@ class AdaptedAttack(Attack):
             return self.ckpt
         assert self.experiment_dir is not None, "resolve() comes before aim()"
         found = []
-        for folder in sorted(self.experiment_dir.glob(f"{self.name}*")):
+        for folder in sorted(self.experiment_dir.glob(f"{self.runs}*")):
             best = folder / "checkpoints" / "best.ckpt"
             if (folder / "summary.json").is_file() and best.is_file():
                 adaptation = read_checkpoint(best).get("adaptation")
@@ -300,10 +315,11 @@ class AdaptedAttack(Attack):
         own = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
         checkpoint = Path(own if target.checkpoint is None else target.checkpoint)
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
-        args += ["--name", f"{self.name}-{checkpoint.parent.parent.name}{beta}"]
+        args += ["--name", f"{self.runs}-{checkpoint.parent.parent.name}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
+        taken = inspect.signature(self.stage_class).parameters
         for start, file in self.basic.items():
-            if file is not None and Path(file).parent.parent.name != start:
+            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
                 args += [f"--model.init_args.{start}_ckpt", file]
         if checkpoint.resolve() != (self.experiment_dir / "crafter" / "checkpoints" / "best.ckpt").resolve():
             args += ["--model.init_args.crafter_ckpt", str(checkpoint)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.crafting.inversion import invert
+from crafter_pl.crafting.inversion import InversionResult, invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
@@ -142,7 +142,7 @@ class WhiteBoxAttack(Attack):
             return self.enter(keyed_normal(self.seed, index, self.latent_dim, stream=restart))
 
     def _search(self, features: Tensor, index: Tensor) -> Tensor:
-        """The latents ``(N, P)`` of the smallest objective over all starts."""
+        """The latents ``(N, P)`` of the best start of each face."""
         best_z, best_loss = features.new_empty(0), features.new_empty(0)
         for restart in range(self.restarts):
             result = invert(
@@ -154,13 +154,18 @@ class WhiteBoxAttack(Attack):
                 prior_weight=self.prior_weight,
                 keep_best=True,
             )
+            loss = self._rank(result, features, index)
             if restart == 0:
-                best_z, best_loss = result.z, result.loss
+                best_z, best_loss = result.z, loss
             else:
-                better = result.loss < best_loss
+                better = loss < best_loss
                 best_z = torch.where(better[:, None], result.z, best_z)
-                best_loss = torch.where(better, result.loss, best_loss)
+                best_loss = torch.where(better, loss, best_loss)
         return best_z
+
+    def _rank(self, result: InversionResult, features: Tensor, index: Tensor) -> Tensor:
+        """What the starts of a face are compared by, ``(N,)``; the smallest is kept."""
+        return result.loss
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""

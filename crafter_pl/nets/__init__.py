@@ -5,6 +5,7 @@ from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_head import FeatureHead
+from crafter_pl.nets.feature_map import FeatureMap
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
@@ -17,6 +18,7 @@ __all__ = [
     "AnswersDecoder",
     "Critic",
     "FeatureHead",
+    "FeatureMap",
     "Generator",
     "ImageEncoder",
     "InceptionFeatures",

@@ -45,7 +45,9 @@ class PaperDecoder(nn.Module):
         return self.layers(features)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions with batch norm, added to their input: ``(N, width, h, w)``, same shape out."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -57,6 +59,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the sum, rectified."""
         return (x + self.layers(x)).relu()
 
 
@@ -76,7 +79,7 @@ class ResidualDecoder(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         ]
-        layers += [_Residual(width) for _ in range(blocks)]
+        layers += [Residual(width) for _ in range(blocks)]
         for _ in range(_doublings(side, image_size)):
             half = max(width // 2, 32)
             layers += [
@@ -85,7 +88,7 @@ class ResidualDecoder(nn.Module):
                 nn.BatchNorm2d(half),
                 nn.ReLU(),
             ]
-            layers += [_Residual(half)]
+            layers += [Residual(half)]
             width = half
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
 

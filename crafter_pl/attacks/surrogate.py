@@ -1,0 +1,122 @@
+"""The defence as two small nets: what it does to a feature, and how to undo that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.adaptive import AdaptiveStage
+from crafter_pl.nets import FeatureMap, synchronised
+
+
+class DefenseSurrogate(AdaptiveStage):
+    """Learns a defence from pairs of a public face's own feature ``E = Enc(X)`` and its crafted one ``F``.
+
+    In rounds of queries and training; see `AdaptiveStage`. Two residual nets are trained together: ``P`` does
+    what the defence does, ``P(E) = F``, and ``Q`` undoes it, ``Q(F) = E``. The loss is the sum of both mean
+    squared errors, in units of each channel's standard deviation. At first both change nothing. ``Enc`` is
+    the encoder that the defence has published. `ThroughDefenceAttack` inverts through the nets.
+
+    ``val/error`` is ``|P(E) - F| / |F - E|`` on held-out public people, ``val/undone`` the same of
+    ``|Q(F) - E|``: 1 knows nothing of what the defence does.
+
+    Args:
+        crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
+        beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
+        steps: the same for ``--protect.steps``.
+        method: the same for ``--protect.method``.
+        critic: the same for ``--protect.critic``.
+        double: the same for ``--protect.double``.
+        defense_seed: the same for ``--protect.seed``.
+        pairs_per_round: public faces that are queried in each round.
+        epochs_per_round: passes over all pairs so far in each round.
+        val_pairs: held-out public faces that are queried once, to watch the error.
+        batch_size: pairs a step, over all processes.
+        shard_size: faces crafted at a time.
+        lr: the highest learning rate of each round (AdamW).
+        weight_decay: of AdamW.
+        width: channels of the nets.
+        blocks: residual blocks of each.
+        hidden: units of the dense layer of each.
+        queries_dir: folder of crafted pairs; null is ``queries`` beside the run.
+    """
+
+    stage_name = "surrogate"
+    lowest = AdaptiveStage.lowest | {"weight_decay": 0, "width": 1, "blocks": 0, "hidden": 1}
+
+    def __init__(
+        self,
+        crafter_ckpt: str | None = None,
+        beta: float | None = None,
+        steps: int | None = None,
+        method: str | None = None,
+        critic: str | None = None,
+        double: bool | None = None,
+        defense_seed: int | None = None,
+        pairs_per_round: int = 256,
+        epochs_per_round: int = 10,
+        val_pairs: int = 64,
+        batch_size: int = 32,
+        shard_size: int = 64,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        width: int = 64,
+        blocks: int = 2,
+        hidden: int = 128,
+        queries_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.attack_defense()
+        shape = self.defense.task.feature_shape
+        self.doing = FeatureMap(shape, width, blocks, hidden)
+        self.undoing = FeatureMap(shape, width, blocks, hidden)
+        synchronised(self)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures -> unprotected features, by the published encoder."""
+        return self.defense.edge_module()(images)
+
+    def on_train_start(self) -> None:
+        """Takes the features' mean and spread from the first round's pairs."""
+        if self.epochs_done == 0:
+            crafted, images, _ = self.queries.batch(self.hparams["pairs_per_round"], "public_train")
+            parts = images.to(self.doing.std).split(self.hparams["batch_size"])
+            features = torch.cat([*map(self.encode, parts), crafted.to(self.doing.std)])
+            for net in (self.doing, self.undoing):
+                net.measure(features)
+        super().on_train_start()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; `on_train_batch_start` sets its learning rate."""
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The squared errors of both nets."""
+        crafted, clean = batch["features"], self.encode(batch["image"])
+        wrong = torch.cat([self.doing(clean) - crafted, self.undoing(crafted) - clean])
+        loss = 2 * (wrong / self.doing.std).square().mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(clean))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Both errors on held-out public people, as shares of what the defence has changed."""
+        crafted, clean = batch["features"], self.encode(batch["image"])
+        for name, wrong in (
+            ("error", self.doing(clean) - crafted),
+            ("undone", self.undoing(crafted) - clean),
+        ):
+            error = relative(wrong, crafted - clean).mean()
+            self.log(f"val/{name}", error, prog_bar=name == "error", batch_size=len(clean))
+
+    def draw_round(self) -> None:
+        """Nothing: no pictures are made here."""
+
+
+def relative(wrong: Tensor, change: Tensor) -> Tensor:
+    """``|wrong| / |change|`` of each sample ``(N, ...)``; 0 where both are 0."""
+    norms = wrong.flatten(1).norm(dim=1), change.flatten(1).norm(dim=1)
+    return norms[0] / norms[1].clamp(min=torch.finfo(norms[1].dtype).tiny)

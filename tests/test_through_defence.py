@@ -1,0 +1,340 @@
+"""Inversion through the defence: what its nets learn, their rounds and processes, what the attack sees."""
+
+import json
+
+import pytest
+import torch
+from experiment import in_subprocess
+from torch import nn
+
+from crafter_pl.attacks.base import Target
+from crafter_pl.attacks.surrogate import DefenseSurrogate
+from crafter_pl.attacks.through_defence import OWN_KEYS, ThroughDefenceAttack
+from crafter_pl.attacks.white_box import WhiteBoxAttack
+from crafter_pl.cli import main
+from crafter_pl.data.store import read_manifest, read_store
+from crafter_pl.defenses import Defense
+from crafter_pl.errors import UserError
+from crafter_pl.nets import FeatureMap, Generator, fold_batchnorm
+from crafter_pl.stages import TaskModel, load_stage, sha256
+from crafter_pl.stages.base import read_checkpoint
+
+ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"]  # two rounds of 16 pairs
+WHOLE = ["--trainer.limit_train_batches", "1.0"]
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+
+
+def fit(tiny, name, *more):
+    return tiny.command("fit", "surrogate", "--name", name, *more)
+
+
+def weights(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny):
+    """Two rounds, by one process."""
+    assert main(fit(tiny, "surrogate", *ROUNDS, *WHOLE)) == 0
+    return tiny.folder / "surrogate"
+
+
+@pytest.fixture(scope="module")
+def target(tiny_store):
+    return Target(read_manifest(tiny_store), None)
+
+
+# The nets
+
+
+def test_a_feature_map_at_first_changes_nothing():
+    torch.manual_seed(0)
+    net, features = FeatureMap((6, 4, 4), width=5, blocks=1, hidden=3), 3 + 2 * torch.randn(7, 6, 4, 4)
+    features[:, 0] = 0  # a dead channel
+    net.measure(features)
+    assert torch.allclose(net.mean[1:], torch.full((5, 1, 1), 3.0), atol=0.6) and (net.std > 0).all()
+    assert torch.equal(net(features), features)
+    net(features).square().sum().backward()
+    assert net.head.weight.grad.abs().max() > 0
+
+
+def held_out(tiny):
+    folder = next((tiny.folder / "queries").glob("*/public_val"))
+    features, index, _ = read_store(folder, split="public_val")
+    return features, tiny.data().dataset("public_val").take(index)["image"]
+
+
+def test_rounds_start_from_nothing_and_are_kept(tiny, trained):
+    crafted, images = held_out(tiny)
+    told = json.loads((trained / "summary.json").read_text())["metrics"]
+    errors = {}
+    for number, progress in enumerate([(0, 0, 0), (1, 16, 2), (2, 32, 4)]):
+        file = trained / "checkpoints" / f"round-{number:02d}.ckpt"
+        said = read_checkpoint(file)["adaptation"]
+        assert (said["round"], said["pairs"], said["epochs"]) == progress
+        stage = load_stage(file, DefenseSurrogate)
+        with torch.no_grad():
+            clean = stage.defense.task.edge(images)
+            change = (crafted - clean).flatten(1).norm(dim=1)
+            wrong = stage.doing(clean) - crafted, stage.undoing(crafted) - clean
+        errors[number] = [float((part.flatten(1).norm(dim=1) / change).mean()) for part in wrong]
+    assert errors[0] == pytest.approx([1, 1], abs=1e-5)
+    assert errors[2] == pytest.approx([told["val/error"], told["val/undone"]], rel=1e-4)
+    assert max(errors[2]) < 0.95
+    assert (stage.doing.mean.abs() > 0).any() and torch.equal(stage.doing.std, stage.undoing.std)
+
+
+@pytest.mark.parametrize("when", ["in the second round", "added rounds"])
+def test_resumed_equals_straight(tiny, trained, when):
+    name = f"stopped-{when.split()[0]}"
+    command = fit(tiny, name, *ROUNDS, *WHOLE)
+    if when == "added rounds":
+        assert main([*command, "--trainer.max_epochs", "2"]) == 0
+    else:
+        stop = ["--trainer.callbacks+=tiny_stage.Interrupt", "--trainer.callbacks.epoch=2"]
+        assert main([*command, *stop]) == 130
+    assert main([*command, "--ckpt_path", "last"]) == 0
+    assert same(weights(tiny.folder / name), weights(trained))
+
+
+def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
+    more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "40"]
+    more += ["--trainer.callbacks+=ranks.Losses", "--model.init_args.queries_dir", str(tmp_path)]
+    more += ["--trainer.precision", "64-true"]  # two processes add up in another order
+    assert main(fit(tiny, "maps-one", *more)) == 0
+    two = in_subprocess(fit(tiny, "maps-two", *more, *TWO))
+    assert two.returncode == 0, two.stderr
+    one, two = (
+        json.loads((tiny.folder / f"maps-{name}" / "losses.json").read_text()) for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 5 + 5 + 10 + 10
+    assert one == pytest.approx(two, rel=1e-4)
+    assert one[-1] < 0.8 * one[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"width": 0}, "width is 0; give at least 1"),
+        ({"hidden": 0}, "hidden is 0; give at least 1"),
+        ({"lr": 0.0}, "lr 0.0 must be above 0"),
+    ],
+)
+def test_settings_of_the_nets_out_of_range(tiny, settings, words):
+    with pytest.raises(UserError, match=words):
+        DefenseSurrogate(**tiny.upstream("crafter"), **settings)
+
+
+# A defence that is a known map of the feature
+
+
+class Mixing(Defense):
+    """``protect(X) = 0.4 E + 0.9 E[other channels] + shift`` with ``E = Enc(X)``."""
+
+    def __init__(self, task_ckpt=None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.use("task", task_ckpt, TaskModel)
+        generator = torch.Generator().manual_seed(3)
+        self.order = torch.randperm(64, generator=generator)
+        self.shift = torch.randn(64, 1, 1, generator=generator)
+        self.indices = []
+
+    def protect(self, images, index):
+        self.indices += index.tolist()
+        features = self.edge_module()(images)
+        return 0.4 * features + 0.9 * features[:, self.order] + self.shift
+
+    def protection(self):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def vivid():
+    """A generator of more contrast than the tiny prior, which after two training steps draws one face."""
+    torch.manual_seed(0)
+    net = Generator("G1", 8, 32, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(32, 8))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 2.0)
+    return fold_batchnorm(net)
+
+
+@pytest.fixture(scope="module")
+def mixing(tiny, vivid, tmp_path_factory):
+    """That defence in a file, and a surrogate that has learnt it from pictures of the generator."""
+    file = tmp_path_factory.mktemp("mixing") / "mixing.ckpt"
+    content = torch.load(tiny.ckpt("black_box"), weights_only=True)
+    own = {"stage_class": "Mixing", "state_dict": {}, "hyper_parameters": {"task_ckpt": tiny.ckpt("task")}}
+    torch.save({**content, **own}, file)
+    torch.manual_seed(0)
+    stage = DefenseSurrogate(str(file), width=64, blocks=0, hidden=4)
+    stage.log = lambda *_, **__: None
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
+    steps = 300
+    for step in range(steps):
+        with torch.no_grad():
+            images = vivid(torch.randn(16, 8))
+            crafted = stage.defense.protect(images, torch.zeros(0))
+            if step == 0:
+                for net in (stage.doing, stage.undoing):
+                    net.measure(torch.cat([crafted, stage.encode(images)]))
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
+        optimizer.zero_grad()
+        stage.training_step({"features": crafted, "image": images}, step).backward()
+        optimizer.step()
+    return stage.eval().requires_grad_(False)
+
+
+def inversion(tiny, vivid, stage=None, kind=WhiteBoxAttack, **settings):
+    """An attack through that generator; aimed at the defence that ``stage`` has learnt."""
+    attack = kind(amortizer_ckpt="none", **settings)
+    attack.resolve(tiny.folder)
+    attack.prepare("cpu")
+    attack.generator, attack.latent_dim = vivid, 8
+    if stage is not None:
+        attack.stage = stage
+        attack.target = Target({"defense": "mixing", "settings": {}, "retrains": []}, None)
+    return attack
+
+
+def test_a_known_map_is_no_protection(tiny, vivid, mixing):
+    """Through the defence the attack sees nearly what the white-box attack sees without it."""
+    with torch.no_grad():
+        images = vivid(torch.randn(4, 8, generator=torch.Generator().manual_seed(4)))
+        clean = mixing.encode(images)
+        crafted = mixing.defense.protect(images, torch.zeros(0))
+        change = (crafted - clean).norm()
+        assert (mixing.doing(clean) - crafted).norm() < 0.2 * change
+        assert (mixing.undoing(crafted) - clean).norm() < 0.2 * change
+
+    def error(found):
+        return float((found - images).square().mean())
+
+    search = {"steps": 100, "lr": 0.1, "restarts": 2}
+    plain = inversion(tiny, vivid, **search)
+    unprotected, protected = error(plain.reconstruct(clean)), error(plain.reconstruct(crafted))
+    attack = inversion(tiny, vivid, mixing, ThroughDefenceAttack, **search)
+    assert unprotected < 1e-3 and protected > 1e-2
+    through = error(attack.reconstruct(crafted))
+    assert through < unprotected + 0.1 * protected
+
+
+def test_the_defence_may_judge_the_starts(tiny, vivid, mixing, monkeypatch):
+    """By ``|protect(G(z)) - F|^2``, with keys that are not the data set's."""
+    with torch.no_grad():
+        crafted = mixing.defense.protect(vivid(torch.randn(3, 8)), torch.zeros(0))
+    found, search = {}, {"steps": 1, "restarts": 3, "batch_size": 2, "verify": True}
+    for seed in range(2):
+        attack = inversion(tiny, vivid, mixing, ThroughDefenceAttack, seed=seed, **search)
+        candidates = []
+        draw = attack._draw
+        monkeypatch.setattr(
+            attack, "_draw", lambda *a, draw=draw, to=candidates: to.append(draw(*a)) or to[-1]
+        )
+        mixing.defense.indices.clear()
+        found[seed] = attack.reconstruct(crafted)
+        keys = [OWN_KEYS + index for index in (0, 1, 0, 1, 0, 1, 2, 2, 2)]
+        assert mixing.defense.indices == keys
+        starts = torch.stack([torch.cat([candidates[k], candidates[4 + k]]) for k in range(3)])
+        with torch.no_grad():
+            made = mixing.defense.protect(starts.flatten(0, 1), torch.zeros(0)).view(3, 3, -1)
+        wrong = (made - crafted.flatten(1)).square().sum(2)
+        best = starts[wrong.argmin(0), torch.arange(3)]
+        assert torch.allclose(found[seed], best, atol=1e-6)
+    assert not torch.equal(found[0], found[1])
+
+
+# The attack
+
+
+def aimed(tiny, target, **settings):
+    attack = ThroughDefenceAttack(**{"steps": 2, "lr": 0.1, "batch_size": 2, **settings})
+    attack.resolve(tiny.folder)
+    attack.aim(target)
+    return attack
+
+
+def test_the_objective_and_the_starts(tiny, trained, target):
+    """Both terms, of the best iterate, from the amortizer's latents of Q(F) and of F."""
+    features = torch.rand(5, 64, 8, 8, generator=torch.Generator().manual_seed(1))
+    attack = aimed(tiny, target, weight=3.0, steps=0, restarts=2)
+    attack.prepare("cpu")
+    stage = load_stage(trained / "checkpoints" / "best.ckpt", DefenseSurrogate)
+    with torch.no_grad():
+        undone = stage.undoing(features)
+        starts = [attack.amortizer(part) for part in (undone, features)]
+        values = []
+        for z in starts:
+            seen = attack.encoder(attack.generator(z))
+            terms = stage.doing(seen) - features, seen - undone
+            values.append(sum(w * t.square().flatten(1).sum(1) for w, t in zip((1, 3), terms, strict=True)))
+            loss = attack.render(z) - attack._join(features, undone)
+            assert torch.allclose(loss.square().flatten(1).sum(1), values[-1], rtol=1e-4)
+        first = (values[0] <= values[1])[:, None]
+        expected = attack.generator(torch.where(first, *starts))
+    found = attack.reconstruct(features)
+    assert torch.allclose(found, expected, atol=1e-5) and not found.requires_grad
+
+
+def test_on_unprotected_features_it_is_the_white_box_attack(tiny, trained, target):
+    features = torch.rand(3, 64, 8, 8, generator=torch.Generator().manual_seed(1))
+    attack, plain = aimed(tiny, target), WhiteBoxAttack(steps=2, lr=0.1, batch_size=2)
+    plain.resolve(tiny.folder)
+    plain.prepare("cpu")
+    best = trained / "checkpoints" / "best.ckpt"
+    told = json.loads(json.dumps(attack.describe()))
+    assert told["checkpoints"] == {**plain.describe()["checkpoints"], "surrogate": sha256(best)}
+    assert told["settings"] == {**plain.settings(), "weight": attack.weight, "verify": False}
+    attack.prepare("cpu")
+    found = attack.reconstruct(features)
+    assert found.shape == (3, 3, 32, 32) and 0 <= found.min() < found.max() <= 1
+    attack.aim(None)
+    attack.prepare("cpu")
+    assert torch.equal(attack.reconstruct(features), plain.reconstruct(features))
+    assert {**attack.describe(), "name": "", "class": ""} == {**plain.describe(), "name": "", "class": ""}
+
+
+def test_its_rounds_are_its_history(tiny, trained, target):
+    features = torch.rand(2, 64, 8, 8, generator=torch.Generator().manual_seed(1))
+    attack = aimed(tiny, target, name="other_name")
+    moments = attack.history()
+    assert [moment for moment, _ in moments] == [
+        {"round": n, "pairs": 16 * n, "epochs": 2 * n} for n in range(3)
+    ]
+    for number, (_, earlier) in enumerate(moments):
+        file = trained / "checkpoints" / f"round-{number:02d}.ckpt"
+        assert earlier.describe()["checkpoints"] == {
+            **attack.describe()["checkpoints"],
+            "surrogate": sha256(file),
+        }
+    earlier.prepare("cpu")
+    attack.prepare("cpu")
+    assert torch.equal(earlier.reconstruct(features), attack.reconstruct(features))
+    attack.aim(None)
+    assert attack.history() == []
+
+
+def test_nothing_was_trained_against_this_defence(tiny, trained, target):
+    manifest = {**target.manifest, "settings": {**target.manifest["settings"], "beta": 0.5}}
+    with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
+        aimed(tiny, Target(manifest, None), prior_ckpt="elsewhere/prior.ckpt")
+    line = str(error.value).partition("train it first: ")[2]
+    assert line.startswith("python -m crafter_pl fit --config configs/attacks/surrogate.yaml")
+    assert "--model.init_args.beta 0.5" in line and "--name surrogate-crafter-beta0.5" in line
+    assert "prior" not in line  # the nets do not depend on it
+    with pytest.raises(UserError, match="was not trained against"):
+        aimed(tiny, Target(manifest, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
+
+
+def test_settings_of_the_attack_out_of_range():
+    with pytest.raises(UserError, match=r"attack through_defence: weight -1\.0 must be at least 0"):
+        ThroughDefenceAttack(weight=-1.0)
+    assert ThroughDefenceAttack().adaptive
