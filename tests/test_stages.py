@@ -321,13 +321,26 @@ def test_task_refuses_faces_without_attributes(tmp_path, tiny, capsys):
     data += ["--data.min_private_images", "3", "--data.test_images", "1"]
     fit = ["fit", "--config", tiny.command("fit", "task")[2], "--runs_dir", str(tmp_path / "runs"), *data]
     assert main(fit) == 2
-    assert "needs attributes, and these faces have none" in capsys.readouterr().err
+    assert "needs two attributes or more, and these faces have none" in capsys.readouterr().err
+
+
+def test_task_refuses_a_single_attribute(tiny, monkeypatch):
+    data = tiny.data()
+    monkeypatch.setattr(data.faces, "attribute_names", data.attribute_names[:1])
+    stage = TaskModel()
+    stage.trainer = SimpleNamespace(datamodule=data)
+    with pytest.raises(UserError, match="two attributes or more, and these faces have 1"):
+        stage.setup("fit")
 
 
 def test_task_refuses_data_with_other_attributes(tiny):
     stage = load_stage(tiny.ckpt("task"), TaskModel)
-    stage._trainer = SimpleNamespace(datamodule=SimpleNamespace(attribute_names=["tall"], image_size=32))
-    with pytest.raises(UserError, match=r"the data have \['tall'\]; train a task model on these data"):
+    stage._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(attribute_names=["tall", "wide"], image_size=32)
+    )
+    with pytest.raises(
+        UserError, match=r"the data have \['tall', 'wide'\]; train a task model on these data"
+    ):
         stage.setup("validate")
 
 

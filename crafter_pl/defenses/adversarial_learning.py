@@ -94,7 +94,7 @@ class AdversarialLearning(Defense):
         if not period or not self.current_epoch or self.current_epoch % period:
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.current_epoch)
+            torch.random.default_generator.manual_seed(self.current_epoch)  # not the GPUs, too
             self.adversary.load_state_dict(self._fresh_decoder().state_dict())
         self.optimizers()[1].optimizer.state.clear()  # type: ignore[index]
 

@@ -316,7 +316,7 @@ class Crafter(Defense):
     def _fresh_critic(self, seed: int) -> Critic:
         """A critic that has learned nothing, the same for every batch."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)  # torch.manual_seed seeds the GPUs, too
             net = Critic(self.prior.hparams["image_size"], self.hparams["critic_width"])
         return net.to(self.device)
 

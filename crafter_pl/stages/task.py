@@ -62,9 +62,10 @@ class TaskModel(Stage):
     def setup(self, stage: str) -> None:
         """Builds the nets once the data tell the number of attributes and the picture size."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not data.attribute_names:
+        if (there := len(data.attribute_names)) < 2:
             raise UserError(
-                "the task model needs attributes, and these faces have none: choose a labelled source"
+                f"the task model needs two attributes or more, and these faces have {there or 'none'}: "
+                "choose a labelled source, or more columns (--data.attribute_columns)"
             )
         if self.hparams["attribute_names"] is None:
             names = list(data.attribute_names)
