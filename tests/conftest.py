@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,19 +20,11 @@ def runs_dir(tmp_path):
     return tmp_path / "runs"
 
 
-@pytest.fixture(scope="session")
-def crafter_data():
-    """The folder of real pictures, for tests marked `data`."""
-    folder = os.environ.get("CRAFTER_DATA")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("set CRAFTER_DATA to a folder with celeba/ and lfw/")
-    return Path(folder)
-
-
 @pytest.fixture(autouse=True)
 def _environment():
-    """Whatever a test or Lightning writes into the environment is gone after it."""
+    """Whatever a test or Lightning writes into the environment is gone after it; Ctrl+C works."""
     before = dict(os.environ)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     yield
     os.environ.clear()
     os.environ.update(before)
