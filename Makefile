@@ -31,7 +31,7 @@ test: $(STAMP) ## the tests
 demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
 
-reproduce: $(STAMP) ## the demo's stages, crafted at four values of beta, audited together
+reproduce: $(STAMP) ## all synthetic stages, crafted at four values of beta, audited together
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/reproduce.sh
 
 tensorboard: $(STAMP) ## show all runs in TensorBoard

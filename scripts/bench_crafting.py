@@ -3,7 +3,7 @@
     python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--batch 64] [--reference-steps 1] [--json FILE]
 
 Prints seconds and second-order products for each outer step, and their ratio. The nets are those of a trained
-Crafter (`make demo`); products are Hessian products (reference) and J^T J products (default) of a batch.
+Crafter (`make reproduce`); products are Hessian products (reference) and J^T J products (default) of a batch.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
 # Shorter than the configs in two places, for the time: the decoder that reads answers learns for half of its epochs, and
-# Crafter's critic from three trajectories instead of four.
+# Crafter's critic from three trajectories instead of four. So it is an experiment of its own, runs/demo.
 # Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the amortizer and
 # Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
-finished() { [ -f "runs/synthetic/$1/summary.json" ]; }
+run() { echo "+ python -m crafter_pl $* --experiment demo"; python -m crafter_pl "$@" --experiment demo; }
+finished() { [ -f "runs/demo/$1/summary.json" ]; }
 beside() {
   run fit --config configs/prior.yaml --ckpt_path last || return
   run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
@@ -38,6 +38,7 @@ fi
 trap - EXIT
 run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2
 export OMP_NUM_THREADS=$cores
-run audit --config configs/audit.yaml --budget quick --out runs/synthetic/audit \
-  --oracles "[runs/synthetic/oracle_resnet/checkpoints/best.ckpt, runs/synthetic/oracle_plain/checkpoints/best.ckpt]"
+run audit --config configs/audit.yaml --budget quick --out runs/demo/audit \
+  --features "[runs/demo/crafter/features/private_test-beta0.1]" \
+  --oracles "[runs/demo/oracle_resnet/checkpoints/best.ckpt, runs/demo/oracle_plain/checkpoints/best.ckpt]"
 echo "demo: $SECONDS s"

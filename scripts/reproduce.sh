@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The synthetic experiment with its sweep: the demo's stages, crafted at four values of beta, audited together.
+# The synthetic experiment with its sweep: all stages, crafted at four values of beta, audited together.
 # Run again after an interruption, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
