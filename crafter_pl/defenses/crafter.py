@@ -225,8 +225,7 @@ class Crafter(Defense):
         net, settings = copy.deepcopy(self.critic).requires_grad_(True), self.craft_settings
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
         turns = torch.arange(EMD_STEPS, device=self.device)
-        mixes = keyed_bits(0, turns, len(made), stream=_MIX) >> 11 & (2**53 - 1)
-        for turn, mix in enumerate((mixes.double() * 2.0**-53).to(made.dtype)):
+        for turn, mix in enumerate(_uniform(keyed_bits(0, turns, len(made), stream=_MIX)).to(made.dtype)):
             real = samples.roll(-turn * len(made), 0)[: len(made)]
             critic_step(net, optimizer, made, real, mix.view(-1, 1, 1, 1), settings.penalty)
         with torch.no_grad():
@@ -337,7 +336,7 @@ class Crafter(Defense):
                 z = keyed_normal(
                     seed, index[rows], self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
                 )
-                mix = ((words[rows, 0] >> 11 & (2**53 - 1)).double() * 2.0**-53).to(state.z.dtype)
+                mix = _uniform(words[rows, 0]).to(state.z.dtype)
                 with torch.no_grad():
                     fake, real = nets.generator(state.z[rows]), nets.generator(z)
                 critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
@@ -361,3 +360,8 @@ class Crafter(Defense):
         state = CraftState(result.features, features, result.z, beta, step=settings.steps)
         state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
         return state
+
+
+def _uniform(words: Tensor) -> Tensor:
+    """Random int64 words -> float64 in [0, 1)."""
+    return (words >> 11 & (2**53 - 1)).double() * 2.0**-53
