@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from experiment import in_subprocess, shards
+from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
@@ -28,21 +29,9 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages import load_stage, sha256
 from crafter_pl.stages.base import read_checkpoint
 
-ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"]  # two rounds of 16 pairs
-WHOLE = ["--trainer.limit_train_batches", "1.0"]
-TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-
 
 def fit(tiny, name, *more):
     return tiny.command("fit", "adaptive_black_box", "--name", name, *more)
-
-
-def weights(folder, name="last"):
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")

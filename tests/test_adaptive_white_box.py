@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from experiment import in_subprocess
+from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive_white_box import AdaptiveWhiteBox, AdaptiveWhiteBoxAttack
@@ -18,9 +19,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages import Amortizer, GanPrior, load_stage, sha256
 from crafter_pl.stages.base import read_checkpoint
 
-ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"]  # two rounds of 16 pairs
-WHOLE = ["--trainer.limit_train_batches", "1.0"]
-TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
 PAPER = ["--model.init_args.amortize", "false", "--model.init_args.attack_steps", "3"]
 PAPER += ["--model.init_args.inversion_lr", "0.05"]
 KINDS = {"adapted": [], "paper": PAPER}
@@ -29,14 +27,6 @@ NAMES = {"adapted": "adaptive_white_box", "paper": "white_paper"}
 
 def fit(tiny, name, *more):
     return tiny.command("fit", "adaptive_white_box", "--name", name, *more)
-
-
-def weights(folder, name="last"):
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from experiment import in_subprocess
+from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch import nn
 
 from crafter_pl.attacks.base import Target
@@ -19,21 +20,9 @@ from crafter_pl.nets import FeatureMap, Generator, fold_batchnorm
 from crafter_pl.stages import TaskModel, load_stage, sha256
 from crafter_pl.stages.base import read_checkpoint
 
-ROUNDS = ["--trainer.max_epochs", "4", "--model.init_args.epochs_per_round", "2"]  # two rounds of 16 pairs
-WHOLE = ["--trainer.limit_train_batches", "1.0"]
-TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-
 
 def fit(tiny, name, *more):
     return tiny.command("fit", "surrogate", "--name", name, *more)
-
-
-def weights(folder, name="last"):
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")
