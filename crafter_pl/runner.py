@@ -48,7 +48,7 @@ class Protect:
         steps: outer crafting steps.
         method: what crafts (`crafter`, `crafter_z`, `answers` or `reference`).
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
-        double: craft in float64, so that a picture's result does not depend on its batch.
+        precision: of crafting: `bf16`, `float32` or `float64`.
         seed: seed of the crafting noise.
         out: folder of the feature store.
         name: how reports call this set of features.
@@ -58,7 +58,7 @@ class Protect:
     steps: int | None = None
     method: str | None = None
     critic: str | None = None
-    double: bool | None = None
+    precision: str | None = None
     seed: int | None = None
     out: str | None = None
     name: str | None = None

@@ -272,7 +272,7 @@ def test_the_first_inversion_does_not_depend_on_the_batch(crafter, audited):
     """In float64, and then rounded: the same for one picture, to the last bit or the one before it."""
     images, index = audited
     stage = crafter()
-    assert stage.protection()["double_start"] and not stage.protection()["double"]
+    assert stage.protection()["double_start"] and stage.protection()["precision"] == "float32"
     start = replace(stage.craft_settings, steps=0, task_weight=1.0)
     together, alone = (
         stage._craft(images[:n], index[:n], start, "crafter", "fixed", 0) for n in (len(images), 1)
@@ -287,8 +287,8 @@ def test_the_first_inversion_does_not_depend_on_the_batch(crafter, audited):
 @pytest.mark.parametrize(("method", "critic"), [("crafter", "fixed"), ("crafter_z", "fixed")])
 def test_in_double_precision_a_whole_run_does_not_depend_on_the_batch(crafter, audited, method, critic):
     images, index = audited
-    stage = crafter(method, double=True, critic=critic)
-    assert stage.protection()["double"] is True
+    stage = crafter(method, precision="float64", critic=critic)
+    assert stage.protection()["precision"] == "float64" and stage.store_name().endswith("-float64")
     together = stage.protect(images, index)
     assert together.dtype == torch.float32
     alone = torch.cat([stage.protect(images[i : i + 1], index[i : i + 1]) for i in range(0, 16, 5)])
@@ -296,14 +296,17 @@ def test_in_double_precision_a_whole_run_does_not_depend_on_the_batch(crafter, a
     assert distance(crafter(method, critic=critic).protect(images, index), together).max() < 0.1
 
 
-def test_the_reference_has_no_double_precision(crafter, audited):
+@pytest.mark.parametrize("precision", ["float64", "bf16"])
+def test_the_reference_has_one_precision(crafter, audited, precision):
     with pytest.raises(UserError, match="method reference"):
-        crafter("reference", double=True).protect(*audited)
+        crafter("reference", precision=precision).protect(*audited)
 
 
 def test_a_critic_that_learns_can_do_so_in_double_precision(crafter, audited):
     images, index = audited[0][:4], audited[1][:4]
-    single, double = (crafter(critic="adapted", double=d).protect(images, index) for d in (False, True))
+    single, double = (
+        crafter(critic="adapted", precision=p).protect(images, index) for p in ("float32", "float64")
+    )
     assert distance(single, double).max() < 0.1 and not torch.equal(single, double)
 
 

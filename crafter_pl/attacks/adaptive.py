@@ -21,7 +21,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, read_checkpoint
 
 SHOWN = 8
-PROTECT = ("beta", "steps", "method", "critic", "double")  # `--protect.*` of predict that change a defence
+PROTECT = ("beta", "steps", "method", "critic", "precision")  # `--protect.*` of predict that change a defence
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 
 

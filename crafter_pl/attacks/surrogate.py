@@ -26,7 +26,7 @@ class DefenseSurrogate(AdaptiveStage):
         steps: the same for ``--protect.steps``.
         method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
-        double: the same for ``--protect.double``.
+        precision: the same for ``--protect.precision``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round.
@@ -51,7 +51,7 @@ class DefenseSurrogate(AdaptiveStage):
         steps: int | None = None,
         method: str | None = None,
         critic: str | None = None,
-        double: bool | None = None,
+        precision: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,

@@ -17,7 +17,7 @@ OPTIONS = (
     "steps",
     "method",
     "critic",
-    "double",
+    "precision",
     "seed",
 )  # what `predict --protect.*` may have changed
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them

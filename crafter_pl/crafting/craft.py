@@ -23,6 +23,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets.critic import gradient_penalty
 
 Net = Callable[[Tensor], Tensor]
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class CraftSettings:
         critic_batch: pictures of either kind in a critic update (paper: 32).
         critic_lr: their Adam step size (paper: 5e-4).
         penalty: weight of the gradient penalty (paper: 20).
-        double: craft in float64: a picture's result then depends on nothing but the picture over a whole run
-            (in float32, rounding that depends on the batch is amplified where a ReLU switches).
-        double_start: only the inversion before the first outer step in float64, where most of that happens.
+        precision: ``float32``; ``float64``, where a picture's result depends on the picture alone over a
+            whole run (in float32, rounding that depends on the batch is amplified where a ReLU switches); or
+            ``bf16``: the frozen nets compute in bfloat16, the critic, all sums and updates in float32.
+        double_start: with float32, the inversion before the first outer step in float64 all the same, where
+            most of that amplification happens.
     """
 
     beta: float = 1.0
@@ -73,7 +76,7 @@ class CraftSettings:
     critic_batch: int = 32
     critic_lr: float = 5e-4
     penalty: float = 20.0
-    double: bool = False
+    precision: Literal["bf16", "float32", "float64"] = "float32"
     double_start: bool = True
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class CraftSettings:
             raise UserError(
                 f"crafting settings out of range: {self}; weights >= 0, step sizes > 0, all finite"
             )
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if min(self.steps, self.start_steps, self.inner_steps, self.critic_steps) < 0 or self.iterations < 1:
             raise UserError(f"crafting settings out of range: {self}; steps >= 0, iterations >= 1")
 

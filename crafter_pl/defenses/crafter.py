@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.crafting.craft import (
+    PRECISIONS,
     CraftNets,
     CraftSettings,
     CraftState,
@@ -25,7 +26,7 @@ from crafter_pl.crafting.noise import keyed_bits, keyed_normal
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
-from crafter_pl.nets import Critic, fold_batchnorm
+from crafter_pl.nets import Bfloat16, Critic, fold_batchnorm
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
@@ -135,12 +136,13 @@ class Crafter(Defense):
             self._nets = {}
         key = (self.device, dtype)
         if key not in self._nets:
-            encoder = fold_batchnorm(self.task.net.encoder_module())
-            generator = fold_batchnorm(self.prior.generator)
-            classifier = fold_batchnorm(self.task.net.cloud)
-            amortizer = copy.deepcopy(self.upstream["amortizer"])
-            nets = (net.to(self.device, dtype) for net in (encoder, generator, amortizer, classifier))
-            self._nets[key] = CraftNets(*nets)
+            narrow = dtype == torch.bfloat16
+            wide = torch.float32 if narrow else dtype
+            walked = (self.task.net.encoder_module(), self.prior.generator, self.task.net.cloud)
+            nets = [fold_batchnorm(net).to(self.device, wide) for net in walked]
+            encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
+            amortizer = copy.deepcopy(self.upstream["amortizer"]).to(self.device, wide)
+            self._nets[key] = CraftNets(encoder, generator, amortizer, classifier)
         return self._nets[key]
 
     def on_fit_start(self) -> None:
@@ -244,7 +246,7 @@ class Crafter(Defense):
         method = told.get("method", self.hparams["method"])
         if method not in METHODS:
             raise UserError(f"--protect.method {method!r}: choose one of {', '.join(METHODS)}")
-        changes = {key: told[key] for key in ("beta", "steps", "double") if key in told}
+        changes = {key: told[key] for key in ("beta", "steps", "precision") if key in told}
         critic = told.get("critic", self.hparams["critic"])
         if critic not in CRITICS:
             raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
@@ -259,8 +261,11 @@ class Crafter(Defense):
                 f"{settings.steps} crafting steps would send the feature as good as unprotected: give at "
                 "least 1 (--protect.steps)"
             )
-        if settings.double and method == "reference":
-            raise UserError("--protect.double is not for method reference: the released algorithm is float32")
+        if settings.precision != "float32" and method == "reference":
+            raise UserError(
+                f"--protect.precision {settings.precision} is not for method reference: the released "
+                "algorithm is float32"
+            )
         return settings, method, critic, int(told.get("seed", self.hparams["seed"]))
 
     def protection(self) -> dict[str, Any]:
@@ -269,11 +274,12 @@ class Crafter(Defense):
         return {**asdict(settings), "method": method, "critic": critic, "seed": seed}
 
     def store_name(self) -> str:
-        """``beta1`` and the like; the critic is named where it adapts."""
+        """``beta1`` and the like; an adapting critic and another precision than float32 are named."""
         settings, method, critic, _ = self.settings_in_force()
         prefix = "" if method == "crafter" else f"{method}-"
         suffix = "" if critic == "fixed" or method == "reference" else f"-{critic}"
-        return f"{prefix}beta{settings.beta:g}{suffix}"
+        precision = "" if settings.precision == "float32" else f"-{settings.precision}"
+        return f"{prefix}beta{settings.beta:g}{suffix}{precision}"
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -289,21 +295,21 @@ class Crafter(Defense):
         if method == "reference":
             with torch.no_grad():
                 return self._reference(self.task.edge(images), index, settings, seed)
-        dtype = torch.float64 if settings.double else torch.float32
-        nets = self._frozen(dtype)
+        nets = self._frozen(PRECISIONS[settings.precision])
+        dtype = torch.float64 if settings.precision == "float64" else torch.float32
         if method == "answers":
             with torch.no_grad():
-                features = nets.encoder(images.to(dtype))
+                features = self._frozen(dtype).encoder(images.to(dtype))
             z = keyed_normal(seed, index, self.prior.latent_dim, stream=_FACES, dtype=dtype)
             return craft_answers(nets, features, z, settings)
         net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
         net = copy.deepcopy(net).to(dtype)
-        exact = (
-            torch.float64 if settings.double_start and self.device.type != "mps" else dtype
-        )  # mps has none
-        start = self._frozen(exact)
+        exact = dtype
+        if settings.precision == "float32" and settings.double_start and self.device.type != "mps":
+            exact = torch.float64  # mps has none
         with torch.no_grad():
-            features = start.encoder(images.to(exact))
+            features = self._frozen(exact).encoder(images.to(exact))
+        start = nets if settings.precision == "bf16" else self._frozen(exact)
         state = start_crafting(start, features, settings).to(dtype)
         if method == "crafter_z":
             return craft_z(nets, net, state, settings)

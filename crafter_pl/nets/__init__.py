@@ -1,6 +1,7 @@
 """Plain torch networks: nothing here knows Lightning, files or data sets."""
 
 from crafter_pl.nets.amortizer import AmortizerNet
+from crafter_pl.nets.bfloat16 import Bfloat16
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
@@ -16,6 +17,7 @@ from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
 __all__ = [
     "AmortizerNet",
     "AnswersDecoder",
+    "Bfloat16",
     "Critic",
     "FeatureHead",
     "FeatureMap",
