@@ -1,5 +1,6 @@
 """The contract of the defence: what leaves the edge, and what it does not depend on."""
 
+import copy
 import csv
 import errno
 import inspect
@@ -22,15 +23,18 @@ from crafter_pl.crafting.craft import (
     CraftSettings,
     craft_answers,
     craft_step,
+    privacy_gradient,
     start_crafting,
     task_gradient,
 )
+from crafter_pl.crafting.implicit import hypergradient
+from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
 from crafter_pl.defenses import crafter as crafter_module
 from crafter_pl.errors import UserError
-from crafter_pl.nets import AmortizerNet, Critic, Generator, SplitClassifier, fold_batchnorm
+from crafter_pl.nets import AmortizerNet, Bfloat16, Critic, Generator, SplitClassifier, fold_batchnorm
 from crafter_pl.stages import load_stage, sha256
 
 
@@ -294,6 +298,46 @@ def test_in_double_precision_a_whole_run_does_not_depend_on_the_batch(crafter, a
     alone = torch.cat([stage.protect(images[i : i + 1], index[i : i + 1]) for i in range(0, 16, 5)])
     assert distance(alone, together[::5]).max() < 1e-6  # the store's rounding
     assert distance(crafter(method, critic=critic).protect(images, index), together).max() < 0.1
+
+
+def test_bfloat16_points_where_float32_does():
+    nets, critic = realistic()
+    encoder, generator = (Bfloat16(copy.deepcopy(net)) for net in (nets.encoder, nets.generator))
+    noise = torch.Generator().manual_seed(0)
+    z, other = torch.randn(2, 8, 128, generator=noise)
+    with torch.no_grad():
+        features = nets.render(other)
+
+    def directions(nets):
+        _, v = privacy_gradient(nets, critic, z)
+        hyper = hypergradient("gauss_newton", nets.render, features, z, v, damping=1.0, iterations=2)
+        return (
+            v,
+            hyper.y,
+            hyper.grad,
+            invert(nets.render, features, z, steps=1, lr=1e-3, optimizer="momentum").z - z,
+        )
+
+    for wide, narrow in zip(
+        directions(nets), directions(replace(nets, encoder=encoder, generator=generator)), strict=True
+    ):
+        assert narrow.dtype == torch.float32
+        cosine = nn.functional.cosine_similarity(wide.flatten(1), narrow.flatten(1))
+        assert 0.9 < cosine.min() < 1
+
+
+def test_bfloat16_takes_the_clean_feature_from_the_encoder_itself(crafter, audited):
+    images, index = audited
+    stage = crafter(precision="bf16")
+    state = stage._craft(images, index, *stage.settings_in_force())
+    assert torch.equal(state.clean, stage.nets.encoder(images)) and state.z.dtype == torch.float32
+    assert stage.store_name().endswith("-bf16")
+    assert not torch.equal(state.features, crafter().protect(images, index))
+
+
+def test_an_unknown_precision_is_refused(crafter):
+    with pytest.raises(UserError, match="precision 'half': choose one of bf16, float32, float64"):
+        crafter(precision="half").settings_in_force()
 
 
 @pytest.mark.parametrize("precision", ["float64", "bf16"])

@@ -30,9 +30,10 @@ class AdaptiveWhiteBox(AdaptiveStage):
        on ``|G(A(F)) - X|``, which teaches both nets.
 
     ``Enc`` is the encoder that the defence has published. The paper adapts G alone (``amortize`` false). The
-    amortizer makes the attack stronger: ``z*`` is an inverse of the crafted feature, not of the face's own,
-    and a start that has seen crafted features undoes that better than a generator can. The inversion after
-    it changes little, and ``val/l2_start`` says how good the start is without it.
+    amortizer makes the attack far stronger: ``z*`` is an inverse of the crafted feature, not of the face's
+    own, and each step towards it leads away from the face. So by default none is taken: the attack is
+    ``G(A(F))``, both nets adapted (docs/LOG.md has the figures). With steps, ``val/l2_start`` says how good
+    the start is without them.
 
     Args:
         crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
@@ -52,7 +53,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         lr: the highest learning rate of each round (RMSProp; paper: constant 1e-3).
         loss: ``l2`` or ``l1`` (sharper).
         amortize: adapt the amortizer, too; false is the paper's.
-        inversion_steps: inversion steps a batch.
+        inversion_steps: inversion steps a batch; at least 1 without an adapted amortizer.
         attack_steps: inversion steps of the whole attack, from the start to the picture; null is
             inversion_steps. Without an adapted amortizer more are needed: a sample's ``z*`` is followed
             through all epochs, while the attack starts at the published amortizer's latent.
@@ -81,7 +82,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         lr: float = 1e-3,
         loss: str = "l1",
         amortize: bool = True,
-        inversion_steps: int = 5,
+        inversion_steps: int = 0,
         attack_steps: int | None = None,
         inversion_lr: float = 0.01,
         queries_dir: str | None = None,
