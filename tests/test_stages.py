@@ -232,6 +232,14 @@ def test_layers_that_do_not_fit(tiny, tmp_path):
         load_stage(path, GanPrior)
 
 
+def test_settings_of_another_version(tiny, tmp_path):
+    hparams = torch.load(tiny.ckpt("crafter"), weights_only=True)["hyper_parameters"]
+    old = {**hparams, "craft": {**hparams["craft"], "double": True}}
+    path = changed(tiny.ckpt("crafter"), tmp_path / "x.ckpt", hyper_parameters=old)
+    with pytest.raises(UserError, match=r"does not fit this version's Crafter .*'double'"):
+        load_stage(path, Crafter)
+
+
 def test_upstream_that_has_changed(tiny, tmp_path):
     upstream = torch.load(tiny.ckpt("amortizer"), weights_only=True)["upstream"]
     other = changed(tiny.ckpt("prior"), tmp_path / "prior.ckpt", epoch=99)

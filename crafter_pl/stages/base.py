@@ -254,7 +254,7 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
         stage = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (RuntimeError, KeyError) as error:  # layers of other shapes or names; entries that are missing
+    except (RuntimeError, KeyError, TypeError) as error:  # other layers, names or settings; missing entries
         lines = [line.strip() for line in str(error).splitlines()]
         raise UserError(
             f"{path} does not fit this version's {cls.__name__} ({' '.join(lines[:2])[:200]}): "
