@@ -45,3 +45,32 @@ def tiny_store(tiny):
 
     assert main(tiny.command("predict", "crafter")) == 0
     return tiny.store()
+
+
+@pytest.fixture
+def game(tiny):
+    """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.
+
+    `begin(stage)` comes first. Returns the stage, with the losses of its backward passes in `backwards`, and
+    what each step logged.
+    """
+    import torch
+
+    batch = tiny.data().rows("private_test")
+
+    def go(cls, *, steps, begin=None, **settings):
+        torch.manual_seed(0)
+        stage = cls(tiny.ckpt("task"), **settings)
+        if begin:
+            begin(stage)
+        stage.backwards, logged = [], []
+        optimizers = stage.configure_optimizers()
+        stage.optimizers = lambda: optimizers
+        stage.toggled_optimizer = lambda _: torch.enable_grad()
+        stage.manual_backward = lambda loss: stage.backwards.append(loss.item()) or loss.backward()
+        stage.log_dict = lambda values, **_: logged.append({k: v.item() for k, v in values.items()})
+        for _ in range(steps):
+            stage.training_step(batch, 0)
+        return stage, logged
+
+    return go

@@ -1,7 +1,7 @@
 """Adversarial learning: the game's two sides, what leaves its edge, and what it says of itself."""
 
 import csv
-import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +9,10 @@ import torch
 from experiment import in_subprocess
 
 from crafter_pl.cli import main
-from crafter_pl.data.store import read_store
 from crafter_pl.defenses import AdversarialLearning, load_defense
 from crafter_pl.defenses.adversarial_learning import relative_error
 from crafter_pl.errors import UserError
-from crafter_pl.stages import TaskModel, load_stage, sha256
+from crafter_pl.stages import TaskModel, load_stage
 
 
 def fit_command(tiny, runs_dir, *more):
@@ -68,39 +67,23 @@ def test_it_starts_from_the_task_model(tiny, task, faces):
 
 
 @pytest.fixture
-def play(tiny, faces):
-    """`play(steps, ...)` trains on one batch without a trainer: the stage, and what each step logged."""
-
-    def go(steps, **settings):
-        torch.manual_seed(0)
-        stage = AdversarialLearning(tiny.ckpt("task"), decoder="paper", width=8, **settings)
-        rates = stage.hparams["lr"], stage.hparams["decoder_lr"]
-        nets = stage.net, stage.adversary
-        stage.backwards, logged = [], []
-        optimizers = [torch.optim.Adam(net.parameters(), lr) for net, lr in zip(nets, rates, strict=True)]
-        stage.optimizers = lambda: optimizers
-        stage.toggled_optimizer = lambda _: torch.enable_grad()
-        stage.manual_backward = lambda loss: stage.backwards.append(loss.item()) or loss.backward()
-        stage.log_dict = lambda values, **_: logged.append({k: v.item() for k, v in values.items()})
-        for _ in range(steps):
-            stage.training_step(faces, 0)
-        return stage, logged
-
-    return go
+def play(game):
+    """`play(steps, ...)`: the game of `conftest.game` with a small decoder."""
+    return partial(game, AdversarialLearning, decoder="paper", width=8)
 
 
 def test_the_decoder_learns_to_invert(play, task):
-    stage, logged = play(30, lr=0.0, decoder_lr=3e-3)
+    stage, logged = play(steps=30, lr=0.0, adversary_lr=3e-3)
     assert torch.equal(weights(stage.net), weights(task.net))
     assert logged[-1]["train/decoder_error"] < min(0.9, 0.8 * logged[0]["train/decoder_error"])
 
 
 def test_encoder_and_classifier_evade_the_decoder(play, task):
-    start = play(0)[0]
-    stage, logged = play(10, lambda_=0.9, lr=1e-3, decoder_lr=0.0)
+    start = play(steps=0)[0]
+    stage, logged = play(steps=10, lambda_=0.9, lr=1e-3, adversary_lr=0.0)
     assert torch.equal(weights(stage.adversary), weights(start.adversary))
     assert logged[-1]["train/decoder_error"] > 1.1 * logged[0]["train/decoder_error"]
-    stage, logged = play(10, lambda_=0.0, lr=1e-3, decoder_lr=0.0)
+    stage, logged = play(steps=10, lambda_=0.0, lr=1e-3, adversary_lr=0.0)
     assert logged[-1]["train/task"] < 0.8 * logged[0]["train/task"]
     for part in ("edge", "cloud"):
         assert not torch.equal(weights(getattr(stage.net, part)), weights(getattr(task.net, part)))
@@ -108,7 +91,7 @@ def test_encoder_and_classifier_evade_the_decoder(play, task):
 
 
 def test_the_loss_is_the_one_it_states(play):
-    stage, (logged,) = play(1, lambda_=0.3, decoder_steps=2)
+    stage, (logged,) = play(steps=1, lambda_=0.3, adversary_steps=2)
     assert len(stage.backwards) == 3  # the decoder's two, then that of encoder and classifier
     assert stage.backwards[1] < stage.backwards[0]
     expected = 0.7 * logged["train/task"] - 0.3 * logged["train/decoder_error"]
@@ -146,35 +129,7 @@ def test_two_processes_train_it(tiny, tmp_path):
     load_defense(checkpoint(tmp_path / "runs"))
 
 
-# What leaves the edge
-
-
-def test_its_store_and_its_modules(tiny, trained, defense, task, faces):
-    command = [
-        "predict", *tiny.command("predict", "adversarial_learning")[1:3], "--runs_dir", str(trained)
-    ]  # fmt: skip
-    assert main(command) == 0
-    folder = checkpoint(trained).parent.parent / "features" / "private_test-lambda0.5"
-    features, index, manifest = read_store(folder, shape=task.feature_shape, split="private_test")
-    assert manifest["defense"] == "adversarial_learning" and manifest["retrains"] == ["encoder", "cloud"]
-    assert manifest["encoder_sha256"] == sha256(tiny.ckpt("task"))
-    assert manifest["defense_sha256"] == defense.weights_hash()
-    expected = {"lambda": 0.5, "lr": 0.001, "decoder": "paper", "width": 8, "decoder_steps": 1}
-    assert expected.items() <= manifest["settings"].items()
-    assert json.loads(json.dumps(defense.protection())) == manifest["settings"]
-    images = faces["image"][torch.searchsorted(faces["index"], index)]
-    with torch.no_grad():
-        assert torch.allclose(defense.edge_module()(images), features, atol=1e-5)
-        assert torch.equal(defense.cloud_module()(features), defense.net.classify(features))
-        assert not torch.allclose(task.edge(images), features, atol=1e-3)
-        assert not torch.allclose(task.cloud(features), defense.cloud_module()(features), atol=1e-3)
-    assert not any(p.requires_grad for p in defense.parameters())
-
-
-def test_one_picture_alone_is_protected_as_in_a_batch(defense, faces):
-    whole = defense.protect(faces["image"], faces["index"])
-    alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
-    assert torch.allclose(alone, whole[3:4], atol=1e-5) and not whole.requires_grad
+# What it says of itself
 
 
 def test_validation_figures(trained):
@@ -183,20 +138,8 @@ def test_validation_figures(trained):
     assert 0 < float(rows[-1]["val/decoder_l2"]) < 1 and float(rows[-1]["val/decoder_error"]) > 0
 
 
-@pytest.mark.parametrize("option", ["beta", "steps", "critic"])
-def test_options_of_crafter_are_refused(option, tiny, trained, tmp_path, capsys):
-    value = {"beta": "0.5", "steps": "3", "critic": "fixed"}[option]
-    command = [
-        "predict", *tiny.command("predict", "adversarial_learning")[1:3], "--runs_dir", str(trained),
-        f"--protect.{option}", value, "--protect.out", str(tmp_path / "store"),
-    ]  # fmt: skip
-    assert main(command) == 2
-    assert f"--protect.{option} is Crafter's" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
-
-
 @pytest.mark.parametrize(
-    "bad", [{"lambda_": 1.0}, {"lambda_": -0.1}, {"decoder_steps": 0}, {"restart_epochs": -1}]
+    "bad", [{"lambda_": 1.0}, {"lambda_": -0.1}, {"adversary_steps": 0}, {"restart_epochs": -1}]
 )
 def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):

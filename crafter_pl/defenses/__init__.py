@@ -2,6 +2,21 @@
 
 from crafter_pl.defenses.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.defenses.cem import Cem
 from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.disco import Disco
+from crafter_pl.defenses.noise import Noise
+from crafter_pl.defenses.nopeek import NoPeek
+from crafter_pl.defenses.tiprdc import Tiprdc
 
-__all__ = ["AdversarialLearning", "Crafter", "Defense", "load_defense"]
+__all__ = [
+    "AdversarialLearning",
+    "Cem",
+    "Crafter",
+    "Defense",
+    "Disco",
+    "NoPeek",
+    "Noise",
+    "Tiprdc",
+    "load_defense",
+]

@@ -10,7 +10,9 @@ from crafter_pl.nets.feature_map import FeatureMap
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
+from crafter_pl.nets.mutual import MutualInformation
 from crafter_pl.nets.oracle import OracleNet, to_grey
+from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
 from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
 
@@ -18,12 +20,14 @@ __all__ = [
     "AmortizerNet",
     "AnswersDecoder",
     "Bfloat16",
+    "ChannelPruner",
     "Critic",
     "FeatureHead",
     "FeatureMap",
     "Generator",
     "ImageEncoder",
     "InceptionFeatures",
+    "MutualInformation",
     "OracleNet",
     "PaperDecoder",
     "ResidualDecoder",

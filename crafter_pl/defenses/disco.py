@@ -1,0 +1,74 @@
+"""DISCO: a learned filter prunes the channels that tell most of the picture."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from crafter_pl.defenses.adversarial_learning import AdversarialLearning
+from crafter_pl.errors import UserError
+from crafter_pl.nets import ChannelPruner
+
+
+class Disco(AdversarialLearning):
+    """Adversarial learning in which a filter behind the encoder prunes channels, chosen for each picture.
+
+    Singh et al., DISCO: Dynamic and Invariant Sensitive Channel Obfuscation, CVPR 2021. The game is that of
+    `AdversarialLearning` with ``features = Prune(Enc(X))``; encoder, filter and classifier are trained
+    together. What attackers know of the edge includes the filter.
+
+    Args:
+        task_ckpt: the task model from which encoder and classifier start; null finds the experiment's own.
+        ratio: share of the channels that is pruned, in [0, 1).
+        temperature: of the soft threshold (the authors': 1/30).
+        lambda_: weight of the decoder's error against the task, in [0, 1) (the authors': 0.5).
+        lr: Adam's learning rate of encoder, filter and classifier.
+        decoder: the adversary, ``residual`` or ``paper``.
+        width: its first width.
+        adversary_lr: its Adam's learning rate.
+        adversary_steps: its updates a batch.
+        restart_epochs: every so many epochs the decoder starts again from nothing; 0: never.
+    """
+
+    stage_name = "disco"
+    knob = "ratio"
+    kept: ClassVar[tuple[str, ...]] = ("ratio", "temperature", *AdversarialLearning.kept)
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        ratio: float = 0.8,
+        temperature: float = 1 / 30,
+        lambda_: float = 0.5,
+        lr: float = 5e-4,
+        decoder: str = "residual",
+        width: int = 48,
+        adversary_lr: float = 1e-3,
+        adversary_steps: int = 1,
+        restart_epochs: int = 0,
+    ) -> None:
+        if not 0 <= ratio < 1 or temperature <= 0:
+            raise UserError(
+                f"ratio {ratio} must be in [0, 1), temperature {temperature} above 0 (--model.init_args.*)"
+            )
+        super().__init__(
+            task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
+        )
+        self.save_hyperparameters()
+        self.pruner = ChannelPruner(self.task.feature_shape[0], ratio, temperature)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the filter leaves."""
+        pruned: Tensor = self.pruner(self.net.encode(images))
+        return pruned
+
+    def defenders(self) -> list[nn.Module]:
+        """With the filter."""
+        return [self.net, self.pruner]
+
+    def edge_module(self) -> nn.Module:
+        """Its own encoder, and the filter."""
+        parts = {"encoder": super().edge_module(), "pruner": self.pruner}
+        return nn.Sequential(OrderedDict(parts))

@@ -1,0 +1,110 @@
+"""Noise on features: the simplest defence, and the yardstick of all others."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.crafting.noise import keyed_bits, keyed_normal
+from crafter_pl.defenses.base import Defense
+from crafter_pl.errors import UserError
+from crafter_pl.stages.task import TaskModel
+
+KINDS = ("gaussian", "laplace")
+_NOISE = 0  # stream of the keyed noise
+
+
+class Noise(Defense):
+    """Adds noise of one size to every entry of a feature; nothing of the backend changes.
+
+    `fit` measures the standard deviation of the features of public faces, in one epoch; nothing is learned.
+    The noise is keyed by (seed, picture): who knows the store's seed can take it off again.
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        kind: ``gaussian`` or ``laplace``.
+        scale: standard deviation of the noise, as a share of that of the features' entries.
+        seed: of the keyed noise in `predict`.
+    """
+
+    stage_name = "noise"
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
+    def __init__(
+        self, task_ckpt: str | None = None, kind: str = "gaussian", scale: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if kind not in KINDS or not 0 <= scale < math.inf:
+            raise UserError(
+                f"kind {kind!r} must be one of {', '.join(KINDS)}, scale {scale} at least 0 "
+                "(--model.init_args.*)"
+            )
+        self.automatic_optimization = False
+        self.use("task", task_ckpt, TaskModel)
+        for name in ("count", "mean", "square"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the features' entries, about their common mean."""
+        return float((self.square - self.mean**2).clamp(min=0).sqrt())
+
+    def on_train_start(self) -> None:
+        """The features are measured by one process."""
+        if self.trainer.world_size > 1:
+            raise UserError("fit Noise with one process (--trainer.devices 1); predict runs on several")
+
+    def configure_optimizers(self) -> None:
+        """None: nothing is learned."""
+
+    @torch.no_grad()
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Takes a batch into the running moments."""
+        features = self.task.edge(batch["image"]).double()
+        self.count += len(features)
+        share = len(features) / self.count
+        self.mean += share * (features.mean() - self.mean)
+        self.square += share * (features.square().mean() - self.square)
+        self.log("train/deviation", self.deviation)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nothing to watch: what the noise leaves is for the audit to say."""
+
+    @torch.no_grad()
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
+        features = self.task.edge(images)
+        seed, size = int(self.protection()["seed"]), features[0].numel()
+        if self.hparams["kind"] == "gaussian":
+            noise = keyed_normal(seed, index, size, stream=_NOISE)
+        else:  # by the inverse of the distribution function, of variance 1
+            words = keyed_bits(seed, index, size, stream=_NOISE)
+            place = ((words >> 11 & (2**53 - 1)).double() + 0.5) * 2.0**-53 - 0.5
+            noise = -place.sign() * torch.log1p(-2 * place.abs()) / math.sqrt(2)
+        return features + self.hparams["scale"] * self.deviation * noise.view_as(features).to(features)
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force; the seed may be told.
+
+        Raises:
+            UserError: `predict` was told what is another defence's.
+        """
+        for name in ("beta", "steps", "method", "critic", "precision"):
+            if self.protect_options.get(name) is not None:
+                raise UserError(
+                    f"--protect.{name} is Crafter's: the trade-off of noise is set by fit "
+                    "(--model.init_args.scale)"
+                )
+        seed = self.protect_options.get("seed")
+        h = self.hparams
+        return {"kind": h["kind"], "scale": h["scale"], "seed": h["seed"] if seed is None else int(seed)}
+
+    def store_name(self) -> str:
+        """``gaussian1`` and the like."""
+        return f"{self.hparams['kind']}{self.hparams['scale']:g}"

@@ -1,0 +1,169 @@
+"""What defences share that train the backend anew: a game on public faces, and its own encoder and cloud."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MultilabelAUROC
+
+from crafter_pl.defenses.base import Defense
+from crafter_pl.errors import UserError
+from crafter_pl.stages.augment import flip
+from crafter_pl.stages.task import TaskModel, mean_auc
+
+
+class Retrained(Defense):
+    """A defence that trains encoder and cloud classifier itself, from the task model's, on public faces.
+
+    Each batch gives the adversary, if there is one, ``adversary_steps`` updates on `spy`, then encoder and
+    classifier one on `defend`. Unlike Crafter such a defence changes the backend: a service would have to
+    roll out encoder *and* classifier.
+
+    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and implements
+    `defend`; one with an adversary also sets `adversary` and implements `spy`. What leaves the edge is
+    `features`. Among its init arguments are ``task_ckpt`` and ``lr``, with an adversary ``adversary_lr`` and
+    ``adversary_steps``.
+
+    On several processes: ``--trainer.strategy ddp_find_unused_parameters_true``.
+
+    Attributes:
+        kept: the init arguments that are settings of the protection, in the manifest.
+        knob: the init argument that sets the trade-off; it names the store.
+    """
+
+    kept: ClassVar[tuple[str, ...]]
+    knob: ClassVar[str]
+    adversary: nn.Module | None
+
+    def begin(self, task_ckpt: str | None) -> TaskModel:
+        """Loads the task model, and copies its nets to be trained."""
+        self.automatic_optimization = False
+        task = self.use("task", task_ckpt, TaskModel)
+        self.net = copy.deepcopy(task.net).requires_grad_(True).train()
+        self.adversary = None
+        self.auc = MultilabelAUROC(
+            num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
+        )
+        return task
+
+    # ---- the game -----------------------------------------------------------------------------------------
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` -> what leaves the edge, ``(N, C, h, w)``, differentiable."""
+        return self.net.encode(images)
+
+    def to_cloud(self, features: Tensor) -> Tensor:
+        """What of the features the classifier's loss is taken through."""
+        return features
+
+    def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The adversary's loss."""
+        raise TypeError(f"{type(self).__name__} has an adversary, and does not implement spy")
+
+    def defend(
+        self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What encoder and classifier minimise.
+
+        Args:
+            features: of `features`.
+            images: the pictures, mirrored at random.
+            batch: with ``attributes`` and ``identity``.
+            task: binary cross entropy of the cloud's answers.
+
+        Returns:
+            The loss, and figures to log beside it.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement defend")
+
+    def defenders(self) -> list[nn.Module]:
+        """The nets that `defend` trains."""
+        return [self.net]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """Adam for the defence, and for the adversary."""
+        own = [p for net in self.defenders() for p in net.parameters()]
+        optimizers = [torch.optim.Adam(own, lr=self.hparams["lr"])]
+        if self.adversary is not None:
+            optimizers.append(torch.optim.Adam(self.adversary.parameters(), lr=self.hparams["adversary_lr"]))
+        return optimizers
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The adversary's updates, then one of the defence."""
+        images, optimizers = flip(batch["image"]), self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        defender = optimizers[0]
+        if self.adversary is not None:
+            with torch.no_grad():
+                features = self.features(images)
+            with self.toggled_optimizer(optimizers[1]):
+                for _ in range(self.hparams["adversary_steps"]):
+                    self._step(optimizers[1], self.spy(features, images, batch))
+        with self.toggled_optimizer(defender):
+            features = self.features(images)
+            answers = self.net.classify(self.to_cloud(features))
+            task = F.binary_cross_entropy_with_logits(answers, batch["attributes"])
+            loss, figures = self.defend(features, images, batch, task)
+            self._step(defender, loss)
+        logged = {"task": task, **figures}
+        self.log_dict({f"train/{key}": value for key, value in logged.items()}, prog_bar=True)
+
+    def _step(self, optimizer: Any, loss: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Its own classifier's scores, and what `watch` finds, on held-out public people."""
+        features = self.features(batch["image"])
+        self.auc.update(self.net.classify(features).float().sigmoid(), batch["attributes"].long())
+        figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
+        self.log_dict(figures, batch_size=len(features))
+
+    def watch(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """More figures for validation: by default none."""
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean AUC."""
+        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+
+    # ---- predict ------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` of its own encoder."""
+        return self.features(images)
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force: those that it was trained with.
+
+        Raises:
+            UserError: `predict` was told to change what cannot be changed after training.
+        """
+        for name in ("beta", "steps", "method", "critic", "precision"):
+            if self.protect_options.get(name) is not None:
+                raise UserError(
+                    f"--protect.{name} is Crafter's: the trade-off of {self.stage_name} is set in training "
+                    f"(--model.init_args.{self.knob})"
+                )
+        return {name.rstrip("_"): self.hparams[name] for name in self.kept}
+
+    def store_name(self) -> str:
+        """``lambda0.5`` and the like."""
+        return f"{self.knob.rstrip('_')}{self.hparams[self.knob]:g}"
+
+    def edge_module(self) -> nn.Module:
+        """Its own encoder."""
+        return self.net.encoder_module()
+
+    def cloud_module(self) -> nn.Module:
+        """Its own classifier."""
+        return self.net.cloud
+
+    @property
+    def retrains(self) -> tuple[str, ...]:
+        """Both."""
+        return ("encoder", "cloud")

@@ -1,0 +1,107 @@
+"""TIPRDC: features that hide who it is and keep all else, whatever the task."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crafter_pl.defenses.retrained import Retrained
+from crafter_pl.errors import UserError
+from crafter_pl.nets import FeatureHead, MutualInformation
+
+SCALE = 20.0  # inverse temperature of the adversary's cosines
+
+
+class Tiprdc(Retrained):
+    """An encoder trained against an identity classifier, and for the information on the picture otherwise.
+
+    Li et al., TIPRDC: Task-Independent Privacy-Respecting Data Crowdsourcing, KDD 2020. On public faces, with
+    their people as the private label u, the encoder minimises
+
+    ``-lambda min(CE_u / ln P, 1) - (1 - lambda) I(Enc(X); X | u)``
+
+    where the adversary names the P people with cross entropy ``CE_u``, of which guessing costs ``ln P``, and
+    I is a Jensen-Shannon estimate by a critic, trained with the encoder. The encoder never hears of the task:
+    the cloud's classifier learns beside it on what leaves the edge. See `Retrained`.
+
+    Args:
+        task_ckpt: the task model from which encoder and classifier start; null finds the experiment's own.
+        lambda_: weight of hiding, in [0, 1] (the authors': 0.6 to 0.66).
+        lr: Adam's learning rate of encoder, critic and classifier.
+        width: first width of the adversary and of the critic.
+        adversary_lr: the adversary's Adam's learning rate.
+        adversary_steps: its updates a batch.
+        people: left empty by users; the raw identity numbers of the public people, in order.
+    """
+
+    stage_name = "tiprdc"
+    knob = "lambda_"
+    kept = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        lambda_: float = 0.6,
+        lr: float = 5e-4,
+        width: int = 32,
+        adversary_lr: float = 1e-3,
+        adversary_steps: int = 1,
+        people: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if not 0 <= lambda_ <= 1 or adversary_steps < 1 or width < 1:
+            raise UserError(
+                f"lambda_ {lambda_} must be in [0, 1], adversary_steps {adversary_steps} and width {width} "
+                "at least 1 (--model.init_args.*)"
+            )
+        self.begin(task_ckpt)
+        if people is not None:
+            self._build()
+
+    def _build(self) -> None:
+        shape, width, people = self.task.feature_shape, self.hparams["width"], self.hparams["people"]
+        self.adversary = FeatureHead(shape, len(people), width)
+        self.information = MutualInformation(shape[0], len(people), width)
+
+    def setup(self, stage: str) -> None:
+        """Builds the adversary once the data tell who the public people are."""
+        super().setup(stage)
+        if self.hparams["people"] is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.hparams["people"] = sorted(data.public_identities.tolist())
+            self._build()
+
+    def _label(self, batch: dict[str, Tensor]) -> Tensor:
+        """Classes of the batch's people."""
+        people = torch.tensor(self.hparams["people"], device=batch["identity"].device)
+        return torch.searchsorted(people, batch["identity"])
+
+    def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Cross entropy of the adversary's guess who it is."""
+        adversary = self.adversary
+        assert isinstance(adversary, FeatureHead)
+        cosines = adversary.cosines(adversary.embed(features))
+        return F.cross_entropy(SCALE * cosines, self._label(batch))
+
+    def to_cloud(self, features: Tensor) -> Tensor:
+        """The task does not reach the encoder."""
+        return features.detach()
+
+    def defend(
+        self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The classifier's loss, and the encoder's."""
+        weight, people = self.hparams["lambda_"], len(self.hparams["people"])
+        hidden = (self.spy(features, images, batch) / math.log(max(people, 2))).clamp(max=1)
+        information = self.information(features, images, self._label(batch))
+        loss = task - weight * hidden - (1 - weight) * information
+        return loss, {"hidden": hidden, "information": information}
+
+    def defenders(self) -> list[nn.Module]:
+        """With the critic."""
+        return [self.net, self.information]

@@ -1,0 +1,105 @@
+"""What every defence but Crafter promises: its store, its modules, one picture alone as in a batch."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from crafter_pl.cli import main
+from crafter_pl.data.store import read_store
+from crafter_pl.defenses import load_defense
+from crafter_pl.stages import TaskModel, load_stage, sha256
+
+BACKEND = {  # what each retrains, and the name of its store
+    "adversarial_learning": (["encoder", "cloud"], "lambda0.5"),
+    "cem": (["encoder", "cloud"], "sigma0.2"),
+    "disco": (["encoder", "cloud"], "ratio0.5"),
+    "noise": ([], "laplace0.5"),
+    "nopeek": (["encoder", "cloud"], "lambda0.5"),
+    "tiprdc": (["encoder", "cloud"], "lambda0.6"),
+}
+NOISY = ("cem", "noise")
+
+
+def command(tiny, verb, name, runs_dir, *more):
+    config = tiny.command(verb, name)[2]
+    task = ["--model.init_args.task_ckpt", tiny.ckpt("task")] if verb == "fit" else []
+    return [verb, "--config", config, "--runs_dir", str(runs_dir), *task, *more]
+
+
+@pytest.fixture(scope="module", params=sorted(BACKEND))
+def trained(request, tiny, tmp_path_factory):
+    """Name, runs folder and the defence of a short training."""
+    runs_dir = tmp_path_factory.mktemp(request.param) / "runs"
+    assert main(command(tiny, "fit", request.param, runs_dir)) == 0
+    file = runs_dir / "synthetic" / request.param / "checkpoints" / "best.ckpt"
+    return request.param, runs_dir, load_defense(file)
+
+
+@pytest.fixture(scope="module")
+def faces(tiny):
+    return tiny.data().rows("private_test")
+
+
+def test_its_store_and_its_modules(tiny, trained, faces):
+    name, runs_dir, defense = trained
+    retrains, store = BACKEND[name]
+    assert main(command(tiny, "predict", name, runs_dir)) == 0
+    folder = runs_dir / "synthetic" / name / "features" / f"private_test-{store}"
+    task = load_stage(tiny.ckpt("task"), TaskModel)
+    features, index, manifest = read_store(folder, shape=task.feature_shape, split="private_test")
+    assert manifest["defense"] == name and manifest["retrains"] == retrains
+    assert manifest["encoder_sha256"] == sha256(tiny.ckpt("task"))
+    assert manifest["defense_sha256"] == defense.weights_hash()
+    assert json.loads(json.dumps(defense.protection())) == manifest["settings"]
+    images = faces["image"][torch.searchsorted(faces["index"], index)]
+    with torch.no_grad():
+        clean = defense.edge_module()(images)
+        assert torch.equal(defense.cloud_module()(features).isfinite().all(), torch.tensor(True))
+        assert torch.allclose(clean, features, atol=1e-5) == (name not in NOISY)
+        assert torch.allclose(clean, task.edge(images), atol=1e-3) == ("encoder" not in retrains)
+        same = torch.allclose(defense.cloud_module()(clean), task.cloud(clean), atol=1e-3)
+        assert same == ("cloud" not in retrains)
+    assert not any(p.requires_grad for p in defense.parameters())
+
+
+def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
+    _, _, defense = trained
+    whole = defense.protect(faces["image"], faces["index"])
+    alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
+    assert torch.allclose(alone, whole[3:4], atol=1e-5) and not whole.requires_grad
+    assert torch.equal(whole, defense.protect(faces["image"], faces["index"]))
+
+
+def test_the_seed_keys_the_noise(trained, faces):
+    name, _, defense = trained
+    image, index = faces["image"], faces["index"]
+    own = defense.protect(image, index)
+    defense.protect_options = {"seed": 7}
+    other = defense.protect(image, index)
+    defense.protect_options = {}
+    assert torch.equal(own, other) == (name not in NOISY)
+    same_face = defense.protect(image[:1].expand(2, -1, -1, -1), index[:2])
+    assert torch.allclose(same_face[0], same_face[1], atol=1e-5) == (name not in NOISY)
+
+
+def test_utility_is_watched(trained):
+    name, runs_dir, _ = trained
+    rows = list(csv.DictReader((runs_dir / "synthetic" / name / "metrics.csv").open()))
+    if name == "noise":
+        assert float(rows[-1]["train/deviation"]) > 0
+    else:
+        assert 0 <= float(rows[-1]["val/mean_auc"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("beta", "0.5"), ("steps", "3"), ("critic", "fixed"), ("method", "crafter"), ("precision", "bf16")],
+)
+def test_options_of_crafter_are_refused(option, value, tiny, trained, tmp_path, capsys):
+    name, runs_dir, _ = trained
+    out = ["--protect.out", str(tmp_path / "store")]
+    assert main(command(tiny, "predict", name, runs_dir, f"--protect.{option}", value, *out)) == 2
+    assert f"--protect.{option} is Crafter's" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
