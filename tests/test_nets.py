@@ -378,8 +378,11 @@ def test_gradient_penalty_of_the_critic_against_finite_differences():
         (lambda: Generator("G3"), "'G3' is unknown; choose G1 or G2"),
         (lambda: Generator("G1", image_size=36), "36 does not fit G1: it must be a multiple of 8"),
         (lambda: Generator("G2", image_size=40), "40 does not fit G2: it must be a multiple of 16"),
-        (lambda: SplitClassifier("resnet50", "layer1", 2), "'resnet50' is unknown; choose one of resnet18"),
-        (lambda: SplitClassifier("vgg16", "layer1", 2), "'layer1' does not exist in vgg16; choose.*pool2"),
+        (
+            lambda: SplitClassifier("resnet17", "layer1", 2),
+            "'resnet17' is unknown; torchvision has .*",
+        ),
+        (lambda: SplitClassifier("vgg16", "layer1", 2), "no node 'layer1' to cut at; .*features.9"),
         (lambda: SplitClassifier("resnet18", "layer1", 2, "absent.pt"), "no file 'absent.pt'"),
         (lambda: build_decoder("unet", (4, 8, 8), 32, 8), "'unet' is unknown; choose one of residual, paper"),
         (lambda: PaperDecoder((4, 7, 7), 32), "7x7 features cannot double to 32"),

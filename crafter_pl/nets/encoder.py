@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
+from crafter_pl.nets.cut import cut_at, replace_head, torchvision_classifier
 from crafter_pl.nets.weights import imagenet_weights
 
 RESNET_CUTS = ("stem", "layer1", "layer2", "layer3")
@@ -38,6 +39,13 @@ def _vgg16(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.S
     return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:], *head)
 
 
+def _any(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.Module, nn.Module]:
+    net = torchvision_classifier(arch)
+    _load_backbone(net, arch, weights)
+    replace_head(net, arch, outputs)
+    return cut_at(net, cut)
+
+
 def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
     """Loads ImageNet weights into ``net``: from a state-dict file, or by torchvision's download."""
     if weights is None:
@@ -67,14 +75,16 @@ class SplitClassifier(nn.Module):
     """A multi-label face classifier cut into an edge encoder and a cloud classifier.
 
     Args:
-        arch: ``resnet18``, ``vgg16`` or ``vgg16_bn`` (torchvision's definition, head replaced).
-        cut: last block on the edge. ResNet: ``stem``, ``layer1`` (the paper's), ``layer2``, ``layer3``;
-            VGG: ``pool1`` to ``pool4`` (``pool2`` is the paper's).
+        arch: name of a torchvision classification model (its definition, head replaced): ``resnet18``,
+            ``vgg16``, ``mobilenet_v3_small`` and so on.
+        cut: last node on the edge. ResNet18: ``stem``, ``layer1`` (the paper's), ``layer2``, ``layer3``;
+            VGG16: ``pool1`` to ``pool4`` (``pool2`` is the paper's); these and all others: a node or module
+            as torchvision's feature extraction names it, such as ``features.4``, see `cut_at`.
         num_attributes: number of binary attributes A.
         weights: None (from scratch), a state-dict file of the whole torchvision model, or ``download``.
 
     Raises:
-        UserError: for an unknown architecture, a cut of another architecture, or weights that do not fit.
+        UserError: for an unknown architecture, a cut that it does not have, or weights that do not fit.
     """
 
     mean: Tensor
@@ -83,14 +93,14 @@ class SplitClassifier(nn.Module):
     def __init__(self, arch: str, cut: str, num_attributes: int, weights: str | None = None) -> None:
         super().__init__()
         cuts = {"resnet18": RESNET_CUTS, "vgg16": VGG_CUTS, "vgg16_bn": VGG_CUTS}
-        if arch not in cuts:
-            raise UserError(f"arch {arch!r} is unknown; choose one of {', '.join(cuts)}")
-        if cut not in cuts[arch]:
-            raise UserError(f"cut {cut!r} does not exist in {arch}; choose one of {', '.join(cuts[arch])}")
-        if arch == "resnet18":
-            self.edge, self.cloud = _resnet18(cut, num_attributes, weights)
+        parts: tuple[nn.Module, nn.Module]
+        if cut not in cuts.get(arch, ()):
+            parts = _any(arch, cut, num_attributes, weights)
+        elif arch == "resnet18":
+            parts = _resnet18(cut, num_attributes, weights)
         else:
-            self.edge, self.cloud = _vgg16(arch, cut, num_attributes, weights)
+            parts = _vgg16(arch, cut, num_attributes, weights)
+        self.edge, self.cloud = parts
         # ImageNet's statistics: the pretrained trunks expect them, and from scratch they do no harm.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)

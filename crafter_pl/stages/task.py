@@ -20,8 +20,9 @@ class TaskModel(Stage):
     """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier ("Who does what").
 
     Args:
-        arch: ``resnet18``, ``vgg16`` or ``vgg16_bn``.
-        cut: the last block on the edge: ``layer1`` (ResNet) and ``pool2`` (VGG) are the paper's.
+        arch: ``resnet18`` and ``vgg16`` (the paper's), or any other classification model of torchvision.
+        cut: the last node on the edge: ``layer1`` (ResNet18) and ``pool2`` (VGG16) are the paper's; others as
+            torchvision's feature extraction names them. See `SplitClassifier`.
         weights: None (from scratch), a torchvision state-dict file, or ``download`` (ImageNet).
         lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
         weight_decay: of AdamW.
@@ -53,11 +54,31 @@ class TaskModel(Stage):
     def _build(self, names: list[str], weights: str | None) -> None:
         self.net = SplitClassifier(self.hparams["arch"], self.hparams["cut"], len(names), weights)
         self.auc = MultilabelAUROC(num_labels=len(names), average="none", thresholds=None)
-        size = self.hparams["image_size"]
-        with torch.no_grad():
-            shape = self.net.eval().encode(torch.zeros(1, 3, size, size)).shape[1:]
         self.net.train()
-        self.feature_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self.feature_shape = self._measure(len(names))
+
+    def _measure(self, answers: int) -> tuple[int, int, int]:
+        """Shape of the features; tries the net on an empty picture first."""
+        size, arch = self.hparams["image_size"], f"{self.hparams['arch']} cut at {self.hparams['cut']}"
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                features = self.net.encode(torch.zeros(1, 3, size, size))
+                logits = self.net.classify(features)
+        except RuntimeError as error:
+            raise UserError(
+                f"{arch} cannot take pictures of {size} pixels ({str(error).splitlines()[0][:120]}): give "
+                "larger ones (--data.image_size), or another --model.init_args.arch"
+            ) from error
+        self.net.train()
+        shape = list(getattr(features, "shape", ()))
+        if len(shape) != 4 or shape[2] != shape[3] or getattr(logits, "shape", None) != (1, answers):
+            raise UserError(
+                f"{arch} gives features of shape {shape[1:]}; defences and attacks need square maps, "
+                "(channels, side, side), and answers in one tensor: choose another cut or arch "
+                "(--model.init_args.*)"
+            )
+        return (shape[1], shape[2], shape[3])
 
     def setup(self, stage: str) -> None:
         """Builds the nets once the data tell the number of attributes and the picture size."""
