@@ -117,6 +117,18 @@ def test_the_minutes_are_measured_before_the_rest_and_nothing_is_made_twice(
     assert "all reconstructions are there" in capsys.readouterr().out
 
 
+def test_attacks_that_differ_in_their_name_alone_share_what_they_make(
+    lab: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, same, other = Echo("one"), Echo("same"), Echo("other", noise=0.3)
+    report = lab.run(attacks=[one, same, other])
+    shown = capsys.readouterr().out
+    assert f"for {18 * 3 * 2 - 2 * 5} reconstructions (one 0.0 min, other 0.0 min)" in shown
+    assert len(torch.cat(one.seen)) == 18 * 3 == len(torch.cat(other.seen)) and same.seen == []
+    for entry in report["defenses"]:
+        assert entry["attacks"]["one"] == entry["attacks"]["same"] != entry["attacks"]["other"]
+
+
 def test_a_budget_is_a_list_of_attacks(lab: SimpleNamespace) -> None:
     budgets = {"quick": [Blank("blank")], "standard": [Echo(), Blank("blank")]}
     page = audit(**lab.base | {"attacks": None, "budgets": budgets, "budget": "quick"})

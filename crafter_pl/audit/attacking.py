@@ -106,10 +106,14 @@ class Attacking:
         Returns:
             One line: the expected minutes, and those of each attack.
         """
+        counted: set[Path] = set()  # two jobs may be one: the same attack by two names
         for attack in self.attacks:
             last = None
             self.left[attack.name] = 0
             for place, job in enumerate(self._jobs(attack)):
+                if job.made.folder in counted:
+                    continue
+                counted.add(job.made.folder)
                 if mine := self._mine(job):
                     self.left[attack.name] += job.made.faces(mine)
                     last = place if last is None or job.moment is None else last

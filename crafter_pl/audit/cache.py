@@ -30,12 +30,14 @@ def cache_key(features: Tensor, description: dict[str, object], batch_size: int,
 
     Args:
         features: `(N, C, h, w)`.
-        description: `Attack.describe()`: name, settings, hashes of the checkpoints.
+        description: `Attack.describe()`: class, settings, hashes of the checkpoints. The name does not count:
+            two attacks that differ in nothing else share their reconstructions.
         batch_size: how many features the attack is handed at a time.
         seed: what the global random numbers are seeded with before each batch.
     """
     digest = hashlib.sha256(features.contiguous().numpy().tobytes())
-    rest = [list(features.shape), str(features.dtype), description, batch_size, seed, code_hash(ATTACKING)]
+    matters = {key: value for key, value in description.items() if key != "name"}
+    rest = [list(features.shape), str(features.dtype), matters, batch_size, seed, code_hash(ATTACKING)]
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
