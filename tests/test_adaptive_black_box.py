@@ -258,6 +258,7 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     assert attack.describe()["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
     basic = DecoderAttack(tiny.ckpt("black_box"))
     basic.prepare("cpu")
+    assert {**attack.describe(), "name": ""} == {**basic.describe(), "name": ""}
     assert torch.allclose(attack.reconstruct(features), basic.reconstruct(features), atol=1e-6)
 
 

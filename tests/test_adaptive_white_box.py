@@ -239,7 +239,7 @@ def test_the_attack_is_the_stage_on_crafted_features_and_plain_on_others(tiny, t
     plain.resolve(tiny.folder)
     plain.prepare("cpu")
     assert torch.equal(attack.reconstruct(features), plain.reconstruct(features))
-    assert {**attack.describe(), "name": "", "class": ""} == {**plain.describe(), "name": "", "class": ""}
+    assert {**attack.describe(), "name": ""} == {**plain.describe(), "name": ""}
 
 
 def test_its_rounds_are_its_history(tiny, tiny_store, trained):

@@ -288,7 +288,7 @@ def test_on_unprotected_features_it_is_the_white_box_attack(tiny, trained, targe
     attack.aim(None)
     attack.prepare("cpu")
     assert torch.equal(attack.reconstruct(features), plain.reconstruct(features))
-    assert {**attack.describe(), "name": "", "class": ""} == {**plain.describe(), "name": "", "class": ""}
+    assert {**attack.describe(), "name": ""} == {**plain.describe(), "name": ""}
 
 
 def test_its_rounds_are_its_history(tiny, trained, target):

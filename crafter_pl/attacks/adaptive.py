@@ -265,6 +265,14 @@ class AdaptedAttack(Attack):
         super().aim(target)
         self.checkpoints = self.basic if target is None else self.adapted(self._choose(target))
 
+    def describe(self) -> dict[str, Any]:
+        """On unprotected features as the attack that it is there: the audit makes its pictures once."""
+        described = super().describe()
+        if self.target is None:
+            basic = next(cls for cls in type(self).__mro__ if not issubclass(cls, AdaptedAttack))
+            described["class"] = basic.__name__
+        return described
+
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""
         if self.target is None:

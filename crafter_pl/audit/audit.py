@@ -144,7 +144,8 @@ def audit(
             if moment is None:
                 entry["verdicts"].append(judgement)
                 gallery.columns.append(column)
-                knows = {**attack.describe(), "adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
+                knows = {**attack.describe(), "class": type(attack).__name__}
+                knows |= {"adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
                 if described.setdefault(attack.name, knows) != knows:
                     result |= {key: knows[key] for key in ("checkpoints", "files")}
                 entry["attacks"][attack.name] = result
