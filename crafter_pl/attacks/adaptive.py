@@ -16,12 +16,11 @@ from crafter_pl.attacks.base import Attack, Target, fits
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.commands import command
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, read_checkpoint
 
 SHOWN = 8
-PROTECT = ("beta", "steps", "method", "critic", "precision")  # `--protect.*` of predict that change a defence
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 
 

@@ -9,17 +9,10 @@ from typing import Any
 
 from crafter_pl.attacks.base import Target
 from crafter_pl.data.store import read_manifest
-from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.errors import UserError
 
-OPTIONS = (
-    "beta",
-    "steps",
-    "method",
-    "critic",
-    "precision",
-    "seed",
-)  # what `predict --protect.*` may have changed
+OPTIONS = (*PROTECT, "seed")  # what `predict --protect.*` may have changed
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
 _NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
 

@@ -63,6 +63,11 @@ def keyed_bits(seed: int, index: Tensor, count: int, stream: int = 0) -> Tensor:
     return _mix(rows[:, None] + counter)
 
 
+def uniform(words: Tensor) -> Tensor:
+    """Random int64 words -> float64 in [0, 1)."""
+    return _shift_right(words, 11).to(torch.float64) * 2.0**-53
+
+
 def _log(u: Tensor) -> Tensor:
     """Natural logarithm of positive float64 by elementary operations (within 2 units in the last place)."""
     mantissa, exponent = torch.frexp(u)

@@ -26,6 +26,8 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
+PROTECT = ("beta", "steps", "method", "critic", "precision")  # `--protect.*` of predict that change a defence
+
 
 class Defense(Stage):
     """A stage whose `predict` protects a split and writes the feature store.
@@ -49,6 +51,24 @@ class Defense(Stage):
     def protection(self) -> dict[str, Any]:
         """The settings in force, for the manifest."""
         raise TypeError(f"{type(self).__name__} does not implement protection")
+
+    def refuse_crafters_options(self, knob: str) -> None:
+        """For defences whose trade-off is set by `fit`, by the init argument ``knob``.
+
+        Raises:
+            UserError: `predict` was told to change what cannot be changed after training.
+        """
+        for name in PROTECT:
+            if self.protect_options.get(name) is not None:
+                raise UserError(
+                    f"--protect.{name} is Crafter's: the trade-off of {self.stage_name} is set in training "
+                    f"(--model.init_args.{knob})"
+                )
+
+    def seed_in_force(self) -> int:
+        """Seed of the keyed noise: the init argument, or what `predict` was told."""
+        told = self.protect_options.get("seed")
+        return int(self.hparams["seed"] if told is None else told)
 
     def edge_module(self) -> nn.Module:
         """The encoder that runs on the edge: pictures -> unprotected features; attackers know it."""

@@ -101,21 +101,22 @@ class Cem(AdversarialLearning):
             encode = self.net.encode
             parts = [encode(batch["image"].to(self.device)).flatten(1).float() for batch in batches]
         self.net.train()
-        self._means = class_means(torch.cat(parts), self._class(attributes.to(self.device)), self._classes(),
-                                  self.hparams["centres"])  # fmt: skip
-
-    def _classes(self) -> int:
-        return 2 ** len(self._chosen)
+        classes = self._class(attributes.to(self.device))
+        count, centres = 2 ** len(self._chosen), self.hparams["centres"]
+        self._means = class_means(torch.cat(parts), classes, count, centres)
 
     def _class(self, attributes: Tensor) -> Tensor:
         """The class of each sample, int64 ``(N,)``."""
         weights = 2 ** torch.arange(len(self._chosen), device=attributes.device)
         return (attributes[:, self._chosen].long() * weights).sum(1)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Encoded, and in training with fresh noise; `protect` adds keyed noise instead."""
-        encoded = self.net.encode(images)
-        return encoded + self.hparams["sigma"] * torch.randn_like(encoded) if self.training else encoded
+    def to_cloud(self, features: Tensor) -> Tensor:
+        """With fresh noise; `protect` adds keyed noise."""
+        return features + self.hparams["sigma"] * torch.randn_like(features)
+
+    def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The decoder sees them with noise, too."""
+        return super().spy(self.to_cloud(features), images, batch)
 
     def defend(
         self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
@@ -123,13 +124,10 @@ class Cem(AdversarialLearning):
         """The loss of adversarial learning, and that on clusters."""
         loss, figures = super().defend(features, images, batch, task)
         assert self._means is not None
-        h, means = self.hparams, self._means[self._class(batch["attributes"])]
+        h, classes = self.hparams, self._class(batch["attributes"])
+        allowed = h["tau"] * h["sigma"] ** 2
         spread = cluster_loss(
-            self.net.encode(images).flatten(1),
-            means,
-            self._class(batch["attributes"]),
-            allowed=h["tau"] * h["sigma"] ** 2,
-            gamma=h["gamma"],
+            features.flatten(1), self._means[classes], classes, allowed=allowed, gamma=h["gamma"]
         )
         return loss + h["entropy"] * spread, {**figures, "clusters": spread}
 
@@ -137,14 +135,12 @@ class Cem(AdversarialLearning):
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
         encoded = self.net.encode(images)
-        seed = int(self.protection()["seed"])
-        noise = keyed_normal(seed, index, encoded[0].numel(), stream=_NOISE).to(encoded)
+        noise = keyed_normal(self.seed_in_force(), index, encoded[0].numel(), stream=_NOISE).to(encoded)
         return encoded + self.hparams["sigma"] * noise.view_as(encoded)
 
     def protection(self) -> dict[str, Any]:
         """The settings in force; the seed may be told."""
-        settings, told = super().protection(), self.protect_options.get("seed")
-        return {**settings, "seed": settings["seed"] if told is None else int(told)}
+        return {**super().protection(), "seed": self.seed_in_force()}
 
 
 def class_means(points: Tensor, classes: Tensor, count: int, centres: int) -> Tensor:

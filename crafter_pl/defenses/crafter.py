@@ -22,7 +22,7 @@ from crafter_pl.crafting.craft import (
     critic_step,
     start_crafting,
 )
-from crafter_pl.crafting.noise import keyed_bits, keyed_normal
+from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
@@ -227,7 +227,7 @@ class Crafter(Defense):
         net, settings = copy.deepcopy(self.critic).requires_grad_(True), self.craft_settings
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
         turns = torch.arange(EMD_STEPS, device=self.device)
-        for turn, mix in enumerate(_uniform(keyed_bits(0, turns, len(made), stream=_MIX)).to(made.dtype)):
+        for turn, mix in enumerate(uniform(keyed_bits(0, turns, len(made), stream=_MIX)).to(made.dtype)):
             real = samples.roll(-turn * len(made), 0)[: len(made)]
             critic_step(net, optimizer, made, real, mix.view(-1, 1, 1, 1), settings.penalty)
         with torch.no_grad():
@@ -266,7 +266,7 @@ class Crafter(Defense):
                 f"--protect.precision {settings.precision} is not for method reference: the released "
                 "algorithm is float32"
             )
-        return settings, method, critic, int(told.get("seed", self.hparams["seed"]))
+        return settings, method, critic, self.seed_in_force()
 
     def protection(self) -> dict[str, Any]:
         """The settings in force, for the manifest."""
@@ -342,7 +342,7 @@ class Crafter(Defense):
                 z = keyed_normal(
                     seed, index[rows], self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
                 )
-                mix = _uniform(words[rows, 0]).to(state.z.dtype)
+                mix = uniform(words[rows, 0]).to(state.z.dtype)
                 with torch.no_grad():
                     fake, real = nets.generator(state.z[rows]), nets.generator(z)
                 critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
@@ -366,8 +366,3 @@ class Crafter(Defense):
         state = CraftState(result.features, features, result.z, beta, step=settings.steps)
         state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
         return state
-
-
-def _uniform(words: Tensor) -> Tensor:
-    """Random int64 words -> float64 in [0, 1)."""
-    return (words >> 11 & (2**53 - 1)).double() * 2.0**-53

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.noise import keyed_bits, keyed_normal
+from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages.task import TaskModel
@@ -80,12 +80,11 @@ class Noise(Defense):
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
         features = self.task.edge(images)
-        seed, size = int(self.protection()["seed"]), features[0].numel()
+        seed, size = self.seed_in_force(), features[0].numel()
         if self.hparams["kind"] == "gaussian":
             noise = keyed_normal(seed, index, size, stream=_NOISE)
         else:  # by the inverse of the distribution function, of variance 1
-            words = keyed_bits(seed, index, size, stream=_NOISE)
-            place = ((words >> 11 & (2**53 - 1)).double() + 0.5) * 2.0**-53 - 0.5
+            place = uniform(keyed_bits(seed, index, size, stream=_NOISE)) + 2.0**-54 - 0.5
             noise = -place.sign() * torch.log1p(-2 * place.abs()) / math.sqrt(2)
         return features + self.hparams["scale"] * self.deviation * noise.view_as(features).to(features)
 
@@ -95,15 +94,9 @@ class Noise(Defense):
         Raises:
             UserError: `predict` was told what is another defence's.
         """
-        for name in ("beta", "steps", "method", "critic", "precision"):
-            if self.protect_options.get(name) is not None:
-                raise UserError(
-                    f"--protect.{name} is Crafter's: the trade-off of noise is set by fit "
-                    "(--model.init_args.scale)"
-                )
-        seed = self.protect_options.get("seed")
+        self.refuse_crafters_options("scale")
         h = self.hparams
-        return {"kind": h["kind"], "scale": h["scale"], "seed": h["seed"] if seed is None else int(seed)}
+        return {"kind": h["kind"], "scale": h["scale"], "seed": self.seed_in_force()}
 
     def store_name(self) -> str:
         """``gaussian1`` and the like."""

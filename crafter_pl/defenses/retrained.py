@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.defenses.base import Defense
-from crafter_pl.errors import UserError
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel, mean_auc
 
@@ -39,7 +38,7 @@ class Retrained(Defense):
     knob: ClassVar[str]
     adversary: nn.Module | None
 
-    def begin(self, task_ckpt: str | None) -> TaskModel:
+    def begin(self, task_ckpt: str | None) -> None:
         """Loads the task model, and copies its nets to be trained."""
         self.automatic_optimization = False
         task = self.use("task", task_ckpt, TaskModel)
@@ -48,7 +47,6 @@ class Retrained(Defense):
         self.auc = MultilabelAUROC(
             num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
         )
-        return task
 
     # ---- the game -----------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:
@@ -143,12 +141,7 @@ class Retrained(Defense):
         Raises:
             UserError: `predict` was told to change what cannot be changed after training.
         """
-        for name in ("beta", "steps", "method", "critic", "precision"):
-            if self.protect_options.get(name) is not None:
-                raise UserError(
-                    f"--protect.{name} is Crafter's: the trade-off of {self.stage_name} is set in training "
-                    f"(--model.init_args.{self.knob})"
-                )
+        self.refuse_crafters_options(self.knob)
         return {name.rstrip("_"): self.hparams[name] for name in self.kept}
 
     def store_name(self) -> str:
