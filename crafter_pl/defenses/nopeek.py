@@ -62,6 +62,7 @@ def _centred_distances(x: Tensor) -> Tensor:
     flat = x.flatten(1).float()
     inner = flat @ flat.T
     squares = inner.diagonal()
-    distance = (squares[:, None] + squares - 2 * inner).clamp(min=1e-12).sqrt()
-    distance = distance * (1 - torch.eye(len(x), device=x.device))
+    square = squares[:, None] + squares - 2 * inner
+    apart = (square > 1e-12) & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    distance = torch.where(apart, square.clamp(min=1e-12).sqrt(), 0.0)  # equal ones: 0, with no gradient
     return distance - distance.mean(0) - distance.mean(1, keepdim=True) + distance.mean()
