@@ -53,9 +53,9 @@ def work(rank, world, batch, options, folder, rendezvous, seconds):
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
 
     def images(index):
-        return torch.rand(len(index), 3, options.side, options.side)
+        return {"image": torch.rand(len(index), 3, options.side, options.side)}
 
-    pairs = StoreBatches(folder, batch, images=images, rank=rank, world=world)
+    pairs = StoreBatches(folder, batch, lookup=images, rank=rank, world=world)
     items = ((epoch, number) for epoch in count() for number in range(len(pairs)))
     best = float("inf")
     for repetition in range(4):  # the first warms up

@@ -179,7 +179,7 @@ class Queries:
         batches = StoreBatches(
             self.folder / split,
             batch_size,
-            images=self.images,
+            lookup=lambda index: {"image": self.images(index)},
             count=count,
             seed=seed,
             rank=rank,

@@ -22,7 +22,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
 
-NOT_WRITTEN = ("features", "target", "verdicts")  # parts of an entry that stay in memory
+NOT_WRITTEN = ("features", "target", "verdicts", "cloud")  # parts of an entry that stay in memory
 
 
 def audit(
@@ -33,6 +33,7 @@ def audit(
     budgets: dict[str, list[Attack]] | None = None,
     budget: str = "standard",
     rulers: list[Ruler] | None = None,
+    clouds: list[str] | None = None,
     task_ckpt: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
@@ -62,6 +63,9 @@ def audit(
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
         rulers: what names people straight from features, holding private labels; reported apart.
+        clouds: training scenario: checkpoints of the cloud classifiers that have learned from each of these
+            defences' features, and one that has from unprotected ones; null: inference scenario, the trained
+            classifier is used as it is.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
         experiment: folder under runs_dir where default checkpoints are looked for.
         runs_dir: folder of all runs.
@@ -111,6 +115,8 @@ def audit(
         notes += remarks
     entries = [inputs.unprotected(), *entries]
     inputs.label(entries)
+    if clouds:
+        inputs.hand_out_clouds(clouds, entries, task_path, data.split_hash)
     entries[1:] = sorted(entries[1:], key=lambda entry: (entry["family"], entry["beta"] or 0.0))
     for adversary in (*attacks, *rulers):
         adversary.resolve(home)
@@ -163,6 +169,7 @@ def audit(
     worst_cases(entries, attacks, panel, boot, replicates)
     report = {
         "schema": 1,
+        "scenario": "training" if clouds else "inference",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "data": {
@@ -188,6 +195,7 @@ def audit(
             "task_ckpt": str(task_path),
             "task_sha256": sha256(task_path),
             "features": stores,
+            "clouds": clouds,
             "oracles": oracles,
             "budget": budget_used,
             "split": SPLIT,

@@ -112,7 +112,13 @@ def rule(
 
 
 def cloud(entry: Entry, task: TaskModel, device: str) -> Callable[[Tensor], Tensor]:
-    """The classifier that answers to these features: the task model's, or the one the defence retrained."""
+    """The classifier that answers to these features.
+
+    The one that has learned from them (training scenario, `inputs.hand_out_clouds`), the one that the defence
+    retrained, or the task model's.
+    """
+    if (learned := entry.get("cloud")) is not None:
+        return learned.to(device)
     if "cloud" in entry["retrains"]:
         net: nn.Module = entry["target"].backend["cloud"]  # `inputs.protected` has found it
         return net.to(device).eval()

@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Adversary, Attack, Ruler
+from crafter_pl.attacks.base import Adversary, Attack, Ruler, fits
 from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.audit.targets import Published
+from crafter_pl.audit.verdict import title
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
+from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
 
 SPLIT = "private_test"
 PEOPLE_SHOWN = 8
 # An entry of `defenses` in the making. What is not written: "features", several queries `(K, N, C, h, w)`;
-# "target", None for unprotected features; "verdicts", the panel's judgement of each attack.
+# "target", None for unprotected features; "verdicts", the panel's judgement of each attack; "cloud", in the
+# training scenario the classifier that has learned from such features.
 Entry = dict[str, Any]
 
 
@@ -238,6 +241,47 @@ def protected(
         "features": torch.stack(queries),
     }
     return entry, notes
+
+
+def hand_out_clouds(paths: list[str], entries: list[Entry], task_path: Path, split_hash: str) -> None:
+    """Training scenario: give every set of features the classifier that has learned from such.
+
+    Raises:
+        UserError: a checkpoint is not of a cloud classifier of this experiment, two have learned from the
+            same features, or none has learned from some, the unprotected ones included.
+    """
+    for path in paths:
+        cloud = load_stage(path, CloudClassifier)
+        if cloud.trained_on[0] != split_hash:
+            raise UserError(
+                f"{path} was trained on another split and may have seen the pictures that are audited: give "
+                "the --data settings that it was trained with, or train it again"
+            )
+        cloud.expect_upstream(path, task=str(task_path))
+        learned = cloud.hparams["learned_from"]
+        theirs = [
+            entry
+            for entry in entries
+            if (entry["target"] is None and learned is None)
+            or (entry["target"] is not None and fits(learned, entry["target"]))
+        ]
+        for entry in theirs:
+            if "cloud" in entry:
+                raise UserError(
+                    f"two of the cloud classifiers have learned from {title(entry)}: name one of them"
+                )
+            entry["cloud"] = cloud
+        if not theirs:
+            raise UserError(
+                f"{path} has learned from none of these features: leave it out, or give its store"
+            )
+    for entry in entries:
+        if "cloud" not in entry:
+            stores = "no store" if entry["target"] is None else "stores of private_train and private_test"
+            raise UserError(
+                f"no cloud classifier has learned from {title(entry)}: train one with {stores} (fit --config "
+                "configs/training_scenario.yaml), and name its checkpoint in --clouds"
+            )
 
 
 def label(entries: list[Entry]) -> None:

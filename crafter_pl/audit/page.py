@@ -16,6 +16,12 @@ from crafter_pl.audit.verdict import Report, false_security, limits, percent, ti
 PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
 
 
+SCENARIOS = {
+    "inference": "inference: a cloud classifier that is trained already answers to the features",
+    "training": "training: the cloud classifier has learned from such features of their other pictures",
+}
+
+
 def _ruler(report: Report) -> str:
     """The oracles' accuracy on originals: it stands wherever their verdicts are used."""
     names = ", ".join(f"{words(o['name'])} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
@@ -208,7 +214,8 @@ def render(report: Report, gallery: Gallery, pictures: dict[str, bytes]) -> str:
 <body>
 <h1>What the features hide, and what they keep</h1>
 <p class="soft">Data: {words(data["source"])}, {data["images"]} pictures of {data["identities"]} people,
-{data["image_size"]} pixels wide, split {escape(data["split_hash"][:12])}.</p>
+{data["image_size"]} pixels wide, split {escape(data["split_hash"][:12])}.
+Scenario: {SCENARIOS[report.get("scenario", "inference")]}.</p>
 <p class="verdict">{escape(report["verdict"])}</p>
 <p class="soft">{ruler}</p>
 {warnings}

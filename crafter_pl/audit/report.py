@@ -239,6 +239,7 @@ def text(report: Report) -> str:
     panel = report["panel"]["accuracy_on_originals"]["value"]
     oracles = ", ".join(f"{o['name']} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
     head = f"Audit of {data['source']}: {data['images']} faces of {data['identities']} people"
+    head += ", training scenario" if report.get("scenario") == "training" else ""
     tail = [f"oracles on the originals: {oracles}; any {percent(panel)}"]
     tail += [
         f"ruler {name}, {title(entry)}: names {percent(own['top1']['value'])} straight from the feature "

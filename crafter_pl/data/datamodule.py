@@ -234,7 +234,7 @@ class FacesDataModule(LightningDataModule):
         return self.trainer.world_size, self.trainer.global_rank
 
     def _own_loader(self, name: str) -> DataLoader[dict[str, Tensor]] | None:
-        """What the stage makes of these data itself, if it has such a method."""
+        """What the stage makes of these data itself, if it has such a method; None leaves it to this."""
         module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
         make = getattr(module, name, None)
         return None if make is None else make(self)
@@ -267,7 +267,12 @@ class FacesDataModule(LightningDataModule):
         return self._in_order(self._part_for("val_split", "public_val"))
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `test_split`, by default `private_test`, in order, all of it on every process."""
+        """The stage's `test_split`, by default `private_test`, in order, all of it on every process.
+
+        Or what its method `test_loader(datamodule)` gives, if it has one.
+        """
+        if (own := self._own_loader("test_loader")) is not None:
+            return own
         return self._in_order(self._part_for("test_split", "private_test"))
 
     def _in_order(self, part: str) -> DataLoader[dict[str, Tensor]]:

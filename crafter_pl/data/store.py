@@ -154,21 +154,7 @@ def read_store(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    expected = {
-        "shape": (
-            None if shape is None else list(shape),
-            "of an encoder cut elsewhere or another picture size",
-        ),
-        "encoder_sha256": (encoder_sha256, "made with another encoder"),
-        "split_hash": (split_hash, "made of another split of the data"),
-        "split": (split, "made of another part of the data"),
-    }
-    for entry, (want, meaning) in expected.items():
-        if want is not None and manifest[entry] != want:
-            raise UserError(
-                f"{folder}: the store's {entry} is {manifest[entry]}, expected {want}: it was {meaning}; "
-                "craft it again with this one, or give the files that it was made with"
-            )
+    expect(folder, manifest, shape=shape, encoder_sha256=encoder_sha256, split_hash=split_hash, split=split)
     shards = list(iter_shards(folder, manifest))
     features = torch.cat([features for _, features, _ in shards])
     index = torch.cat([index for _, _, index in shards])
@@ -209,6 +195,37 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     _check_manifest(manifest, UserError, str(file))
     return manifest
+
+
+def expect(
+    folder: str | Path,
+    manifest: dict[str, Any],
+    *,
+    shape: Sequence[int] | None = None,
+    encoder_sha256: str | None = None,
+    split_hash: str | None = None,
+    split: str | None = None,
+) -> None:
+    """Compare a manifest with what its reader works on; None accepts any, see `read_store`.
+
+    Raises:
+        UserError: the store was made for something else.
+    """
+    expected = {
+        "shape": (
+            None if shape is None else list(shape),
+            "of an encoder cut elsewhere or another picture size",
+        ),
+        "encoder_sha256": (encoder_sha256, "made with another encoder"),
+        "split_hash": (split_hash, "made of another split of the data"),
+        "split": (split, "made of another part of the data"),
+    }
+    for entry, (want, meaning) in expected.items():
+        if want is not None and manifest[entry] != want:
+            raise UserError(
+                f"{folder}: the store's {entry} is {manifest[entry]}, expected {want}: it was {meaning}; "
+                "craft it again with this one, or give the files that it was made with"
+            )
 
 
 def iter_shards(

@@ -41,9 +41,8 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
     and nothing is seen twice in an epoch. Features that do not fill a global batch at the end are left out,
     unless they are the only batch.
 
-    A batch has `features` float32 ``(N, C, h, w)``, `index` int64 ``(N,)`` and, where ``images`` is given,
-    `image` float32 ``(N, 3, S, S)`` in [0, 1]. Items are meant to be read in order: going back reads shards
-    again.
+    A batch has `features` float32 ``(N, C, h, w)``, `index` int64 ``(N,)`` and what ``lookup`` adds. Items
+    are meant to be read in order: going back reads shards again.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
         folder: str | Path,
         batch_size: int,
         *,
-        images: Callable[[Tensor], Tensor] | None = None,
+        lookup: Callable[[Tensor], dict[str, Tensor]] | None = None,
         count: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -63,7 +62,7 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
         Args:
             folder: a finished store.
             batch_size: features a batch, per process; a global batch is `world` times as many.
-            images: looks pictures up by their index.
+            lookup: looks up by their index what else a batch has of its faces: pictures, labels.
             count: use the first so many features in order of the shards; None uses all.
             seed: of the order.
             rank: which process this is.
@@ -77,7 +76,7 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
         self.manifest = read_manifest(folder)
         self.shards = first_shards(self.manifest, count)
         self.count = sum(self.shards.values())
-        self.images, self.seed, self.rank, self.world, self.buffer = images, seed, rank, world, buffer
+        self.lookup, self.seed, self.rank, self.world, self.buffer = lookup, seed, rank, world, buffer
         if batch_size < 1 or buffer < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size {batch_size}, buffer {buffer}, rank {rank} of {world}")
         self.slice = min(batch_size, self.count // world)
@@ -101,9 +100,7 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
             "features": torch.cat([features for features, _ in parts]),
             "index": torch.cat([index for _, index in parts]),
         }
-        if self.images is not None:
-            batch["image"] = self.images(batch["index"])
-        return batch
+        return batch if self.lookup is None else batch | self.lookup(batch["index"])
 
     def _places(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The features at places ``start`` to ``stop`` of an epoch's order, in as many parts as groups."""

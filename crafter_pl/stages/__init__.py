@@ -2,8 +2,18 @@
 
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.base import Stage, load_stage, sha256
+from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
-__all__ = ["Amortizer", "GanPrior", "IdentityOracle", "Stage", "TaskModel", "load_stage", "sha256"]
+__all__ = [
+    "Amortizer",
+    "CloudClassifier",
+    "GanPrior",
+    "IdentityOracle",
+    "Stage",
+    "TaskModel",
+    "load_stage",
+    "sha256",
+]

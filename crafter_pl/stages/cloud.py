@@ -1,0 +1,178 @@
+"""The cloud's classifier in the training scenario: it learns from protected features."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MultilabelAUROC
+
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.features import FeaturesDataModule, protected_by
+from crafter_pl.data.store import expect
+from crafter_pl.errors import UserError
+from crafter_pl.stages.augment import flip
+from crafter_pl.stages.base import Stage
+from crafter_pl.stages.task import TaskModel, mean_auc
+
+
+class CloudClassifier(Stage):
+    """Attribute classifier that learns from features alone ("Who does what": training scenario).
+
+    The edge encoder is trained already, on public faces; the private people upload protected features of
+    their ``private_train`` pictures with attributes, and the classifier is used on protected features of
+    ``private_test``. Only the utility is another than in the inference scenario: an attacker sees the same
+    features.
+
+    Args:
+        task_ckpt: the task model: its edge encoder, and the classifier's architecture; null finds the
+            experiment's own.
+        train_store: feature store of ``private_train``; null: unprotected features, the yardstick.
+        test_store: feature store of ``private_test``, of the same defence; null: unprotected features.
+        fresh: learn from scratch; false starts from the task model's classifier, which has learned from
+            public people's unprotected features.
+        lr: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: of AdamW.
+        augment: mirror features (or, unprotected, pictures) at random.
+        learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
+    """
+
+    stage_name = "cloud"
+    # As for the oracles, no figure on private_test picks the checkpoint.
+    monitor = None
+    train_split = "private_train"
+    val_split = "private_test"
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        train_store: str | None = None,
+        test_store: str | None = None,
+        fresh: bool = True,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        augment: bool = True,
+        learned_from: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if (train_store is None) != (test_store is None):
+            raise UserError(
+                "a cloud classifier learns and is used on features of one defence: give both stores, "
+                "--model.init_args.train_store and .test_store, or neither for unprotected features"
+            )
+        task = self.use("task", task_ckpt, TaskModel)
+        assert isinstance(task, TaskModel)
+        self.net = copy.deepcopy(task.net.cloud).requires_grad_(True)
+        if fresh:
+            for module in self.net.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        self.net.train()
+        self.auc = MultilabelAUROC(
+            num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
+        )
+        self.feed: FeaturesDataModule | None = None
+
+    @property
+    def task(self) -> TaskModel:
+        """The frozen task model."""
+        stage = self.upstream["task"]
+        assert isinstance(stage, TaskModel)
+        return stage
+
+    def setup(self, stage: str) -> None:
+        """Opens the stores.
+
+        Raises:
+            UserError: a store is damaged, incomplete or made of something else; see `FeaturesDataModule`.
+        """
+        super().setup(stage)
+        data, h = self.trainer.datamodule, self.hparams  # type: ignore[attr-defined]
+        if list(data.attribute_names) != list(self.task.hparams["attribute_names"]):
+            raise UserError(
+                f"the task model knows the attributes {self.task.hparams['attribute_names']}, the data have "
+                f"{list(data.attribute_names)}; give the data that it was trained on"
+            )
+        if h["train_store"] is None:
+            return
+        train = h["train_store"] if stage == "fit" else None
+        self.feed = FeaturesDataModule(data, train, h["test_store"], data.batch_size, data.seed)
+        self.feed.trainer = self.trainer
+        self.feed.setup(stage)
+        for name, part in (("train", self.train_split), ("test", self.val_split)):
+            if name not in self.feed.manifests:
+                continue
+            manifest, digest = self.feed.manifests[name], self.upstream_files["task"][1]
+            expect(
+                self.feed.stores[name],
+                manifest,
+                shape=self.task.feature_shape,
+                encoder_sha256=digest,
+                split=part,
+            )
+            if stage != "fit" and protected_by(manifest) != h["learned_from"]:
+                raise UserError(
+                    f"{self.feed.stores[name]} is not of the defence that this classifier has learned from"
+                )
+            h["learned_from"] = protected_by(manifest)
+
+    def train_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]] | None:
+        """The store's features; None: the pictures of ``private_train``."""
+        return None if self.feed is None else self.feed.train_dataloader()
+
+    def val_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]] | None:
+        """The store's features; None: the pictures of ``private_test``."""
+        return None if self.feed is None else self.feed.val_dataloader()
+
+    test_loader = val_loader
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
+        logits: Tensor = self.net(features)
+        return logits
+
+    def _features(self, batch: dict[str, Tensor], augment: bool = False) -> Tensor:
+        """A batch's features; mirrored ones are, but for the edges, those of a mirrored face."""
+        if "features" in batch:
+            return flip(batch["features"]) if augment else batch["features"]
+        with torch.no_grad():
+            return self.task.edge(flip(batch["image"]) if augment else batch["image"])
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """AdamW with a one-cycle schedule."""
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.2
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Binary cross entropy over the attributes."""
+        logits = self(self._features(batch, self.hparams["augment"]))
+        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collects scores of ``private_test``; no checkpoint is chosen by them."""
+        self.auc.update(self(self._features(batch)).float().sigmoid(), batch["attributes"].long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean AUC over the attributes that have both classes."""
+        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same figure: the validation part is the audited one."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs it."""
+        self.log("test/mean_auc", mean_auc(self.auc), prog_bar=True)
