@@ -194,34 +194,43 @@ def test_the_audit_takes_the_classifier_that_has_learned_from_the_features(
     out = tmp_path / "audit"
     assert main(tiny.audit("--out", str(out), "--clouds", f"[{learned}, {plain}]")) == 0
     report = json.loads((out / "report.json").read_text())
-    assert report["scenario"] == "training" and report["settings"]["clouds"] == [learned, plain]
-    assert "Scenario: training" in (out / "report.html").read_text()
+    assert report["settings"]["clouds"] == [learned, plain]
+    assert set(report["areas"]) == {"inference", "training"}
+    page, table = (out / "report.html").read_text(), (out / "table.csv").read_text()
+    assert "mean AUC, training scenario" in page and "mean_auc_training" in table
     rows = tiny.data().rows("private_test")
     task = load_stage(tiny.ckpt("task"), TaskModel)
     with torch.no_grad():
         given = (task.edge(rows["image"]), read_store(tiny_store)[0])
     for entry, path, features in zip(report["defenses"], (plain, learned), given, strict=True):
-        with torch.no_grad():
-            scores = load_stage(path, CloudClassifier)(features)
-        expected = attribute_auc(scores, rows["attributes"], tiny.data().attribute_names).mean
-        assert entry["utility"]["mean_auc"]["value"] == pytest.approx(expected, abs=1e-4), entry["label"]
-    without = tmp_path / "without"
-    assert main(tiny.audit("--out", str(without))) == 0
-    other = json.loads((without / "report.json").read_text())
-    assert other["scenario"] == "inference"
-    mine, theirs = ([e["attacks"] for e in r["defenses"]] for r in (report, other))
-    assert mine == theirs  # an attacker sees the same features
-    assert report["defenses"][0]["utility"] != other["defenses"][0]["utility"]
+        for name, cloud in (
+            ("utility", task.cloud),
+            ("utility_training", load_stage(path, CloudClassifier)),
+        ):
+            with torch.no_grad():
+                scores = cloud(features)
+            expected = attribute_auc(scores, rows["attributes"], tiny.data().attribute_names).mean
+            assert entry[name]["mean_auc"]["value"] == pytest.approx(expected, abs=1e-4), entry["label"]
+            assert entry["on_front"][name] in (True, False)
+    only = tmp_path / "only"
+    assert main(tiny.audit("--out", str(only), "--clouds", f"[{plain}]")) == 0
+    none, crafted = json.loads((only / "report.json").read_text())["defenses"]
+    assert none["utility_training"] == report["defenses"][0]["utility_training"]
+    assert "utility_training" not in crafted and crafted["attacks"] == report["defenses"][1]["attacks"]
 
 
 def test_the_audit_refuses_clouds_that_do_not_fit(tiny, plain, learned, tmp_path, capsys):
-    for clouds, said in (
-        ([learned], "no cloud classifier has learned from unprotected"),
-        ([plain], "no cloud classifier has learned from crafter"),
-        ([plain, plain], "two of the cloud classifiers have learned from unprotected"),
-        ([tiny.ckpt("task")], "is a checkpoint of TaskModel, expected one of CloudClassifier"),
+    bare = tiny.command("audit", "audit", "--features", "[]", "--oracles", f"[{tiny.ckpt('oracle_resnet')}]")
+    for number, (clouds, said) in enumerate(
+        (
+            ([learned], "no cloud classifier has learned from unprotected"),
+            ([plain, plain], "two of the cloud classifiers have learned from unprotected"),
+            ([tiny.ckpt("task")], "is a checkpoint of TaskModel, expected one of CloudClassifier"),
+            ([plain, learned], "has learned from none of these features"),
+        )
     ):
-        out = tmp_path / str(len(said))
-        assert main(tiny.audit("--out", str(out), "--clouds", f"[{', '.join(clouds)}]")) == 2
+        out = tmp_path / str(number)
+        command = bare if number == 3 else tiny.audit()
+        assert main([*command, "--out", str(out), "--clouds", f"[{', '.join(clouds)}]"]) == 2
         assert said in capsys.readouterr().err
         assert not (out / "report.json").exists()

@@ -10,6 +10,7 @@ from crafter_pl.audit import figures, inputs
 from crafter_pl.audit.attacking import Attacking
 from crafter_pl.audit.bootstrap import IdentityBootstrap
 from crafter_pl.audit.cache import remove_unused
+from crafter_pl.audit.front import TRAINING, areas
 from crafter_pl.audit.inputs import SPLIT
 from crafter_pl.audit.panel import Panel
 from crafter_pl.audit.plots import Column, Gallery
@@ -63,9 +64,8 @@ def audit(
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
         rulers: what names people straight from features, holding private labels; reported apart.
-        clouds: training scenario: checkpoints of the cloud classifiers that have learned from each of these
-            defences' features, and one that has from unprotected ones; null: inference scenario, the trained
-            classifier is used as it is.
+        clouds: checkpoints of cloud classifiers that have learned from unprotected features and from these
+            defences': the utility in the training scenario, beside that of the trained classifier.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
         experiment: folder under runs_dir where default checkpoints are looked for.
         runs_dir: folder of all runs.
@@ -166,10 +166,16 @@ def audit(
         figures.utility(entry, figures.cloud(entry, task, device), data, rows, boot, device, batch_size)
         for entry in entries
     ]
-    worst_cases(entries, attacks, panel, boot, replicates)
+    learned = {
+        place: figures.utility(
+            entry, entry["cloud"].to(device), data, rows, boot, device, batch_size, TRAINING
+        )
+        for place, entry in enumerate(entries)
+        if "cloud" in entry
+    }
+    rates = worst_cases(entries, attacks, panel, boot, replicates)
     report = {
         "schema": 1,
-        "scenario": "training" if clouds else "inference",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "data": {
@@ -187,6 +193,10 @@ def audit(
         "panel": {"accuracy_on_originals": boot.mean(panel.originals.hits.any(dim=0))},
         "attacks": described,
         "rulers": ruled,
+        "areas": {
+            "inference": areas(entries, dict(enumerate(replicates)), rates),
+            **({"training": areas(entries, learned, rates, TRAINING)} if learned else {}),
+        },
         "defenses": [
             {key: value for key, value in entry.items() if key not in NOT_WRITTEN} for entry in entries
         ],

@@ -112,13 +112,7 @@ def rule(
 
 
 def cloud(entry: Entry, task: TaskModel, device: str) -> Callable[[Tensor], Tensor]:
-    """The classifier that answers to these features.
-
-    The one that has learned from them (training scenario, `inputs.hand_out_clouds`), the one that the defence
-    retrained, or the task model's.
-    """
-    if (learned := entry.get("cloud")) is not None:
-        return learned.to(device)
+    """The classifier that answers to these features: the task model's, or the one the defence retrained."""
     if "cloud" in entry["retrains"]:
         net: nn.Module = entry["target"].backend["cloud"]  # `inputs.protected` has found it
         return net.to(device).eval()
@@ -134,8 +128,9 @@ def utility(
     boot: IdentityBootstrap,
     device: str,
     batch_size: int,
+    name: str = "utility",
 ) -> NDArray[np.float64]:
-    """Put the AUC of every attribute and their mean into the entry; return the mean's replicates `(B,)`."""
+    """Put every attribute's AUC and their mean into `entry[name]`; return the mean's replicates `(B,)`."""
     parts = entry["features"][0].split(batch_size)
     scores = torch.cat([cloud(part.to(device)).float().cpu() for part in parts])
     targets, names = rows["attributes"], list(data.attribute_names)
@@ -147,7 +142,7 @@ def utility(
         value = figure(result.per_attribute[names[column]], own)
         per_attribute[names[column]] = {**value, "positives": int(targets[:, column].sum())}
     means = row_means(replicates)
-    entry["utility"] = {"mean_auc": figure(result.mean, means), "per_attribute": per_attribute}
+    entry[name] = {"mean_auc": figure(result.mean, means), "per_attribute": per_attribute}
     return means
 
 

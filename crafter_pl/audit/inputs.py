@@ -244,11 +244,11 @@ def protected(
 
 
 def hand_out_clouds(paths: list[str], entries: list[Entry], task_path: Path, split_hash: str) -> None:
-    """Training scenario: give every set of features the classifier that has learned from such.
+    """Training scenario: give sets of features the classifier that has learned from such.
 
     Raises:
         UserError: a checkpoint is not of a cloud classifier of this experiment, two have learned from the
-            same features, or none has learned from some, the unprotected ones included.
+            same features, one from none of these, or none from the unprotected ones, the yardstick.
     """
     for path in paths:
         cloud = load_stage(path, CloudClassifier)
@@ -275,13 +275,12 @@ def hand_out_clouds(paths: list[str], entries: list[Entry], task_path: Path, spl
             raise UserError(
                 f"{path} has learned from none of these features: leave it out, or give its store"
             )
-    for entry in entries:
-        if "cloud" not in entry:
-            stores = "no store" if entry["target"] is None else "stores of private_train and private_test"
-            raise UserError(
-                f"no cloud classifier has learned from {title(entry)}: train one with {stores} (fit --config "
-                "configs/training_scenario.yaml), and name its checkpoint in --clouds"
-            )
+    if "cloud" not in entries[0]:
+        raise UserError(
+            "no cloud classifier has learned from unprotected features, the yardstick of the training "
+            "scenario: train one without stores (fit --config configs/training_scenario.yaml), and name it "
+            "in --clouds"
+        )
 
 
 def label(entries: list[Entry]) -> None:

@@ -10,16 +10,11 @@ from html import escape
 from typing import Any
 
 from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, table, words
+from crafter_pl.audit.front import BUDGET, TRAINING
 from crafter_pl.audit.plots import Column, Gallery, png
 from crafter_pl.audit.verdict import Report, false_security, limits, percent, title
 
 PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
-
-
-SCENARIOS = {
-    "inference": "inference: a cloud classifier that is trained already answers to the features",
-    "training": "training: the cloud classifier has learned from such features of their other pictures",
-}
 
 
 def _ruler(report: Report) -> str:
@@ -32,10 +27,13 @@ def _ruler(report: Report) -> str:
 def _summary(report: Report) -> str:
     attacks = list(report["defenses"][0]["attacks"])
     both = any(entry.get("false_security") for entry in report["defenses"])
+    trained = any(TRAINING in entry for entry in report["defenses"])
     rows = []
     for entry in report["defenses"]:
         bad = "bad" if entry["name"] == "none" or false_security(entry) else ""
         cells = [heading(entry), number(entry["utility"]["mean_auc"])]
+        if trained:
+            cells.append(number(entry[TRAINING]["mean_auc"]) if TRAINING in entry else "<td>-</td>")
         cells.append(rate(entry["worst_case"]["eval_acc"], bad))
         cells += [rate(entry["worst_case_basic"]["eval_acc"])] if both else []
         cells.append(f"<td>{percent(entry['worst_case']['chance'])}</td>")
@@ -45,10 +43,41 @@ def _summary(report: Report) -> str:
         rows.append("".join(cells))
     chance = f"<td>{percent(report['data']['chance'])}</td>" * len(attacks)
     blank = "<td></td>" * (3 if both else 2)
-    rows.append(f"<td>chance of one guess</td><td>0.500</td>{blank}{chance}<td></td>")
+    auc = "<td>0.500</td>" * (2 if trained else 1)
+    rows.append(f"<td>chance of one guess</td>{auc}{blank}{chance}<td></td>")
     names = [known(report, name) for name in attacks]
     basic = ["without adaptive attacks"] if both else []
-    return table(["features", "mean AUC", "worst case", *basic, "by chance", *names, "cost a face"], rows)
+    scenario = ["mean AUC, training scenario"] if trained else []
+    return table(
+        ["features", "mean AUC", *scenario, "worst case", *basic, "by chance", *names, "cost a face"], rows
+    )
+
+
+def _side_by_side(report: Report, pictures: dict[str, bytes]) -> str:
+    """The section that compares defences; empty where there is one alone."""
+    if "pareto" not in pictures:
+        return ""
+    found = report["areas"]
+    rows = []
+    for name in found["inference"]:
+        cells = [f"<td>{ {'none': 'unprotected', 'all': 'the best of all'}.get(name, words(name)) }</td>"]
+        cells += [rate(own[name]) if name in own else "<td>-</td>" for own in found.values()]
+        rows.append("".join(cells))
+    training = (
+        " In the training scenario the cloud's classifier has learned from such features of other pictures "
+        "of the same people; an attacker sees the same in both."
+        if "training" in found
+        else ""
+    )
+    return f"""<h2>Defences side by side</h2>
+<p class="soft">Hollow: the defence retrains the backend. Grey: the Pareto front, the lowest worst case for
+every utility. The area is the worst case's mean over all losses of mean AUC from 0 to {BUDGET:g} that one may
+be willing to bear, each time by the setting that protects best of those one can afford; low is
+better.{training}</p>
+<img class="plot" style="max-width: 64rem" alt="Worst case over mean AUC, a line a defence"
+src="{inline(pictures["pareto"])}">
+{table(["defence", *(f"area under its curve, {name}" for name in found)], rows)}
+"""
 
 
 def _details(report: Report) -> str:
@@ -214,8 +243,7 @@ def render(report: Report, gallery: Gallery, pictures: dict[str, bytes]) -> str:
 <body>
 <h1>What the features hide, and what they keep</h1>
 <p class="soft">Data: {words(data["source"])}, {data["images"]} pictures of {data["identities"]} people,
-{data["image_size"]} pixels wide, split {escape(data["split_hash"][:12])}.
-Scenario: {SCENARIOS[report.get("scenario", "inference")]}.</p>
+{data["image_size"]} pixels wide, split {escape(data["split_hash"][:12])}.</p>
 <p class="verdict">{escape(report["verdict"])}</p>
 <p class="soft">{ruler}</p>
 {warnings}
@@ -229,7 +257,7 @@ interval over people. Count: {data["images"]} faces, {data["identities"]} people
 feature.</p>
 <img class="plot" alt="Faces identified over mean AUC, one point a setting"
 src="{inline(pictures["tradeoff"])}">
-{_adaptation(report, gallery, pictures)}<h2>What an attacker sees</h2>
+{_side_by_side(report, pictures)}{_adaptation(report, gallery, pictures)}<h2>What an attacker sees</h2>
 <p class="soft">The first picture of people taken at even steps through the list, not chosen by result. Red
 frame: some oracle of the panel names the person in this reconstruction. {ruler}</p>
 {_grid(gallery)}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from crafter_pl.audit.front import TRAINING, curve
 from crafter_pl.audit.verdict import Report, title
 
 COLOURS = (
@@ -163,6 +164,63 @@ def tradeoff(report: Report) -> bytes:
         fontsize=9,
         frameon=False,
     )
+    return _save(figure)
+
+
+def pareto(report: Report) -> bytes | None:
+    """Draw the worst case over utility of all defences as a PNG, a panel a scenario; 95 % error bars.
+
+    Points of one defence are joined in order of utility; filled ones change nothing in the backend. The grey
+    steps are the front: for every utility the lowest worst case that any setting gives.
+
+    Returns:
+        None if fewer than two defences were audited.
+    """
+    if len(report.get("areas", {}).get("inference", ())) < 4:  # none, one defence, all
+        return None
+    scenarios = {"inference": "utility", "training": TRAINING}
+    shown = {name: key for name, key in scenarios.items() if name in report["areas"]}
+    figure = Figure(figsize=(6.0 * len(shown), 5.4), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    names = [name for name in report["areas"]["inference"] if name != "all"]
+    for axes, (scenario, key) in zip(panels, shown.items(), strict=True):
+        entries = [entry for entry in report["defenses"] if key in entry]
+        for number, name in enumerate(names):
+            own = [entry for entry in entries if curve(entry) == name]
+            own.sort(key=lambda entry: float(entry[key]["mean_auc"]["value"]))
+            colour = "0.2" if name == "none" else COLOURS[(number - 1) % len(COLOURS)]
+            x = [entry[key]["mean_auc"]["value"] for entry in own]
+            y = [entry["worst_case"]["eval_acc"]["value"] for entry in own]
+            axes.errorbar(
+                x,
+                y,
+                np.array([_errors(entry["worst_case"]["eval_acc"]) for entry in own]).T if own else None,
+                np.array([_errors(entry[key]["mean_auc"]) for entry in own]).T if own else None,
+                label="unprotected" if name == "none" else name.replace("_", " "),
+                color=colour,
+                marker="*" if name == "none" else MARKERS[(number - 1) % len(MARKERS)],
+                mfc="white" if any(entry.get("retrains") for entry in own) else colour,
+                ms=7,
+                capsize=2,
+                elinewidth=0.6,
+                linewidth=1.2,
+            )
+        front = sorted(
+            (entry[key]["mean_auc"]["value"], entry["worst_case"]["eval_acc"]["value"])
+            for entry in entries
+            if entry["on_front"][key]
+        )
+        axes.step(*zip(*front, strict=True), where="pre", color="0.6", linewidth=4, alpha=0.4, zorder=0)
+        axes.set_title(f"{scenario} scenario", fontsize=10)
+        axes.set_xlabel("mean AUC over attributes (right is better)")
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(-0.03, 1.03)
+    panels[0].set_ylabel("faces identified in the worst case (low is better)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     return _save(figure)
 
 

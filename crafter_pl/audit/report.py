@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save
 
 from crafter_pl.audit import plots
+from crafter_pl.audit.front import TRAINING
 from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
 from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
@@ -57,6 +58,8 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     for over in plots.AXES:
         if (curve := plots.adaptation(report, over)) is not None:
             pictures[f"adaptation_{over}"] = curve
+    if (side_by_side := plots.pareto(report)) is not None:
+        pictures["pareto"] = side_by_side
     tensors = {"originals": gallery.originals}
     both = [*gallery.columns, *gallery.rounds]
     tensors |= {f"column-{i}": column.images for i, column in enumerate(both)}
@@ -182,6 +185,8 @@ def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
     tail = _cells("mean_auc", entry["utility"]["mean_auc"]) | _cells(
         "worst_case", entry["worst_case"]["eval_acc"]
     )
+    if TRAINING in entry:
+        tail |= _cells("mean_auc_training", entry[TRAINING]["mean_auc"])
     tail |= {"worst_case_chance": entry["worst_case"]["chance"], "chance": report["data"]["chance"]}
     if basic := entry.get("worst_case_basic"):
         tail |= _cells("worst_case_basic", basic["eval_acc"])
@@ -216,10 +221,14 @@ def text(report: Report) -> str:
     data, attacks = report["data"], list(report["defenses"][0]["attacks"])
     adaptive = any(entry.get("false_security") for entry in report["defenses"])
     more = ["not adaptive"] if adaptive else []
-    lines = [["features", "mean AUC", *attacks, *more, "worst case", "(95 %)", "by chance"]]
+    both = any(TRAINING in entry for entry in report["defenses"])
+    trained = ["training"] if both else []
+    lines = [["features", "mean AUC", *trained, *attacks, *more, "worst case", "(95 %)", "by chance"]]
     for entry in report["defenses"]:
         worst = entry["worst_case"]
         row = [entry["label"], f"{entry['utility']['mean_auc']['value']:.3f}"]
+        if both:
+            row.append(f"{entry[TRAINING]['mean_auc']['value']:.3f}" if TRAINING in entry else "-")
         row += [percent(entry["attacks"][name]["eval_acc"]["value"]) for name in attacks]
         row += [percent(entry["worst_case_basic"]["eval_acc"]["value"])] if adaptive else []
         row += [
@@ -229,7 +238,13 @@ def text(report: Report) -> str:
         ]
         lines.append(row)
     lines.append(
-        ["chance of one guess", "0.500", *[percent(data["chance"])] * len(attacks), *[""] * (3 + len(more))]
+        [
+            "chance of one guess",
+            "0.500",
+            *["0.500" for _ in trained],
+            *[percent(data["chance"])] * len(attacks),
+            *[""] * (3 + len(more)),
+        ]
     )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = []
@@ -239,7 +254,6 @@ def text(report: Report) -> str:
     panel = report["panel"]["accuracy_on_originals"]["value"]
     oracles = ", ".join(f"{o['name']} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
     head = f"Audit of {data['source']}: {data['images']} faces of {data['identities']} people"
-    head += ", training scenario" if report.get("scenario") == "training" else ""
     tail = [f"oracles on the originals: {oracles}; any {percent(panel)}"]
     tail += [
         f"ruler {name}, {title(entry)}: names {percent(own['top1']['value'])} straight from the feature "

@@ -37,7 +37,7 @@ def worst_cases(
     panel: Panel,
     boot: IdentityBootstrap,
     utility: list[NDArray[np.float64]],
-) -> None:
+) -> list[NDArray[np.float64]]:
     """Put into every entry its worst cases, the change against unprotected features, and `false_security`.
 
     Args:
@@ -46,8 +46,11 @@ def worst_cases(
         panel: its oracles.
         boot: resamples of people, the same for every figure: differences are paired.
         utility: the mean AUC's replicates `(B,)` of each entry.
+
+    Returns:
+        The worst case's replicates `(B,)` of each entry.
     """
-    first = None
+    first, rates = None, []
     for entry, means in zip(entries, utility, strict=True):
         judgements = entry["verdicts"]
         pairs = list(zip(attacks, judgements, strict=True))
@@ -55,17 +58,19 @@ def worst_cases(
         worst = any_of(judgements, panel)
         entry["worst_case"] = _case(worst, boot)
         entry["worst_case_basic"] = _case(any_of(basic, panel), boot) if basic else None
+        rates.append(boot.mean_replicates(worst.hits))
         if first is None:
-            first, rate = entry, boot.mean_replicates(worst.hits)
+            first = entry
             continue
         auc = entry["utility"]["mean_auc"]["value"] - first["utility"]["mean_auc"]["value"]
         change = entry["worst_case"]["eval_acc"]["value"] - first["worst_case"]["eval_acc"]["value"]
         entry["change"] = {
             "mean_auc": figure(auc, means - utility[0]),
-            "worst_case_eval_acc": figure(change, boot.mean_replicates(worst.hits) - rate),
+            "worst_case_eval_acc": figure(change, rates[-1] - rates[0]),
         }
         adaptive = {attack.name: judgement for attack, judgement in pairs if attack.adaptive}
         entry["false_security"] = _false_security(basic, adaptive, panel, boot)
+    return rates
 
 
 def _case(worst: Joint, boot: IdentityBootstrap) -> dict[str, Any]:
