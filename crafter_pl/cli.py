@@ -24,6 +24,7 @@ from crafter_pl.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+FUNCTIONS = ("audit", "benchmark", "report")  # the verbs that are functions
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
@@ -31,6 +32,7 @@ VERBS = {
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
+    "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "write an audit's page, table and plots again from its report.json",
 }
 HELP = "\n".join(
@@ -94,7 +96,7 @@ def _run(args: list[str]) -> int:
     _quiet()
     _end_with_parent()
     try:
-        _call(*args) if args[0] in ("audit", "report") else runner.run(args)
+        _call(*args) if args[0] in FUNCTIONS else runner.run(args)
     except (ArgumentError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
     except ValueError as error:
@@ -125,11 +127,12 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
 
 
 def _call(verb: str, *args: str) -> None:
-    """Runs the function behind `audit` or `report` with the options given."""
+    """Runs the function behind one of `FUNCTIONS` with the options given."""
     from crafter_pl.audit.audit import audit
     from crafter_pl.audit.report import rebuild
+    from crafter_pl.benchmark.benchmark import benchmark
 
-    functions: dict[str, Callable[..., Any]] = {"audit": audit, "report": rebuild}
+    functions: dict[str, Callable[..., Any]] = {"audit": audit, "benchmark": benchmark, "report": rebuild}
     made = parser(verb, functions[verb])
     config = made.instantiate(made.parse_args(list(args)))
     del config["config"]
@@ -155,7 +158,7 @@ def _interrupted(what: str, args: list[str], code: int) -> int:
     message = what
     if args[0] == "fit":
         message = f"{what}; finished epochs are kept, go on with: {resume_command(args)}"
-    elif args[0] in ("predict", "audit"):
+    elif args[0] in ("predict", "audit", "benchmark"):
         message = f"{what}; go on with the same command: {command(args)}"
     print(message, file=sys.stderr, flush=True)
     return code

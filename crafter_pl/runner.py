@@ -211,7 +211,7 @@ class StageCLI(LightningCLI):
         for stage, folder in self.upstream.items():
             if (folder / "summary.json").is_file() or folder in found:
                 continue
-            cli = StageCLI(self._upstream_command(stage))
+            cli = StageCLI(self.upstream_command(stage))
             if cli.run_dir != folder:
                 raise UserError(
                     f"{command(cli.args)} would write {cli.run_dir}, {self.name} needs it in {folder}"
@@ -224,7 +224,7 @@ class StageCLI(LightningCLI):
             found[folder] = cli.args
         return found
 
-    def _upstream_command(self, stage: str) -> list[str]:
+    def upstream_command(self, stage: str) -> list[str]:
         """Trains an upstream stage with the data, places and devices of this command."""
         configs = [Path(str(path)) for path in self.options.get("config") or []]
         folders = [
@@ -252,8 +252,19 @@ class StageCLI(LightningCLI):
 
     # Running
 
+    def ended(self) -> bool:
+        """Whether `fit` has nothing left to do.
+
+        Raises:
+            UserError: what is there was trained with other settings.
+        """
+        line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        if line:
+            self.checkpoint()
+        return line is not None
+
     def finished(self) -> bool:
-        """Whether `fit` has nothing left to do; says so."""
+        """The same; says so."""
         line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
         if line:
             _say(f"{self.name} {line}")

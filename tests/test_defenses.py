@@ -32,7 +32,8 @@ def command(tiny, verb, name, runs_dir, *more):
 def trained(request, tiny, tmp_path_factory):
     """Name, runs folder and the defence of a short training."""
     runs_dir = tmp_path_factory.mktemp(request.param) / "runs"
-    assert main(command(tiny, "fit", request.param, runs_dir)) == 0
+    precision = ["--trainer.precision", "bf16-mixed"]  # that of the configs
+    assert main(command(tiny, "fit", request.param, runs_dir, *precision)) == 0
     file = runs_dir / "synthetic" / request.param / "checkpoints" / "best.ckpt"
     return request.param, runs_dir, load_defense(file)
 

@@ -180,12 +180,12 @@ def cluster_loss(points: Tensor, means: Tensor, classes: Tensor, *, allowed: flo
         allowed: variance that costs nothing.
         gamma: smooths the logarithms.
     """
-    squares = (points[:, None] - means).square().mean(2)
+    squares = (points[:, None].float() - means.float()).square().mean(2)
     nearest = squares.detach().argmin(1)
     distance = squares.gather(1, nearest[:, None])[:, 0]
     _, cluster, size = torch.unique(
         classes * means.shape[1] + nearest, return_inverse=True, return_counts=True
     )
-    variance = torch.zeros_like(size, dtype=points.dtype).index_add(0, cluster, distance) / size
+    variance = distance.new_zeros(len(size)).index_add(0, cluster, distance) / size
     over = (torch.log(variance + gamma) - torch.log(torch.tensor(allowed + gamma))).relu()
     return (size / len(points) * over).sum()

@@ -1,0 +1,189 @@
+"""The verb `benchmark`: trains, protects, attacks and audits a grid of defences, all alike."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crafter_pl.benchmark.grid import SCENARIO, Attacker, Cell, Defended, Place, cells
+from crafter_pl.benchmark.jobs import DONE, Job, Jobs
+from crafter_pl.benchmark.summary import summarise, write_summary
+from crafter_pl.data.store import MANIFEST
+from crafter_pl.errors import UserError
+from crafter_pl.resume import lock
+from crafter_pl.runner import StageCLI, import_stages
+
+
+def benchmark(
+    defenses: list[Defended],
+    audit: str,
+    oracles: list[str],
+    attackers: list[Attacker] | None = None,
+    stages: list[str] | None = None,
+    budget: str = "standard",
+    training: bool = True,
+    seeds: list[int] | None = None,
+    configs: str = "configs",
+    experiment: str = "synthetic",
+    runs_dir: str = "runs",
+    out: str | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    plan: bool = False,
+) -> Path:
+    """Audit many defences with many settings side by side: same people, same oracles, same attacks.
+
+    Every cell of the grid is a job of its own: what is done already is not done again, also after an
+    interruption, and a job that fails takes no other cell with it. All runs are ordinary ones in
+    RUNS_DIR/EXPERIMENT, made by commands that ``--plan true`` prints.
+
+    Args:
+        defenses: the lines of the grid.
+        audit: config of the audit: its data, its budgets, its bootstrap.
+        oracles: stages of the panel, the first for the paper's Eval Acc.
+        attackers: attacks that are trained anew against every cell; the budget should hold their attacks.
+        stages: other stages that the budget's attacks need.
+        budget: which of the audit's lists of attacks everything is attacked with.
+        training: also measure the utility in the training scenario.
+        seeds: of the defences' training and noise, and of the attackers'; three or more show the spread.
+        configs: folder of the stages' configs.
+        experiment: folder of the runs under runs_dir; task model, prior and oracles in it are shared.
+        runs_dir: folder of all runs.
+        out: folder of the results (default: RUNS_DIR/EXPERIMENT/benchmark).
+        workers: processes at a time (default: one for each GPU, without any one for each processor core).
+        device: of the audit: auto, cpu, cuda.
+        plan: print the commands, and run nothing.
+
+    Returns:
+        Path of table.md, beside which are table.csv, table.tex, benchmark.json and one audit a seed.
+
+    Raises:
+        UserError: a config is missing or two cells are the same, before anything runs; or some jobs failed,
+            after all others are done and reported.
+    """
+    place = Place(Path(configs), experiment, Path(runs_dir))
+    folder = Path(out) if out is not None else place.home / "benchmark"
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    workers = (gpus or os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise UserError(f"--workers is {workers}; give at least 1")
+    if not Path(audit).is_file():
+        raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
+    grid = cells(defenses, [0] if seeds is None else seeds)
+    import_stages()
+    made: dict[str, Job] = {}
+    for stage in [*oracles, *(stages or [])]:
+        _add_fit(made, place, place.command("fit", stage, None, {}))
+    if training:
+        _add_fit(made, place, place.command("fit", SCENARIO, "cloud", {}))
+    for cell in grid:
+        _add_cell(made, place, cell, attackers or [], training)
+    options = {
+        "budget": budget,
+        "oracles": _yaml([place.checkpoint(Path(stage).name) for stage in oracles]),
+        "device": device,
+        "devices": workers,
+        "overwrite": True,
+    }
+    if plan:
+        last = _audits(made, place, audit, grid, folder, options, training)
+        print(Jobs([*made.values(), *last], folder, workers).plan(), flush=True)
+        return folder / "table.md"
+    with lock(folder):
+        jobs = Jobs(list(made.values()), folder, workers, gpus)
+        jobs.run()
+        there = {name: job for name, job in made.items() if jobs.state[name] == DONE}
+        protected = [cell for cell in grid if _cell_job(cell) in there]
+        audits = Jobs(_audits(there, place, audit, protected, folder, options, training), folder, workers)
+        audits.run()
+        table = write_summary(folder, summarise(folder, protected, place, {**jobs.seconds, **audits.seconds}))
+    print(f"\n{table.read_text()}\ntable: {table}", flush=True)
+    states = {**jobs.state, **audits.state}
+    if failed := [f"{name}: {state}, {jobs.log(name)}" for name, state in states.items() if state != DONE]:
+        raise UserError(
+            "some jobs of the benchmark are not done; the others are, and in the table. See their logs, and "
+            "give the same command to go on:\n  " + "\n  ".join(failed)
+        )
+    return table
+
+
+def _add_fit(made: dict[str, Job], place: Place, args: list[str]) -> str:
+    """Adds the job that trains a run, after those of its upstream stages; returns its name."""
+    cli = StageCLI(args)
+    name = f"fit-{cli.name}"
+    if name not in made:
+        needs = [_add_fit(made, place, _resumed(cli.upstream_command(run))) for run in cli.upstream]
+        there = cli.ended()
+        made[name] = Job(name, [] if there else [args], [place.checkpoint(cli.name)], needs)
+    return name
+
+
+def _resumed(args: list[str]) -> list[str]:
+    return args if "--ckpt_path" in args else [*args, "--ckpt_path", "last"]
+
+
+def _cell_job(cell: Cell) -> str:
+    return f"cell-{cell.name}"
+
+
+def _add_cell(
+    made: dict[str, Job], place: Place, cell: Cell, attackers: list[Attacker], training: bool
+) -> None:
+    """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
+    needs = [_add_fit(made, place, cell.fitted(place))]
+    commands = [cell.protected(place)]
+    outputs = [str(Path(cell.store(place), MANIFEST))]
+    fits = [cell.attacked(place, attacker) for attacker in attackers]
+    if training and cell.line.training:
+        commands.append(cell.protected(place, "private_train"))
+        outputs.append(str(Path(cell.store(place, "private_train"), MANIFEST)))
+        fits.append(cell.cloud(place))
+    for run, args in fits:
+        cli = StageCLI(args)
+        needs += [_add_fit(made, place, _resumed(cli.upstream_command(other))) for other in cli.upstream]
+        commands.append(args)
+        outputs.append(place.checkpoint(run))
+    made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
+
+
+def _audits(
+    made: dict[str, Job],
+    place: Place,
+    audit: str,
+    grid: list[Cell],
+    folder: Path,
+    options: dict[str, Any],
+    training: bool,
+) -> list[Job]:
+    """The audit of each seed, over the cells that are there."""
+    jobs = []
+    for seed in sorted({cell.seed for cell in grid}):
+        own = [cell for cell in grid if cell.seed == seed]
+        args = [
+            "audit",
+            "--config",
+            audit,
+            "--experiment",
+            place.experiment,
+            "--runs_dir",
+            str(place.runs_dir),
+        ]
+        given = {**options, "out": str(folder / f"seed{seed}")}
+        given["features"] = _yaml([cell.store(place) for cell in own])
+        if training and "fit-cloud" in made:
+            clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]
+            given["clouds"] = _yaml([place.checkpoint("cloud"), *clouds])
+        args += [part for key, value in given.items() for part in (f"--{key}", _yaml(value))]
+        inputs = [path for job in made.values() for path in job.outputs]
+        outputs = [str(folder / f"seed{seed}" / "report.json")]
+        jobs.append(Job(f"audit-seed{seed}", [args], outputs, inputs=inputs, wide=True))
+    return jobs
+
+
+def _yaml(value: Any) -> str:  # noqa: ANN401 (an option's value)
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,183 @@
+"""The grid of a benchmark: which defences with which settings, and the commands that each cell stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from crafter_pl.errors import UserError
+
+SCENARIO = "training_scenario"  # the config of the cloud classifier that learns from protected features
+
+
+@dataclass
+class Defended:
+    """One line of the grid: a defence and the values of its settings; every combination is a cell.
+
+    Args:
+        stage: its config's name, ``noise`` for ``noise.yaml``.
+        fit: init arguments that it is trained with (``{scale: [0.5, 1]}``); a list holds values to be tried.
+        protect: options of `predict` (``{beta: [0.1, 1]}``), likewise.
+        training: also in the training scenario.
+    """
+
+    stage: str
+    fit: dict[str, Any] = field(default_factory=dict)
+    protect: dict[str, Any] = field(default_factory=dict)
+    training: bool = True
+
+
+@dataclass
+class Attacker:
+    """An attack that adapts: trained anew against every cell.
+
+    Args:
+        stage: its config's name, ``attacks/adaptive_black_box``.
+        options: of its `fit` (``{trainer.max_epochs: 40}``).
+    """
+
+    stage: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where configs and runs are.
+
+    Args:
+        configs: folder of the stages' configs.
+        experiment: folder of the runs under ``runs_dir``.
+        runs_dir: folder of all runs.
+    """
+
+    configs: Path
+    experiment: str
+    runs_dir: Path
+
+    @property
+    def home(self) -> Path:
+        """The experiment's folder."""
+        return self.runs_dir / self.experiment
+
+    def checkpoint(self, run: str) -> str:
+        """The checkpoint of a run."""
+        return str(self.home / run / "checkpoints" / "best.ckpt")
+
+    def command(self, verb: str, stage: str, run: str | None, options: dict[str, Any]) -> list[str]:
+        """`python -m crafter_pl` these arguments; ``run`` None leaves the name to the config.
+
+        Raises:
+            UserError: there is no config of that stage.
+        """
+        config = self.configs / f"{stage}.yaml"
+        if not config.is_file():
+            raise UserError(f"there is no config {config} for the stage {stage!r} (--configs FOLDER)")
+        args = [verb, "--config", str(config), "--experiment", self.experiment]
+        args += ["--runs_dir", str(self.runs_dir)]
+        args += [] if run is None else ["--name", run]
+        args += ["--ckpt_path", "last"] if verb == "fit" else []
+        return [*args, *(part for key, value in options.items() for part in (f"--{key}", _text(value)))]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One defence with one setting and one seed.
+
+    Attributes:
+        name: of its runs and stores.
+        run: of the defence's own `fit`, which cells may share.
+        title: for tables.
+        line: of the grid.
+        fit: init arguments.
+        protect: options of `predict`.
+        seed: of training and of the crafting noise.
+    """
+
+    name: str
+    run: str
+    title: str
+    line: Defended
+    fit: dict[str, Any]
+    protect: dict[str, Any]
+    seed: int
+
+    def fitted(self, place: Place) -> list[str]:
+        """The command that trains the defence."""
+        options = {f"model.init_args.{key}": value for key, value in self.fit.items()}
+        return place.command("fit", self.line.stage, self.run, _seeded(options, self.seed))
+
+    def store(self, place: Place, part: str = "private_test") -> str:
+        """Its feature store of a part of the data."""
+        return str(place.home / self.run / "features" / f"{part}-{self.name}")
+
+    def protected(self, place: Place, part: str = "private_test") -> list[str]:
+        """The command that protects a part of the data."""
+        options = {f"protect.{key}": value for key, value in self.protect.items()}
+        options |= {"protect.seed": self.seed} if self.seed else {}
+        options |= {"protect.out": self.store(place, part), "data.predict_split": part}
+        return place.command("predict", self.line.stage, self.run, options)
+
+    def attacked(self, place: Place, attacker: Attacker) -> tuple[str, list[str]]:
+        """The run of an attack that adapts to it, and the command that trains it."""
+        run = f"{Path(attacker.stage).name}-{self.name}"
+        options = {"model.init_args.crafter_ckpt": place.checkpoint(self.run)}
+        options |= {f"model.init_args.{key}": value for key, value in self.protect.items()}
+        options |= attacker.options
+        return run, place.command("fit", attacker.stage, run, _seeded(options, self.seed))
+
+    def cloud(self, place: Place) -> tuple[str, list[str]]:
+        """The run of the cloud classifier that learns from it, and the command that trains it."""
+        stores = {"train_store": "private_train", "test_store": "private_test"}
+        options = {f"model.init_args.{key}": self.store(place, part) for key, part in stores.items()}
+        run = f"cloud-{self.name}"
+        return run, place.command("fit", SCENARIO, run, _seeded(options, self.seed))
+
+
+def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
+    """Every combination of the lines' settings, for every seed.
+
+    Raises:
+        UserError: there is nothing, or two cells are the same.
+    """
+    if not lines or not seeds:
+        raise UserError("a benchmark needs defences and seeds: give --defenses and --seeds")
+    found = []
+    for seed, line in product(seeds, lines):
+        for fit, protect in product(_combinations(line.fit), _combinations(line.protect)):
+            tail = f"-seed{seed}" if seed else ""
+            run = "-".join([line.stage, *_words(fit)])
+            name = "-".join([run, *_words(protect)])
+            both = {**fit, **protect}
+            said = [f"{key.rstrip('_')} {_text(value)}" for key, value in both.items() if key != "method"]
+            head = str(both.get("method", line.stage))
+            title = f"{head} ({', '.join(said)})" if said else head
+            found.append(Cell(name + tail, run + tail, title, line, fit, protect, seed))
+    names = [cell.name for cell in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two cells of the benchmark are the same: {', '.join(twice)} (--defenses, --seeds)")
+    return found
+
+
+def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    values = [value if isinstance(value, list) else [value] for value in settings.values()]
+    return [dict(zip(settings, choice, strict=True)) for choice in product(*values)]
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    """What a setting adds to a name: ``beta0.1``, and a word for itself."""
+    return [
+        value if isinstance(value, str) else f"{key.rpartition('.')[2].rstrip('_')}{_text(value)}"
+        for key, value in settings.items()
+    ]
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 (any setting)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _seeded(options: dict[str, Any], seed: int) -> dict[str, Any]:
+    return {"seed_everything": seed, **options} if seed else options

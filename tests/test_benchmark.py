@@ -1,0 +1,274 @@
+"""The benchmark: its grid, its jobs, its tables, and a tiny one from the command line."""
+
+import csv
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+from experiment import CONF
+
+from crafter_pl.benchmark.grid import Attacker, Defended, Place, cells
+from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
+from crafter_pl.benchmark.summary import over_seeds
+from crafter_pl.cli import main
+from crafter_pl.errors import UserError
+
+PLACE = Place(CONF, "synthetic", CONF / "nowhere")
+
+
+# The grid
+
+
+def test_every_combination_is_a_cell_with_a_name_of_its_own():
+    lines = [
+        Defended("noise", {"scale": [0.5, 2.0], "kind": "laplace"}),
+        Defended("crafter", protect={"beta": [0.1, 1], "method": "crafter_z"}),
+        Defended("adversarial_learning", {"lambda_": 0.5}, training=False),
+    ]
+    found = cells(lines, [0, 3])
+    assert [(cell.name, cell.run, cell.title) for cell in found[:5]] == [
+        ("noise-scale0.5-laplace", "noise-scale0.5-laplace", "noise (scale 0.5, kind laplace)"),
+        ("noise-scale2-laplace", "noise-scale2-laplace", "noise (scale 2, kind laplace)"),
+        ("crafter-beta0.1-crafter_z", "crafter", "crafter_z (beta 0.1)"),
+        ("crafter-beta1-crafter_z", "crafter", "crafter_z (beta 1)"),
+        ("adversarial_learning-lambda0.5",) * 2 + ("adversarial_learning (lambda 0.5)",),
+    ]
+    assert [cell.seed for cell in found] == [0] * 5 + [3] * 5
+    assert found[5].name == found[5].run == "noise-scale0.5-laplace-seed3"
+    assert found[7].run == "crafter-seed3" and found[7].title == found[2].title
+
+
+@pytest.mark.parametrize(
+    ("lines", "seeds", "said"),
+    [
+        ([], [0], "needs defences"),
+        ([Defended("noise")], [], "needs defences and seeds"),
+        ([Defended("noise"), Defended("noise")], [0], "the same: noise"),
+        ([Defended("noise")], [1, 1], "the same: noise-seed1"),
+    ],
+)
+def test_a_grid_of_nothing_or_of_twice_the_same_is_refused(lines, seeds, said):
+    with pytest.raises(UserError, match=said):
+        cells(lines, seeds)
+
+
+def test_commands():
+    line = Defended("crafter", {"craft.steps": 3}, {"beta": 0.5, "method": "answers"})
+    (cell,) = cells([line], [2])
+    fit, protect = cell.fitted(PLACE), cell.protected(PLACE, "private_train")
+    assert fit[:3] == ["fit", "--config", str(CONF / "crafter.yaml")]
+    assert options(fit) >= {
+        ("--name", "crafter-steps3-seed2"),
+        ("--seed_everything", "2"),
+        ("--model.init_args.craft.steps", "3"),
+        ("--ckpt_path", "last"),
+    }
+    assert options(protect) >= {
+        ("--protect.beta", "0.5"),
+        ("--protect.method", "answers"),
+        ("--protect.seed", "2"),
+        ("--data.predict_split", "private_train"),
+        ("--protect.out", cell.store(PLACE, "private_train")),
+    }
+    run, attack = cell.attacked(PLACE, Attacker("adaptive_black_box", {"trainer.max_epochs": 7}))
+    assert run == "adaptive_black_box-crafter-steps3-beta0.5-answers-seed2"
+    assert options(attack) >= {
+        ("--model.init_args.crafter_ckpt", PLACE.checkpoint(cell.run)),
+        ("--model.init_args.beta", "0.5"),
+        ("--model.init_args.method", "answers"),
+        ("--trainer.max_epochs", "7"),
+    }
+    run, cloud = cell.cloud(PLACE)
+    assert run == f"cloud-{cell.name}"
+    assert ("--model.init_args.test_store", cell.store(PLACE)) in options(cloud)
+    with pytest.raises(UserError, match=r"no config .*unheard.yaml"):
+        PLACE.command("fit", "unheard", None, {})
+
+
+def options(args):
+    return set(pairwise(args))
+
+
+# The jobs
+
+
+def job(name, *needs, code=0, outputs=(), wide=False):
+    return Job(
+        name, [["--version"] if code == 0 else ["nonsense"]], list(map(str, outputs)), list(needs), [], wide
+    )
+
+
+def go(folder, *made, workers=2):
+    jobs = Jobs(list(made), folder, workers)
+    jobs.run()
+    return jobs
+
+
+def test_a_job_that_fails_takes_those_that_need_it_and_no_others(tmp_path, capsys):
+    jobs = go(
+        tmp_path, job("a", code=2), job("b"), job("c", "a", "b"), job("d", "c"), job("e", "b"), job("f")
+    )
+    assert jobs.state == {"a": FAILED, "b": DONE, "c": SKIPPED, "d": SKIPPED, "e": DONE, "f": DONE}
+    said = capsys.readouterr().out
+    assert "unknown verb 'nonsense'" in said and str(jobs.log("a")) in said
+    assert "crafter_pl" in jobs.log("b").read_text() and not jobs.log("c").exists()
+
+
+def test_what_is_done_is_not_done_again_unless_something_has_changed(tmp_path):
+    a, b = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    a.write_text("one")
+    b.write_text("one")
+    made = [job("first", outputs=[a]), job("second", "first", outputs=[b])]
+    assert go(tmp_path, *made).ran == 2
+    again = go(tmp_path, *made)
+    assert (
+        again.ran == 0 and set(again.state.values()) == {DONE} and set(again.seconds) == {"first", "second"}
+    )
+    a.write_text("another")  # made again by hand: what stands on it is stale
+    assert go(tmp_path, *made).ran == 2
+    b.unlink()
+    assert go(tmp_path, *made).state["second"] == FAILED  # it did not make what it should
+    b.write_text("one")  # the very file is back
+    assert go(tmp_path, *made).ran == 0
+    made[1].commands = [["--version"], ["--version"]]
+    assert go(tmp_path, *made).ran == 1
+
+
+def test_jobs_wait_for_room_and_a_wide_one_is_alone(tmp_path, monkeypatch):
+    most, launched = {}, []
+    launch = Jobs._launch
+
+    def watched(self, one):
+        running = [name for name in launched if name not in self.state]
+        most[one.name] = len(running)
+        launched.append(one.name)
+        return launch(self, one)
+
+    monkeypatch.setattr(Jobs, "_launch", watched)
+    go(tmp_path, job("a"), job("b"), job("c"), job("w", wide=True), job("d"))
+    assert max(most.values()) == 1 and most["w"] == 0 and sorted(launched) == ["a", "b", "c", "d", "w"]
+    wide = launched.index("w")
+    assert all(most[name] == 0 for name in launched[wide : wide + 1])
+
+
+def test_an_interruption_ends_the_processes(tmp_path, monkeypatch):
+    ended = []
+
+    class Slow:
+        @property
+        def exitcode(self):
+            raise KeyboardInterrupt
+
+        def terminate(self):
+            ended.append("terminated")
+
+        def join(self):
+            ended.append("joined")
+
+    monkeypatch.setattr(Jobs, "_launch", lambda self, one: Slow())
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, job("a"), workers=1)
+    assert ended == ["terminated", "joined"]
+
+
+# The results
+
+
+def test_a_figure_over_seeds():
+    found = over_seeds([{"value": 0.2, "ci95": [0.1, 0.3]}, {"value": 0.4, "ci95": [0.2, 0.6]}])
+    assert found == {"value": pytest.approx(0.3), "ci95": [0.1, 0.6], "seeds": [0.2, 0.4]}
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tiny, tmp_path_factory):
+    """The tiny experiment's stages, in a folder of their own."""
+    runs = tmp_path_factory.mktemp("benchmark") / "runs"
+    shutil.copytree(tiny.runs_dir, runs, ignore=shutil.ignore_patterns("features", "queries", "cloud*"))
+    return runs
+
+
+def command(runs_dir, *more):
+    places = [
+        "--configs",
+        str(CONF),
+        "--audit",
+        str(CONF / "benchmark_audit.yaml"),
+        "--runs_dir",
+        str(runs_dir),
+    ]
+    return ["benchmark", "--config", str(CONF / "benchmark.yaml"), *places, *more]
+
+
+@pytest.fixture(scope="module")
+def done(runs_dir):
+    assert main(command(runs_dir)) == 0
+    return runs_dir / "synthetic" / "benchmark"
+
+
+def test_the_plan_runs_nothing(tiny, tmp_path, capsys):
+    assert main(command(tmp_path / "runs", "--plan", "true", "--seeds", "[0,1]")) == 0
+    said = capsys.readouterr().out
+    for part in ("fit-task:", "fit-noise-scale0.5-seed1:", "cell-crafter-beta1:", "audit-seed1:", "--clouds"):
+        assert part in said, part
+    assert said.index("fit-task:") < said.index("fit-crafter:") < said.index("cell-crafter-beta1:")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tiny_benchmark(done, runs_dir):
+    report = json.loads((done / "seed0" / "report.json").read_text())
+    labels = ["none", "crafter (beta 1)", "noise (scale 0.5)", "noise (scale 2.0)"]
+    assert [entry["label"] for entry in report["defenses"]] == labels
+    assert ["utility_training" in entry for entry in report["defenses"]] == [True, False, True, True]
+    assert (done / "seed0" / "pareto.png").is_file()
+    summary = json.loads((done / "benchmark.json").read_text())
+    assert set(summary["areas"]) == {"inference", "training"}
+    assert list(summary["areas"]["inference"]) == ["none", "crafter", "noise", "all"]
+    rows = {row["defence"]: row for row in csv.DictReader((done / "table.csv").open())}
+    assert list(rows) == ["unprotected", "crafter (beta 1)", "noise (scale 0.5)", "noise (scale 2)"]
+    for row, entry in zip(rows.values(), report["defenses"], strict=True):
+        worst, auc = entry["worst_case"]["eval_acc"], entry["utility"]["mean_auc"]
+        assert float(row["worst_case"]) == worst["value"] and float(row["worst_case_low"]) == worst["ci95"][0]
+        assert float(row["mean_auc"]) == auc["value"]
+        assert float(row["adaptive_black_box"]) == entry["attacks"]["adaptive_black_box"]["eval_acc"]["value"]
+    markdown, latex = (done / "table.md").read_text(), (done / "table.tex").read_text()
+    worst = 100 * float(rows["noise (scale 2)"]["worst_case"])
+    assert f"{worst:.1f} % (" in markdown and rf"{worst:.1f} \% (" in latex
+    assert latex.count(r"\toprule") == 2 and "crafter\\_pl" not in latex and "| noise (scale 2)" in markdown
+
+
+def test_again_nothing_is_done_twice_and_a_lost_cell_alone_anew(done, runs_dir, capsys):
+    assert main(command(runs_dir)) == 0
+    assert "min" not in capsys.readouterr().out.split("| defence")[0]
+    before = (done / "table.csv").read_bytes()
+    shutil.rmtree(runs_dir / "synthetic" / "adaptive_black_box-noise-scale2")
+    assert main(command(runs_dir)) == 0
+    said = capsys.readouterr().out.split("| defence")[0]
+    assert "cell-noise-scale2: " in said and "cell-noise-scale0.5" not in said and "fit-" not in said
+    assert "audit-seed0: " in said
+    assert (done / "table.csv").read_bytes() == before
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):
+    spoilt = "[{stage: noise, fit: {scale: [0.5, -1.0]}}]"
+    out = runs_dir / "synthetic" / "spoilt"
+    assert main(command(runs_dir, "--defenses", spoilt, "--out", str(out), "--training", "false")) == 2
+    error = capsys.readouterr().err
+    assert "fit-noise-scale-1: failed" in error and "cell-noise-scale-1: skipped" in error
+    assert str(out / "logs" / "fit-noise-scale-1.log") in error
+    rows = [row["defence"] for row in csv.DictReader((out / "table.csv").open())]
+    assert rows == ["unprotected", "noise (scale 0.5)"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--audit", "nowhere.yaml"], "no config nowhere.yaml of the audit"),
+        (["--defenses", "[{stage: unheard}]"], "unheard.yaml"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--seeds", "[]"], "needs defences and seeds"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(more, said, tmp_path, capsys):
+    assert main([*command(tmp_path / "runs"), *more]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "runs").exists()
