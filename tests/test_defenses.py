@@ -9,6 +9,7 @@ import torch
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
+from crafter_pl.nets import fold_batchnorm
 from crafter_pl.stages import TaskModel, load_stage, sha256
 
 BACKEND = {  # what each retrains, and the name of its store
@@ -71,6 +72,14 @@ def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
     alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
     assert torch.allclose(alone, whole[3:4], atol=1e-5) and not whole.requires_grad
     assert torch.equal(whole, defense.protect(faces["image"], faces["index"]))
+
+
+def test_attackers_can_trace_its_encoder(trained, faces):
+    """As the white-box attack does."""
+    _, _, defense = trained
+    with torch.no_grad():
+        folded = fold_batchnorm(defense.edge_module())(faces["image"])
+        assert torch.allclose(folded, defense.edge_module()(faces["image"]), atol=1e-4)
 
 
 def test_the_seed_keys_the_noise(trained, faces):

@@ -22,7 +22,7 @@ class ChannelPruner(nn.Module):
 
     def __init__(self, channels: int, ratio: float, temperature: float = 1 / 30, width: int = 128) -> None:
         super().__init__()
-        self.kept = max(round((1 - ratio) * channels), 1)
+        self.channels, self.kept = channels, max(round((1 - ratio) * channels), 1)
         self.temperature = temperature
         self.score = nn.Sequential(
             nn.AdaptiveAvgPool2d(2),
@@ -36,7 +36,7 @@ class ChannelPruner(nn.Module):
     def mask(self, features: Tensor) -> Tensor:
         """Factors in [0, 1], ``(N, C)``."""
         scores: Tensor = self.score(features)
-        if self.kept == scores.shape[1]:
+        if self.kept == self.channels:
             return torch.ones_like(scores)
         ordered = scores.sort(dim=1, descending=True).values
         threshold = ordered[:, self.kept - 1 : self.kept + 1].mean(1, keepdim=True)
