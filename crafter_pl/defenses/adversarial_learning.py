@@ -68,7 +68,7 @@ class AdversarialLearning(Retrained):
                 f"restart_epochs {restart_epochs} at least 0 (--model.init_args.*)"
             )
         self.begin(task_ckpt)
-        self.adversary = self._fresh_decoder()
+        self.adversary = self._fresh_decoder() if lambda_ else None
 
     def _fresh_decoder(self) -> nn.Module:
         h = self.hparams
@@ -79,9 +79,8 @@ class AdversarialLearning(Retrained):
     def on_train_epoch_start(self) -> None:
         """Starts the decoder again where its period is over; the same one on every process."""
         period = self.hparams["restart_epochs"]
-        if not period or not self.current_epoch or self.current_epoch % period:
+        if self.adversary is None or not period or not self.current_epoch or self.current_epoch % period:
             return
-        assert self.adversary is not None
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.current_epoch)  # not the GPUs, too
             self.adversary.load_state_dict(self._fresh_decoder().state_dict())
@@ -96,12 +95,15 @@ class AdversarialLearning(Retrained):
         self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss, less the decoder's."""
+        if self.adversary is None:
+            return task, {}
         error, weight = self.spy(features, images, batch), self.hparams["lambda_"]
         return (1 - weight) * task - weight * error, {"decoder_error": error}
 
     def watch(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Its own decoder's errors."""
-        assert self.adversary is not None
+        if self.adversary is None:
+            return {}
         decoded, images = self.adversary(features), batch["image"]
         return {
             "decoder_l2": (decoded - images).square().mean(),
@@ -111,7 +113,8 @@ class AdversarialLearning(Retrained):
     def on_validation_epoch_end(self) -> None:
         """Also draws held-out public faces above what its own decoder makes of them."""
         super().on_validation_epoch_end()
-        assert self.adversary is not None
+        if self.adversary is None:
+            return
         images = self.fixed_images(self.val_split, 8)
         self.log_grid("own_decoder", torch.cat([images, self.adversary(self.features(images))]))
 

@@ -36,7 +36,7 @@ class Cem(AdversarialLearning):
         gamma: smooths the logarithms (the authors': 0.01).
         centres: k-means of a class (the authors': 5).
         class_attributes: attributes whose combinations are the classes; 0: one class.
-        lambda_: weight of the decoder's error against the task, in [0, 1).
+        lambda_: weight of the decoder's error against the task, in [0, 1); at 0 there is no decoder.
         lr: Adam's learning rate of encoder and classifier.
         decoder: the adversary, ``residual`` or ``paper``.
         width: its first width.
