@@ -18,7 +18,8 @@ from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage
 
 CONF = Path(__file__).parent / "conf"
-STAGES = ("task", "prior", "amortizer", "crafter", "oracle_resnet", "oracle_plain", "black_box")
+OTHERS = ("oracle_resnet", "oracle_plain", "black_box", "embedder", "embedder_plain")
+STAGES = ("task", "prior", "amortizer", "crafter", *OTHERS)
 DATA = {
     "people": 16,
     "images_per_person": 8,
@@ -66,7 +67,7 @@ class Experiment:
 
 
 def make(folder: Path) -> Experiment:
-    """Trains Crafter alone (so its upstream stages first), then what the audit needs."""
+    """Trains Crafter alone (so its upstream stages first), then what the audit and the cloaks need."""
     made = Experiment(folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
         go = StageCLI.go
@@ -78,7 +79,7 @@ def make(folder: Path) -> Experiment:
         patch.setattr(StageCLI, "go", watched)
         text = io.StringIO()
         with redirect_stdout(text):
-            for stage in ("crafter", "oracle_resnet", "oracle_plain", "black_box"):
+            for stage in ("crafter", *OTHERS):
                 assert main(made.command("fit", stage)) == 0, stage
     made.printed = text.getvalue()
     assert sorted(made.trained) == sorted(STAGES)

@@ -17,17 +17,19 @@ from crafter_pl.cli import main
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
+from crafter_pl.defenses.base import Defense, _subclasses
 from crafter_pl.defenses.crafter import RELEASED
 from crafter_pl.runner import StageCLI, import_stages
-from crafter_pl.stages import GanPrior, IdentityOracle, Stage, TaskModel
+from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 CONTENT = {path: yaml.safe_load((ROOT / path).read_text()) for path in FILES}
 STAGES = [path for path, content in CONTENT.items() if "model" in content]
-AUDITS = [path for path, content in CONTENT.items() if "oracles" in content]
+BENCHMARKS = [path for path, content in CONTENT.items() if "defenses" in content]
+AUDITS = [path for path, content in CONTENT.items() if "budgets" in content]
 TUNE = Path("configs/tune.yaml")
-DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, TUNE)]
+DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE)]
 
 
 def command_line(path, *more):
@@ -45,6 +47,9 @@ def test_there_are_configs_of_every_kind():
         "AdversarialLearning",
         "Cem",
         "Disco",
+        "Embedder",
+        "Fawkes",
+        "LowKey",
         "NoPeek",
         "Noise",
         "Tiprdc",
@@ -91,6 +96,9 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
             oracle = {**cli.model.hparams, "identities": [3, 5], "image_size": size}
             stage = type(cli.model)(**oracle).eval()
             assert stage.logits(images).shape == (2, 2)
+        elif isinstance(cli.model, Embedder):
+            stage = Embedder(**{**cli.model.hparams, "identities": [3, 5], "image_size": size}).eval()
+            assert stage.embed(images).shape == (2, stage.hparams["embedding"])
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,6 +118,9 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "AdversarialLearning": ["task"],
         "Cem": ["task"],
         "Disco": ["task"],
+        "Embedder": [],
+        "Fawkes": ["task", "embedder"],
+        "LowKey": ["task", "embedder", "embedder_plain"],
         "NoPeek": ["task"],
         "Noise": ["task"],
         "Tiprdc": ["task"],
@@ -215,7 +226,7 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
     assert experiment == CONTENT[path].get("experiment", "synthetic")
     assert options["data"].predict_split == "private_test" and options["budget"] == "standard"
     assert (
-        list(options["budgets"]) == ["quick", "standard", "adaptive", "exhaustive"]
+        list(options["budgets"]) == ["quick", "standard", "adaptive", "benchmark", "exhaustive"]
         and options["attacks"] is None
     )
     for budget in options["budgets"]:
@@ -237,6 +248,31 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
         attack.resolve(Path("runs") / experiment)
         stages = {Path(file).parts[2] for file in attack.checkpoints.values()}
         assert stages <= {"task", "prior", "amortizer", "black_box", *named}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=str)
+def test_benchmarks_plan_all_that_they_need(path, tmp_path, monkeypatch, capsys):
+    """Every defence is in the grid, and every stage is trained before what needs it."""
+    monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    runs = tmp_path / "runs"
+    assert main(["benchmark", "--config", str(path), "--runs_dir", str(runs), "--plan", "true"]) == 0
+    jobs = [block.splitlines() for block in capsys.readouterr().out.split("\n") if block]
+    names = [line[0][:-1] for line in jobs if not line[0].startswith("  ")]
+    content = CONTENT[path]
+    assert len(names) == len(set(names)) and names[-1] == "audit-seed0"
+    order = ["fit-task", "fit-prior", "fit-amortizer", "fit-crafter", "cell-crafter"]
+    places = [next(i for i, name in enumerate(names) if name.startswith(one)) for one in order]
+    assert places == sorted(places)
+    fits = {name.removeprefix("fit-") for name in names}
+    assert fits >= {*content["oracles"], "black_box", "black_box_answers", "amortizer", "cloud"}
+    stages = {CONTENT[p]["model"]["class_path"]: p.stem for p in STAGES}
+    others = {stages[cls.__name__] for cls in _subclasses(Defense) if cls.__name__ in stages}
+    assert {line["stage"] for line in content["defenses"]} == others
+    options = yaml.safe_load((ROOT / content["audit"]).read_text())["budgets"][content["budget"]]
+    named = {attack["class_path"] for attack in options}
+    assert named == {"WhiteBoxAttack", "DecoderAttack", "AdaptiveDecoderAttack"}
+    assert [a["stage"] for a in content["attackers"]] == ["attacks/adaptive_black_box"]
 
 
 def test_configs_that_texts_name_are_there():

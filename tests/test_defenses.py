@@ -16,17 +16,21 @@ BACKEND = {  # what each retrains, and the name of its store
     "adversarial_learning": (["encoder", "cloud"], "lambda0.5"),
     "cem": (["encoder", "cloud"], "sigma0.2"),
     "disco": (["encoder", "cloud"], "ratio0.5"),
+    "fawkes": ([], "rho0.012"),
+    "lowkey": ([], "alpha5"),
     "noise": ([], "laplace0.5"),
     "nopeek": (["encoder", "cloud"], "lambda0.5"),
     "tiprdc": (["encoder", "cloud"], "lambda0.6"),
 }
 NOISY = ("cem", "noise")
+CLOAKS = {"fawkes": ("embedder",), "lowkey": ("embedder", "embedder_plain")}  # and their embedders
 
 
 def command(tiny, verb, name, runs_dir, *more):
     config = tiny.command(verb, name)[2]
-    task = ["--model.init_args.task_ckpt", tiny.ckpt("task")] if verb == "fit" else []
-    return [verb, "--config", config, "--runs_dir", str(runs_dir), *task, *more]
+    stages = ("task", *CLOAKS.get(name, ())) if verb == "fit" else ()
+    given = [f"--model.init_args.{key}={path}" for key, path in tiny.upstream(*stages).items()]
+    return [verb, "--config", config, "--runs_dir", str(runs_dir), *given, *more]
 
 
 @pytest.fixture(scope="module", params=sorted(BACKEND))
@@ -59,7 +63,7 @@ def test_its_store_and_its_modules(tiny, trained, faces):
     with torch.no_grad():
         clean = defense.edge_module()(images)
         assert torch.equal(defense.cloud_module()(features).isfinite().all(), torch.tensor(True))
-        assert torch.allclose(clean, features, atol=1e-5) == (name not in NOISY)
+        assert torch.allclose(clean, features, atol=1e-5) == (name not in (*NOISY, *CLOAKS))
         assert torch.allclose(clean, task.edge(images), atol=1e-3) == ("encoder" not in retrains)
         same = torch.allclose(defense.cloud_module()(clean), task.cloud(clean), atol=1e-3)
         assert same == ("cloud" not in retrains)
@@ -99,6 +103,8 @@ def test_utility_is_watched(trained):
     rows = list(csv.DictReader((runs_dir / "synthetic" / name / "metrics.csv").open()))
     if name == "noise":
         assert float(rows[-1]["train/deviation"]) > 0
+    elif name in CLOAKS:
+        assert 0 < float(rows[-1]["val/dssim"]) < 0.1 and float(rows[-1]["val/cosine"]) < 1
     else:
         assert 0 <= float(rows[-1]["val/mean_auc"]) <= 1
 

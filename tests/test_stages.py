@@ -22,7 +22,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
 from crafter_pl.runner import StageCLI
-from crafter_pl.stages import Amortizer, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
+from crafter_pl.stages import Amortizer, Embedder, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
 from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
 from crafter_pl.stages.quality import kernel_distance, kid
@@ -35,6 +35,8 @@ CLASSES = {
     "oracle_resnet": IdentityOracle,
     "oracle_plain": IdentityOracle,
     "black_box": BlackBox,
+    "embedder": Embedder,
+    "embedder_plain": Embedder,
 }
 
 
@@ -53,6 +55,8 @@ def outputs(stage):
         return [stage.generator(z), stage.critic(images)]
     if isinstance(stage, IdentityOracle):
         return [stage.logits(images), stage.embed(images)]
+    if isinstance(stage, Embedder):
+        return [stage.embed(images)]
     if isinstance(stage, BlackBox):
         return [stage.reconstruct(stage.encode(images))]
     if isinstance(stage, Amortizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,14 @@ def benchmark(
         raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
     grid = cells(defenses, [0] if seeds is None else seeds)
     import_stages()
-    made: dict[str, Job] = {}
+    planned = _Plan(place)
     for stage in [*oracles, *(stages or [])]:
-        _add_fit(made, place, place.command("fit", stage, None, {}))
+        planned.fit(place.command("fit", stage, None, {}))
     if training:
-        _add_fit(made, place, place.command("fit", SCENARIO, "cloud", {}))
+        planned.fit(place.command("fit", SCENARIO, "cloud", {}))
     for cell in grid:
-        _add_cell(made, place, cell, attackers or [], training)
+        planned.cell(cell, attackers or [], training)
+    made = planned.made
     options = {
         "budget": budget,
         "oracles": _yaml([place.checkpoint(Path(stage).name) for stage in oracles]),
@@ -110,15 +112,54 @@ def benchmark(
     return table
 
 
-def _add_fit(made: dict[str, Job], place: Place, args: list[str]) -> str:
-    """Adds the job that trains a run, after those of its upstream stages; returns its name."""
-    cli = StageCLI(args)
-    name = f"fit-{cli.name}"
-    if name not in made:
-        needs = [_add_fit(made, place, _resumed(cli.upstream_command(run))) for run in cli.upstream]
-        there = cli.ended()
-        made[name] = Job(name, [] if there else [args], [place.checkpoint(cli.name)], needs)
-    return name
+class _Plan:
+    """Collects jobs, each after what it needs."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.made: dict[str, Job] = {}
+        self._parsed: dict[tuple[str, ...], tuple[str, list[list[str]]]] = {}
+
+    def fit(self, args: list[str]) -> str:
+        """Adds the job that trains a run, after those of its upstream stages; returns its name."""
+        run, upstream = self._needed(args)
+        name = f"fit-{run}"
+        if name not in self.made:
+            needs = [self.fit(command) for command in upstream]
+            there = (self.place.home / run / "summary.json").is_file() and StageCLI(args).ended()
+            self.made[name] = Job(name, [] if there else [args], [self.place.checkpoint(run)], needs)
+        return name
+
+    def _needed(self, args: list[str]) -> tuple[str, list[list[str]]]:
+        """The run that a `fit` makes, and the commands that train the runs that it needs.
+
+        Parsing takes a second, so it is done once for commands that differ in values alone.
+        """
+        given = dict(pairwise(args))
+        alike = (given["--config"], *(key for key in given if key.endswith("_ckpt")))
+        if alike not in self._parsed:
+            cli = StageCLI(args)
+            commands = [_resumed(cli.upstream_command(run)) for run in cli.upstream]
+            self._parsed[alike] = cli.name, commands
+        run, commands = self._parsed[alike]
+        return given.get("--name", run), commands
+
+    def cell(self, cell: Cell, attackers: list[Attacker], training: bool) -> None:
+        """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
+        place = self.place
+        needs = [self.fit(cell.fitted(place))]
+        commands = [cell.protected(place)]
+        outputs = [str(Path(cell.store(place), MANIFEST))]
+        fits = [cell.attacked(place, attacker) for attacker in attackers]
+        if training and cell.line.training:
+            commands.append(cell.protected(place, "private_train"))
+            outputs.append(str(Path(cell.store(place, "private_train"), MANIFEST)))
+            fits.append(cell.cloud(place))
+        for run, args in fits:
+            needs += [self.fit(command) for command in self._needed(args)[1]]
+            commands.append(args)
+            outputs.append(place.checkpoint(run))
+        self.made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
 
 
 def _resumed(args: list[str]) -> list[str]:
@@ -127,26 +168,6 @@ def _resumed(args: list[str]) -> list[str]:
 
 def _cell_job(cell: Cell) -> str:
     return f"cell-{cell.name}"
-
-
-def _add_cell(
-    made: dict[str, Job], place: Place, cell: Cell, attackers: list[Attacker], training: bool
-) -> None:
-    """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
-    needs = [_add_fit(made, place, cell.fitted(place))]
-    commands = [cell.protected(place)]
-    outputs = [str(Path(cell.store(place), MANIFEST))]
-    fits = [cell.attacked(place, attacker) for attacker in attackers]
-    if training and cell.line.training:
-        commands.append(cell.protected(place, "private_train"))
-        outputs.append(str(Path(cell.store(place, "private_train"), MANIFEST)))
-        fits.append(cell.cloud(place))
-    for run, args in fits:
-        cli = StageCLI(args)
-        needs += [_add_fit(made, place, _resumed(cli.upstream_command(other))) for other in cli.upstream]
-        commands.append(args)
-        outputs.append(place.checkpoint(run))
-    made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
 
 
 def _audits(

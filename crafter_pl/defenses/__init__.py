@@ -5,6 +5,8 @@ from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.cem import Cem
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.disco import Disco
+from crafter_pl.defenses.fawkes import Fawkes
+from crafter_pl.defenses.lowkey import LowKey
 from crafter_pl.defenses.noise import Noise
 from crafter_pl.defenses.nopeek import NoPeek
 from crafter_pl.defenses.tiprdc import Tiprdc
@@ -15,6 +17,8 @@ __all__ = [
     "Crafter",
     "Defense",
     "Disco",
+    "Fawkes",
+    "LowKey",
     "NoPeek",
     "Noise",
     "Tiprdc",

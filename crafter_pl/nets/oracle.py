@@ -1,4 +1,4 @@
-"""Face recognisers that judge reconstructions: a panel of different architecture and input."""
+"""Face recognisers that judge reconstructions, or guide cloaks: of different architecture and input."""
 
 from __future__ import annotations
 
@@ -167,8 +167,27 @@ class OracleNet(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeds pictures ``(N, 3, H, W)`` in [0, 1] -> unit vectors ``(N, E)``."""
-        x = to_grey(images) if self.grey else images
-        return F.normalize(self.trunk(x * 2 - 1))
+        return F.normalize(self.trunk(self._shown(images)))
+
+    def activations(self, images: Tensor, count: int) -> list[Tensor]:
+        """What pictures ``(N, 3, H, W)`` in [0, 1] excite in the first layers of ``resnet`` or ``plain``.
+
+        Returns:
+            Up to ``count`` maps ``(N, C, h, w)``: of the rectified stem and the blocks, or of the PReLUs.
+        """
+        assert isinstance(self.trunk, nn.Sequential) and isinstance(self.trunk[0], nn.Sequential)
+        x = self._shown(images)
+        maps: list[Tensor] = []
+        for layer in self.trunk[0]:
+            if len(maps) == count:
+                break
+            x = layer(x)
+            if isinstance(layer, (nn.ReLU, nn.PReLU, ResidualBlock)):
+                maps.append(x)
+        return maps
+
+    def _shown(self, images: Tensor) -> Tensor:
+        return (to_grey(images) if self.grey else images) * 2 - 1
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Cosine of embeddings ``(N, E)`` to every person's centre -> ``(N, P)``."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from crafter_pl.errors import UserError
-from crafter_pl.nets import OracleNet
-from crafter_pl.stages.augment import distort
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages.recogniser import Recogniser
 
 
-class IdentityOracle(Stage):
+class IdentityOracle(Recogniser):
     """Names private people; trained on *other* pictures of them than the audited ones (``private_train``).
 
     Args:
@@ -41,8 +35,6 @@ class IdentityOracle(Stage):
     # No figure on private_test picks the checkpoint: the accuracy on originals in reports stays honest.
     monitor = None
     val_split = "private_test"
-    sorted_people: Tensor
-    class_of: Tensor
 
     def __init__(
         self,
@@ -71,22 +63,9 @@ class IdentityOracle(Stage):
 
     def _build(self, weights: str | None) -> None:
         h = self.hparams
-        people = list(h["identities"]) + list(h["public_identities"] or [])
-        self.net = OracleNet(
-            h["backbone"],
-            len(people),
-            h["image_size"],
-            h["grey"],
-            h["width"],
-            h["embedding"],
-            h["dropout"],
-            weights,
-        )
+        # The private people are classes 0 … P-1.
+        self.build(list(h["identities"]) + list(h["public_identities"] or []), weights)
         self.private = len(h["identities"])
-        # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
-        order = torch.tensor(people).argsort()
-        self.register_buffer("sorted_people", torch.tensor(people)[order], persistent=False)
-        self.register_buffer("class_of", order, persistent=False)
 
     def setup(self, stage: str) -> None:
         """Builds the net once the data tell who the people are."""
@@ -99,53 +78,14 @@ class IdentityOracle(Stage):
             self.hparams["image_size"] = data.image_size
             self._build(self.hparams["weights"])
 
-    def classes(self, identity: Tensor) -> Tensor:
-        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
-
-        Raises:
-            UserError: somebody among them is not known to this oracle.
-        """
-        place = torch.searchsorted(self.sorted_people, identity).clamp(max=len(self.sorted_people) - 1)
-        strangers = identity[self.sorted_people[place] != identity]
-        if len(strangers):
-            raise UserError(
-                f"oracle {self.hparams['name']!r} does not know person {int(strangers[0])}: it was trained "
-                "on other people; give the data settings that it was trained with, or train it on these"
-            )
-        return self.class_of[place]
-
-    def shown(self, images: Tensor) -> Tensor:
-        """What training shows of pictures ``(N, 3, H, W)``, before they are distorted: here all as it is."""
-        return images
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] -> unit embeddings ``(N, E)``."""
-        return self.net.embed(images)
+    @property
+    def title(self) -> str:
+        """By its name."""
+        return f"oracle {self.hparams['name']!r}"
 
     def logits(self, images: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> scores of the private people ``(N, P)``."""
         return self.hparams["scale"] * self.net.cosines(self.embed(images))[:, : self.private]
-
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """CosFace cross entropy on augmented pictures."""
-        images = distort(self.shown(batch["image"]), self.hparams["heavy"])
-        target = self.classes(batch["identity"])
-        cosines = self.net.cosines(self.net.embed(images))
-        margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])
-        loss = F.cross_entropy(self.hparams["scale"] * (cosines - margin), target)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Top-1 accuracy on the originals that will be audited (how sharp the ruler is)."""

@@ -1,0 +1,124 @@
+"""What image cloaks share: the picture is changed a little before the encoder, and the backend not at all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crafter_pl.defenses.base import Defense
+from crafter_pl.errors import UserError
+from crafter_pl.nets import OracleNet
+from crafter_pl.stages.embedder import Embedder
+from crafter_pl.stages.task import TaskModel
+
+_PICTURES = 8  # that `fit` cloaks, to show what comes of it
+
+
+class Cloak(Defense):
+    """A defence that changes the picture within a small visible budget: features are ``Enc(cloak(X))``.
+
+    Encoder and classifier stay as they are. A cloak is made against face recognisers of public people, and
+    should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
+
+    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and `knob`, and
+    implements `cloak`. `fit` shows the cloaks of a few public faces; a subclass may learn in `training_step`.
+
+    Attributes:
+        kept: the init arguments that are settings of the protection, in the manifest.
+        knob: the init argument that sets the trade-off; it names the store.
+    """
+
+    kept: ClassVar[tuple[str, ...]]
+    knob: ClassVar[str]
+
+    def begin(self, task_ckpt: str | None, **embedders: str | None) -> None:
+        """Loads the task model and, by the names of their runs, the embedders."""
+        self.automatic_optimization = False
+        self.use("task", task_ckpt, TaskModel)
+        for key, path in embedders.items():
+            self.use(key, path, Embedder)
+
+    def embedders(self) -> list[OracleNet]:
+        """The embedders' nets in double precision.
+
+        In single precision the sign of a small gradient hangs on rounding, and so a cloak on its batch.
+        """
+        stages = [stage for stage in self.upstream.values() if isinstance(stage, Embedder)]
+        return [copy.deepcopy(stage.net).double() for stage in stages]
+
+    def cloak(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked pictures, alike, float64 and without gradients."""
+        raise TypeError(f"{type(self).__name__} does not implement cloak")
+
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` of the cloaked ones."""
+        cloaked = self.cloak(images).to(images)
+        with torch.no_grad():
+            return self.task.edge(cloaked)
+
+    # ---- fit ----------------------------------------------------------------------------------------------
+    def on_train_start(self) -> None:
+        """One process is enough for what there is to do."""
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"fit {type(self).__name__} with one process (--trainer.devices 1); predict runs on several"
+            )
+
+    def configure_optimizers(self) -> None:
+        """None: no net is trained."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """By default nothing to learn."""
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Nothing: see `on_validation_epoch_end`."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Cloaks a few held-out public faces, logs how visible it is and how far it goes, and draws them.
+
+        ``val/dssim`` is the mean DSSIM, ``val/cosine`` that of an embedder's cosine of picture and cloak.
+        """
+        images = self.spread_images(self.val_split, _PICTURES)
+        cloaked = self.cloak(images)
+        with torch.no_grad():
+            pairs = [(net.embed(images.double()), net.embed(cloaked)) for net in self.embedders()]
+        cosine = torch.stack([(one * other).sum(1) for one, other in pairs]).mean()
+        figures = {"val/dssim": dssim(cloaked, images.double()).mean(), "val/cosine": cosine}
+        self.log_dict({name: value.float() for name, value in figures.items()}, prog_bar=True)
+        self.log_grid("original_cloaked", torch.cat([images, cloaked.to(images)]), columns=len(images))
+
+    # ---- predict ------------------------------------------------------------------------------------------
+    def protection(self) -> dict[str, Any]:
+        """The settings in force: those that it was trained with.
+
+        Raises:
+            UserError: `predict` was told to change what cannot be changed after training.
+        """
+        self.refuse_crafters_options(self.knob)
+        return {name: self.hparams[name] for name in self.kept}
+
+    def store_name(self) -> str:
+        """``rho0.012`` and the like."""
+        return f"{self.knob}{self.hparams[self.knob]:g}"
+
+
+def dssim(images: Tensor, originals: Tensor) -> Tensor:
+    """Structural dissimilarity ``(1 - SSIM) / 2`` of each picture to its original, ``(N,)``, 0 if equal.
+
+    The usual Gaussian window (sigma 1.5), but cut off at the borders: the usual SSIM leaves 5 pixels at each
+    side nearly out, over half of a picture of 32, and a cloak would hide there.
+
+    Args:
+        images: ``(N, 3, S, S)`` in [0, 1].
+        originals: alike.
+    """
+    place = torch.arange(images.shape[-1], device=images.device, dtype=images.dtype)
+    weights = torch.softmax(-(place[:, None] - place).square() / (2 * 1.5**2), 1)
+    products = (images, originals, images.square(), originals.square(), images * originals)
+    x, y, xx, yy, xy = (weights @ product @ weights.T for product in products)
+    light = (2 * x * y + 0.01**2) / (x.square() + y.square() + 0.01**2)
+    structure = (2 * (xy - x * y) + 0.03**2) / (xx - x.square() + yy - y.square() + 0.03**2)
+    return (1 - (light * structure).mean((1, 2, 3))) / 2

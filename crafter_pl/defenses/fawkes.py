@@ -1,0 +1,117 @@
+"""Fawkes: a cloak that makes a face recogniser take the face for somebody else's."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crafter_pl.defenses.cloak import Cloak, dssim
+from crafter_pl.errors import UserError
+from crafter_pl.stages.embedder import Embedder
+
+
+class Fawkes(Cloak):
+    """Moves a picture's embedding towards a public person who is far from it.
+
+    Shan et al., Fawkes: Protecting Privacy against Unauthorized Deep Learning Models, USENIX Security 2020.
+    For a picture x it minimises ``|Phi(x') - c|^2 + penalty * max(DSSIM(x, x') - rho, 0)`` by Adam, where c
+    is the centroid of the embeddings of the farthest among ``candidates`` public people, drawn once, by the
+    seed. Of all x' on the way it takes the nearest to c within the budget: no DSSIM is above ``rho``.
+
+    Not the authors': they keep x' a picture by a change of variables, here it is clipped to [0, 1] after each
+    step; their target is one for all pictures of a person, here each picture has its own.
+
+    `fit` measures the centroids in one epoch; nothing else is learned.
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        embedder_ckpt: the recogniser of public people, Phi; null finds the experiment's own.
+        rho: DSSIM that a cloak may have (the authors': 0.004, 0.012 and 0.017 for low, mid and high).
+        penalty: weight of what is above it.
+        steps: of Adam.
+        lr: Adam's learning rate, in pixel values.
+        candidates: public people among whom the target is chosen; all if there are fewer.
+        seed: of their choice.
+    """
+
+    stage_name = "fawkes"
+    knob = "rho"
+    kept: ClassVar[tuple[str, ...]] = ("rho", "penalty", "steps", "lr", "candidates", "seed")
+    total: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        embedder_ckpt: str | None = None,
+        rho: float = 0.012,
+        penalty: float = 200.0,
+        steps: int = 60,
+        lr: float = 0.01,
+        candidates: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if min(rho, penalty, lr) <= 0 or min(steps, candidates) < 1:
+            raise UserError(
+                f"rho {rho}, penalty {penalty} and lr {lr} must be above 0, steps {steps} and candidates "
+                f"{candidates} at least 1 (--model.init_args.*)"
+            )
+        self.begin(task_ckpt, embedder=embedder_ckpt)
+        people, size = self.embedder.net.centres.shape
+        self.register_buffer("total", torch.zeros(people, size))
+        self.register_buffer("count", torch.zeros(people))
+
+    @property
+    def embedder(self) -> Embedder:
+        """The frozen recogniser."""
+        stage = self.upstream["embedder"]
+        assert isinstance(stage, Embedder)
+        return stage
+
+    @torch.no_grad()
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Takes a batch into the sums of embeddings of each person."""
+        person = self.embedder.classes(batch["identity"])
+        self.total.index_add_(0, person, self.embedder.embed(batch["image"]).float())
+        self.count += torch.bincount(person, minlength=len(self.count))
+        self.log("train/people", (self.count > 0).sum().float())
+
+    def targets(self, embeddings: Tensor) -> Tensor:
+        """The centroid ``(N, E)`` of the farthest candidate for each of the embeddings ``(N, E)``."""
+        known = self.count.nonzero().flatten()
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(self.seed_in_force()))
+        chosen = known[order[: self.hparams["candidates"]].to(known.device)]
+        centroids = (self.total[chosen] / self.count[chosen, None]).to(embeddings)
+        away = (embeddings[:, None] - centroids).square().sum(2)
+        return centroids[away.argmax(1)]
+
+    @torch.enable_grad()
+    def cloak(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked ones, float64, of a DSSIM of at most ``rho``."""
+        h, (net,) = self.hparams, self.embedders()
+        original = images.double()
+        target = self.targets(net.embed(original))
+        picture = original.clone().requires_grad_()
+        optimizer = torch.optim.Adam([picture], lr=h["lr"])
+        best, least = original, original.new_full((len(original),), torch.inf)
+        for step in range(h["steps"] + 1):
+            distance = (net.embed(picture) - target).square().sum(1)
+            seen = dssim(picture, original)
+            better = (seen <= h["rho"]) & (distance < least)
+            best = torch.where(better[:, None, None, None], picture.detach(), best)
+            least = torch.where(better, distance.detach(), least)
+            if step < h["steps"]:
+                optimizer.zero_grad()
+                (distance + h["penalty"] * (seen - h["rho"]).relu()).sum().backward()
+                optimizer.step()
+                with torch.no_grad():
+                    picture.clamp_(0, 1)
+        return best
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force; the seed may be told."""
+        return {**super().protection(), "seed": self.seed_in_force()}

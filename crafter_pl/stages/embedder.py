@@ -1,0 +1,103 @@
+"""A recogniser of public people alone, which a defence may hold: the rulers of privacy it may not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_sensitivity_at_specificity
+
+from crafter_pl.errors import UserError
+from crafter_pl.stages.recogniser import Recogniser
+
+FAR = 0.01
+_PICTURES = 1000  # of which pairs are made in validation, at most: half a million pairs
+
+
+class Embedder(Recogniser):
+    """Embeds faces for the defences that cloak pictures.
+
+    It never sees a private person: its classes are the people of ``public_train``, and a picture of anybody
+    else is refused in training. It is watched on ``public_val``, who are others again: would it take two
+    pictures for the same person's?
+
+    Args:
+        backbone: ``resnet`` (in-house) or ``plain`` (VGG-like).
+        grey: sees the luma alone.
+        width: first width.
+        embedding: size of the embedding.
+        dropout: before the embedding.
+        lr: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: of AdamW.
+        scale: inverse temperature of the cosine logits.
+        margin: CosFace's margin, subtracted from the right person's cosine in training.
+        identities: left empty by users; the raw identity numbers of its people, in class order.
+        image_size: left 0 by users; filled from the data.
+    """
+
+    stage_name = "embedder"
+    monitor = "val/tar"
+
+    def __init__(
+        self,
+        backbone: str = "resnet",
+        grey: bool = False,
+        width: int = 32,
+        embedding: int = 256,
+        dropout: float = 0.2,
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        scale: float = 20.0,
+        margin: float = 0.2,
+        identities: list[int] | None = None,
+        image_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if backbone not in ("resnet", "plain"):
+            raise UserError(f"backbone {backbone!r} must be resnet or plain (--model.init_args.backbone)")
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        if identities:
+            self.build(identities)
+
+    def setup(self, stage: str) -> None:
+        """Builds the net once the data tell who is public."""
+        super().setup(stage)
+        if self.hparams["identities"] is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            known = data.dataset(self.train_split)
+            people = known.faces.identity[known.index].unique().tolist()
+            self.hparams.update(identities=people, image_size=data.image_size)
+            self.build(people)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collects the embeddings of people it has not learned."""
+        self._seen.append((self.embed(batch["image"]).float(), batch["identity"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs how well it verifies them: true accept rate at 1 % false accepts, and AUC."""
+        embeddings, identity = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        tar, auc = verification(embeddings, identity)
+        self.log_dict({"val/tar": tar, "val/auc": auc}, prog_bar=True)
+
+
+def verification(embeddings: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """True accept rate at 1 % false accepts, and area under the ROC curve, of pairs told by their cosine.
+
+    Args:
+        embeddings: unit embeddings ``(N, E)``; beyond 1000 pictures those of the lowest identity numbers.
+        identity: raw identity numbers ``(N,)``.
+
+    Returns:
+        Two scalars in [0, 1]; those of chance if no pair is of one person, or none of two.
+    """
+    chosen = identity.argsort(stable=True)[:_PICTURES]
+    embeddings, identity = embeddings[chosen], identity[chosen]
+    first, second = torch.triu_indices(len(chosen), len(chosen), 1, device=chosen.device)
+    same = identity[first] == identity[second]
+    if same.all() or not same.any():
+        return embeddings.new_tensor(FAR), embeddings.new_tensor(0.5)
+    # torchmetrics would put scores outside [0, 1] through a sigmoid
+    score = ((embeddings @ embeddings.T)[first, second].clamp(-1, 1) + 1) / 2
+    tar, _ = binary_sensitivity_at_specificity(score, same.long(), 1 - FAR)
+    return tar, binary_auroc(score, same.long())
