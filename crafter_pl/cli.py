@@ -1,4 +1,4 @@
-"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, and audit.
+"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, protect, and audit.
 
 This module is light on purpose: torch and Lightning are imported when a verb needs them.
 """
@@ -24,13 +24,14 @@ from crafter_pl.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-FUNCTIONS = ("audit", "benchmark", "report")  # the verbs that are functions
+FUNCTIONS = ("protect", "audit", "benchmark", "report")  # the verbs that are functions
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
     "validate": "score a trained stage on its validation split",
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
+    "protect": "find the faces in photographs, protect their features and write a feature store",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "write an audit's page, table and plots again from its report.json",
@@ -122,7 +123,13 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     import_stages()
     made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
-    made.add_function_arguments(function, fail_untyped=False, as_positional=False, sub_configs=True)
+    positional: set[str | int] = set()
+    if verb == "protect":
+        made.add_argument("photos", nargs="*", type=str, help="photographs, and folders of them")
+        positional = {"photos"}
+    made.add_function_arguments(
+        function, fail_untyped=False, as_positional=False, sub_configs=True, skip=positional
+    )
     return made
 
 
@@ -131,8 +138,14 @@ def _call(verb: str, *args: str) -> None:
     from crafter_pl.audit.audit import audit
     from crafter_pl.audit.report import rebuild
     from crafter_pl.benchmark.benchmark import benchmark
+    from crafter_pl.edge.protect import protect_photos
 
-    functions: dict[str, Callable[..., Any]] = {"audit": audit, "benchmark": benchmark, "report": rebuild}
+    functions: dict[str, Callable[..., Any]] = {
+        "protect": protect_photos,
+        "audit": audit,
+        "benchmark": benchmark,
+        "report": rebuild,
+    }
     made = parser(verb, functions[verb])
     config = made.instantiate(made.parse_args(list(args)))
     del config["config"]
@@ -158,7 +171,7 @@ def _interrupted(what: str, args: list[str], code: int) -> int:
     message = what
     if args[0] == "fit":
         message = f"{what}; finished epochs are kept, go on with: {resume_command(args)}"
-    elif args[0] in ("predict", "audit", "benchmark"):
+    elif args[0] in ("predict", "protect", "audit", "benchmark"):
         message = f"{what}; go on with the same command: {command(args)}"
     print(message, file=sys.stderr, flush=True)
     return code

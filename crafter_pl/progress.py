@@ -1,10 +1,12 @@
 """How a run shows itself: TensorBoard, and plain lines where there is no terminal."""
 
+import sys
 import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
 
 from crafter_pl.callbacks import scalars
 
@@ -60,3 +62,50 @@ class LineProgress(Callback):
         if trainer.is_global_zero and (always or now - self.printed >= self.interval):
             self.printed = now
             print(f"{self.name} {now - self.started:.0f} s: {text}", flush=True)
+
+
+class Steps:
+    """Progress of a loop and the time left: a bar on a terminal, else a line at most every so often.
+
+    Args:
+        name: what is being done.
+        total: how many steps there are.
+        done: how many of them were done before.
+        unit: what one step is.
+        interval: in seconds.
+    """
+
+    def __init__(self, name: str, total: int, done: int = 0, unit: str = "", interval: float = 10.0) -> None:
+        self.name, self.total, self.done, self.unit, self.interval = name, total, done, unit, interval
+        self.before = done
+        self.started = self.printed = time.perf_counter()
+        self.bar = (
+            tqdm(total=total, initial=done, desc=name, unit=f" {unit}") if sys.stderr.isatty() else None
+        )
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            tqdm.write(text)
+
+    def step(self, count: int = 1, done_before: bool = False) -> None:
+        """Goes on by `count`; work that was done before says nothing about the time left."""
+        self.done += count
+        self.before += count if done_before else 0
+        if self.bar is not None:
+            self.bar.update(count)
+            return
+        now, measured = time.perf_counter(), self.done - self.before
+        if measured <= 0:
+            return
+        left = (now - self.started) / measured * (self.total - self.done)
+        if now - self.printed >= self.interval or (measured == count and left >= self.interval):
+            self.printed = now
+            print(f"{self.name} {self.done}/{self.total} {self.unit}, {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()

@@ -40,8 +40,8 @@ Loaded = dict[str, FacesDataModule]
 
 
 @dataclass
-class Protect:
-    """What predict hands to the defence (null: as it was trained).
+class Crafting:
+    """How a defence is to protect (null: as it was trained).
 
     Args:
         beta: weight of utility against privacy.
@@ -50,8 +50,6 @@ class Protect:
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
         precision: of crafting: `bf16`, `float32` or `float64`.
         seed: seed of the crafting noise.
-        out: folder of the feature store.
-        name: how reports call this set of features.
     """
 
     beta: float | None = None
@@ -60,6 +58,17 @@ class Protect:
     critic: str | None = None
     precision: str | None = None
     seed: int | None = None
+
+
+@dataclass
+class Protect(Crafting):
+    """What predict hands to the defence (null: as it was trained).
+
+    Args:
+        out: folder of the feature store.
+        name: how reports call this set of features.
+    """
+
     out: str | None = None
     name: str | None = None
 

@@ -23,18 +23,18 @@ def same_protection(stores: list[str]) -> list[list[str]]:
     Raises:
         UserError: two stores of a group have one seed, too: they are the same.
     """
-    groups: dict[str, dict[int, str]] = {}
+    groups: dict[str, dict[int | None, str]] = {}
     for store in stores:
         manifest = read_manifest(store)
         plan = {key: value for key, value in manifest.items() if key not in _NOT_SETTINGS}
         plan["settings"] = {key: value for key, value in manifest["settings"].items() if key != "seed"}
         group = groups.setdefault(json.dumps(plan, sort_keys=True), {})
-        if manifest["seed"] in group:
+        if manifest.get("seed") in group:
             raise UserError(
-                f"two sets of features are the same, {group[manifest['seed']]} and {store}: name each "
+                f"two sets of features are the same, {group[manifest.get('seed')]} and {store}: name each "
                 "feature store once"
             )
-        group[manifest["seed"]] = store
+        group[manifest.get("seed")] = store
     return [list(group.values()) for group in groups.values()]
 
 

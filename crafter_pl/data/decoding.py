@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +27,15 @@ _OFFICIAL_CROPS = {(178, 218): (128, 89.0, 119.0), (250, 250): (150, 125.0, 125.
 _PROGRESS_FROM = 2000
 _CACHE_VERSION = 1
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MEND = "mend or remove it, or leave it out with --data.strict false"
 
 
@@ -55,7 +64,7 @@ class Decoding:
             raise UserError(f"crop is {self.crop!r}; give auto, none, or a side in pixels (--data.crop)")
 
 
-def _box(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, float, float, float]:
+def square(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, float, float, float]:
     """The square to cut from a picture of `size` (width, height): left, top, right, bottom."""
     width, height = size
     side, x, y = float(min(size)), width / 2, height / 2
@@ -71,6 +80,16 @@ def _box(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, flo
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
 
 
+def upright(picture: Image.Image, pixels: Image.Image | None = None) -> Image.Image:
+    """A picture, or other `pixels` of it, turned as its EXIF data say.
+
+    Pillow's own `exif_transpose` writes the EXIF data anew, and fails where they are odd.
+    """
+    pixels = picture if pixels is None else pixels
+    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    return pixels if turn is None else pixels.transpose(turn)
+
+
 def decode(file: Path, image_size: int, crop: str | int = "auto") -> np.ndarray:
     """One picture file as uint8 `(3, S, S)`, RGB, cut to a square and resized with antialiasing.
 
@@ -79,11 +98,9 @@ def decode(file: Path, image_size: int, crop: str | int = "auto") -> np.ndarray:
         OSError: the file is no readable picture (also ValueError or SyntaxError, from Pillow).
     """
     with Image.open(file) as opened:
-        picture: Image.Image = opened
-        if picture.getexif().get(_ORIENTATION, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
+        picture = upright(opened)
         width, height = picture.size
-        box = _box(picture.size, crop, file)
+        box = square(picture.size, crop, file)
         # JPEG can be decoded at 1/2, 1/4, 1/8: as small as still leaves two pixels for each one wanted.
         want = 2 * image_size / (box[2] - box[0])
         drafted = picture.draft("RGB", (max(1, round(width * want)), max(1, round(height * want))))

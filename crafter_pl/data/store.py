@@ -23,6 +23,7 @@ from crafter_pl.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PHOTOGRAPHS = "photographs"  # the split of stores that `protect` makes: nobody has labelled these faces
 _REQUIRED = {
     "format_version": int,
     "defense": str,
@@ -33,7 +34,6 @@ _REQUIRED = {
     "shape": list,
     "dtype": str,
     "count": int,
-    "seed": int,
     "shards": dict,
 }
 _AGAIN = "delete it and run predict again; finished shards are kept"
@@ -98,12 +98,12 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
     return write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_file(file: Path, data: bytes) -> Path:
-    """Write a file of a store whole or not at all, and its folder if it is not there."""
+def write_file(file: Path, data: bytes, mode: int = 0o666) -> Path:
+    """Write a file whole or not at all, and its folder if it is not there; `mode` as `os.open` takes it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with partial.open("wb") as stream:
+        with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -211,6 +211,11 @@ def expect(
     Raises:
         UserError: the store was made for something else.
     """
+    if manifest["split"] == PHOTOGRAPHS and (split_hash is not None or split is not None):
+        raise UserError(
+            f"{folder} holds features of photographs (made with protect): nobody has labelled these faces, "
+            "so they can be neither audited nor learned from; give a store that predict made of labelled ones"
+        )
     expected = {
         "shape": (
             None if shape is None else list(shape),
@@ -304,6 +309,8 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
             raise error(
                 f"{where}: entry {entry!r} must be {kind.__name__}, got {manifest.get(entry)!r}; {_AGAIN}"
             )
+    if not isinstance(manifest.get("seed", 0), int):  # `protect` tells it to nobody
+        raise error(f"{where}: entry 'seed' must be int, got {manifest['seed']!r}; {_AGAIN}")
     shards = manifest["shards"]
     if (
         manifest["format_version"] != FORMAT_VERSION

@@ -1,0 +1,1 @@
+"""On the device: photographs in, protected features out."""

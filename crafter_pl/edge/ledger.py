@@ -1,0 +1,153 @@
+"""What must stay on the device beside a store of photographs: the seed, and which feature is which face."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crafter_pl.crafting.noise import keyed_bits
+from crafter_pl.data.store import write_file
+from crafter_pl.edge.faces import Place
+from crafter_pl.edge.photos import shown
+from crafter_pl.errors import UserError
+
+_VERSION = 1
+_ORDER = 2**40  # a stream of keyed numbers that no defence uses
+
+
+@dataclass
+class Face:
+    """A face found: where, under which index its feature is stored, and why it is left out after all."""
+
+    place: Place
+    index: int = -1
+    lost: str | None = None
+
+
+@dataclass
+class Photo:
+    """A photograph looked at: its size in bytes and time of change, and its faces or why there is none."""
+
+    stamp: list[int]
+    faces: list[Face] = field(default_factory=list)
+    skipped: str | None = None
+
+
+class Ledger:
+    """The file `OUT.private.json`, mode 0600, beside the store OUT: what an interrupted `protect` goes on by.
+
+    Attributes:
+        file: where it is.
+        settings: what the features depend on besides the photographs and the seed.
+        seed: of the crafting noise and of the order.
+        photos: by absolute path.
+        planned: all photographs have been looked at, and the indices given out.
+    """
+
+    def __init__(self, store: Path, settings: dict[str, Any], seed: int | None) -> None:
+        """Read the ledger of a store that was begun, or begin one.
+
+        Raises:
+            UserError: it was begun with other settings, or there are features without a ledger.
+        """
+        self.store, self.file = store, private_file(store)
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.photos: dict[str, Photo] = {}
+        self.planned = False
+        if self.file.is_file():
+            self._read(seed)
+            return
+        if any(store.iterdir()):
+            raise UserError(
+                f"{store} is not empty, and {self.file}, which would say of which photographs it is, is "
+                "missing: choose another --out"
+            )
+        self.seed = secrets.randbits(63) if seed is None else seed
+
+    def _read(self, seed: int | None) -> None:
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+            if content["version"] != _VERSION:
+                raise ValueError(f"version {content['version']}")
+            self.seed, self.planned = int(content["seed"]), bool(content["planned"])
+            for path, photo in content["photos"].items():
+                faces = [Face(Place(**face.pop("place")), **face) for face in photo.pop("faces")]
+                self.photos[path] = Photo(faces=faces, **photo)
+            there = dict(content["settings"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.file} cannot be read ({error}): delete it and {self.store}, or choose another --out"
+            ) from error
+        other = [
+            f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} here"
+            for key in sorted(there.keys() | self.settings.keys())
+            if there.get(key) != self.settings.get(key)
+        ]
+        if seed not in (None, self.seed):
+            other.append("protect.seed: another")
+        if other:
+            head = (
+                f"{self.store} was begun with other settings or another checkpoint; give the same, choose "
+                f"another --out, or delete it and {self.file}:"
+            )
+            raise UserError("\n  ".join([head, *other]))
+
+    def save(self) -> None:
+        """Write it, atomically, for its owner's eyes alone."""
+        content = {
+            "version": _VERSION,
+            "note": "private: keep it on the device, it undoes part of the protection",
+            "seed": self.seed,
+            "planned": self.planned,
+            "settings": self.settings,
+            "photos": {path: asdict(photo) for path, photo in self.photos.items()},
+        }
+        write_file(self.file, (json.dumps(content, indent=1) + "\n").encode(), mode=0o600)
+
+    def plan(self, listed: list[str]) -> None:
+        """Give the faces of the photographs `listed` their indices, in an order drawn from the seed.
+
+        Neighbours in a folder are often pictures of one person, or faces of one picture. The index is in the
+        store, and whoever has it must not see who was beside whom.
+        """
+        self.photos = {path: self.photos[path] for path in listed}
+        faces = self.faces()
+        order = keyed_bits(self.seed, torch.arange(len(faces)), 1, stream=_ORDER)[:, 0].argsort(stable=True)
+        for index, row in enumerate(order.tolist()):
+            faces[row].index = index
+        self.planned = True
+        self.save()
+
+    def faces(self) -> list[Face]:
+        """All faces, photograph by photograph."""
+        return [face for photo in self.photos.values() for face in photo.faces]
+
+    def batches(self, size: int) -> list[list[tuple[str, Face]]]:
+        """The faces with their photographs in the order of the index, `size` at a time."""
+        pairs = [(path, face) for path, photo in self.photos.items() for face in photo.faces]
+        pairs.sort(key=lambda pair: pair[1].index)
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def counts(self) -> dict[str, int]:
+        """How many photographs, or faces of one, were left out for each reason."""
+        reasons = [photo.skipped for photo in self.photos.values() if photo.skipped]
+        reasons += [face.lost for face in self.faces() if face.lost]
+        return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+
+    def refuse_new(self, listed: list[str]) -> None:
+        """Raises UserError where there are photographs that the store was not begun with."""
+        if new := [path for path in listed if path not in self.photos]:
+            raise UserError(
+                f"{len(new)} of the photographs are new since {self.store} was begun, {shown(new[0])} first: "
+                "protect them into another --out, or give the old ones alone"
+            )
+
+
+def private_file(store: Path) -> Path:
+    """Where the ledger of a store is."""
+    return store.with_name(f"{store.name}.private.json")

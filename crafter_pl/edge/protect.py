@@ -1,0 +1,288 @@
+"""`protect`: photographs to a feature store, one by one, whatever is among them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crafter_pl.data.store import MANIFEST, shard_done, shard_name, write_manifest, write_shard
+from crafter_pl.edge.faces import NO_FACE, cut
+from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
+from crafter_pl.edge.listing import photographs
+from crafter_pl.edge.photos import MAX_PIXELS, Refused, open_photo, shown
+from crafter_pl.edge.protector import Protector
+from crafter_pl.errors import UserError
+from crafter_pl.progress import Steps
+from crafter_pl.runner import Crafting
+
+_SAVE_EVERY = 2.0  # seconds of looking for faces that a kill may cost
+
+
+def protect_photos(
+    photos: list[str],
+    out: str,
+    checkpoint: str | None = None,
+    experiment: str = "synthetic",
+    runs_dir: str = "runs",
+    protect: Crafting = Crafting(),  # noqa: B008 (never changed)
+    faces: Literal["largest", "all", "none"] = "largest",
+    margin: float = 0.0,
+    min_confidence: float = 0.9,
+    min_size: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    no_face: Literal["skip", "error"] = "skip",
+    batch_size: int = 16,
+    device: str = "auto",
+) -> Path:
+    """Find the faces in photographs, protect their features, and write a feature store.
+
+    A photograph that cannot be used is reported and left out; the others go on. Interrupted, the same command
+    goes on where it stopped. What must stay on the device, the seed and which feature is which photograph, is
+    in OUT.private.json beside the store, and not in it.
+
+    Args:
+        photos: files, and folders that are searched with all below them.
+        out: folder of the feature store.
+        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
+        experiment: folder under runs_dir where the default checkpoint is looked for.
+        runs_dir: folder of all runs.
+        protect: how the defence is to protect; its seed is drawn from the system's entropy if not given.
+        faces: of each photograph the largest face, all, or none: it is a face already.
+        margin: how much more around the face than in CelebA's or LFW's official crop, on each side, as a
+            share of the crop's side.
+        min_confidence: of the face detector, from 0 to 1.
+        min_size: smaller faces and pictures, in pixels, are left out.
+        max_pixels: larger photographs are left out, before they are decoded.
+        no_face: skip a photograph without a face, or stop there (error).
+        batch_size: faces crafted together, and so a shard of the store.
+        device: auto, cpu, cuda, cuda:1, ...
+
+    Returns:
+        The store.
+
+    Raises:
+        UserError: no face at all could be protected, or what is in OUT already was begun otherwise.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}; give at least 1")
+    given = Path(checkpoint or Path(runs_dir) / experiment / "crafter" / "checkpoints" / "best.ckpt")
+    protector = Protector.load(
+        given,
+        device=device,
+        faces=faces,
+        margin=margin,
+        min_confidence=min_confidence,
+        min_size=min_size,
+        max_pixels=max_pixels,
+        **{key: value for key, value in asdict(protect).items() if value is not None},
+    )
+    if protector.defense.trained_on[1] == "synthetic":
+        print(f"note: {given} was trained on faces drawn by code, not on photographs", flush=True)
+    made = protector.manifest()
+    looks: dict[str, Any] = {"faces": faces, "margin": margin, "min_confidence": min_confidence}
+    looks |= {"min_size": min_size, "max_pixels": max_pixels, "batch_size": batch_size}
+    store = Path(os.path.realpath(os.path.expanduser(out)))
+    with _alone(store):
+        flat = {key: value for key, value in made.items() if key != "settings"}
+        flat |= {f"protect.{key}": value for key, value in made["settings"].items()}
+        ledger = Ledger(store, {**looks, **flat}, protect.seed)
+        protector.use_seed(ledger.seed)
+        listed, refused = photographs(photos, {store, private_file(store)})
+        if not listed and not refused:
+            raise UserError("no photographs given: python -m crafter_pl protect PHOTOS... --out STORE")
+        for path, why in refused:
+            print(f"skipped {shown(path)}: {why}", flush=True)
+        if ledger.planned:
+            ledger.refuse_new(listed)
+        else:
+            _look(protector, ledger, listed, stop=no_face == "error")
+            ledger.plan(listed)
+        shards, cost, crafted = _craft(protector, ledger, batch_size)
+        counts = ledger.counts()
+        for _, why in refused:
+            counts[why.kind] = counts.get(why.kind, 0) + 1
+        left_out = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        if not shards:
+            ledger.file.unlink()
+            raise UserError(f"no face could be protected (skipped: {left_out}); nothing was written")
+        if crafted or not (store / MANIFEST).is_file():
+            text = json.dumps([made, looks], sort_keys=True)  # not the seed, which a hash would betray
+            made |= {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+            write_manifest(store, {**made, "count": sum(shards.values()), "shards": shards, "cost": cost})
+        else:
+            print(f"{shown(out)} is complete already", flush=True)
+    of = sum(any(face.lost is None for face in photo.faces) for photo in ledger.photos.values())
+    print(
+        f"protected {sum(shards.values())} faces of {of} photographs in {shown(out)}; skipped: "
+        f"{left_out or 'none'}\nkeep {shown(ledger.file)} on this device: it holds the seed, and which "
+        "feature is which photograph",
+        flush=True,
+    )
+    return Path(out)
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Makes the store's folder, lets one process work in it, and leaves none behind that is empty."""
+    store.mkdir(parents=True, exist_ok=True)
+    folder = os.open(store, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing {shown(store)}: wait for it, or choose another --out"
+            ) from error
+        for file in [*store.glob("*.tmp"), *store.parent.glob(f"{private_file(store).name}.*.tmp")]:
+            file.unlink()  # of a process that was killed
+        try:
+            yield
+        finally:
+            if not any(store.iterdir()) and not private_file(store).exists():
+                store.rmdir()
+    finally:
+        os.close(folder)
+
+
+def _look(protector: Protector, ledger: Ledger, listed: list[str], stop: bool) -> None:
+    """The first pass: opens each photograph and finds its faces.
+
+    Raises:
+        UserError: there is none in one of them, and `stop`.
+    """
+    steps = Steps("looking for faces", len(listed), unit="photographs")
+    saved = time.monotonic()
+    try:
+        for path in listed:
+            known = path in ledger.photos
+            if not known:
+                ledger.photos[path] = _examine(protector, path, steps)
+            if stop and ledger.photos[path].skipped == NO_FACE:
+                raise UserError(f"{shown(path)}: {NO_FACE}; remove it, or give --no_face skip")
+            steps.step(done_before=known)
+            if time.monotonic() - saved > _SAVE_EVERY:
+                ledger.save()
+                saved = time.monotonic()
+    finally:
+        steps.close()
+        ledger.save()
+
+
+def _examine(protector: Protector, path: str, steps: Steps) -> Photo:
+    """What is to be remembered of one photograph; says what was odd."""
+    photo = Photo(_stamp(path))
+    try:
+        picture, notes = open_photo(Path(path), protector.max_pixels)
+        photo.faces = [Face(place) for place in protector.finder.find(picture)]
+        for note in notes:
+            steps.say(f"note: {shown(path)}: {note}")
+    except Refused as refused:
+        photo.skipped = refused.kind
+        steps.say(f"skipped {shown(path)}: {refused}")
+    return photo
+
+
+def _stamp(path: str) -> list[int]:
+    """Size and time of change of a file; nothing where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _craft(
+    protector: Protector, ledger: Ledger, batch_size: int
+) -> tuple[dict[str, int], dict[str, float | None], bool]:
+    """The second pass: protects the faces batch by batch and writes the shards that are missing.
+
+    Returns:
+        The shards with their sizes, the cost, and whether anything was left to do.
+    """
+    batches = ledger.batches(batch_size)
+    steps = Steps("protecting", sum(map(len, batches)), unit="faces")
+    shards: dict[str, int] = {}
+    seconds, count = 0.0, 0
+    try:
+        for number, batch in enumerate(batches):
+            index = _index(batch)
+            there = len(index) > 0 and shard_done(ledger.store, number, index)
+            if not there:
+                began = time.perf_counter()
+                index, features = _protect(protector, ledger, batch, steps)
+                seconds, count = seconds + time.perf_counter() - began, count + len(index)
+                if len(index):
+                    write_shard(ledger.store, number, features, index)
+            if len(index):
+                shards[shard_name(number)] = len(index)
+            steps.step(len(batch), done_before=there)
+    finally:
+        steps.close()
+    for file in ledger.store.glob("shard-*.safetensors"):
+        if file.name not in shards:  # all its faces are lost
+            file.unlink()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        shards,
+        {"seconds_per_image": seconds / count if count else None, "peak_memory_mb": memory},
+        count > 0,
+    )
+
+
+def _index(batch: list[tuple[str, Face]]) -> Tensor:
+    """The indices of a batch's faces that are not lost, int64 `(n,)`."""
+    return torch.tensor([face.index for _, face in batch if face.lost is None], dtype=torch.int64)
+
+
+def _protect(
+    protector: Protector, ledger: Ledger, batch: list[tuple[str, Face]], steps: Steps
+) -> tuple[Tensor, Tensor]:
+    """The indices of a batch's faces and their features; faces that cannot be protected are lost."""
+    lost_before = sum(face.lost is not None for _, face in batch)
+
+    def lose(path: str, face: Face, kind: str, why: str) -> None:
+        face.lost = kind
+        steps.say(f"skipped {shown(path)}: {why}")
+
+    pictures = []
+    for path, face in batch:
+        if face.lost is not None:
+            continue
+        try:
+            if _stamp(path) != ledger.photos[path].stamp:
+                raise Refused("gone or changed", "since its face was found")
+            pictures.append(
+                cut(open_photo(Path(path), protector.max_pixels)[0], face.place, protector.image_size)
+            )
+        except Refused as refused:
+            lose(path, face, refused.kind, str(refused))
+    index = _index(batch)
+    features = torch.empty(0, *protector.feature_shape)
+    if pictures:
+        try:
+            features = protector.craft(torch.stack(pictures), index)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"no memory left on the device for {len(index)} faces: give a smaller --batch_size and "
+                "another --out"
+            ) from error
+        finite = features.flatten(1).isfinite().all(1)
+        for path, face in batch:
+            if face.index in index[~finite].tolist():
+                lose(path, face, "not protected", "crafting gave no finite feature")
+        index, features = index[finite], features[finite]
+    if sum(face.lost is not None for _, face in batch) > lost_before:
+        ledger.save()  # before the shard: a resumed run must expect the same faces in it
+    return index, features

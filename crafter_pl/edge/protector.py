@@ -1,0 +1,146 @@
+"""A trained defence and all that stands before it on the device: `Protector.load(path).protect(image)`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.audit.team import Team
+from crafter_pl.data.store import PHOTOGRAPHS
+from crafter_pl.defenses.base import PROTECT, Defense, load_defense
+from crafter_pl.edge.faces import Finder, cut
+from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
+from crafter_pl.errors import UserError
+
+
+class Protector:
+    """Turns photographs into features that may leave the device.
+
+    Attributes:
+        defense: the trained defence.
+        finder: what finds the faces.
+        seed: of the crafting noise, which is keyed by (seed, running number of the face): secret, since who
+            knows it can undo or narrow down some defences.
+        feature_shape: `(C, h, w)` of what `protect` returns.
+    """
+
+    def __init__(
+        self, defense: Defense, finder: Finder, max_pixels: int = MAX_PIXELS, seed: int | None = None
+    ) -> None:
+        if not 1 <= max_pixels <= PILLOWS_LIMIT:
+            raise UserError(f"--max_pixels {max_pixels}: give 1 to {PILLOWS_LIMIT}")
+        self.defense, self.finder, self.max_pixels = defense, finder, max_pixels
+        self.seed = secrets.randbits(63) if seed is None else seed
+        self.feature_shape: tuple[int, ...] = defense.task.feature_shape
+        self._count = 0
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        device: str = "auto",
+        faces: str = "largest",
+        margin: float = 0.0,
+        min_confidence: float = 0.9,
+        min_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
+        **protect: Any,  # noqa: ANN401 (numbers and names)
+    ) -> Protector:
+        """Load a defence of any kind from its checkpoint.
+
+        Args:
+            checkpoint: of the defence; the upstream checkpoints that it names must be where they were.
+            device: auto, cpu, cuda, cuda:1, ...
+            faces: `largest` face of a picture, `all`, or `none` where the picture is a face already.
+            margin: how much more around the face than in CelebA's or LFW's official crop, see `Finder`.
+            min_confidence: of the face detector.
+            min_size: smallest face, in pixels of the picture.
+            max_pixels: larger photographs are refused.
+            protect: what `predict` has as `--protect.*`: `beta`, `steps`, `method`, `critic`, `precision`,
+                `seed` (from the system's entropy if not given).
+
+        Raises:
+            UserError: no such checkpoint or device, or an option that this defence does not have.
+        """
+        from crafter_pl.runner import import_stages
+
+        import_stages()
+        if strange := sorted(protect.keys() - {*PROTECT, "seed"}):
+            raise UserError(f"no option {', '.join(strange)}; a defence has {', '.join((*PROTECT, 'seed'))}")
+        device = Team(device).device
+        defense = load_defense(checkpoint).to(device)
+        source = defense.trained_on[1]
+        finder = Finder(faces, min_confidence, min_size, margin, source, device)
+        protector = cls(defense, finder, max_pixels, protect.get("seed"))
+        defense.protect_options = {**protect, "seed": protector.seed}
+        defense.protection()  # refuses options that it does not have
+        return protector
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures that the encoder takes."""
+        return int(self.defense.task.hparams["image_size"])
+
+    def use_seed(self, seed: int) -> None:
+        """Key the noise by another seed."""
+        self.seed = seed
+        self.defense.protect_options = {**self.defense.protect_options, "seed": seed}
+
+    def manifest(self) -> dict[str, Any]:
+        """What a store of photographs says of what made it: like `predict`'s, but without the seed."""
+        made = self.defense.manifest("", PHOTOGRAPHS)
+        del made["seed"]
+        made["settings"] = {key: value for key, value in made["settings"].items() if key != "seed"}
+        return made
+
+    def protect(self, image: Any) -> Tensor:  # noqa: ANN401 (see Args)
+        """The protected features of the faces in one picture.
+
+        Each call draws noise of its own: two calls with one picture give different features wherever the
+        defence draws any.
+
+        Args:
+            image: a path; a PIL image; or pixels, uint8 or float in [0, 1], `(H, W, 3)` or `(3, H, W)`, as an
+                array or tensor.
+
+        Returns:
+            Float32 `(K, C, h, w)` on the CPU: one feature, or with `faces="all"` one a face, the largest
+            first.
+
+        Raises:
+            UserError: the picture cannot be read, or there is no face in it.
+        """
+        where = "the image given"
+        try:
+            if isinstance(image, (str, Path)):
+                where = shown(image)
+                picture = open_photo(Path(image), self.max_pixels)[0]
+            else:
+                picture = to_picture(image)
+            places = self.finder.find(picture)
+        except Refused as refused:
+            raise UserError(f"{where}: {refused}") from refused
+        faces = torch.stack([cut(picture, place, self.image_size) for place in places])
+        index = torch.arange(self._count, self._count + len(faces))
+        self._count += len(faces)
+        return self.craft(faces, index)
+
+    def craft(self, faces: Tensor, index: Tensor) -> Tensor:
+        """Protected features of cut faces.
+
+        Args:
+            faces: uint8 `(N, 3, S, S)`.
+            index: int64 `(N,)`, which key the noise.
+
+        Returns:
+            Float32 `(N, C, h, w)` on the CPU.
+        """
+        device = self.defense.device
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.defense.protect(faces.to(device).float().div(255), index.to(device))
+        return features.detach().float().cpu()
