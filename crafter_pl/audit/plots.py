@@ -199,7 +199,9 @@ def pareto(report: Report) -> bytes | None:
                 np.array([_errors(entry[key]["mean_auc"]) for entry in own]).T if own else None,
                 label="unprotected" if name == "none" else name.replace("_", " "),
                 color=colour,
-                marker="*" if name == "none" else MARKERS[(number - 1) % len(MARKERS)],
+                marker="*"
+                if name == "none"
+                else MARKERS[(number - 1 + (number - 1) // len(COLOURS)) % len(MARKERS)],
                 mfc="white" if any(entry.get("retrains") for entry in own) else colour,
                 ms=7,
                 capsize=2,
