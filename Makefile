@@ -25,8 +25,8 @@ check: $(STAMP) ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## the tests, on two processes; a file's tests stay together
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
