@@ -245,6 +245,9 @@ def test_verification():
     assert tar.item() == pytest.approx(by_hand.item(), abs=1e-6) and 0.1 < tar < 0.9
     wins = (score[same][:, None] > score[~same]).float().mean()
     assert auc.item() == pytest.approx(wins.item(), abs=1e-3)
+    score = (random[first] * random[second]).sum(1)  # half of them below 0
+    wins = (score[same][:, None] > score[~same]).float().mean()
+    assert verification(random, people)[1].item() == pytest.approx(wins.item(), abs=1e-3)
     chance = [pytest.approx(0.01), 0.5]
     assert [float(x) for x in verification(random, torch.zeros(100, dtype=torch.long))] == chance
     assert [float(x) for x in verification(random, torch.arange(100))] == chance

@@ -14,6 +14,7 @@ import crafter_pl
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.edge import protect as verb
+from crafter_pl.edge import protector as protector_module
 from crafter_pl.edge.faces import Finder, Place
 from crafter_pl.edge.ledger import private_file
 from crafter_pl.edge.photos import Refused
@@ -22,6 +23,19 @@ from crafter_pl.errors import UserError
 from crafter_pl.progress import Steps
 
 FACES = 11
+LOADED = {}
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch):
+    """A defence that one of these tests has loaded is not read again by the next: half of their time."""
+
+    def load(path, plain=protector_module.load_defense):
+        if str(path) not in LOADED:
+            LOADED[str(path)] = plain(path)
+        return LOADED[str(path)]
+
+    monkeypatch.setattr(protector_module, "load_defense", load)
 
 
 @pytest.fixture
@@ -43,7 +57,7 @@ def go(tiny, folder):
         place = ["--out", str(folder.parent / out), "--checkpoint", tiny.ckpt("crafter")]
         return [
             *("protect", *map(str, photos), *place),
-            *("--faces", "none", "--batch_size", "4", "--device", "cpu", *more),
+            *("--faces", "none", "--batch_size", "4", "--device", "cpu", "--protect.steps", "1", *more),
         ]
 
     run = lambda *more, **kwargs: main(command(*more, **kwargs))  # noqa: E731
@@ -80,8 +94,8 @@ def test_a_folder_becomes_a_store(go, folder, tiny, capsys):
     assert sorted(order) == list(range(FACES)) and order != sorted(order)
     # Each feature is what the defence makes of its own photograph, keyed by the ledger's seed and index.
     seed = ledger_of(store)["seed"]
-    protector = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", seed=seed)
-    plain = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", seed=seed).defense.task
+    protector = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", seed=seed, steps=1)
+    plain = protector.defense.task
     for name, (where,) in indices(store).items():
         image = np.asarray(Image.open(next(folder.rglob(name)))).transpose(2, 0, 1)
         face = torch.from_numpy(image.copy())[None]

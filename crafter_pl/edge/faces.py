@@ -143,7 +143,9 @@ class Finder:
         if not 0.7 * usual <= side <= 1.4 * usual:
             side, angle = usual, 0.0
             centre = complex((box[0] + box[2]) / 2, (box[1] + box[3]) / 2 - _UP * usual)
-        return Place(centre.real, centre.imag, side * (1 + 2 * self.margin), angle)
+        return Place(
+            float(centre.real), float(centre.imag), float(side) * (1 + 2 * self.margin), float(angle)
+        )
 
 
 def cut(photo: Image.Image, place: Place, image_size: int) -> Tensor:
