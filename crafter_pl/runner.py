@@ -267,17 +267,22 @@ class StageCLI(LightningCLI):
         Raises:
             UserError: what is there was trained with other settings.
         """
-        line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        line = self._last_line()
         if line:
             self.checkpoint()
         return line is not None
 
     def finished(self) -> bool:
         """The same; says so."""
-        line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        line = self._last_line()
         if line:
             _say(f"{self.name} {line}")
         return line is not None
+
+    def _last_line(self) -> str | None:
+        if self.verb != "fit":
+            return None
+        return resume.finished(self.run_dir, self.options.trainer.max_epochs)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to start from; None: train from the beginning.
