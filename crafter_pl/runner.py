@@ -49,6 +49,7 @@ class Crafting:
         method: what crafts (`crafter`, `crafter_z`, `answers` or `reference`).
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
         precision: of crafting: `bf16`, `float32` or `float64`.
+        refine_steps: of the crafting generator: outer steps of Crafter after its one pass.
         seed: seed of the crafting noise.
     """
 
@@ -57,6 +58,7 @@ class Crafting:
     method: str | None = None
     critic: str | None = None
     precision: str | None = None
+    refine_steps: int | None = None
     seed: int | None = None
 
 
