@@ -1,14 +1,14 @@
-"""Times crafting: the released algorithm, the default and its variants, on the same nets and faces, in one run.
+"""Times crafting: the released algorithm, the default and its variants, on the same nets and faces.
 
-    python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--faces N] [--batch 1 8 64 128] [--json FILE] [--growth FOLDER]
+    python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--faces N] [--batch 1 8 64 128] [--json FILE]
 
-For each way to craft: seconds a picture, what that is in forward passes of the edge encoder (counted operations:
-no property of the machine), the most memory, and what the crafted private_test faces are worth: mean AUC of the
-unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the black-box
-attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all cost the same:
-it is timed for --reference-steps of them and multiplied, which is said; its quality is that after
---reference-quality steps (0: not measured). --growth times crafting against pictures, batch, latent size and
-picture size, with untrained nets, and draws a plot of each.
+For each way to craft: seconds a picture, what that is in forward passes of the edge encoder (counted: no
+property of the machine), the most memory, and what the crafted private_test faces are worth: mean AUC of
+the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
+black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
+cost the same: it is timed for --reference-steps of them and multiplied, which is said; its quality is that
+after --reference-quality steps (0: not measured). --growth FOLDER times crafting against pictures, batch,
+latent size and picture size, with untrained nets, and draws a plot of each.
 
 Every figure comes from a process of its own, one after another. --only NAME… takes some of the variants.
 """
@@ -67,7 +67,7 @@ def synchronised(device: str) -> float:
 
 
 def defense(args: argparse.Namespace, name: str) -> Defense:
-    """The variant, ready to protect; a name that is no variant is a crafting generator's run, or run:REFINE."""
+    """The variant, ready to protect; another name is a crafting generator's run, or run:REFINE."""
     if name in VARIANTS:
         options, changes = VARIANTS[name]
         stage = load_stage(args.ckpt, Crafter)
