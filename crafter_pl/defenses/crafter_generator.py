@@ -255,7 +255,8 @@ class CrafterGenerator(Defense):
         Raises:
             UserError: `predict` was told to change what cannot be changed after training.
         """
-        self.refuse_crafters_options("beta", own=("refine_steps",))
+        same = self.protect_options.get("beta") == self.hparams["beta"]
+        self.refuse_crafters_options("beta", own=("refine_steps", "beta") if same else ("refine_steps",))
         kept = {name: self.hparams[name] for name in self.kept}
         return {**kept, "refine_steps": self.refine_steps, "seed": self.seed_in_force()}
 
