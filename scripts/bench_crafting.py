@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
 from crafter_pl.audit import inputs, metrics
@@ -107,13 +108,31 @@ def protect(
     return torch.cat(parts).float().cpu(), seconds
 
 
+class Operations(TorchDispatchMode):
+    """Counts the multiplications and additions of products and convolutions, those of any gradient too.
+
+    `FlopCounterMode` has the formulas, but cannot follow `autograd.grad`.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Does the operation and counts it."""
+        made = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
 def operations(stage: Defense, image: torch.Tensor, index: torch.Tensor) -> float:
     """Multiplications and additions of crafting one picture, in forward passes of the edge encoder."""
-    with FlopCounterMode(display=False) as encoder, torch.no_grad():
+    with Operations() as encoder, torch.no_grad():
         stage.task.edge(image)
-    with FlopCounterMode(display=False) as whole:
+    with Operations() as whole:
         stage.protect(image, index)
-    return whole.get_total_flops() / encoder.get_total_flops()
+    return whole.total / encoder.total
 
 
 def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def build(tiny):
 
     def go(**settings):
         torch.manual_seed(0)
-        settings = {"width": 8, "start_steps": 2, **settings}
+        settings = {"sees": "features", "beta": 0.1, "width": 8, "start_steps": 2, **settings}
         return CrafterGenerator(**tiny.upstream("task", "crafter"), **settings)
 
     return go

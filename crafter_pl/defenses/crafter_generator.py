@@ -38,8 +38,8 @@ class CrafterGenerator(Defense):
     move it along: ``L_p``'s hypergradient through the inversion of F, ``beta`` times that of ``|F - x|^2 /
     d`` and ``task_weight`` times that of the cloud's answers. What T gets to see is the protection:
 
-    - ``features``: x is ``Enc(X)``, c the noise. Whatever T leaves of ``Enc(X)`` may be undone by a decoder
-      that learns from crafted pairs.
+    - ``features``: x is ``Enc(X)``, c the noise. A decoder that learns from crafted pairs undoes it, with or
+      without noise and an adversary in the loop: no protection, kept for comparison (docs/defenses.md).
     - ``answers``: x is ``Enc(G(noise))``, the feature of a random prior face, c the cloud's answers for the
       picture, as in Crafter's method ``answers``. The picture reaches F through these answers alone, so no
       attacker learns more of it. There is nothing for the critic to do, and no inversion in training.
@@ -75,8 +75,8 @@ class CrafterGenerator(Defense):
         self,
         task_ckpt: str | None = None,
         crafter_ckpt: str | None = None,
-        sees: str = "features",
-        beta: float = 0.1,
+        sees: str = "answers",
+        beta: float = 0.001,
         task_weight: float = 0.5,
         width: int = 64,
         lr: float = 5e-4,
