@@ -1,4 +1,4 @@
-"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, protect, and audit.
+"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, and verbs of our own.
 
 This module is light on purpose: torch and Lightning are imported when a verb needs them.
 """
@@ -24,7 +24,7 @@ from crafter_pl.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-FUNCTIONS = ("protect", "audit", "benchmark", "report")  # the verbs that are functions
+FUNCTIONS = ("protect", "export", "audit", "benchmark", "report")  # the verbs that are functions
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
@@ -32,6 +32,7 @@ VERBS = {
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "protect": "find the faces in photographs, protect their features and write a feature store",
+    "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "write an audit's page, table and plots again from its report.json",
@@ -138,10 +139,12 @@ def _call(verb: str, *args: str) -> None:
     from crafter_pl.audit.audit import audit
     from crafter_pl.audit.report import rebuild
     from crafter_pl.benchmark.benchmark import benchmark
+    from crafter_pl.edge.export import export
     from crafter_pl.edge.protect import protect_photos
 
     functions: dict[str, Callable[..., Any]] = {
         "protect": protect_photos,
+        "export": export,
         "audit": audit,
         "benchmark": benchmark,
         "report": rebuild,

@@ -30,6 +30,7 @@ class AdaptiveBlackBox(AdaptiveStage):
         method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
         precision: the same for ``--protect.precision``.
+        transport: the same for ``--protect.transport``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 70 and more in all).
@@ -57,6 +58,7 @@ class AdaptiveBlackBox(AdaptiveStage):
         method: str | None = None,
         critic: str | None = None,
         precision: str | None = None,
+        transport: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,

@@ -11,6 +11,7 @@ from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
+from crafter_pl.nets.noisy import Noisy
 from crafter_pl.nets.oracle import OracleNet, to_grey
 from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
@@ -28,6 +29,7 @@ __all__ = [
     "ImageEncoder",
     "InceptionFeatures",
     "MutualInformation",
+    "Noisy",
     "OracleNet",
     "PaperDecoder",
     "ResidualDecoder",
