@@ -4,7 +4,11 @@ from experiment import CONF, DATA
 from safetensors.torch import load_file, save_file
 from test_data_store import SHAPE, manifest_of
 
+from crafter_pl.attacks.base import fits
 from crafter_pl.attacks.queries import Queries
+from crafter_pl.attacks.surrogate import DefenseSurrogate
+from crafter_pl.attacks.through_defence import ThroughDefenceAttack
+from crafter_pl.audit.targets import Published
 from crafter_pl.cli import main
 from crafter_pl.data import store
 from crafter_pl.data.datamodule import FacesDataModule
@@ -139,3 +143,19 @@ def test_attackers_queries_travel_alike(noise, tmp_path):
     defense.protect_options = {"transport": "int4"}
     with pytest.raises(UserError, match="transport 'int4' is unknown: choose from float32, float16, int8"):
         defense.in_force()
+
+
+def test_attackers_know_the_transport(noise):
+    """Those that adapt are told of it, and only one that has learnt from such features fits."""
+    folder = noise.folder / "features" / "private_test-int8"
+    assert noise("predict", "--protect.transport", "int8", "--protect.out", str(folder)) == 0
+    target, notes = Published(noise.folder.parent, "cpu").target(str(folder), store.read_manifest(folder))
+    assert not notes and target.defense.transport == "int8"
+    for transport in (None, "float16", "int8"):
+        stage = DefenseSurrogate(str(noise.checkpoint), transport=transport)
+        assert stage.defense.transport == (transport or "float32")
+        assert fits(stage.against, target) == (transport == "int8")
+    attack = ThroughDefenceAttack()
+    attack.resolve(noise.folder.parent)
+    with pytest.raises(UserError, match=r"--name surrogate-noise-int8 --model.init_args.transport int8"):
+        attack.aim_at(target)

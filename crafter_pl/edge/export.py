@@ -45,11 +45,11 @@ def export(
     protect: Crafting = Crafting(),  # noqa: B008 (never changed)
     format: Literal["all", "torch"] = "all",
 ) -> Path:
-    """Write the edge encoder of a defence, and the defence itself if it is one forward pass, as graphs.
+    """Write the edge encoder, which ALONE DOES NOT PROTECT, and the defence if it is one forward pass.
 
     OUT holds `encoder` and `protect`, each as `.pt2` (torch.export) and `.onnx`, export.json and a README.
     The first dimension of every input and output is the number of pictures, from 1. Of a defence that
-    protects by an optimisation, as Crafter does, there is the encoder alone, WHICH DOES NOT PROTECT.
+    protects by an optimisation, as Crafter does, there is the encoder alone.
 
     Args:
         out: folder to be made; one that is there already is refused, unless it holds this very export.

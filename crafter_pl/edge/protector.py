@@ -110,7 +110,7 @@ class Protector:
 
         Returns:
             Float32 `(K, C, h, w)` on the CPU: one feature, or with `faces="all"` one a face, the largest
-            first.
+            first. `transport` is for stores: `data.transport.encode` codes them for a wire of your own.
 
         Raises:
             UserError: the picture cannot be read, or there is no face in it.
