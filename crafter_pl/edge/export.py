@@ -231,8 +231,8 @@ def _figures(about: dict[str, Any]) -> str:
 def _readme(made: dict[str, Any]) -> str:
     """What somebody must know who has this folder alone."""
     blocks = ["# Edge graphs by crafter_pl", f"**{_UNPROTECTED}**"]
-    sent = "What `protect` gives may be sent." if made["protects"] else "Nothing here protects."
-    blocks.append(f"The defence is `{made['defense']}`. {sent}")
+    sent = "`protect` gives what it sends; an audit says how much that hides"
+    blocks.append(f"The defence is `{made['defense']}`: {sent if made['protects'] else 'it is not in here'}.")
     for name, about in made["graphs"].items():
         takes = ", ".join(f"`{key}` {tuple(sizes)}" for key, sizes in about["inputs"].items())
         text = f"{takes} -> `features` {tuple(about['output'])}, float32, N from 1".replace("'", "")
