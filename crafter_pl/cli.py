@@ -1,4 +1,4 @@
-"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, protect, and audit.
+"""One entrance: Lightning's verbs fit, validate, test and predict for every stage, and verbs of our own.
 
 This module is light on purpose: torch and Lightning are imported when a verb needs them.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FUNCTIONS = {  # the verbs that are functions, and where these are
     "protect": "crafter_pl.edge.protect:protect_photos",
+    "export": "crafter_pl.edge.export:export",
     "audit": "crafter_pl.audit.audit:audit",
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
     "report": "crafter_pl.audit.report:rebuild",
@@ -37,6 +38,7 @@ VERBS = {
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "protect": "find the faces in photographs, protect their features and write a feature store",
+    "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "write an audit's page, table and plots again from its report.json",

@@ -22,6 +22,7 @@ from crafter_pl import resume
 from crafter_pl.cli import VERBS
 from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.transport import Transport
 from crafter_pl.errors import UserError
 from crafter_pl.progress import Board, LineProgress
 from crafter_pl.stages.base import Stage, load_stage, named_run
@@ -69,10 +70,12 @@ class Protect(Crafting):
     Args:
         out: folder of the feature store.
         name: how reports call this set of features.
+        transport: how the features travel: `float32`, `float16` or `int8`.
     """
 
     out: str | None = None
     name: str | None = None
+    transport: Transport | None = None
 
 
 def run(args: list[str]) -> None:

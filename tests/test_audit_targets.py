@@ -35,6 +35,8 @@ class FakeDefense:
         seeded = {"seed": self.protect_options["seed"]} if "seed" in self.protect_options else {}
         return {"beta": self.protect_options.get("beta", 9.0), "steps": 5, **seeded}
 
+    in_force = protection
+
     def edge_module(self) -> torch.nn.Module:
         return torch.nn.Identity()
 

@@ -87,6 +87,7 @@ def test_help_without_torch(args):
         ("validate", ["--runs_dir", "--ckpt_path"]),
         ("test", ["--name", "--ckpt_path"]),
         ("predict", ["--protect.beta", "--protect.critic", "--data.predict_split"]),
+        ("export", ["--checkpoint", "--format", "ALONE DOES NOT PROTECT"]),
         ("audit", ["--config"]),
     ],
 )
@@ -94,7 +95,7 @@ def test_help_of_verbs(verb, words, capsys):
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words)
-    assert ("--protect." in out) == (verb == "predict")
+    assert ("--protect." in out) == (verb in ("predict", "export"))
 
 
 @pytest.mark.parametrize(

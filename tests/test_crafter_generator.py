@@ -1,10 +1,14 @@
 """The crafting generator: what it sees, whose gradient it learns from, refinement; also test_defenses.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from crafter_pl.cli import main
 from crafter_pl.crafting.craft import craft_gradient, start_crafting
+from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import CrafterGenerator, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CraftingNet
@@ -53,15 +57,38 @@ def test_the_net_takes_features_of_any_side(side):
     assert net(torch.randn(2, 6, side, side), torch.randn(2, 5)).shape == (2, 6, side, side)
 
 
-def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces, monkeypatch):
+class Constant(nn.Module):
+    """A cloud that gives all features one answer."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, features):
+        return self.logits.expand(len(features), -1)
+
+
+def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces):
     stage = moved(build(sees="answers"))
     images, index = faces["image"][:4], faces["index"][:4]
-    answers = stage._clean(images)[1]
-    own = stage.protect(images, index)
-    monkeypatch.setattr(stage, "_clean", lambda images: (torch.randn(4, *stage.task.feature_shape), answers))
-    assert torch.equal(own, stage.protect(torch.rand_like(images), index))
-    monkeypatch.setattr(stage, "_clean", lambda images: (None, 1 - answers))
-    assert not torch.allclose(own, stage.protect(images, index), atol=1e-4)
+    own, count = stage.protect(images, index), len(stage.task.hparams["attribute_names"])
+    assert not torch.equal(own, stage.protect(images.flip(0), index))
+    made = []
+    for logits in (torch.zeros(1, count), torch.full((1, count), 3.0)):
+        nets = replace(stage.nets, classifier=Constant(logits))
+        stage.crafter._nets = dict.fromkeys(stage.crafter._nets, nets)
+        made.append(stage.protect(images, index))
+        assert torch.equal(made[-1], stage.protect(torch.rand_like(images), index))
+    assert not torch.allclose(*made, atol=1e-4)
+
+
+def test_its_graph_is_its_pass(build, faces):
+    stage = moved(build(sees="answers"))
+    images, index = faces["image"][:4], faces["index"][:4]
+    noise = keyed_normal(0, index, stage.edge_noise)
+    assert torch.allclose(stage.edge_graph()(images, noise), stage.protect(images, index), atol=1e-5)
+    stage.protect_options = {"refine_steps": 1}
+    assert stage.edge_graph() is None
 
 
 def test_one_that_sees_features_begins_at_them(build, faces):

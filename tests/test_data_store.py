@@ -210,7 +210,8 @@ def test_wrong_count_extra_tensor_wrong_type_and_stranger(written):
         store.read_store(folder)
     save_file({"features": features[:4].double(), "index": index[:4].clone()}, file)
     with pytest.raises(
-        UserError, match=r"shard-00000.safetensors: expected features float32 .* got torch.float64"
+        UserError,
+        match=r"shard-00000.safetensors: expected features \(n, C, h, w\) in float32.* got torch.float64",
     ):
         store.read_store(folder)
     save_file({"features": features[:4].clone(), "index": index[:4].clone()}, file)

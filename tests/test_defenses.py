@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crafter_pl.cli import main
+from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
 from crafter_pl.nets import fold_batchnorm
@@ -82,6 +83,17 @@ def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
     alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
     assert torch.allclose(alone, whole[3:4], atol=1e-5) and not whole.requires_grad
     assert torch.equal(whole, defense.protect(faces["image"], faces["index"]))
+
+
+def test_its_graph_does_what_it_does(trained, faces):
+    name, _, defense = trained
+    graph = defense.edge_graph()
+    assert (graph is None) == (name in ("noise", *CLOAKS))  # Laplace noise
+    if graph is not None:
+        seed, count = defense.seed_in_force() if defense.edge_noise else 0, defense.edge_noise
+        noise = keyed_normal(seed, faces["index"], count)
+        inputs = [faces["image"], *([noise] if count else [])]
+        assert torch.allclose(graph(*inputs), defense.protect(faces["image"], faces["index"]), atol=1e-5)
 
 
 def test_attackers_can_trace_its_encoder(trained, faces):

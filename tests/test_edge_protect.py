@@ -13,6 +13,7 @@ from PIL import Image
 import crafter_pl
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest, read_store
+from crafter_pl.data.transport import received
 from crafter_pl.edge import protect as verb
 from crafter_pl.edge import protector as protector_module
 from crafter_pl.edge.faces import Finder, Place
@@ -129,6 +130,23 @@ def test_nothing_private_is_in_the_store(go, folder):
     del one["cost"], two["cost"]
     assert one == two
     assert indices(folder.parent / "one") != indices(folder.parent / "two")
+
+
+def test_features_travel_in_fewer_bytes(go, folder, capsys):
+    plain, small = folder.parent / "store", folder.parent / "small"
+    assert (
+        go("--protect.seed", "5") == 0 and go("--protect.seed", "5", "--transport", "int8", out="small") == 0
+    )
+    features, _, manifest = read_store(small)
+    assert manifest["dtype"] == manifest["settings"]["transport"] == "int8"
+    assert manifest["cost"]["bytes_per_image"] == features[0].numel() + 8
+    assert torch.equal(features, received(read_store(plain)[0], "int8"))
+    assert sum(file.stat().st_size for file in small.iterdir()) < 0.5 * sum(
+        file.stat().st_size for file in plain.iterdir()
+    )
+    capsys.readouterr()
+    assert go("--protect.seed", "5", "--transport", "float16", out="small") == 2
+    assert "dtype: 'int8' there, 'float16' here" in capsys.readouterr().err
 
 
 def test_seeds_are_drawn_anew(go, folder):

@@ -71,7 +71,7 @@ class AdaptiveStage(Stage):
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
             "defense": self.defense.stage_name,
-            "settings": self.defense.protection(),
+            "settings": self.defense.in_force(),
             "defense_sha256": self.defense.weights_hash(),
         }
         self._val: list[dict[str, Tensor]] | None = None
@@ -322,6 +322,7 @@ class AdaptedAttack(Attack):
         own = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
         checkpoint = Path(own if target.checkpoint is None else target.checkpoint)
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
+        beta += f"-{settings['transport']}" if "transport" in settings else ""
         args += ["--name", f"{self.runs}-{checkpoint.parent.parent.name}{beta}"]
         args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
         taken = inspect.signature(self.stage_class).parameters

@@ -69,6 +69,7 @@ class Queries:
             raise UserError(f"this defence takes pictures of {mine} pixels, the data have {data.image_size}")
         self.defense, self.data, self.seed, self.shard_size = defense, data, seed, shard_size
         about = {**defense.manifest(data.split_hash, ""), "query_seed": seed, "shard_size": shard_size}
+        self.transport: str = about["dtype"]  # what an attacker queries has travelled like what it attacks
         about |= {"source": data.source, "image_size": data.image_size, "crop": data.crop}
         about |= {"code": code_hash(CRAFTING)}
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
@@ -150,7 +151,7 @@ class Queries:
             images = self.images(rows).to(self.defense.device)
             with torch.inference_mode(False), torch.enable_grad():
                 features = self.defense.protect(images, rows.to(self.defense.device))
-            write_shard(folder, number, features.detach().float().cpu(), rows)
+            write_shard(folder, number, features, rows, self.transport)
             now = time.perf_counter()
             if rank == 0 and (now - told >= 10 or done == len(shards)):
                 told, left = now, (now - began) / done * (len(shards) - done)

@@ -28,6 +28,7 @@ class DefenseSurrogate(AdaptiveStage):
         critic: the same for ``--protect.critic``.
         precision: the same for ``--protect.precision``.
         refine_steps: the same for ``--protect.refine_steps``.
+        transport: the same for ``--protect.transport``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round.
@@ -54,6 +55,7 @@ class DefenseSurrogate(AdaptiveStage):
         critic: str | None = None,
         precision: str | None = None,
         refine_steps: int | None = None,
+        transport: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,

@@ -11,6 +11,7 @@ from crafter_pl.attacks.adaptive import AdaptedAttack
 from crafter_pl.attacks.surrogate import DefenseSurrogate
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import InversionResult
+from crafter_pl.data.transport import received
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage
 
@@ -99,7 +100,8 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             return super()._rank(result, features, index)
         pictures = self._draw(features, result.z)
         with torch.enable_grad():
-            protected = self.stage.defense.protect(pictures, OWN_KEYS + index).detach()
+            protected = self.stage.defense.protect(pictures, OWN_KEYS + index)
+        protected = received(protected, self.stage.defense.transport).to(features)
         return (protected - features.chunk(2, 1)[0]).square().flatten(1).sum(1)
 
     def settings(self) -> dict[str, Any]:

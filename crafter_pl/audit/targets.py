@@ -91,7 +91,7 @@ class Published:
             raise UserError(f"{path} has other weights")
         settings = manifest["settings"]
         defense.protect_options = {key: settings[key] for key in OPTIONS if key in settings}
-        mine = json.loads(json.dumps(defense.protection()))
+        mine = json.loads(json.dumps(defense.in_force()))
         if other := sorted(
             key for key in mine.keys() | settings.keys() if mine.get(key) != settings.get(key)
         ):

@@ -1,9 +1,10 @@
 """The feature store: crafted features on disk, all that leaves the edge.
 
-A folder of `shard-NNNNN.safetensors` (`features` float32 `(n, C, h, w)`, `index` int64 `(n,)`) and a
-`manifest.json`, which is written last: a store without one is not finished. No picture, unprotected feature,
-identity or file name is in it. Shards are written atomically: an interrupted writer goes on where it stopped,
-if the hash of its settings is the one in the file `fingerprint`.
+A folder of `shard-NNNNN.safetensors` (`features` `(n, C, h, w)` as they travel, see `transport`; `index`
+int64 `(n,)`) and a `manifest.json`, which is written last: a store without one is not finished. Its readers
+get what the cloud receives, in float32. No picture, unprotected feature, identity or file name is in it.
+Shards are written atomically: an interrupted writer goes on where it stopped, if the hash of its settings is
+the one in the file `fingerprint`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from crafter_pl.data.transport import TRANSPORTS, decode, encode
 from crafter_pl.errors import UserError
 
 FORMAT_VERSION = 1
@@ -47,17 +49,21 @@ def shard_name(number: int) -> str:
 # Writing
 
 
-def write_shard(folder: str | Path, number: int, features: Tensor, index: Tensor) -> Path:
+def write_shard(
+    folder: str | Path, number: int, features: Tensor, index: Tensor, transport: str = "float32"
+) -> Path:
     """Write a batch of crafted features, atomically.
 
     Args:
         folder: the store; made if it is not there.
         number: of the batch, which names the shard.
-        features: `(n, C, h, w)`, finite; stored as float32.
+        features: `(n, C, h, w)`, finite.
         index: int64 `(n,)`, the pictures' rows in the data set, all different.
+        transport: how the features are stored, one of `TRANSPORTS`; the manifest's `dtype`.
 
     Raises:
         ValueError: the shapes do not fit together, a feature is not finite or an index comes twice.
+        UserError: a feature is too large for `transport`.
     """
     name = shard_name(number)
     if (
@@ -73,10 +79,7 @@ def write_shard(folder: str | Path, number: int, features: Tensor, index: Tensor
         raise ValueError(f"{name}: a crafted feature is not finite; nothing was written")
     if len(torch.unique(index)) != len(index):
         raise ValueError(f"{name}: a picture comes twice in one batch; nothing was written")
-    tensors = {
-        "features": features.detach().to("cpu", torch.float32).contiguous(),
-        "index": index.detach().cpu().contiguous(),
-    }
+    tensors = {**encode(features, transport), "index": index.detach().cpu().contiguous()}
     return write_file(Path(folder) / name, save(tensors))
 
 
@@ -119,7 +122,7 @@ def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
     if not file.is_file():
         return False
     try:
-        return torch.equal(_read_shard(file)[1], index.cpu())
+        return torch.equal(_read_shard(file)["index"], index.cpu())
     except UserError:
         return False
 
@@ -259,13 +262,16 @@ def iter_shards(
 
 
 def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """One shard of a store whose manifest is read: features `(n, C, h, w)`, index `(n,)`.
+    """One shard of a store whose manifest is read: features float32 `(n, C, h, w)`, index `(n,)`.
 
     Raises:
         UserError: it is missing, damaged, or not as the manifest says; it names the shard.
     """
     file, count = Path(folder) / name, manifest["shards"][name]
-    features, index = _read_shard(file)
+    tensors = _read_shard(file)
+    features, index = decode(tensors), tensors["index"]
+    if (dtype := tensors["features"].dtype) != TRANSPORTS[manifest["dtype"]]:
+        raise UserError(f"{file}: features in {dtype}, the manifest says {manifest['dtype']}; {_AGAIN}")
     if len(index) != count:
         raise UserError(f"{file} holds {len(index)} features, the manifest says {count}; {_AGAIN}")
     if list(features.shape[1:]) != manifest["shape"]:
@@ -276,8 +282,8 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     return features, index
 
 
-def _read_shard(file: Path) -> tuple[Tensor, Tensor]:
-    """One shard's features and index, checked by themselves."""
+def _read_shard(file: Path) -> dict[str, Tensor]:
+    """What is in one shard, checked by itself."""
     if not file.is_file():
         raise UserError(
             f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
@@ -287,25 +293,27 @@ def _read_shard(file: Path) -> tuple[Tensor, Tensor]:
         features, index = tensors["features"], tensors["index"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} is truncated or damaged ({error}); {_AGAIN}") from error
-    if set(tensors) != {"features", "index"}:
-        raise UserError(
-            f"{file} holds {', '.join(sorted(tensors))}, expected features and index alone; {_AGAIN}"
-        )
+    coding = ["scale", "offset"] if features.dtype == torch.int8 else []  # see `encode`
+    if set(tensors) != {"features", "index", *coding}:
+        expected = " and ".join(["features", "index", *coding])
+        raise UserError(f"{file} holds {', '.join(sorted(tensors))}, expected {expected} alone; {_AGAIN}")
     if (
-        features.dtype != torch.float32
+        features.dtype not in TRANSPORTS.values()
         or features.ndim != 4
         or index.dtype != torch.int64
         or index.shape != features.shape[:1]
+        or any(tensors[name].shape != index.shape or tensors[name].dtype != torch.float32 for name in coding)
     ):
         raise UserError(
-            f"{file}: expected features float32 (n, C, h, w) and index int64 (n,), got {features.dtype} "
-            f"{tuple(features.shape)} and {index.dtype} {tuple(index.shape)}; {_AGAIN}"
+            f"{file}: expected features (n, C, h, w) in {', '.join(TRANSPORTS)}, index int64 and what else "
+            f"there is (n,), got {features.dtype} {tuple(features.shape)} and {index.dtype} "
+            f"{tuple(index.shape)}; {_AGAIN}"
         )
-    if not bool((finite := torch.isfinite(features).flatten(1).all(1)).all()):
+    if not bool((finite := torch.isfinite(decode(tensors)).flatten(1).all(1)).all()):
         raise UserError(f"{file}: the features of picture {int(index[~finite][0])} are not finite; {_AGAIN}")
     if len(torch.unique(index)) != len(index):
         raise UserError(f"{file}: a picture is in this shard twice; {_AGAIN}")
-    return features, index
+    return tensors
 
 
 def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str) -> None:
@@ -319,13 +327,13 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
     shards = manifest["shards"]
     if (
         manifest["format_version"] != FORMAT_VERSION
-        or manifest["dtype"] != "float32"
+        or manifest["dtype"] not in TRANSPORTS
         or len(manifest["shape"]) != 3
         or not shards
     ):
         raise error(
-            f"{where}: expected format version {FORMAT_VERSION}, dtype float32, three sizes in shape, and "
-            f"shards; {_AGAIN}"
+            f"{where}: expected format version {FORMAT_VERSION}, dtype one of {', '.join(TRANSPORTS)}, three "
+            f"sizes in shape, and shards; {_AGAIN}"
         )
     if not all(Path(name).name == name and isinstance(count, int) for name, count in shards.items()):
         raise error(f"{where}: shards must map file names to counts; {_AGAIN}")

@@ -22,12 +22,13 @@ from crafter_pl.data.store import (
     write_manifest,
     write_shard,
 )
+from crafter_pl.data.transport import TRANSPORTS, bytes_each
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
-# `--protect.*` of predict that change a defence.
-PROTECT = ("beta", "steps", "method", "critic", "precision", "refine_steps")
+CRAFTERS = ("beta", "steps", "method", "critic", "precision", "refine_steps")  # of `--protect.*`, Crafter's
+PROTECT = (*CRAFTERS, "transport")  # all that change what leaves the edge, but for the seed
 
 
 class Defense(Stage):
@@ -59,7 +60,7 @@ class Defense(Stage):
         Raises:
             UserError: `predict` was told to change what cannot be changed after training.
         """
-        for name in PROTECT:
+        for name in CRAFTERS:
             if name not in own and self.protect_options.get(name) is not None:
                 raise UserError(
                     f"--protect.{name} is Crafter's: the trade-off of {self.stage_name} is set in training "
@@ -71,9 +72,41 @@ class Defense(Stage):
         told = self.protect_options.get("seed")
         return int(self.hparams["seed"] if told is None else told)
 
+    @property
+    def transport(self) -> str:
+        """How the features travel, one of `TRANSPORTS`: float32 unless told otherwise.
+
+        Raises:
+            UserError: `predict` was told of another.
+        """
+        told = self.protect_options.get("transport") or "float32"
+        if told not in TRANSPORTS:
+            raise UserError(f"transport {told!r} is unknown: choose from {', '.join(TRANSPORTS)}")
+        return str(told)
+
+    def in_force(self) -> dict[str, Any]:
+        """The manifest's settings: `protection`, and how features travel if that is not in float32."""
+        transport = {} if self.transport == "float32" else {"transport": self.transport}
+        return {**self.protection(), **transport}
+
     def edge_module(self) -> nn.Module:
         """The encoder that runs on the edge: pictures -> unprotected features; attackers know it."""
         return self.task.net.encoder_module()
+
+    def edge_graph(self) -> nn.Module | None:
+        """`protect` as one net: what runs on a device that has no Python.
+
+        Returns:
+            Pictures ``(N, 3, S, S)`` in [0, 1], and where `edge_noise` is above 0 that many standard normal
+            numbers for each, ``(N, edge_noise)``, -> features ``(N, C, h, w)``, with the settings in force.
+            By default None: protecting is no single forward pass.
+        """
+        return None
+
+    @property
+    def edge_noise(self) -> int:
+        """How many standard normal numbers `edge_graph` takes for each picture."""
+        return 0
 
     def cloud_module(self) -> nn.Module:
         """The classifier that answers in the cloud: features -> logits; another where it is retrained."""
@@ -106,7 +139,8 @@ class Defense(Stage):
             return Path(out)
         if self.run_dir is None:
             raise UserError("where should the feature store go? give --protect.out FOLDER")
-        name = self.protect_options.get("name") or self.store_name()
+        suffix = "" if self.transport == "float32" else f"-{self.transport}"
+        name = self.protect_options.get("name") or self.store_name() + suffix
         return self.run_dir / "features" / f"{self.trainer.datamodule.predict_split}-{name}"  # type: ignore[attr-defined]
 
     def store_name(self) -> str:
@@ -139,12 +173,12 @@ class Defense(Stage):
         return {
             "format_version": FORMAT_VERSION,
             "defense": self.stage_name,
-            "settings": self.protection(),
+            "settings": self.in_force(),
             "encoder_sha256": self.upstream_files["task"][1],
             "split_hash": split_hash,
             "split": split,
             "shape": list(self.task.feature_shape),
-            "dtype": "float32",
+            "dtype": self.transport,
             "seed": int(self.protection().get("seed", 0)),
             "defense_sha256": self.weights_hash(),
             "retrains": list(self.retrains),
@@ -167,7 +201,7 @@ class Defense(Stage):
             features = self.protect(batch["image"], index)
         self._seconds += time.perf_counter() - began
         self._timed += len(index)
-        write_shard(self._folder, number, features.detach().float().cpu(), index.cpu())
+        write_shard(self._folder, number, features, index, self.transport)
 
     def on_predict_end(self) -> None:
         """Waits for all processes; the first one writes the manifest, which makes the store complete."""
@@ -182,6 +216,7 @@ class Defense(Stage):
         cost: dict[str, float | None] = {
             "seconds_per_image": self._seconds / self._timed if self._timed else None,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "bytes_per_image": bytes_each(self._plan["shape"], self.transport),
         }
         shards = {shard_name(number): size for number, size in enumerate(sizes)}
         write_manifest(self._folder, {**self._plan, "count": sum(sizes), "shards": shards, "cost": cost})

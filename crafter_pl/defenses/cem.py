@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses.adversarial_learning import AdversarialLearning
 from crafter_pl.errors import UserError
+from crafter_pl.nets import Noisy
 
 _NOISE = 0  # stream of the keyed noise
 _ITERATIONS = 10  # of k-means
@@ -137,6 +139,15 @@ class Cem(AdversarialLearning):
         encoded = self.net.encode(images)
         noise = keyed_normal(self.seed_in_force(), index, encoded[0].numel(), stream=_NOISE).to(encoded)
         return encoded + self.hparams["sigma"] * noise.view_as(encoded)
+
+    def edge_graph(self) -> nn.Module:
+        """Its own encoder, and noise."""
+        return Noisy(self.edge_module(), self.hparams["sigma"])
+
+    @property
+    def edge_noise(self) -> int:
+        """One for each entry of a feature."""
+        return math.prod(self.task.feature_shape)
 
     def protection(self) -> dict[str, Any]:
         """The settings in force; the seed may be told."""

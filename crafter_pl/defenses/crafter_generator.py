@@ -23,7 +23,7 @@ from crafter_pl.defenses.adversarial_learning import relative_error
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.errors import UserError
-from crafter_pl.nets import CraftingNet, build_decoder
+from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel, mean_auc
 
@@ -216,9 +216,15 @@ class CrafterGenerator(Defense):
     # ---- predict ------------------------------------------------------------------------------------------
     @torch.no_grad()
     def _crafted(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        noise = keyed_normal(seed, index, self.crafter.prior.latent_dim, stream=_NOISE)
-        crafted: Tensor = self.net(*self._seen(*self._clean(images), noise))
+        noise = keyed_normal(seed, index, self.edge_noise, stream=_NOISE)
+        crafted: Tensor = self._pass()(images, noise)
         return crafted
+
+    def _pass(self) -> CraftingPass:
+        nets = self.nets
+        assert nets.classifier is not None
+        generator = nets.generator if self.hparams["sees"] == "answers" else None
+        return CraftingPass(self.net, nets.encoder, nets.classifier, generator)
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -239,6 +245,17 @@ class CrafterGenerator(Defense):
         state = start_crafting(self.nets, crafted, settings)
         state.clean, state.answers = clean, answers if settings.task_weight else None
         return craft(self.nets, self.crafter.critic, state, settings).features
+
+    def edge_graph(self) -> nn.Module | None:
+        """The whole pass from picture and noise; refinement is an optimisation, and no graph."""
+        if self.refine_steps:
+            return None
+        return self._pass()
+
+    @property
+    def edge_noise(self) -> int:
+        """A latent's."""
+        return int(self.crafter.prior.latent_dim)
 
     @property
     def refine_steps(self) -> int:

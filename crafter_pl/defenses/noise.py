@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
+from crafter_pl.nets import Noisy
 from crafter_pl.stages.task import TaskModel
 
 KINDS = ("gaussian", "laplace")
@@ -87,6 +88,17 @@ class Noise(Defense):
             place = uniform(keyed_bits(seed, index, size, stream=_NOISE)) + 2.0**-54 - 0.5
             noise = -place.sign() * torch.log1p(-2 * place.abs()) / math.sqrt(2)
         return features + self.hparams["scale"] * self.deviation * noise.view_as(features).to(features)
+
+    def edge_graph(self) -> nn.Module | None:
+        """Encoder and Gaussian noise; Laplace's is not made of normal numbers."""
+        if self.hparams["kind"] != "gaussian":
+            return None
+        return Noisy(self.edge_module(), self.hparams["scale"] * self.deviation)
+
+    @property
+    def edge_noise(self) -> int:
+        """One for each entry of a feature."""
+        return math.prod(self.task.feature_shape)
 
     def protection(self) -> dict[str, Any]:
         """The settings in force; the seed may be told.

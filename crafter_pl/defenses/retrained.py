@@ -152,6 +152,10 @@ class Retrained(Defense):
         """Its own encoder."""
         return self.net.encoder_module()
 
+    def edge_graph(self) -> nn.Module | None:
+        """Its own encoder: what it gives is protected."""
+        return self.edge_module()
+
     def cloud_module(self) -> nn.Module:
         """Its own classifier."""
         return self.net.cloud

@@ -62,7 +62,7 @@ class Protector:
             min_size: smallest face, in pixels of the picture.
             max_pixels: larger photographs are refused.
             protect: what `predict` has as `--protect.*`: `beta`, `steps`, `method`, `critic`, `precision`,
-                `seed` (from the system's entropy if not given).
+                `transport`, `seed` (from the system's entropy if not given).
 
         Raises:
             UserError: no such checkpoint or device, or an option that this defence does not have.
@@ -78,7 +78,7 @@ class Protector:
         finder = Finder(faces, min_confidence, min_size, margin, source, device)
         protector = cls(defense, finder, max_pixels, protect.get("seed"))
         defense.protect_options = {**protect, "seed": protector.seed}
-        defense.protection()  # refuses options that it does not have
+        defense.in_force()  # refuses options that it does not have
         return protector
 
     @property
@@ -110,7 +110,7 @@ class Protector:
 
         Returns:
             Float32 `(K, C, h, w)` on the CPU: one feature, or with `faces="all"` one a face, the largest
-            first.
+            first. `transport` is for stores: `data.transport.encode` codes them for a wire of your own.
 
         Raises:
             UserError: the picture cannot be read, or there is no face in it.

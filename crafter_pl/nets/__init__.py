@@ -2,7 +2,7 @@
 
 from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.bfloat16 import Bfloat16
-from crafter_pl.nets.crafting_net import CraftingNet
+from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
@@ -12,6 +12,7 @@ from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
+from crafter_pl.nets.noisy import Noisy
 from crafter_pl.nets.oracle import OracleNet, to_grey
 from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
@@ -23,6 +24,7 @@ __all__ = [
     "Bfloat16",
     "ChannelPruner",
     "CraftingNet",
+    "CraftingPass",
     "Critic",
     "FeatureHead",
     "FeatureMap",
@@ -30,6 +32,7 @@ __all__ = [
     "ImageEncoder",
     "InceptionFeatures",
     "MutualInformation",
+    "Noisy",
     "OracleNet",
     "PaperDecoder",
     "ResidualDecoder",

@@ -68,3 +68,30 @@ class CraftingNet(nn.Module):
             x = self.up[level](self.grow[level](x) + passed[level], embedded)
         made: Tensor = features + self.leave(x)
         return made
+
+
+class CraftingPass(nn.Module):
+    """All that the crafting generator does at the edge, from picture and noise to the crafted feature.
+
+    Args:
+        net: the `CraftingNet`.
+        encoder: pictures ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
+        classifier: features -> the cloud's logits ``(N, A)``.
+        generator: of the prior; noise ``(N, Z)`` -> pictures. None: the net sees the feature and the noise
+            themselves, not the feature of the prior's face and the answers.
+    """
+
+    def __init__(
+        self, net: CraftingNet, encoder: nn.Module, classifier: nn.Module, generator: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.net, self.encoder, self.classifier, self.generator = net, encoder, classifier, generator
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Pictures ``(N, 3, S, S)`` in [0, 1] and noise ``(N, Z)`` -> crafted features ``(N, C, h, w)``."""
+        features = self.encoder(images)
+        if self.generator is None:
+            crafted: Tensor = self.net(features, noise)
+            return crafted
+        crafted = self.net(self.encoder(self.generator(noise)), self.classifier(features).sigmoid())
+        return crafted

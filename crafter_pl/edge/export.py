@@ -1,0 +1,246 @@
+"""`export`: what runs on the edge as graphs that need none of this code, checked against torch and timed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.data.store import write_file
+from crafter_pl.defenses.base import load_defense
+from crafter_pl.edge.photos import shown
+from crafter_pl.errors import UserError
+from crafter_pl.runner import Crafting
+from crafter_pl.stages.base import sha256
+
+FORMAT_VERSION = 1
+MANIFEST = "export.json"
+OPSET = 18
+TOLERANCE = (
+    1e-4  # of the largest difference to torch, where features are larger than 1 as a share of the largest
+)
+BATCHES = (1, 2, 5)  # pictures at a time with which graphs are checked
+_WARM_UP, _TIMED = 5, 30  # calls
+_UNPROTECTED = "THE ENCODER ALONE DOES NOT PROTECT: its features give the face away. Never send them."
+
+Graph = Callable[..., Tensor]
+
+
+def export(
+    out: str,
+    checkpoint: str | None = None,
+    experiment: str = "synthetic",
+    runs_dir: str = "runs",
+    protect: Crafting = Crafting(),  # noqa: B008 (never changed)
+    format: Literal["all", "torch"] = "all",
+) -> Path:
+    """Write the edge encoder, which ALONE DOES NOT PROTECT, and the defence if it is one forward pass.
+
+    OUT holds `encoder` and `protect`, each as `.pt2` (torch.export) and `.onnx`, export.json and a README.
+    The first dimension of every input and output is the number of pictures, from 1. Of a defence that
+    protects by an optimisation, as Crafter does, there is the encoder alone.
+
+    Args:
+        out: folder to be made; one that is there already is refused, unless it holds this very export.
+        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
+        experiment: folder under runs_dir where the default checkpoint is looked for.
+        runs_dir: folder of all runs.
+        protect: how the defence is to protect; without a seed, since devices draw their own noise.
+        format: all needs `pip install "crafter_pl[export]"`; torch writes no ONNX.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: a package is missing, it is no checkpoint of a defence, OUT holds something else, or a
+            graph does not do what torch does.
+    """
+    onnx = format == "all"
+    names = ("onnx", "onnxscript", "onnxruntime") if onnx else ()
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f'ONNX needs {" and ".join(missing)}: pip install "crafter_pl[export]", or give --format torch'
+        )
+    if protect.seed is not None:
+        raise UserError("--protect.seed: a graph has none, each device draws its own noise; leave it out")
+    defense = load_defense(checkpoint or Path(runs_dir, experiment, "crafter", "checkpoints", "best.ckpt"))
+    defense.protect_options = asdict(protect)
+    task, graph = defense.task, defense.edge_graph()
+    made: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "defense": defense.stage_name,
+        "settings": {key: value for key, value in defense.protection().items() if key != "seed"},
+        "defense_sha256": defense.weights_hash(),
+        "encoder_sha256": defense.upstream_files["task"][1],
+        "opset": OPSET if onnx else None,
+    }
+    folder = Path(os.path.expanduser(out))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not _is(folder / MANIFEST, made):
+            raise UserError(f"{shown(out)} holds something else: choose another --out, or delete it")
+        print(f"{shown(out)} is complete already", flush=True)
+        return Path(out)
+    size, shape = int(task.hparams["image_size"]), list(task.feature_shape)
+    made |= {
+        "protects": graph is not None,
+        **({} if graph else {"warning": _UNPROTECTED}),
+        "attribute_names": task.hparams["attribute_names"],
+        "input_range": [0, 1],
+        "tolerance": TOLERANCE,
+        "torch": torch.__version__,
+        "graphs": {},
+    }
+    plan: list[tuple[str, nn.Module, int]] = [("encoder", task.net.encoder_module(), 0)]
+    plan += [] if graph is None else [("protect", graph, defense.edge_noise)]
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        part.mkdir(parents=True)
+        for name, net, noise in plan:
+            inputs = {"images": [3, size, size], **({"noise": [noise]} if noise else {})}
+            made["graphs"][name] = _write(part, name, net.eval(), inputs, onnx) | {"output": ["N", *shape]}
+        made["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
+        write_file(part / "README.md", _readme(made).encode())
+        write_file(part / MANIFEST, (json.dumps(made, indent=2, allow_nan=False) + "\n").encode())
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    for name, about in made["graphs"].items():
+        print(f"{name}: {_figures(about)}", flush=True)
+    print(f"wrote {', '.join(made['files'])} to {shown(out)}", flush=True)
+    if graph is None:
+        print(f"warning: {_UNPROTECTED} {defense.stage_name} protects in Python (protect)", flush=True)
+    return Path(out)
+
+
+def _is(file: Path, made: dict[str, Any]) -> bool:
+    """Whether this is the manifest of such an export."""
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+        return all(there.get(key) == value for key, value in json.loads(json.dumps(made)).items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], onnx: bool) -> dict[str, Any]:
+    """Writes a graph in each format, and compares and times the files as they are read again.
+
+    Raises:
+        UserError: one does not do what torch does.
+    """
+    dynamic = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    example = _examples(inputs, 2)  # torch takes a size of 1 as fixed
+    with torch.no_grad():
+        program = torch.export.export(net, example, dynamic_shapes=dynamic)
+        torch.export.save(program, part / f"{name}.pt2")
+        runs: dict[str, Graph] = {"torch": net}
+        runs["torch.export"] = torch.export.load(part / f"{name}.pt2").module()
+        if onnx:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that all inputs have one batch; deprecations inside torch
+                torch.onnx.export(
+                    program,
+                    example,
+                    part / f"{name}.onnx",
+                    dynamo=True,
+                    opset_version=OPSET,
+                    input_names=list(inputs),
+                    output_names=["features"],
+                    dynamic_shapes=dynamic,
+                    external_data=False,
+                    verbose=False,
+                )
+            runs["onnxruntime"] = _session(part / f"{name}.onnx")
+        differences = {}
+        for kind, run in list(runs.items())[1:]:
+            differences[kind] = max(_difference(net, run, _examples(inputs, count)) for count in BATCHES)
+            if not differences[kind] <= TOLERANCE:
+                raise UserError(
+                    f"{name} by {kind} differs from torch by {differences[kind]:.1g}, more than "
+                    f"{TOLERANCE:g}, so nothing was written: try another version of that package"
+                )
+        latency = {kind: _latency(run, _examples(inputs, 1)) for kind, run in runs.items()}
+    return {
+        "inputs": {key: ["N", *sizes] for key, sizes in inputs.items()},
+        "weights": sum(value.numel() for value in net.state_dict().values()),
+        "max_difference": differences,
+        "latency_ms_one_core": latency,
+    }
+
+
+def _examples(inputs: dict[str, list[int]], count: int) -> tuple[Tensor, ...]:
+    """Pictures of random pixels, and normal noise."""
+    rng = torch.Generator().manual_seed(count)
+    draw = {"images": torch.rand, "noise": torch.randn}
+    return tuple(draw[key](count, *sizes, generator=rng) for key, sizes in inputs.items())
+
+
+def _session(file: Path) -> Graph:
+    """An ONNX graph as a function of tensors, on one core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return run
+
+
+def _difference(net: nn.Module, run: Graph, inputs: tuple[Tensor, ...]) -> float:
+    """The largest absolute difference; of features above 1 as a share of the largest."""
+    expected = net(*inputs)
+    return float((run(*inputs) - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def _latency(run: Graph, inputs: tuple[Tensor, ...]) -> float:
+    """Median milliseconds of a call, on one core."""
+    threads, seconds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(_WARM_UP + _TIMED):
+            began = time.perf_counter()
+            run(*inputs)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return round(1000 * statistics.median(seconds[_WARM_UP:]), 3)
+
+
+def _figures(about: dict[str, Any]) -> str:
+    """What was measured of a graph, in a line."""
+    found = ", ".join(f"{kind} {value:.1g}" for kind, value in about["max_difference"].items())
+    times = ", ".join(f"{kind} {value:.2f} ms" for kind, value in about["latency_ms_one_core"].items())
+    return f"largest difference to torch: {found}; a picture on one core: {times}"
+
+
+def _readme(made: dict[str, Any]) -> str:
+    """What somebody must know who has this folder alone."""
+    blocks = ["# Edge graphs by crafter_pl", f"**{_UNPROTECTED}**"]
+    sent = "`protect` gives what it sends; an audit says how much that hides"
+    blocks.append(f"The defence is `{made['defense']}`: {sent if made['protects'] else 'it is not in here'}.")
+    for name, about in made["graphs"].items():
+        takes = ", ".join(f"`{key}` {tuple(sizes)}" for key, sizes in about["inputs"].items())
+        text = f"{takes} -> `features` {tuple(about['output'])}, float32, N from 1".replace("'", "")
+        blocks.append(f"`{name}`: {text}. {_figures(about)}.")
+    blocks.append("`images`: aligned faces as in the encoder's training, RGB in [0, 1], not normalised.")
+    if any("noise" in about["inputs"] for about in made["graphs"].values()):
+        blocks.append(
+            "`noise`: standard normal numbers, drawn on the device anew for every picture, from a source "
+            "that nobody can predict. Whoever knows them can undo or narrow down the protection."
+        )
+    return "\n\n".join([*blocks, f"The rest is in {MANIFEST}.\n"])
