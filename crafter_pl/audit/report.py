@@ -1,4 +1,4 @@
-"""Writes an audit's results: report.json, report.html, table.csv, tradeoff.png, reconstructions.png.
+"""Writes an audit's results: report.json, report.html, table.csv, groups.md and the plots.
 
 Every file is written beside its place and moved there, so that a reader never meets half a report.
 """
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from crafter_pl.audit import plots
 from crafter_pl.audit.front import TRAINING
+from crafter_pl.audit.grouptable import markdown, sentences
 from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
 from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
@@ -72,6 +73,10 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     files = {GALLERY: save(tensors, metadata={"columns": json.dumps(columns)})}
     files |= {f"{name}.png": picture for name, picture in pictures.items()}
     files |= {"reconstructions.png": plots.reconstructions(gallery), "table.csv": table(report).encode()}
+    if report.get("groups"):
+        files["groups.md"] = markdown(report).encode()
+    else:
+        (out / "groups.md").unlink(missing_ok=True)  # of an earlier audit by groups
     files |= {"report.json": text, "report.html": render(report, gallery, pictures).encode()}
     for name, data in files.items():
         write_bytes(out / name, data)
@@ -261,6 +266,7 @@ def text(report: Report) -> str:
         for entry in report["defenses"]
         for name, own in entry.get("rulers", {}).items()
     ]
+    tail += sentences(report)
     tail += [curve["sentence"] for curve in report["curves"]]
     tail += [report["verdict"], *(f"warning: {warning}" for warning in report["warnings"])]
     return "\n".join([head, "", *(row.rstrip() for row in rows), "", *tail])
