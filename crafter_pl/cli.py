@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 FUNCTIONS = ("protect", "audit", "benchmark", "report")  # the verbs that are functions
+POSITIONAL = {  # what some of them are given without an option's name
+    "protect": ("photos", "photographs, and folders of them"),
+    "report": ("audits", "folders of audits to compare, see --out"),
+}
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
@@ -34,7 +38,7 @@ VERBS = {
     "protect": "find the faces in photographs, protect their features and write a feature store",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
-    "report": "write an audit's page, table and plots again from its report.json",
+    "report": "compare several audits on one page, or write one audit's page again",
 }
 HELP = "\n".join(
     [
@@ -124,9 +128,10 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     positional: set[str | int] = set()
-    if verb == "protect":
-        made.add_argument("photos", nargs="*", type=str, help="photographs, and folders of them")
-        positional = {"photos"}
+    if verb in POSITIONAL:
+        name, text = POSITIONAL[verb]
+        made.add_argument(name, nargs="*", type=str, help=text)
+        positional = {name}
     made.add_function_arguments(
         function, fail_untyped=False, as_positional=False, sub_configs=True, skip=positional
     )
@@ -136,7 +141,7 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
 def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
     from crafter_pl.audit.audit import audit
-    from crafter_pl.audit.report import rebuild
+    from crafter_pl.audit.compare import report
     from crafter_pl.benchmark.benchmark import benchmark
     from crafter_pl.edge.protect import protect_photos
 
@@ -144,7 +149,7 @@ def _call(verb: str, *args: str) -> None:
         "protect": protect_photos,
         "audit": audit,
         "benchmark": benchmark,
-        "report": rebuild,
+        "report": report,
     }
     made = parser(verb, functions[verb])
     config = made.instantiate(made.parse_args(list(args)))

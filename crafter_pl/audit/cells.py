@@ -35,6 +35,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; z-index: 1; }
 thead th { white-space: normal; min-width: 5.4rem; }
 thead th:first-child { background: var(--tint); }
+td.wrap { white-space: normal; }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 td.bad, td.bad small, td small.bad { color: var(--red); }
 .grid { width: auto; }

@@ -83,6 +83,29 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     return out / "report.html"
 
 
+def read_report(folder: Path) -> Report:
+    """The report.json of an audit's folder.
+
+    Raises:
+        UserError: there is none, it is no report, or of another version.
+    """
+    file = folder / "report.json"
+    if not file.is_file():
+        raise UserError(
+            f"no report in {folder}: report.json is missing; run the audit with --out {folder} first"
+        )
+    try:
+        report: Report = json.loads(file.read_text())
+        schema = report.get("schema")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"The report in {folder} is damaged ({error!r}). Run the audit again with --overwrite true."
+        ) from error
+    if schema != 1:
+        raise UserError(f"{file} has schema {schema}, expected 1. Run the audit again.")
+    return report
+
+
 def rebuild(folder: str) -> Path:
     """Write a report's page, table and plots again from its report.json and the pictures kept beside it.
 
@@ -98,20 +121,13 @@ def rebuild(folder: str) -> Path:
     from safetensors import SafetensorError, safe_open
 
     out = Path(folder)
-    missing = [name for name in ("report.json", GALLERY) if not (out / name).is_file()]
-    if missing:
-        raise UserError(
-            f"No report in {out}: {' and '.join(missing)} missing. Run the audit with --out {out} first."
-        )
+    report = read_report(out)
+    if not (out / GALLERY).is_file():
+        raise UserError(f"no report in {out}: {GALLERY} is missing; run the audit with --out {out} again")
     try:
-        report = json.loads((out / "report.json").read_text())
         with safe_open(out / GALLERY, framework="pt") as handle:
             columns = json.loads(handle.metadata()["columns"])
         tensors = {name: value.float() / 255 for name, value in load_file(out / GALLERY).items()}
-        if report.get("schema") != 1:
-            raise UserError(
-                f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
-            )
         shown = [
             Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
             for i, c in enumerate(columns)
