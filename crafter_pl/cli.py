@@ -130,7 +130,7 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     positional: set[str | int] = set()
     if verb in POSITIONAL:
         name, text = POSITIONAL[verb]
-        made.add_argument(name, nargs="*", type=str, help=text)
+        made.add_argument(name, nargs="*", type=str, default=[], help=text)
         positional = {name}
     made.add_function_arguments(
         function, fail_untyped=False, as_positional=False, sub_configs=True, skip=positional

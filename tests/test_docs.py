@@ -40,7 +40,9 @@ def test_every_verb_has_its_section_and_its_options_are_there(verb, capsys):
     text = sections()[verb]
     assert f"python -m crafter_pl {verb} " in text
     assert main([verb, "--help"]) == 0
-    known = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
+    shown = capsys.readouterr().out
+    assert re.match(rf"usage: crafter_pl (\[options\] )?{verb} ", shown)
+    known = set(re.findall(r"--[\w.]+", shown))
     named = {option.rstrip(".") for option in re.findall(r"--[\w.]+", text)}
     assert {option for option in named if not option.startswith("--model.init_args.")} <= known
 
