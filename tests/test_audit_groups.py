@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from audit_lab import Blank, Echo, make_lab
 from test_audit_report import fake_gallery, fake_report
 from test_audit_worst import judgement
@@ -18,6 +19,7 @@ from crafter_pl.audit.bootstrap import IdentityBootstrap
 from crafter_pl.audit.groups import known_groups, measure
 from crafter_pl.audit.grouptable import markdown, section, sentences
 from crafter_pl.audit.report import text, write_report
+from crafter_pl.data.people import IDENTITY_ATTRIBUTES
 from crafter_pl.errors import UserError
 
 # 40 people of 2 pictures, as `judgement` knows them. Attributes: "tall" are people 0 to 9; "hat" is every
@@ -116,6 +118,11 @@ def test_names_that_the_data_lack_are_said_and_no_name_twice() -> None:
     assert "No figures by Male, Young (--groups)" in notes[0] and "tall, hat, old, few" in notes[0]
     with pytest.raises(UserError, match="each attribute once"):
         known_groups(["hat", "hat"], NAMES)
+
+
+def test_the_synthetic_faces_have_the_groups_of_their_config() -> None:
+    config = yaml.safe_load((Path(__file__).parent.parent / "configs" / "audit.yaml").read_text())
+    assert set(config["groups"]) <= set(IDENTITY_ATTRIBUTES), "people, not pictures, are protected"
 
 
 @pytest.fixture
