@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo reproduce tensorboard clean
+.PHONY: help install check test demo reproduce tensorboard docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,11 @@ reproduce: $(STAMP) ## all synthetic stages, crafted at four values of beta, aud
 tensorboard: $(STAMP) ## show all runs in TensorBoard
 	$(BIN)/tensorboard --logdir runs
 
+docs: $(STAMP) ## the documentation, into site/index.html; a dead link is an error
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "documentation: site/index.html"
+
 clean: ## remove .venv and caches, but no runs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

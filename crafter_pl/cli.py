@@ -29,7 +29,11 @@ FUNCTIONS = {  # the verbs that are functions, and where these are
     "export": "crafter_pl.edge.export:export",
     "audit": "crafter_pl.audit.audit:audit",
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
-    "report": "crafter_pl.audit.report:rebuild",
+    "report": "crafter_pl.audit.compare:report",
+}
+POSITIONAL = {  # what some of them are given without an option's name
+    "protect": ("photos", "photographs, and folders of them"),
+    "report": ("audits", "folders of audits to compare, see --out"),
 }
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
@@ -41,7 +45,7 @@ VERBS = {
     "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
-    "report": "write an audit's page, table and plots again from its report.json",
+    "report": "compare several audits on one page, or write one audit's page again",
 }
 HELP = "\n".join(
     [
@@ -131,9 +135,10 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     positional: set[str | int] = set()
-    if verb == "protect":
-        made.add_argument("photos", nargs="*", type=str, help="photographs, and folders of them")
-        positional = {"photos"}
+    if verb in POSITIONAL:
+        name, text = POSITIONAL[verb]
+        made.add_argument(name, nargs="*", type=str, default=[], help=text)
+        positional = {name}
     made.add_function_arguments(
         function, fail_untyped=False, as_positional=False, sub_configs=True, skip=positional
     )

@@ -131,7 +131,11 @@ class StageCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },
-            parser_kwargs={**quiet, self.verb: {**quiet, "description": VERBS[self.verb]}},
+            parser_kwargs={
+                **quiet,
+                "prog": "crafter_pl",
+                self.verb: {**quiet, "description": VERBS[self.verb]},
+            },
             args=args,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # stages save plain init arguments, which load anywhere

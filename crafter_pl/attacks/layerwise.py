@@ -33,8 +33,7 @@ class LayerwiseAttack(WhiteBoxAttack):
     layer can make that worse.
 
     Args:
-        task_ckpt, prior_ckpt, amortizer_ckpt, space, steps, lr, restarts, prior_weight, seed, batch_size: of
-            the latent's search, see `WhiteBoxAttack`.
+        task_ckpt: of the latent's search, like all that are not named below: see `WhiteBoxAttack`.
         radii: for each layer, from the first on, how far it may deviate: the ball's radius over the l1 norm
             of the layer itself. Layers beyond the list are left alone.
         layer_steps: Adam steps for each of them.

@@ -7,6 +7,7 @@ from typing import Any
 from crafter_pl import __version__
 from crafter_pl.attacks.base import Attack, Ruler
 from crafter_pl.audit import figures, inputs
+from crafter_pl.audit import groups as by_group
 from crafter_pl.audit.attacking import Attacking
 from crafter_pl.audit.bootstrap import IdentityBootstrap
 from crafter_pl.audit.cache import remove_unused
@@ -23,7 +24,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import sha256
 
-NOT_WRITTEN = ("features", "target", "verdicts", "cloud")  # parts of an entry that stay in memory
+NOT_WRITTEN = ("features", "target", "verdicts", "cloud", "scores")  # parts of an entry that stay in memory
 
 
 def audit(
@@ -35,6 +36,7 @@ def audit(
     budget: str = "standard",
     rulers: list[Ruler] | None = None,
     clouds: list[str] | None = None,
+    groups: list[str] | None = None,
     task_ckpt: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
@@ -66,6 +68,8 @@ def audit(
         rulers: what names people straight from features, holding private labels; reported apart.
         clouds: checkpoints of cloud classifiers that have learned from unprotected features and from these
             defences': the utility in the training scenario, beside that of the trained classifier.
+        groups: attributes by which utility and protection are also reported apart, such as `Male`: the faces
+            that have it beside those that have not. One that the data lack is named and left out.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
         experiment: folder under runs_dir where default checkpoints are looked for.
         runs_dir: folder of all runs.
@@ -105,6 +109,10 @@ def audit(
     task, notes = inputs.load_task(task_path, data)
     task.to(device)
     panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(oracles, data).items()}
+    apart, remarks = by_group.known_groups(groups, list(data.attribute_names))
+    notes += remarks
+    for remark in remarks if team.rank == 0 else ():
+        print(remark, flush=True)
     rows = data.rows(SPLIT)
     images = rows["image"]
     published = Published(home, device)
@@ -197,6 +205,7 @@ def audit(
             "inference": areas(entries, dict(enumerate(replicates)), rates),
             **({"training": areas(entries, learned, rates, TRAINING)} if learned else {}),
         },
+        "groups": by_group.measure(apart, entries, attacks, rows, list(data.attribute_names), panel, boot),
         "defenses": [
             {key: value for key, value in entry.items() if key not in NOT_WRITTEN} for entry in entries
         ],

@@ -6,6 +6,7 @@ whole people are drawn with replacement, and all pictures of a drawn person come
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,24 @@ class IdentityBootstrap:
             np.float64
         )  # (B, P): how often each person was drawn
 
+    def part(self, mask: NDArray[np.bool_]) -> IdentityBootstrap:
+        """The same resamples of the same people, of the pictures in `mask` `(N,)` alone.
+
+        Figures of several parts are paired. A resample that holds no picture of the part has no figure.
+        """
+        part = copy.copy(self)
+        part.group = self.group[mask]
+        return part
+
     def mean_replicates(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Mean of per-picture `values` `(N,)` in every resample: `(B,)`."""
+        """Mean of per-picture `values` `(N,)` in every resample: `(B,)`, NaN in one without a picture."""
         values = np.asarray(values, dtype=np.float64)
         total = np.bincount(self.group, weights=values, minlength=self.people)
         count = np.bincount(self.group, minlength=self.people)
-        return (self.weights @ total) / (self.weights @ count)
+        drawn = self.weights @ count
+        with np.errstate(invalid="ignore"):
+            means: NDArray[np.float64] = np.where(drawn > 0, (self.weights @ total) / drawn, np.nan)
+        return means
 
     def auc_replicates(self, scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:
         """AUC of each attribute in every resample: `(B, A)`, NaN where a resample has one class only.

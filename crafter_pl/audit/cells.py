@@ -15,6 +15,7 @@ body { margin: 0 auto; max-width: 68rem; padding: 1rem 1rem 4rem; color: var(--i
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.35rem; margin: .5rem 0 0; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p, li { max-width: 46rem; }
 .soft { color: var(--soft); font-size: .9rem; margin: .2rem 0 .6rem; }
 .verdict { border-left: 4px solid var(--ink); background: var(--tint); padding: .8rem 1rem;
@@ -34,6 +35,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; z-index: 1; }
 thead th { white-space: normal; min-width: 5.4rem; }
 thead th:first-child { background: var(--tint); }
+td.wrap { white-space: normal; }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 td.bad, td.bad small, td small.bad { color: var(--red); }
 .grid { width: auto; }

@@ -130,9 +130,13 @@ def utility(
     batch_size: int,
     name: str = "utility",
 ) -> NDArray[np.float64]:
-    """Put every attribute's AUC and their mean into `entry[name]`; return the mean's replicates `(B,)`."""
+    """Put every attribute's AUC and their mean into `entry[name]`; return the mean's replicates `(B,)`.
+
+    The answers of the cloud `(N, A)` are kept in `entry["scores"][name]`.
+    """
     parts = entry["features"][0].split(batch_size)
     scores = torch.cat([cloud(part.to(device)).float().cpu() for part in parts])
+    entry.setdefault("scores", {})[name] = scores
     targets, names = rows["attributes"], list(data.attribute_names)
     result = metrics.attribute_auc(scores, targets, names)
     kept = [i for i, name in enumerate(names) if name in result.per_attribute]

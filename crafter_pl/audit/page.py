@@ -11,6 +11,7 @@ from typing import Any
 
 from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, table, words
 from crafter_pl.audit.front import BUDGET, TRAINING
+from crafter_pl.audit.grouptable import section
 from crafter_pl.audit.plots import Column, Gallery, png
 from crafter_pl.audit.verdict import Report, false_security, limits, percent, title
 
@@ -265,7 +266,7 @@ frame: some oracle of the panel names the person in this reconstruction. {ruler}
 <p class="soft">Identity similarity is the cosine of {first}'s embeddings of reconstruction and original (the
 paper's "FSIM"). Top 5: {first}'s five best guesses. {ruler}</p>
 {_details(report)}
-{_rulers(report)}<h2>The oracles</h2>
+{section(report)}{_rulers(report)}<h2>The oracles</h2>
 {_oracles(report)}
 <h2>Limits</h2>
 <ul>{items}</ul>

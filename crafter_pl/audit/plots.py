@@ -82,7 +82,8 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _errors(figure: dict[str, Any]) -> tuple[float, float]:
+def errors(figure: dict[str, Any]) -> tuple[float, float]:
+    """How far an interval reaches below and above its figure."""
     value, (low, high) = figure["value"], figure["ci95"]
     return max(value - low, 0.0), max(high - value, 0.0)  # a percentile interval may just miss its value
 
@@ -102,8 +103,8 @@ def _series(
         axes.errorbar(
             [utility[i]["value"] for i in rows],
             [figures[i]["value"] for i in rows],
-            np.array([_errors(figures[i]) for i in rows]).T,
-            np.array([_errors(utility[i]) for i in rows]).T if both else None,
+            np.array([errors(figures[i]) for i in rows]).T,
+            np.array([errors(utility[i]) for i in rows]).T if both else None,
             label=name if family == "none" else None,
             mfc="white" if family == "none" else style["color"],
             capsize=2,
@@ -164,7 +165,7 @@ def tradeoff(report: Report) -> bytes:
         fontsize=9,
         frameon=False,
     )
-    return _save(figure)
+    return save(figure)
 
 
 def pareto(report: Report) -> bytes | None:
@@ -195,8 +196,8 @@ def pareto(report: Report) -> bytes | None:
             axes.errorbar(
                 x,
                 y,
-                np.array([_errors(entry["worst_case"]["eval_acc"]) for entry in own]).T if own else None,
-                np.array([_errors(entry[key]["mean_auc"]) for entry in own]).T if own else None,
+                np.array([errors(entry["worst_case"]["eval_acc"]) for entry in own]).T if own else None,
+                np.array([errors(entry[key]["mean_auc"]) for entry in own]).T if own else None,
                 label="unprotected" if name == "none" else name.replace("_", " "),
                 color=colour,
                 marker="*"
@@ -223,7 +224,7 @@ def pareto(report: Report) -> bytes | None:
     panels[0].set_ylabel("faces identified in the worst case (low is better)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
-    return _save(figure)
+    return save(figure)
 
 
 def adaptation(report: Report, over: str) -> bytes | None:
@@ -257,7 +258,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
             axes.errorbar(
                 [point[over] for point in points],
                 [point[key]["value"] for point in points],
-                np.array([_errors(point[key]) for point in points]).T,
+                np.array([errors(point[key]) for point in points]).T,
                 label=f"{name}, {title(entry)}".replace("_", " "),
                 color=COLOURS[labels.index(title(entry)) % len(COLOURS)],
                 marker=MARKERS[names.index(name) % len(MARKERS)],
@@ -287,7 +288,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
         fontsize=9,
         frameon=False,
     )
-    return _save(figure)
+    return save(figure)
 
 
 def _lefts(gallery: Gallery, step: int, gap: int) -> list[int]:
@@ -332,10 +333,11 @@ def reconstructions(gallery: Gallery) -> bytes:
     axes.axis("off")
     for left, caption in zip(_lefts(gallery, step, 4), captions, strict=False):
         axes.text(left + step / 2 - 2, -5, caption, ha="center", va="bottom", fontsize=6.5, clip_on=False)
-    return _save(figure)
+    return save(figure)
 
 
-def _save(figure: Figure) -> bytes:
+def save(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

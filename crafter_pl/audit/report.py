@@ -1,4 +1,4 @@
-"""Writes an audit's results: report.json, report.html, table.csv, tradeoff.png, reconstructions.png.
+"""Writes an audit's results: report.json, report.html, table.csv, groups.md and the plots.
 
 Every file is written beside its place and moved there, so that a reader never meets half a report.
 """
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from crafter_pl.audit import plots
 from crafter_pl.audit.front import TRAINING
+from crafter_pl.audit.grouptable import markdown, sentences
 from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
 from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
@@ -72,10 +73,37 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     files = {GALLERY: save(tensors, metadata={"columns": json.dumps(columns)})}
     files |= {f"{name}.png": picture for name, picture in pictures.items()}
     files |= {"reconstructions.png": plots.reconstructions(gallery), "table.csv": table(report).encode()}
+    if report.get("groups"):
+        files["groups.md"] = markdown(report).encode()
+    else:
+        (out / "groups.md").unlink(missing_ok=True)  # of an earlier audit by groups
     files |= {"report.json": text, "report.html": render(report, gallery, pictures).encode()}
     for name, data in files.items():
         write_bytes(out / name, data)
     return out / "report.html"
+
+
+def read_report(folder: Path) -> Report:
+    """The report.json of an audit's folder.
+
+    Raises:
+        UserError: there is none, it is no report, or of another version.
+    """
+    file = folder / "report.json"
+    if not file.is_file():
+        raise UserError(
+            f"no report in {folder}: report.json is missing; run the audit with --out {folder} first"
+        )
+    try:
+        report: Report = json.loads(file.read_text())
+        schema = report.get("schema")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"The report in {folder} is damaged ({error!r}). Run the audit again with --overwrite true."
+        ) from error
+    if schema != 1:
+        raise UserError(f"{file} has schema {schema}, expected 1. Run the audit again.")
+    return report
 
 
 def rebuild(folder: str) -> Path:
@@ -93,20 +121,13 @@ def rebuild(folder: str) -> Path:
     from safetensors import SafetensorError, safe_open
 
     out = Path(folder)
-    missing = [name for name in ("report.json", GALLERY) if not (out / name).is_file()]
-    if missing:
-        raise UserError(
-            f"No report in {out}: {' and '.join(missing)} missing. Run the audit with --out {out} first."
-        )
+    report = read_report(out)
+    if not (out / GALLERY).is_file():
+        raise UserError(f"no report in {out}: {GALLERY} is missing; run the audit with --out {out} again")
     try:
-        report = json.loads((out / "report.json").read_text())
         with safe_open(out / GALLERY, framework="pt") as handle:
             columns = json.loads(handle.metadata()["columns"])
         tensors = {name: value.float() / 255 for name, value in load_file(out / GALLERY).items()}
-        if report.get("schema") != 1:
-            raise UserError(
-                f"{out / 'report.json'} has schema {report.get('schema')}, expected 1. Run the audit again."
-            )
         shown = [
             Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
             for i, c in enumerate(columns)
@@ -261,6 +282,7 @@ def text(report: Report) -> str:
         for entry in report["defenses"]
         for name, own in entry.get("rulers", {}).items()
     ]
+    tail += sentences(report)
     tail += [curve["sentence"] for curve in report["curves"]]
     tail += [report["verdict"], *(f"warning: {warning}" for warning in report["warnings"])]
     return "\n".join([head, "", *(row.rstrip() for row in rows), "", *tail])

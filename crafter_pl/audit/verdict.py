@@ -26,7 +26,12 @@ def percent_range(ci95: list[float]) -> str:
     return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f} %"
 
 
-def _points(figure: Report) -> str:
+def rate_with_range(figure: Report) -> str:
+    """Write a rate and its interval for reading, `12.3 % (10.0 to 15.0 %)`."""
+    return f"{percent(figure['value'])} ({percent_range(figure['ci95'])})"
+
+
+def points(figure: Report) -> str:
     """Write the interval of a difference of rates, `-1.0 to 3.0 points`."""
     return f"{100 * figure['ci95'][0]:.1f} to {100 * figure['ci95'][1]:.1f} points"
 
@@ -116,7 +121,7 @@ def false_security(entry: Report) -> str | None:
     return (
         f"False security with {entry['label']}: {found['strongest']}, which knows the defence, alone "
         f"identifies {percent(found['adaptive']['value'])}, the strongest attack that does not "
-        f"{percent(found['basic']['value'])} (difference {_points(found['gain'])})."
+        f"{percent(found['basic']['value'])} (difference {points(found['gain'])})."
     )
 
 
@@ -133,7 +138,7 @@ def _adapted(report: Report, entry: Report) -> str:
         "The strongest attack that knows the defence gained nothing measurable over the strongest that does "
         "not "
         f"({percent(found['adaptive']['value'])} against {percent(found['basic']['value'])}, difference "
-        f"{_points(found['gain'])})."
+        f"{points(found['gain'])})."
     )
 
 

@@ -1,0 +1,204 @@
+"""Figures by group on verdicts and scores made by hand, in an audit, and as the report shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from audit_lab import Blank, Echo, make_lab
+from test_audit_report import fake_gallery, fake_report
+from test_audit_worst import judgement
+from torch import Tensor
+
+from crafter_pl.audit.bootstrap import IdentityBootstrap
+from crafter_pl.audit.groups import known_groups, measure
+from crafter_pl.audit.grouptable import markdown, section, sentences
+from crafter_pl.audit.report import text, write_report
+from crafter_pl.data.people import IDENTITY_ATTRIBUTES
+from crafter_pl.errors import UserError
+
+# 40 people of 2 pictures, as `judgement` knows them. Attributes: "tall" are people 0 to 9; "hat" is every
+# first picture; "old" are the first pictures of the tall, so nobody else is; "few" are people 0 to 3.
+TRUTH = torch.arange(40).repeat_interleave(2)
+FIRST = torch.arange(80) % 2 == 0
+TALL, FEW = TRUTH < 10, TRUTH < 4
+ATTRIBUTES = torch.stack([TALL, FIRST, TALL & FIRST, FEW], 1).float()
+NAMES = ["tall", "hat", "old", "few"]
+ROWS = {"identity": TRUTH, "attributes": ATTRIBUTES}
+PANEL: Any = SimpleNamespace(truth=TRUTH, people=torch.arange(40))
+BOOT = IdentityBootstrap(TRUTH, 100, seed=4)
+ATTACKS: Any = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+
+
+def named_rightly(rows: Tensor) -> Any:
+    """One oracle's verdict: right at these rows, else the next person."""
+    return judgement(torch.where(rows, TRUTH, (TRUTH + 1) % 40))
+
+
+def entry(scores: Tensor) -> dict[str, Any]:
+    # a: the first pictures of the tall, and of person 39; b: both pictures of person 0.
+    verdicts = [named_rightly((TALL | (TRUTH == 39)) & FIRST), named_rightly(TRUTH == 0)]
+    return {"label": "none", "verdicts": verdicts, "scores": {"utility": scores}}
+
+
+def run(names: list[str], scores: Tensor = ATTRIBUTES) -> dict[str, Any]:
+    return measure(names, [entry(scores)], ATTACKS, ROWS, NAMES, PANEL, BOOT)
+
+
+def test_rates_of_both_sides_by_hand() -> None:
+    group = run(["tall"])["tall"]
+    assert group["present"] == {"images": 20, "identities": 10}
+    assert group["absent"] == {"images": 60, "identities": 30}
+    own = group["defenses"]["none"]
+    assert own["present"]["attacks"]["a"]["value"] == pytest.approx(10 / 20)
+    assert own["present"]["attacks"]["a"]["ci95"] == [0.5, 0.5], "of everybody one picture of two"
+    assert own["absent"]["attacks"]["a"]["value"] == pytest.approx(1 / 60)
+    assert own["present"]["attacks"]["b"]["value"] == pytest.approx(2 / 20)
+    assert own["absent"]["attacks"]["b"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert own["present"]["worst_case"]["value"] == pytest.approx(11 / 20), "both pictures of person 0"
+    assert own["difference"]["worst_case"]["value"] == pytest.approx(11 / 20 - 1 / 60)
+    assert own["difference"]["attacks"]["a"]["value"] == pytest.approx(10 / 20 - 1 / 60)
+    # Guesses that are wrong: of the tall the second pictures, but person 0's by a; every picture of theirs
+    # but person 0's by b, and a and b name the same one. So 19 pictures have one wrong guess among 39 others.
+    assert own["present"]["chance"] == pytest.approx((1 + 18) / 20 / 39)
+    assert own["absent"]["chance"] == pytest.approx(1 / 39)
+
+
+def test_intervals_are_those_of_written_out_resamples() -> None:
+    own = run(["tall"])["tall"]["defenses"]["none"]
+    hits = (TALL | (TRUTH == 39)) & FIRST | (TRUTH == 0)
+    gaps = []
+    for weights in BOOT.weights:
+        drawn = np.concatenate(
+            [np.flatnonzero(TRUTH.numpy() == p).repeat(int(n)) for p, n in enumerate(weights)]
+        )
+        tall = TALL.numpy()[drawn]
+        gaps.append(hits.numpy()[drawn][tall].mean() - hits.numpy()[drawn][~tall].mean())
+    np.testing.assert_allclose(own["difference"]["worst_case"]["ci95"], np.percentile(gaps, [2.5, 97.5]))
+
+
+def test_the_mean_auc_is_over_attributes_that_both_sides_have() -> None:
+    scores = ATTRIBUTES.clone()
+    scores[TALL, 1] = torch.arange(20).float() // 2 * 2 + torch.tensor([1.0, 0.0] * 10)
+    # "hat" of the tall: of 100 pairs a first picture beats a second one of the same or a lower number: 55
+    group = run(["tall"], scores)["tall"]
+    assert group["attributes"] == ["hat"], "its own is left out, and what only one side has"
+    own = group["defenses"]["none"]
+    assert own["present"]["mean_auc"]["value"] == pytest.approx(0.55)
+    assert own["absent"]["mean_auc"] == {"value": 1.0, "ci95": [1.0, 1.0]}
+    assert own["difference"]["mean_auc"]["value"] == pytest.approx(-0.45)
+    low, high = own["difference"]["mean_auc"]["ci95"]
+    assert -0.45 <= low < high < 0, "(1 + sum of the squared shares of people) / 2, at least 0.55"
+
+
+def test_a_side_of_fewer_than_five_people_is_left_out() -> None:
+    group = run(["few"])["few"]
+    assert group["present"]["identities"] == 4 and group["attributes"] == ["tall", "hat", "old"]
+    own = group["defenses"]["none"]
+    assert own["present"] is None and own["difference"] is None and own["absent"]["mean_auc"]["value"] == 1.0
+
+
+def test_people_with_pictures_on_both_sides_count_on_both() -> None:
+    group = run(["hat"])["hat"]
+    assert group["present"]["identities"] == group["absent"]["identities"] == 40
+    assert group["attributes"] == ["tall", "few"], "nobody is old without a hat"
+    gap = group["defenses"]["none"]["difference"]["attacks"]["b"]
+    assert gap == {"value": 0.0, "ci95": [0.0, 0.0]}, "paired: the same person in both pictures"
+
+
+def test_names_that_the_data_lack_are_said_and_no_name_twice() -> None:
+    assert known_groups(None, NAMES) == ([], [])
+    known, notes = known_groups(["hat", "Male", "Young"], NAMES)
+    assert known == ["hat"] and len(notes) == 1
+    assert "No figures by Male, Young (--groups)" in notes[0] and "tall, hat, old, few" in notes[0]
+    with pytest.raises(UserError, match="each attribute once"):
+        known_groups(["hat", "hat"], NAMES)
+
+
+def test_the_synthetic_faces_have_the_groups_of_their_config() -> None:
+    config = yaml.safe_load((Path(__file__).parent.parent / "configs" / "audit.yaml").read_text())
+    assert set(config["groups"]) <= set(IDENTITY_ATTRIBUTES), "people, not pictures, are protected"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return make_lab(tmp_path, monkeypatch)
+
+
+def test_an_audit_by_groups_attacks_nothing_anew(
+    lab: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = lab.run(oracles=["colour"])
+    assert without["groups"] == {} and not (lab.out / "groups.md").exists()
+    attacks = [Echo(), Blank("blank")]
+    report = lab.run(attacks=attacks, groups=["noisy", "reddish", "Male"], oracles=["colour"], overwrite=True)
+    assert [attack.seen for attack in attacks] == [[], []], "all reconstructions are kept ones"
+    assert report["defenses"] == without["defenses"]
+    assert list(report["groups"]) == ["noisy", "reddish"]
+    assert any("No figures by Male" in warning for warning in report["warnings"])
+    group = report["groups"]["noisy"]
+    rows = lab.data.all
+    assert group["present"]["images"] == group["absent"]["images"] == 9 and len(rows["image"]) == 18
+    weak = next(own for own in report["defenses"] if own["beta"] == 2.0)["label"]
+    # the store of beta 2 shows the right person in every picture of an even number, which are the noisy ones
+    echo = {side: group["defenses"][weak][side]["attacks"]["echo"]["value"] for side in ("present", "absent")}
+    assert echo == {"present": 1.0, "absent": 0.0}
+    assert group["defenses"][weak]["difference"]["attacks"]["echo"]["ci95"] == [1.0, 1.0]
+    shown = capsys.readouterr().out
+    assert "Unlike protection, crafter (beta 2): in the worst case 100.0 %" in shown
+    page, table = (lab.out / "report.html").read_text(), (lab.out / "groups.md").read_text()
+    assert "<h2>By group</h2>" in page and "<h3>noisy</h3>" in page
+    assert "| crafter (beta 2), with | 9 | 6 |" in table and "+100.0 (100.0 to 100.0 points)" in table
+    lab.run(overwrite=True)
+    assert not (lab.out / "groups.md").exists()
+
+
+def grouped_report() -> dict[str, Any]:
+    def F(value: float) -> dict[str, Any]:
+        return {"value": value, "ci95": [value - 0.1, value + 0.1]}
+
+    report = fake_report()
+    side = {"mean_auc": F(0.8), "worst_case": F(0.4), "chance": 0.05}
+    side["attacks"] = {name: F(0.3) for name in report["attacks"]}
+    gap = {"mean_auc": None, "worst_case": F(0.2), "attacks": {name: F(0) for name in report["attacks"]}}
+    both = {"present": side | {"worst_case": F(0.6)}, "absent": side, "difference": gap}
+    alone = {"present": None, "absent": side, "difference": None}
+    labels = [entry["label"] for entry in report["defenses"]]
+    report["groups"] = {
+        "Pale<b>_Skin": {
+            "attributes": ["hat"],
+            "present": {"images": 44, "identities": 11},
+            "absent": {"images": 196, "identities": 49},
+            "defenses": dict.fromkeys(labels, both),
+        },
+        "Young": {
+            "attributes": [],
+            "present": {"images": 4, "identities": 2},
+            "absent": {"images": 236, "identities": 60},
+            "defenses": dict.fromkeys(labels, alone),
+        },
+    }
+    return report
+
+
+def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) -> None:
+    report = grouped_report()
+    lines = sentences(report)
+    assert "Only 11 people with Pale<b>_Skin: the intervals are narrower than they should be." in lines
+    assert "Only 2 people with Young: left out, as every side of fewer than 5." in lines
+    assert any(
+        "unprotected: in the worst case 60.0 %" in line and "10.0 to 30.0 points" in line for line in lines
+    )
+    assert len(lines) == 2 + 4 and all(line in text(report) for line in lines)
+    write_report(tmp_path, report, fake_gallery(report))
+    html = section(report)
+    assert "<b>" not in html and "left out" in html and "+20.0<small>10.0 to 30.0 points</small>" in html
+    assert html.strip().replace(" %", "&nbsp;%") in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "groups.md").read_text() == markdown(report)
+    assert "| unprotected, difference |  |  | - | +20.0 (10.0 to 30.0 points) |" in markdown(report)
+    assert section(fake_report()) == "" and sentences(fake_report()) == []

@@ -1,0 +1,110 @@
+"""The documentation: each verb with its options, links that lead somewhere, pages that fetch nothing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crafter_pl.cli import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("**/*.md"))
+GENERATED = {"readme.md": ROOT / "README.md", "changelog.md": ROOT / "CHANGELOG.md"}  # scripts/docs_hooks.py
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (.*)$", (DOCS / "commands.md").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_section_and_its_options_are_there(verb, capsys):
+    text = sections()[verb]
+    assert f"python -m crafter_pl {verb} " in text
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.match(rf"usage: crafter_pl (\[options\] )?{verb} ", shown)
+    known = set(re.findall(r"--[\w.]+", shown))
+    named = {option.rstrip(".") for option in re.findall(r"--[\w.]+", text)}
+    assert {option for option in named if not option.startswith("--model.init_args.")} <= known
+
+
+@pytest.mark.parametrize("page", [*PAGES, *GENERATED.values()], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_in_the_navigation():
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+    def files(entry):
+        if isinstance(entry, str):
+            return [entry]
+        return [name for value in entry.values() for name in (files_of(value))]
+
+    def files_of(value):
+        return [value] if isinstance(value, str) else [name for entry in value for name in files(entry)]
+
+    named = files_of(settings["nav"])
+    assert sorted(named) == sorted([*(str(page.relative_to(DOCS)) for page in PAGES), *GENERATED])
+    assert settings["use_directory_urls"] is False and settings["strict"] is True
+    assert settings["theme"]["font"] is False and "site_url" not in settings and "repo_url" not in settings
+
+
+def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-f",
+        str(root / "mkdocs.yml"),
+        "-d",
+        str(out),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+
+
+def test_the_site_fetches_nothing_and_a_dead_link_is_an_error(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the extra docs: make docs")
+    for name in ("docs", "scripts", "crafter_pl"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    pages = sorted((tmp_path / "site").glob("**/*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        source = page.read_text()
+        assert not re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="?(?:https?:)?//', source), page
+        assert str(ROOT) not in source and str(tmp_path) not in source, page
+    assert "class Rounding(" in re.sub(r"<[^>]+>", "", (tmp_path / "site" / "extend.html").read_text())
+    (tmp_path / "docs" / "idea.md").write_text("# Idea\n\n[dead](nowhere.md) [dead](index.md#nowhere)\n")
+    dead = build(tmp_path, tmp_path / "again")
+    assert dead.returncode != 0 and "nowhere.md" in dead.stderr and "#nowhere" in dead.stderr
