@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from crafter_pl.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-FUNCTIONS = ("protect", "audit", "benchmark", "report")  # the verbs that are functions
+FUNCTIONS = ("protect", "serve", "audit", "benchmark", "report")  # the verbs that are functions
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
@@ -32,6 +33,7 @@ VERBS = {
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "protect": "find the faces in photographs, protect their features and write a feature store",
+    "serve": "answer protected features with attributes, over HTTP: the cloud's classifier",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "write an audit's page, table and plots again from its report.json",
@@ -121,7 +123,9 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     from crafter_pl.runner import import_stages
 
     import_stages()
-    made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
+    made = ArgumentParser(
+        prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False
+    )
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     positional: set[str | int] = set()
     if verb == "protect":
@@ -135,13 +139,17 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
 
 def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
+    if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
+        raise UserError("a token on the command line can be seen by others: give --token_file FILE")
     from crafter_pl.audit.audit import audit
     from crafter_pl.audit.report import rebuild
     from crafter_pl.benchmark.benchmark import benchmark
+    from crafter_pl.cloud.serve import serve
     from crafter_pl.edge.protect import protect_photos
 
     functions: dict[str, Callable[..., Any]] = {
         "protect": protect_photos,
+        "serve": serve,
         "audit": audit,
         "benchmark": benchmark,
         "report": rebuild,
