@@ -1,11 +1,11 @@
-"""How much `serve` takes: many clients at a time, on this machine, and if asked with a process killed on the way.
+"""How much `serve` takes: many clients at a time, on this machine; if asked, one of its processes is killed.
 
     python scripts/load_test_serve.py --checkpoint runs/synthetic/task/checkpoints/best.ckpt --seconds 60
     python scripts/load_test_serve.py --checkpoint ... --kill worker
 
-Starts a server of its own. Each client sends one request after another over one connection, with a feature of its own,
-and compares every answer with its first one. A request is *lost* if neither an answer nor an error comes for it, and
-*wrong* if the answer is another than the first. Linux only: memory is read from /proc.
+Starts a server of its own. Each client sends one request after another over one connection, with a feature of
+its own, and compares every answer with its first one. A request is *lost* if neither an answer nor an error comes
+for it, and *wrong* if the answer is another than the first. Linux only: memory is read from /proc.
 """
 
 from __future__ import annotations
@@ -47,7 +47,17 @@ class Server:
     """`python -m crafter_pl serve` on a free port."""
 
     def __init__(self, checkpoint: str, *options: str) -> None:
-        command = [sys.executable, "-m", "crafter_pl", "serve", "--checkpoint", checkpoint, "--port", "0", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "crafter_pl",
+            "serve",
+            "--checkpoint",
+            checkpoint,
+            "--port",
+            "0",
+            *options,
+        ]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
@@ -62,6 +72,7 @@ class Server:
         self.port = int(self.url.rpartition(":")[2])
 
     def info(self) -> dict:
+        """What the classifier tells of itself."""
         with urllib.request.urlopen(f"{self.url}/info") as answer:
             return json.load(answer)["model"]
 
@@ -79,6 +90,7 @@ class Server:
         return {name: _resident(pid) for name, pid in {"server": self.process.pid, **self.children()}.items()}
 
     def stop(self) -> None:
+        """Ends it as `kill` does."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
 
@@ -119,7 +131,7 @@ async def client(port: int, number: int, info: dict, rows: int, until: float, ta
             continue
         tally.statuses[status] += 1
         if status != 200:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1)
             continue
         tally.seconds.append(time.monotonic() - began)
         tally.answered_at.append(time.monotonic())
@@ -149,7 +161,9 @@ async def load(server: Server, args: argparse.Namespace) -> dict:
     """Lets the clients loose; returns what was seen."""
     info, tally = server.info(), Tally()
     warm = time.monotonic() + 2
-    await asyncio.gather(*(client(server.port, n, info, args.rows, warm, Tally()) for n in range(args.clients)))
+    await asyncio.gather(
+        *(client(server.port, n, info, args.rows, warm, Tally()) for n in range(args.clients))
+    )
     memory, children, began = server.memory(), server.children(), time.monotonic()
     until = began + args.seconds
     clients = [client(server.port, n, info, args.rows, until, tally) for n in range(args.clients)]
@@ -199,7 +213,9 @@ def _running(pid: int) -> bool:
 
 def main() -> int:
     """Runs the test; exit code 1 if a request was lost or an answer was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="as for serve")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30.0)

@@ -47,6 +47,14 @@ def tiny_store(tiny):
     return tiny.store()
 
 
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Quickly trained stages of every kind that `serve` takes: see `cloud_lab.Lab`."""
+    from cloud_lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab") / "runs")
+
+
 @pytest.fixture
 def game(tiny):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.

@@ -173,9 +173,9 @@ class CloudServer(LitServer):
         self.app.title, self.app.version = "crafter_pl cloud classifier", "1"
         shape = ", ".join(map(str, facts.shape))
         text = (
-            f"safetensors: `features`, F32 or F16 ({shape}) or (n, {shape}), and if you like `index`, I64 (n): "
-            f"one feature, or a shard of a feature store as it is. At most {max_body} bytes. Metadata "
-            "`encoder_sha256`, or the header."
+            f"safetensors: `features`, F32 or F16 ({shape}) or (n, {shape}); optional `index`, I64 (n). "
+            f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Its metadata have "
+            "`encoder_sha256`, or the header has."
         )
         extra: dict[str, Any] = {
             "requestBody": {
