@@ -4,8 +4,8 @@
     python scripts/load_test_serve.py --checkpoint ... --kill worker
 
 Starts a server of its own. Each client sends one request after another over one connection, with a feature of
-its own, and compares every answer with its first one. A request is *lost* if neither an answer nor an error comes
-for it, and *wrong* if the answer is another than the first. Linux only: memory is read from /proc.
+its own, and compares every answer with its first one. A request is *lost* if neither an answer nor an error
+comes for it, and *wrong* if the answer is another than the first. Linux only: memory is read from /proc.
 """
 
 from __future__ import annotations

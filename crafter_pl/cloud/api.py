@@ -185,7 +185,7 @@ class CloudAPI(LitAPI):
         self.counts = multiprocessing.get_context("spawn").RawArray("Q", 2)
         self.manager_pid: int | None = None
 
-    def authorize(self) -> None:
+    async def authorize(self) -> None:
         """Nothing: the gate has looked at the token. Without this LitServe would look for one of its own."""
 
     def setup(self, device: str) -> None:

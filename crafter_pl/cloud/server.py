@@ -74,6 +74,7 @@ class CloudServer(LitServer):
             log_level="error",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=60,
             timeout_graceful_shutdown=10,
         )
@@ -174,8 +175,8 @@ class CloudServer(LitServer):
         shape = ", ".join(map(str, facts.shape))
         text = (
             f"safetensors: `features`, F32 or F16 ({shape}) or (n, {shape}); optional `index`, I64 (n). "
-            f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Its metadata have "
-            "`encoder_sha256`, or the header has."
+            f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Metadata "
+            "`encoder_sha256`, or the header."
         )
         extra: dict[str, Any] = {
             "requestBody": {
