@@ -1,21 +1,26 @@
 """What `serve` takes and refuses before it serves, and the parts of the server by themselves."""
 
 import asyncio
+import multiprocessing
 import signal
 import socket
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cloud_lab import Running, body
 from fastapi import HTTPException
+from litserve.utils import ResponseBufferItem
 from starlette.requests import ClientDisconnect, Request
 
 from crafter_pl.cli import main
 from crafter_pl.cloud import api, gate
-from crafter_pl.cloud.api import Door
+from crafter_pl.cloud.api import CloudAPI, Door
 from crafter_pl.cloud.classifier import Facts, classify, load_classifier
 from crafter_pl.cloud.gate import Gate
 from crafter_pl.cloud.metrics import Metrics
+from crafter_pl.cloud.server import CloudServer
 from crafter_pl.data.store import read_store
 from crafter_pl.stages.base import load_stage, sha256
 from crafter_pl.stages.task import TaskModel
@@ -212,6 +217,31 @@ def test_the_gate_lets_so_many_in(monkeypatch):
     go("/health")
     assert metrics.in_flight == 2 and metrics.held == 0
     assert metrics.requests == {("/classify", 500): 1, ("/health", 200): 2, ("/classify", 503): 1}
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_waits_gets_an_error_when_a_process_is_lost(ready):
+    """Without queues there is no server; nor where a new process is lost before it was ready."""
+    facts = Facts("TaskModel", ("a",), (1, 2, 2), "e" * 64, None)
+    made = CloudServer(CloudAPI("none.ckpt", facts, "cpu", 4, 0.0), None, 1000, 5.0)
+    made._http, made.metrics.ready = SimpleNamespace(should_exit=False), ready
+    sleeper = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    sleeper.start()
+    try:
+        # The queues are a process that is none, or they are there and the classifier is not.
+        made.api.manager_pid = -1 if ready else sleeper.pid
+        made.inference_workers = [SimpleNamespace(pid=-2)]
+
+        async def go():
+            made.response_buffer["one"] = ResponseBufferItem(asyncio.Event())
+            await asyncio.wait_for(made._watch(), 10)
+            return made.response_buffer["one"]
+
+        item = asyncio.run(go())
+    finally:
+        sleeper.kill()
+    assert item.event.is_set() and item.response[0].status_code == 503 and made._http.should_exit
+    assert made.failure.startswith("LitServe's queues" if ready else "the classifier's process")
 
 
 def test_the_page_of_metrics():

@@ -151,6 +151,8 @@ class PatientLoop(BatchedLoop):
                 item = request_queue.get(timeout=wait)
             except Empty:
                 break
+            except (EOFError, OSError):
+                raise _StopLoopError from None  # the queues are gone; the server says so
             if item == _SENTINEL_VALUE:
                 raise _StopLoopError
             consumer, uid, since, features = item
@@ -184,9 +186,14 @@ class CloudAPI(LitAPI):
         # Batches and features so far; without a lock, which a killed process would keep.
         self.counts = multiprocessing.get_context("spawn").RawArray("Q", 2)
         self.manager_pid: int | None = None
+        self.metrics = Metrics()  # the server's; the process that classifies has no use for its copy
 
     async def authorize(self) -> None:
         """Nothing: the gate has looked at the token. Without this LitServe would look for one of its own."""
+
+    def health(self) -> bool:
+        """Whether requests are taken; for LitServe's ``/health``."""
+        return self.metrics.ready
 
     def setup(self, device: str) -> None:
         """Loads the net; sees to it that this process and LitServe's queues end with the server."""

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -23,7 +24,6 @@ from litserve.utils import LitAPIStatus, WorkerSetupStatus, wrap_litserve_start
 
 from crafter_pl.cloud.api import CloudAPI, Door
 from crafter_pl.cloud.gate import Gate
-from crafter_pl.cloud.metrics import Metrics
 from crafter_pl.errors import UserError
 
 LOST = "the classifier was lost while the request waited: send it again"
@@ -51,8 +51,9 @@ class CloudServer(LitServer):
             "defense_sha256": facts.defense_sha256,
         }
         super().__init__(api, accelerator="cpu", devices=1, timeout=timeout, model_metadata=about)
-        self.metrics, self.api = Metrics(), api
+        self.metrics, self.api = api.metrics, api
         self.failure: str | None = None
+        self.inference_workers: list[Any] = []
         self._since: dict[str, float] = {}
         self._http: uvicorn.Server | None = None
         self.app.state.door = Door(facts, max_body, self.metrics)
@@ -101,9 +102,15 @@ class CloudServer(LitServer):
                     time.sleep(0.05)
                 self.metrics.ready = True
                 yield
+        except (OSError, EOFError) as error:
+            if self.failure is None:
+                raise
+            raise UserError(self.failure) from error  # LitServe misses its queues when it ends
         finally:
+            mine = {self.api.manager_pid, *(worker.pid for worker in self.inference_workers)}
             for process in multiprocessing.active_children():
-                process.kill()  # only what a failure has left
+                if process.pid in mine:  # a failure has left it
+                    process.kill()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -127,19 +134,24 @@ class CloudServer(LitServer):
             alive = {process.pid for process in multiprocessing.active_children()}
             if self.api.manager_pid not in alive:
                 self._give_up("LitServe's queues were lost: start the server again")
-            elif self.inference_workers[0].pid not in alive:
-                for uid in list(self.response_buffer):
-                    self._fail(uid, 503, LOST)
-                if not self.metrics.ready:
-                    self._give_up("the classifier's process was lost and does not start again")
-                    continue
-                self.metrics.ready = False
-                self.metrics.restarts += 1
-                logging.getLogger("litserve").warning("the classifier's process was lost; starting another")
-                with _no_interrupts():
-                    self.inference_workers[0] = self.launch_single_inference_worker(self.api, 0)
-            elif not self.metrics.ready:
-                self.metrics.ready = self._ready()
+                return
+            with contextlib.suppress(OSError, EOFError):  # the queues, just now: see the next look
+                self._look_after_classifier(lost=self.inference_workers[0].pid not in alive)
+
+    def _look_after_classifier(self, lost: bool) -> None:
+        if not lost:
+            self.metrics.ready = self.metrics.ready or self._ready()
+            return
+        for uid in list(self.response_buffer):
+            self._fail(uid, 503, LOST)
+        if not self.metrics.ready:
+            self._give_up("the classifier's process was lost and does not start again")
+            return
+        self.metrics.ready = False
+        self.metrics.restarts += 1
+        print("the classifier's process was lost; starting another", file=sys.stderr, flush=True)
+        with _no_interrupts():
+            self.inference_workers[0] = self.launch_single_inference_worker(self.api, 0)
 
     def _fail(self, uid: str, status: int, detail: str) -> None:
         item = self.response_buffer.get(uid)
