@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FUNCTIONS = {  # the verbs that are functions, and where these are
     "protect": "crafter_pl.edge.protect:protect_photos",
     "export": "crafter_pl.edge.export:export",
+    "serve": "crafter_pl.cloud.serve:serve",
     "audit": "crafter_pl.audit.audit:audit",
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
     "report": "crafter_pl.audit.compare:report",
@@ -43,6 +45,7 @@ VERBS = {
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "protect": "find the faces in photographs, protect their features and write a feature store",
     "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
+    "serve": "answer protected features with attributes, over HTTP: the cloud's classifier",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "report": "compare several audits on one page, or write one audit's page again",
@@ -132,7 +135,9 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     from crafter_pl.runner import import_stages
 
     import_stages()
-    made = ArgumentParser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False)
+    made = ArgumentParser(
+        prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False
+    )
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     positional: set[str | int] = set()
     if verb in POSITIONAL:
@@ -147,6 +152,8 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
 
 def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
+    if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
+        raise UserError("a token on the command line can be seen by others: give --token_file FILE")
     function = resolve_name(FUNCTIONS[verb])
     made = parser(verb, function)
     config = made.instantiate(made.parse_args(list(args)))

@@ -58,6 +58,14 @@ def train_store(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Quickly trained stages of every kind that `serve` takes: see `cloud_lab.Lab`."""
+    from cloud_lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab") / "runs")
+
+
 @pytest.fixture
 def game(tiny):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.

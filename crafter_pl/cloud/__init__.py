@@ -1,0 +1,1 @@
+"""In the cloud: protected features in, attributes with probabilities out (`serve`)."""

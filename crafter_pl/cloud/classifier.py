@@ -1,0 +1,86 @@
+"""The classifier that answers in the cloud, from the checkpoint of any stage that has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.defenses.base import load_defense
+from crafter_pl.errors import UserError
+from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
+from crafter_pl.stages.cloud import CloudClassifier
+from crafter_pl.stages.task import TaskModel
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a classifier tells of itself.
+
+    Attributes:
+        stage: class of the stage that it came from.
+        attributes: names of its answers, in their order.
+        shape: ``(C, h, w)`` of the features that it takes.
+        encoder_sha256: of the task model's checkpoint whose edge encoder makes them.
+        defense_sha256: of the one defence whose features it understands; None: those of any on that encoder.
+    """
+
+    stage: str
+    attributes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    encoder_sha256: str
+    defense_sha256: str | None
+
+
+def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
+    """Rebuild the classifier from the checkpoint of a task model, a `CloudClassifier` or a defence.
+
+    A task model's, and that of a defence that leaves it as it is, answers for features of any defence on its
+    encoder. One that a defence has retrained, or that has learned from a defence's features, answers for
+    features of that defence alone.
+
+    Returns:
+        The net, features float32 ``(N, C, h, w)`` -> logits ``(N, A)``, frozen, on the CPU; and its facts.
+
+    Raises:
+        UserError: the file is missing, damaged, or of a stage without a cloud classifier.
+    """
+    from crafter_pl.runner import import_stages
+
+    import_stages()
+    name = read_checkpoint(path).get("stage_class") or "something else"
+    net: nn.Module
+    defense: str | None = None
+    if name == "TaskModel":
+        task = load_stage(path, TaskModel)
+        net, encoder = task.net.cloud, sha256(path)
+    elif name == "CloudClassifier":
+        stage = load_stage(path, CloudClassifier)
+        task, net, encoder = stage.task, stage.net, stage.upstream_files["task"][1]
+        learned_from: dict[str, Any] = stage.hparams["learned_from"] or {}
+        defense = learned_from.get("defense_sha256")
+    else:
+        try:
+            trained = load_defense(path)
+        except UserError as error:
+            if "not of a defence" not in str(error):
+                raise
+            raise UserError(
+                f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
+                "a CloudClassifier or a defence"
+            ) from error
+        task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]
+        defense = trained.weights_hash() if trained.retrains else None
+    return net.eval(), Facts(
+        name, tuple(task.hparams["attribute_names"]), task.feature_shape, encoder, defense
+    )
+
+
+def classify(net: nn.Module, features: Tensor, most: int) -> Tensor:
+    """Probabilities float32 ``(N, A)`` of features ``(N, C, h, w)``, at most ``most`` in one pass."""
+    with torch.inference_mode():
+        parts = [net(part).float().sigmoid().cpu() for part in features.split(most)]
+    return torch.cat(parts)

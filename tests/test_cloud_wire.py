@@ -1,0 +1,186 @@
+import json
+import random
+import struct
+
+import numpy as np
+import pytest
+import torch
+from cloud_lab import body
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from crafter_pl.cloud.wire import MAX_HEADER, Refused, claimed_hash, read_features
+
+SHAPE = (2, 3, 3)
+ROW = 4 * 18  # bytes of a feature
+HASH = "ab" * 32
+
+
+def raw(header, data=b"", length=None):
+    """A body by hand."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype="F32", shape=(1, *SHAPE), offsets=(0, ROW)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+GOOD = raw({"features": entry()}, bytes(ROW))
+MALFORMED = {
+    "empty": (b"", "0 bytes"),
+    "seven bytes": (b"1234567", "7 bytes"),
+    "length alone": (struct.pack("<Q", 0), "no JSON"),
+    "a header of 2**63 bytes": (raw(b"{}", length=2**63), "announce a header"),
+    "a header of 2**64-1 bytes": (raw(b"{}", length=2**64 - 1), "announce a header"),
+    "a header one byte longer than the body": (raw(b"{}", length=3), "announce a header"),
+    "a header that is too long": (raw(b" " * MAX_HEADER + b"{}"), "announce a header"),
+    "truncated in the header": (GOOD[:30], "announce a header"),
+    "truncated in the tensors": (GOOD[:-1], "data_offsets"),
+    "a byte too many": (GOOD + b"\0", "the body has 73"),
+    "a picture": (b"\xff\xd8\xff\xe0" + bytes(200), "announce a header"),
+    "a pickle": (b"\x80\x04\x95\x10\0\0\0\0\0\0\0c__builtin__\nexec\n", "announce a header"),
+    "a zip, as torch.save makes it": (b"PK\x03\x04" + bytes(100), "announce a header"),
+    "a form": (b"--x\r\nContent-Disposition: form-data\r\n\r\n", "announce a header"),
+    "JSON": (b'{"features": [[1, 2]]}', "announce a header"),
+    "no UTF-8": (raw(b'{"\xff": 1}'), "no JSON"),
+    "UTF-16": (raw('{"a": 1}'.encode("utf-16")), "no JSON"),
+    "half a header": (raw(b'{"features": {"dty'), "no JSON"),
+    "a list as header": (raw(b"[]"), "no JSON object"),
+    "a number as header": (raw(b"1"), "no JSON object"),
+    "a number of 5000 digits": (raw(b"1" * 5000), "no JSON"),
+    "deep lists": (raw(b"[" * 60000), "no JSON"),
+    "deep objects": (raw(b'{"a":' * 12000), "no JSON"),
+    "NaN in the header": (raw(b'{"features": NaN}'), "NaN in the safetensors header"),
+    "a name twice": (raw(b'{"features": 1, "features": 2}'), "comes twice"),
+    "no tensor": (raw({}), "no tensor features"),
+    "index alone": (raw({"index": entry("I64", [1], [0, 8])}, bytes(8)), "no tensor features"),
+    "a stranger": (raw({"features": entry(), "image": entry()}, bytes(ROW)), "'image' is not expected"),
+    "metadata of numbers": (raw({"__metadata__": {"a": 1}, "features": entry()}, bytes(ROW)), "to strings"),
+    "metadata as list": (raw({"__metadata__": [], "features": entry()}, bytes(ROW)), "to strings"),
+    "an entry that is a number": (raw({"features": 1}), "must have dtype"),
+    "an entry without shape": (
+        raw({"features": {"dtype": "F32", "data_offsets": [0, 0]}}),
+        "must have dtype",
+    ),
+    "an entry with more": (raw({"features": {**entry(), "x": 1}}, bytes(ROW)), "must have dtype"),
+    "a type that is none": (raw({"features": entry("PICKLE")}, bytes(ROW)), "'PICKLE'"),
+    "a type that is a list": (raw({"features": {**entry(), "dtype": []}}, bytes(ROW)), "is of type"),
+    "bfloat16": (body(torch.zeros(1, *SHAPE, dtype=torch.bfloat16)), "'BF16'"),
+    "float64": (body(torch.zeros(1, *SHAPE, dtype=torch.float64)), "'F64'"),
+    "integers": (body(torch.zeros(1, *SHAPE, dtype=torch.int64)), "features are I64"),
+    "a negative size": (raw({"features": entry(shape=(-1, *SHAPE))}, bytes(ROW)), "not negative"),
+    "a size of 2**62": (raw({"features": entry(shape=(2**62, *SHAPE))}, bytes(ROW)), "not negative"),
+    "a size of 2**39": (raw({"features": entry(shape=(2**39, *SHAPE))}, bytes(ROW)), "do not hold"),
+    "a size that is true": (raw({"features": entry(shape=(True, *SHAPE))}, bytes(ROW)), "not negative"),
+    "a size that is a float": (raw({"features": entry(shape=(1.0, *SHAPE))}, bytes(ROW)), "not negative"),
+    "a shape that is a string": (raw({"features": {**entry(), "shape": "1"}}, bytes(ROW)), "not negative"),
+    "five dimensions": (raw({"features": entry(shape=(1, 1, *SHAPE))}, bytes(ROW)), "not negative"),
+    "negative offsets": (raw({"features": entry(offsets=(-ROW, 0))}, bytes(ROW)), "not negative"),
+    "offsets backwards": (raw({"features": entry(offsets=(ROW, 0))}, bytes(ROW)), "do not hold"),
+    "offsets beyond the body": (raw({"features": entry(offsets=(4, ROW + 4))}, bytes(ROW)), "do not hold"),
+    "offsets of another size": (raw({"features": entry(offsets=(0, 8))}, bytes(ROW)), "do not hold"),
+    "three offsets": (raw({"features": entry(offsets=(0, 1, ROW))}, bytes(ROW)), "not negative"),
+    "a gap in front": (raw({"features": entry(offsets=(8, ROW + 8))}, bytes(ROW + 8)), "gaps"),
+    "overlap": (
+        raw({"features": entry(), "index": entry("I64", [1], [0, 8])}, bytes(ROW)),
+        "overlap",
+    ),
+    "other channels": (body(torch.zeros(1, 3, 3, 3)), "this classifier takes (2, 3, 3)"),
+    "one dimension": (body(torch.zeros(18)), "this classifier takes"),
+    "a scalar": (body(torch.tensor(1.0)), "this classifier takes"),
+    "none at all": (body(torch.zeros(0, *SHAPE)), "no feature"),
+    "NaN": (body(torch.full((1, *SHAPE), torch.nan)), "feature 0 of the body is not finite"),
+    "infinity, second": (
+        body(torch.cat([torch.zeros(1, *SHAPE), torch.full((1, *SHAPE), -torch.inf)])),
+        "feature 1",
+    ),
+    "infinity in float16": (body(torch.full(SHAPE, torch.inf).half()), "not finite"),
+    "index of floats": (save({"features": torch.zeros(SHAPE), "index": torch.zeros(1)}), "index is F32"),
+    "index too short": (body(torch.zeros(2, *SHAPE), index=[1]), "send I64 [2]"),
+    "an index twice": (body(torch.zeros(2, *SHAPE), index=[7, 7]), "twice"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_bodies_are_refused_in_one_line(name):
+    data, words = MALFORMED[name]
+    with pytest.raises(Refused) as refused:
+        read_features(data, SHAPE)
+    line = str(refused.value)
+    assert words in line and "\n" not in line and len(line) < 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rows", [None, 1, 5])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_what_is_sent_is_read(dtype, rows, numbered):
+    features = torch.randn(SHAPE if rows is None else (rows, *SHAPE)).to(dtype)
+    index = list(range(-2, (rows or 1) - 2)) if numbered else None
+    read = read_features(body(features, HASH, index), SHAPE)
+    array = read.array(SHAPE)
+    assert array.dtype == np.float32 and np.array_equal(array, features.reshape(-1, *SHAPE).float())
+    assert read.index == index and read.metadata == {"encoder_sha256": HASH} and read.count == (rows or 1)
+
+
+def test_ten_thousand_damaged_bodies():
+    """Each is read as the library reads it, or refused; nothing else is raised, little is allocated."""
+    chance = random.Random(0)
+    sound = [body(torch.randn(2, *SHAPE), HASH, [3, 4]), body(torch.randn(SHAPE).half()), GOOD]
+    good = [*sound * 40, *(data for data, _ in MALFORMED.values() if len(data) < 2000)]
+    pieces = [
+        b"[",
+        b"]",
+        b"{",
+        b'"',
+        b",",
+        b"-",
+        b"9" * 20,
+        b"e9",
+        b"null",
+        b"\0",
+        b"\xff\xfe",
+        b"I64",
+        b"F16",
+    ]
+    taken = 0
+    for _ in range(10_000):
+        data = bytearray(chance.choice(good))
+        for _ in range(chance.randint(1, 2)):
+            place = chance.randrange(len(data) + 1)
+            kind = chance.randrange(5)
+            if kind == 0 and place < len(data):
+                data[place] ^= 1 << chance.randrange(8)
+            elif kind == 1:
+                data[place:place] = chance.choice(pieces)
+            elif kind == 2:
+                del data[place : place + chance.randint(1, 20)]
+            elif kind == 3:
+                data[:8] = struct.pack(
+                    "<Q", chance.choice([0, 2, len(data), max(0, len(data) - 8), 2**31, 2**63])
+                )
+            else:
+                data[place:] = chance.randbytes(chance.randint(0, 60))
+        try:
+            read = read_features(bytes(data), SHAPE)
+        except Refused as refused:
+            assert len(str(refused)) < 300
+            continue
+        taken += 1
+        try:
+            known = load(bytes(data))["features"].float().reshape(-1, *SHAPE)
+        except SafetensorError as error:
+            raise AssertionError(f"taken, but refused by the library ({error}): {bytes(data)!r}") from error
+        assert np.array_equal(read.array(SHAPE), known)
+    assert 300 < taken < 9000
+
+
+def test_claims():
+    assert claimed_hash("encoder_sha256", {}, None) is None
+    assert claimed_hash("encoder_sha256", {"encoder_sha256": HASH}, None) == HASH
+    assert claimed_hash("encoder_sha256", {"encoder_sha256": HASH}, f" {HASH.upper()} ") == HASH
+    with pytest.raises(Refused, match="two different"):
+        claimed_hash("encoder_sha256", {"encoder_sha256": HASH}, "0" * 64)
+    for wrong in ("", "abc", "x" * 64, HASH + "0", "../../etc/passwd"):
+        with pytest.raises(Refused, match="no SHA-256"):
+            claimed_hash("encoder_sha256", {}, wrong)
