@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from crafter_pl.cloud.wire import MAX_HEADER, Refused, claimed_hash, read_features
+from crafter_pl.data.transport import decode, encode
 
 SHAPE = (2, 3, 3)
 ROW = 4 * 18  # bytes of a feature
@@ -68,6 +69,22 @@ MALFORMED = {
     "a type that is a list": (raw({"features": {**entry(), "dtype": []}}, bytes(ROW)), "is of type"),
     "bfloat16": (body(torch.zeros(1, *SHAPE, dtype=torch.bfloat16)), "'BF16'"),
     "float64": (body(torch.zeros(1, *SHAPE, dtype=torch.float64)), "'F64'"),
+    "int8 without scale": (
+        save({"features": torch.zeros(1, *SHAPE, dtype=torch.int8)}),
+        "need scale and offset",
+    ),
+    "int8 with too many scales": (
+        save({**encode(torch.rand(2, *SHAPE), "int8"), "scale": torch.ones(3)}),
+        "need scale and offset, F32 [2] each",
+    ),
+    "int8 with an infinite scale": (
+        save({**encode(torch.rand(2, *SHAPE), "int8"), "scale": torch.tensor([1.0, float("inf")])}),
+        "feature 1 of the body is not finite",
+    ),
+    "float32 with a scale": (
+        save({"features": torch.zeros(1, *SHAPE), "scale": torch.ones(1), "offset": torch.ones(1)}),
+        "others have neither",
+    ),
     "integers": (body(torch.zeros(1, *SHAPE, dtype=torch.int64)), "features are I64"),
     "a negative size": (raw({"features": entry(shape=(-1, *SHAPE))}, bytes(ROW)), "not negative"),
     "a size of 2**62": (raw({"features": entry(shape=(2**62, *SHAPE))}, bytes(ROW)), "not negative"),
@@ -123,10 +140,19 @@ def test_what_is_sent_is_read(dtype, rows, numbered):
     assert read.index == index and read.metadata == {"encoder_sha256": HASH} and read.count == (rows or 1)
 
 
+def test_int8_is_read_as_a_store_reads_it():
+    features = torch.randn(3, *SHAPE)
+    coded = encode(features, "int8")
+    read = read_features(save({**coded, "index": torch.arange(3)}), SHAPE)
+    assert np.array_equal(read.array(SHAPE), decode(coded)) and read.index == [0, 1, 2]
+    assert np.abs(read.array(SHAPE) - features.numpy()).max() < 0.03
+
+
 def test_ten_thousand_damaged_bodies():
     """Each is read as the library reads it, or refused; nothing else is raised, little is allocated."""
     chance = random.Random(0)
     sound = [body(torch.randn(2, *SHAPE), HASH, [3, 4]), body(torch.randn(SHAPE).half()), GOOD]
+    sound.append(save(encode(torch.randn(2, *SHAPE), "int8")))
     good = [*sound * 40, *(data for data, _ in MALFORMED.values() if len(data) < 2000)]
     pieces = [
         b"[",
@@ -168,7 +194,7 @@ def test_ten_thousand_damaged_bodies():
             continue
         taken += 1
         try:
-            known = load(bytes(data))["features"].float().reshape(-1, *SHAPE)
+            known = decode(load(bytes(data))).reshape(-1, *SHAPE)
         except SafetensorError as error:
             raise AssertionError(f"taken, but refused by the library ({error}): {bytes(data)!r}") from error
         assert np.array_equal(read.array(SHAPE), known)

@@ -186,7 +186,8 @@ class CloudServer(LitServer):
         self.app.title, self.app.version = "crafter_pl cloud classifier", "1"
         shape = ", ".join(map(str, facts.shape))
         text = (
-            f"safetensors: `features`, F32 or F16 ({shape}) or (n, {shape}); optional `index`, I64 (n). "
+            f"safetensors: `features`, F32, F16 or I8 ({shape}) or (n, {shape}), with I8 also `scale` and "
+            "`offset`, F32 (n); optional `index`, I64 (n). "
             f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Metadata "
             "`encoder_sha256`, or the header."
         )

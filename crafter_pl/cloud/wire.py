@@ -1,7 +1,7 @@
 """What may come in over the network: a safetensors body with features, read without trusting a byte of it.
 
 The format is that of the `safetensors` library: eight bytes with the length of the header, the header as
-JSON, then the tensors' bytes without gaps. It is read here and not by the library, since a body holds two
+JSON, then the tensors' bytes without gaps. It is read here and not by the library, since a body holds four
 tensors at most: nothing is allocated by what a header says, and every refusal is a line for the sender.
 """
 
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 MAX_HEADER = 64 * 1024  # bytes; that of a shard with its hashes has 300
-TRANSPORT = {"F32": "<f4", "F16": "<f2"}  # what features may be sent as
+TRANSPORT = {"F32": "<f4", "F16": "<f2", "I8": "<i1"}  # what features may be sent as
+CODING = ("scale", "offset")  # of features sent as I8, see `crafter_pl.data.transport`
 CLAIMS = ("encoder_sha256", "defense_sha256")  # metadata keys, and manifest entries of a feature store
 
 
@@ -53,8 +54,8 @@ def read_features(body: bytes, shape: Sequence[int]) -> Features:
     """Read one feature or a shard of a feature store.
 
     Args:
-        body: safetensors with `features`, float32 or float16 ``(C, h, w)`` or ``(n, C, h, w)``, and if the
-            sender likes `index`, int64 ``(n,)``.
+        body: safetensors with `features`, float32, float16 or int8 ``(C, h, w)`` or ``(n, C, h, w)``; with
+            int8 also `scale` and `offset`, float32 ``(n,)``; and if the sender likes `index`, int64 ``(n,)``.
         shape: ``(C, h, w)`` of the features that the classifier takes.
 
     Raises:
@@ -62,7 +63,7 @@ def read_features(body: bytes, shape: Sequence[int]) -> Features:
     """
     header, data = _split(body)
     metadata = _metadata(header.pop("__metadata__", {}))
-    if strange := sorted(header.keys() - {"features", "index"}):
+    if strange := sorted(header.keys() - {"features", "index", *CODING}):
         raise Refused(f"tensor {strange[0][:40]!r} is not expected: send features, and index if you like")
     if "features" not in header:
         raise Refused("there is no tensor features in the body")
@@ -76,18 +77,33 @@ def read_features(body: bytes, shape: Sequence[int]) -> Features:
         raise Refused(f"the header describes {at} bytes of tensors, the body has {len(data)}")
     dtype, sizes, begin, end = spans["features"]
     if dtype not in TRANSPORT:
-        raise Refused(f"features are {dtype}: send F32 or F16")
+        raise Refused(f"features are {dtype}: send F32, F16 or I8")
     if tuple(sizes[-3:]) != tuple(shape) or len(sizes) not in (3, 4):
         wanted = ", ".join(map(str, shape))
         raise Refused(f"features have the shape {sizes}: this classifier takes ({wanted}) or (n, {wanted})")
     count = sizes[0] if len(sizes) == 4 else 1
     if not count:
         raise Refused("there is no feature in the body: features have the shape of none")
-    rows = np.frombuffer(data[begin:end], TRANSPORT[dtype]).reshape(count, -1)
+    rows, kind = np.frombuffer(data[begin:end], TRANSPORT[dtype]).reshape(count, -1), TRANSPORT[dtype]
+    if coded := (dtype == "I8") or spans.keys() & {*CODING}:
+        rows, kind = _decoded(rows, dtype, spans, data), "<f4"
     if not (finite := np.isfinite(rows).all(1)).all():
         raise Refused(f"feature {int(np.argmin(finite))} of the body is not finite (NaN or infinite)")
     index = _index(spans["index"], data, count) if "index" in spans else None
-    return Features(TRANSPORT[dtype], bytes(data[begin:end]), count, index, metadata)
+    return Features(kind, rows.tobytes() if coded else bytes(data[begin:end]), count, index, metadata)
+
+
+def _decoded(
+    rows: np.ndarray, dtype: str, spans: dict[str, tuple[str, list[int], int, int]], data: memoryview
+) -> np.ndarray:
+    """Features sent in int8 as float32 ``(n, D)``."""
+    count = [len(rows)]
+    if dtype != "I8" or any(name not in spans or spans[name][:2] != ("F32", count) for name in CODING):
+        raise Refused(f"features as I8 need scale and offset, F32 {count} each, and others have neither")
+    scale, offset = (np.frombuffer(data[b:e], "<f4")[:, None] for _, _, b, e in (spans[n] for n in CODING))
+    with np.errstate(all="ignore"):  # what is not finite is refused after this
+        made: np.ndarray = rows.astype(np.float32) * scale + offset
+    return made
 
 
 def claimed_hash(name: str, metadata: dict[str, str], header: str | None) -> str | None:
@@ -152,11 +168,11 @@ def _span(name: str, entry: object, room: int) -> tuple[str, list[int], int, int
         raise Refused(f"{name} must have dtype, shape and data_offsets in the safetensors header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in (*TRANSPORT, "I64"):
-        raise Refused(f"{name} is of type {str(dtype)[:20]!r}: send features as F32 or F16, index as I64")
+        raise Refused(f"{name} is of type {str(dtype)[:20]!r}: send features as F32, F16 or I8, index as I64")
     if not _naturals(shape) or len(shape) > 4 or not _naturals(offsets) or len(offsets) != 2:
         raise Refused(f"{name}: shape must be up to 4, data_offsets 2 whole numbers that are not negative")
     begin, end = offsets
-    width = {"F32": 4, "F16": 2, "I64": 8}[dtype]
+    width = {"F32": 4, "F16": 2, "I8": 1, "I64": 8}[dtype]
     if not begin <= end <= room or end - begin != width * prod(shape):
         raise Refused(
             f"{name}: data_offsets {begin} to {end} do not hold {shape} numbers of {width} bytes within the "
