@@ -150,7 +150,7 @@ def test_an_audit_by_groups_attacks_nothing_anew(
     assert echo == {"present": 1.0, "absent": 0.0}
     assert group["defenses"][weak]["difference"]["attacks"]["echo"]["ci95"] == [1.0, 1.0]
     shown = capsys.readouterr().out
-    assert "Unlike protection, crafter (beta 2): in the worst case 100.0 %" in shown
+    assert "Groups differ, crafter (beta 2): in the worst case 100.0 %" in shown
     page, table = (lab.out / "report.html").read_text(), (lab.out / "groups.md").read_text()
     assert "<h2>By group</h2>" in page and "<h3>noisy</h3>" in page
     assert "| crafter (beta 2), with | 9 | 6 |" in table and "+100.0 (100.0 to 100.0 points)" in table

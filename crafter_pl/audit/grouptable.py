@@ -18,7 +18,7 @@ _NOTE = (
 
 
 def sentences(report: Report) -> list[str]:
-    """Say which groups are protected or served measurably unlike, and which sides are small."""
+    """Say where the worst case of the two sides measurably differs, and which sides are small."""
     found = []
     names = {entry["label"]: title(entry) for entry in report["defenses"]}
     for attribute, group in report.get("groups", {}).items():
@@ -39,7 +39,7 @@ def sentences(report: Report) -> list[str]:
                 continue
             present, absent = (own[side]["worst_case"]["value"] for side in SIDES)
             found.append(
-                f"Unlike protection, {names[label]}: in the worst case {percent(present)} of the faces with "
+                f"Groups differ, {names[label]}: in the worst case {percent(present)} of the faces with "
                 f"{attribute} are identified, {percent(absent)} of those without (difference "
                 f"{points(difference['worst_case'])})."
             )
