@@ -1,0 +1,187 @@
+"""The wire between edge and cloud: a relay that keeps all bytes, and a look through these.
+
+    python scripts/wire.py ask URL STORE --wire FILE --out ATTRIBUTES.json
+    python scripts/wire.py check FILE STORE CHECKPOINT
+
+`ask` posts the store's shards to a server (`crafter_pl serve`) and writes its answers by photograph. `check`
+runs on the edge, where the photographs are, and ends with exit code 1 if any piece of a photograph's file, the
+pixels of a face or a feature close to an unprotected one are among the bytes that left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from crafter_pl.data.store import MANIFEST, read_manifest
+from crafter_pl.data.transport import decode
+from crafter_pl.edge.faces import cut
+from crafter_pl.edge.ledger import Ledger, private_file
+from crafter_pl.edge.photos import open_photo
+from crafter_pl.edge.protector import Protector
+from crafter_pl.errors import UserError
+
+PIECE = 48  # bytes: a run of a file or of pixels that long is no coincidence
+CLOSE = 0.05  # of the unprotected feature's norm: what is nearer gives it away
+
+
+class Relay:
+    """Passes bytes on between clients and a server, and keeps those of the clients."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target, self.sent = (host, port), bytearray()
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.socket.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self.socket.accept()
+            server = socket.create_connection(self.target)
+            threading.Thread(target=self._pass, args=(client, server, self.sent), daemon=True).start()
+            threading.Thread(target=self._pass, args=(server, client, None), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket, kept: bytearray | None) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if kept is not None:
+                    kept += data
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            sink.close()
+
+
+def ask(url: str, store: Path, wire: Path, out: Path) -> None:
+    """Posts every shard; writes the answers by photograph and face."""
+    found = re.fullmatch(r"http://([\w.]+):(\d+)(/\w+)", url)
+    if found is None:
+        raise UserError(f"{url} is no address as serve prints it: http://HOST:PORT/classify")
+    relay, manifest = Relay(found[1], int(found[2])), read_manifest(store)
+    headers = {"X-Encoder-SHA256": manifest["encoder_sha256"]}
+    headers |= {"X-Defense-SHA256": manifest["defense_sha256"]}
+    answers: dict[int, dict[str, float]] = {}
+    for name in manifest["shards"]:
+        body = (store / name).read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{relay.port}{found[3]}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answers |= {one["index"]: one["attributes"] for one in json.load(answer)["answers"]}
+        except urllib.error.HTTPError as error:
+            raise UserError(f"the server refused {name}: {error.read().decode()[:300]}") from error
+    wire.write_bytes(relay.sent)
+    photos = json.loads(private_file(store).read_text(encoding="utf-8"))["photos"]
+    told = {
+        path: [answers[face["index"]] for face in photo["faces"] if face["index"] in answers]
+        for path, photo in photos.items()
+    }
+    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(answers)} faces of {len(told)} photographs: {out}; {len(relay.sent)} bytes left: {wire}")
+
+
+def bodies(wire: bytes) -> list[bytes]:
+    """The bodies of the HTTP requests on the wire."""
+    found, at = [], 0
+    while at < len(wire):
+        end = wire.index(b"\r\n\r\n", at) + 4
+        length = re.search(rb"(?im)^content-length: (\d+)", wire[at:end])
+        size = int(length[1]) if length else 0
+        found.append(wire[end : end + size])
+        at = end + size
+    return found
+
+
+def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
+    """What went over the wire and should not have, in words; empty: nothing."""
+    protector = Protector.load(checkpoint, device="cpu", faces="none")
+    ledger = Ledger(store, json.loads(private_file(store).read_text(encoding="utf-8"))["settings"], None)
+    leaks, faces = [], []
+    for path, photo in ledger.photos.items():
+        if _pieces(Path(path).read_bytes(), wire):
+            leaks.append(f"a piece of the file {path}")
+        if not photo.faces:
+            continue
+        picture = open_photo(Path(path))[0]
+        own = [cut(picture, face.place, protector.image_size) for face in photo.faces]
+        for face in own:
+            # Pixels as they are, by rows of pixels, and as the encoder takes them.
+            forms = (face, face.permute(1, 2, 0).contiguous(), face.float().div(255))
+            if any(_pieces(form.numpy().tobytes(), wire) for form in forms):
+                leaks.append(f"pixels of a face in {path}")
+        faces += own
+    sent = []
+    for body in bodies(wire):
+        try:
+            tensors = load(body)
+            sent.append(decode(tensors))
+        except (SafetensorError, KeyError) as error:
+            leaks.append(f"a body that is no shard of features ({error})")
+            continue
+        if strange := sorted(tensors.keys() - {"features", "index", "scale", "offset"}):
+            leaks.append(f"tensors besides features: {', '.join(strange)}")
+    if not faces or not sent:
+        raise UserError("there is nothing to check: no face, or nothing was sent")
+    with torch.no_grad():
+        clean = protector.defense.task.edge(torch.stack(faces).float().div(255)).flatten(1)
+    distance = torch.cdist(torch.cat(sent).flatten(1), clean) / clean.norm(dim=1)
+    near = int((distance < CLOSE).any(1).sum())
+    if near:
+        leaks.append(f"{near} features within {CLOSE:.0%} of an unprotected one")
+    print(
+        f"nearest of {len(distance)} features to an unprotected one: {float(distance.min()):.2f} of its norm"
+    )
+    return leaks
+
+
+def _pieces(secret: bytes, wire: bytes) -> bool:
+    """Whether any of many pieces of the secret is on the wire."""
+    starts = range(0, max(len(secret) - PIECE, 1), PIECE)
+    return any(len(set(piece)) > 4 and piece in wire for piece in (secret[at : at + PIECE] for at in starts))
+
+
+def main() -> int:
+    """Runs one of the two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("ask")
+    one.add_argument("url")
+    one.add_argument("store", type=Path)
+    one.add_argument("--wire", type=Path, required=True)
+    one.add_argument("--out", type=Path, required=True)
+    other = commands.add_parser("check")
+    other.add_argument("wire", type=Path)
+    other.add_argument("store", type=Path)
+    other.add_argument("checkpoint")
+    args = parser.parse_args()
+    if not (args.store / MANIFEST).is_file():
+        raise UserError(f"{args.store} is no finished feature store: run protect first")
+    if args.command == "ask":
+        ask(args.url, args.store, args.wire, args.out)
+        return 0
+    leaks = check(args.wire.read_bytes(), args.store, args.checkpoint)
+    for leak in leaks:
+        print(f"leak: {leak}", file=sys.stderr)
+    print("leaks were found" if leaks else "no picture and no unprotected feature left the edge")
+    return 1 if leaks else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
