@@ -4,7 +4,7 @@
     python scripts/wire.py check FILE STORE CHECKPOINT
 
 `ask` posts the store's shards to a server (`crafter_pl serve`) and writes its answers by photograph. `check`
-runs on the edge, where the photographs are, and ends with exit code 1 if any piece of a photograph's file, the
+runs on the edge, where the photographs are; exit code 1 if any piece of a photograph's file, the
 pixels of a face or a feature close to an unprotected one are among the bytes that left.
 """
 

@@ -10,6 +10,7 @@ from crafter_pl.cli import main
 from crafter_pl.crafting.craft import craft_gradient, start_crafting
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import CrafterGenerator, load_defense
+from crafter_pl.edge import export
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CraftingNet
 
@@ -82,11 +83,18 @@ def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces):
     assert not torch.allclose(*made, atol=1e-4)
 
 
-def test_its_graph_is_its_pass(build, faces):
-    stage = moved(build(sees="answers"))
-    images, index = faces["image"][:4], faces["index"][:4]
+@pytest.mark.parametrize("sees", ["features", "answers"])
+def test_one_pass_is_a_graph(sees, build, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_TIMED", 1)
+    stage = moved(build(sees=sees))
+    graph, images, index = stage.edge_graph().eval(), faces["image"][:3], faces["index"][:3]
     noise = keyed_normal(0, index, stage.edge_noise)
-    assert torch.allclose(stage.edge_graph()(images, noise), stage.protect(images, index), atol=1e-5)
+    crafted = stage.protect(images, index)
+    assert torch.allclose(graph(images, noise), crafted, atol=1e-5)
+    inputs = {"images": [3, 32, 32], "noise": [stage.edge_noise]}
+    export._write(tmp_path, "protect", graph, inputs, onnx=sees == "answers")  # compares what it has written
+    program = torch.export.load(tmp_path / "protect.pt2").module()
+    assert torch.allclose(program(images, noise), crafted, atol=1e-4)
     stage.protect_options = {"refine_steps": 1}
     assert stage.edge_graph() is None
 
