@@ -9,22 +9,28 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from crafter_pl import __version__
 from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
+from crafter_pl.processes import end_with
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-FUNCTIONS = ("protect", "export", "audit", "benchmark", "report")  # the verbs that are functions
+FUNCTIONS = {  # the verbs that are functions, and where these are
+    "protect": "crafter_pl.edge.protect:protect_photos",
+    "export": "crafter_pl.edge.export:export",
+    "audit": "crafter_pl.audit.audit:audit",
+    "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
+    "report": "crafter_pl.audit.report:rebuild",
+}
 _LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
@@ -136,23 +142,11 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
 
 def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
-    from crafter_pl.audit.audit import audit
-    from crafter_pl.audit.report import rebuild
-    from crafter_pl.benchmark.benchmark import benchmark
-    from crafter_pl.edge.export import export
-    from crafter_pl.edge.protect import protect_photos
-
-    functions: dict[str, Callable[..., Any]] = {
-        "protect": protect_photos,
-        "export": export,
-        "audit": audit,
-        "benchmark": benchmark,
-        "report": rebuild,
-    }
-    made = parser(verb, functions[verb])
+    function = resolve_name(FUNCTIONS[verb])
+    made = parser(verb, function)
     config = made.instantiate(made.parse_args(list(args)))
     del config["config"]
-    functions[verb](**config)
+    function(**config)
 
 
 def _fail(message: str) -> int:
@@ -217,6 +211,7 @@ def _quiet() -> None:
         ".*but have no logger configured.*",  # predict and --trainer.logger false
         ".*predict returned None.*",  # stages write what they predict to disk themselves
         ".*torch.distributed._sharded_tensor will be deprecated.*",  # inside torch
+        ".*contains no parameters.*",  # torchmetrics' LPIPS as LowKey loads it
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -231,17 +226,10 @@ def _end_with_parent() -> None:
     if "LOCAL_RANK" not in os.environ:
         os.environ[_LAUNCHER] = me
     launcher = os.environ.get(_LAUNCHER)
-    if launcher in (None, me):
+    if launcher is None or launcher == me:
         return
-
-    def watch() -> None:
-        while str(os.getppid()) == launcher:
-            time.sleep(2)
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
-        print(f"[process {rank}] the process that launched this one is gone", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
+    end_with(int(launcher), f"[process {rank}] the process that launched this one is gone")
 
 
 def _leave_process_group() -> None:

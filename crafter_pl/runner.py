@@ -50,6 +50,7 @@ class Crafting:
         method: what crafts (`crafter`, `crafter_z`, `answers` or `reference`).
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
         precision: of crafting: `bf16`, `float32` or `float64`.
+        refine_steps: of the crafting generator: outer steps of Crafter after its one pass.
         seed: seed of the crafting noise.
     """
 
@@ -58,6 +59,7 @@ class Crafting:
     method: str | None = None
     critic: str | None = None
     precision: str | None = None
+    refine_steps: int | None = None
     seed: int | None = None
 
 
@@ -270,17 +272,22 @@ class StageCLI(LightningCLI):
         Raises:
             UserError: what is there was trained with other settings.
         """
-        line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        line = self._last_line()
         if line:
             self.checkpoint()
         return line is not None
 
     def finished(self) -> bool:
         """The same; says so."""
-        line = resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        line = self._last_line()
         if line:
             _say(f"{self.name} {line}")
         return line is not None
+
+    def _last_line(self) -> str | None:
+        if self.verb != "fit":
+            return None
+        return resume.finished(self.run_dir, self.options.trainer.max_epochs)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to start from; None: train from the beginning.
@@ -376,6 +383,14 @@ class StageCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             raise UserError(f"--trainer: {error}") from error
 
+    def _precision(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """The config's precision; float32 for bfloat16 where that would be slow."""
+        given = self.options.trainer.precision
+        if not str(given).startswith("bf16") or not bf16_is_slow(str(self.options.trainer.accelerator)):
+            return given
+        _say(f"note: {self.name} runs in float32: this processor has no instructions for {given}")
+        return "32-true"
+
     def _trainer_options(self) -> dict[str, Any]:
         """What the trainer gets beside the config's own settings: logger, callbacks, checkpoint writer."""
         given, init, folder = self.options.trainer, self.config_init[self.verb].trainer, self.run_dir
@@ -399,10 +414,23 @@ class StageCLI(LightningCLI):
             "logger": logger if given.logger is None else init.logger,
             "callbacks": [*_as_list(init.callbacks), *more],
             "plugins": [*_as_list(init.plugins), cb.AtomicCheckpointIO()],
+            "precision": self._precision(),
             "enable_progress_bar": bar and sys.stderr.isatty(),
             "enable_checkpointing": keep,
             "enable_autolog_hparams": False,  # <verb>.yaml has them; Lightning's merge fails on equal names
         }
+
+
+def bf16_is_slow(accelerator: str) -> bool:
+    """Whether training in bfloat16 would be done by a processor without instructions for it.
+
+    There it costs over 20 times the time of float32 (docs/LOG.md), where these instructions make it cheaper.
+
+    Args:
+        accelerator: the trainer's: ``auto``, ``cpu``, ``gpu``, …
+    """
+    cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    return cpu and not torch.cpu._is_avx512_bf16_supported()
 
 
 def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 (the trainer takes one or many)

@@ -1,99 +1,368 @@
-"""Times crafting: the released algorithm against the default, on the same nets and pictures, in one run.
+"""Times crafting: the released algorithm, the default and its variants, on the same nets and faces.
 
-    python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--batch 64] [--reference-steps 1] [--json FILE]
+    python scripts/bench_crafting.py [--ckpt CRAFTER.ckpt] [--faces N] [--batch 1 8 64 128] [--json FILE]
 
-Prints seconds and second-order products for each outer step, and their ratio. The nets are those of a trained
-Crafter (`make reproduce`); products are Hessian products (reference) and J^T J products (default) of a batch.
+For each way to craft: seconds a picture, what that is in forward passes of the edge encoder (counted: no
+property of the machine), the most memory, and what the crafted private_test faces are worth: mean AUC of
+the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
+black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
+cost the same: it is timed for --reference-steps of them and multiplied, which is said; its quality is that
+after --reference-quality steps (0: not measured). --growth FOLDER times crafting against pictures, batch,
+latent size and picture size, with untrained nets, and draws a plot of each.
+
+Every figure comes from a process of its own, one after another. --only NAME… takes some of the variants.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import multiprocessing
+import resource
 import sys
 import time
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from crafter_pl.crafting.craft import craft_step, start_crafting
-from crafter_pl.crafting.reference import reference_craft
+from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
+from crafter_pl.audit import inputs, metrics
+from crafter_pl.audit.panel import Panel
+from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.defenses import Crafter
+from crafter_pl.defenses import Crafter, CrafterGenerator, Defense, load_defense
+from crafter_pl.defenses.crafter import RELEASED
 from crafter_pl.errors import UserError
-from crafter_pl.nets import Critic
-from crafter_pl.stages.base import load_stage
+from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator
+from crafter_pl.runner import import_stages
+from crafter_pl.stages.base import load_stage, read_checkpoint
+
+# Variant: what `predict --protect.*` is told, and settings of the Crafter that are changed.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "reference": ({"method": "reference"}, {}),
+    "default": ({}, {}),
+    "single_start": ({}, {"double_start": False}),
+    "bf16": ({"precision": "bf16"}, {}),
+    "steps20": ({}, {"steps": 20}),
+    "steps20_lr0.2": ({}, {"steps": 20, "lr": 0.2}),
+    "steps10_lr0.4": ({}, {"steps": 10, "lr": 0.4}),
+    "start10": ({}, {"start_steps": 10}),
+    "inner1": ({}, {"inner_steps": 1}),
+    "cg1": ({}, {"iterations": 1}),
+    "inner1_cg1_start10": ({}, {"inner_steps": 1, "iterations": 1, "start_steps": 10}),
+    "crafter_z": ({"method": "crafter_z"}, {}),
+    "answers": ({"method": "answers", "beta": 0.0}, {}),
+}
+
+
+def synchronised(device: str) -> float:
+    """The time, once the device has done what it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def defense(args: argparse.Namespace, name: str) -> Defense:
+    """The variant, ready to protect; another name is a crafting generator's run, or run:REFINE."""
+    if name in VARIANTS:
+        options, changes = VARIANTS[name]
+        stage = load_stage(args.ckpt, Crafter)
+        stage.craft_settings = replace(stage.craft_settings, **changes)
+        stage.protect_options = dict(options)
+        if name == "reference":
+            stage.protect_options["steps"] = args.reference_steps
+        return stage.to(args.device)
+    run, _, refine = name.partition(":")
+    made = load_defense(args.ckpt.parents[2] / run / "checkpoints" / "best.ckpt")
+    if not isinstance(made, CrafterGenerator):
+        raise UserError(f"{run} is no crafting generator, nor one of {', '.join(VARIANTS)}")
+    made.protect_options = {"refine_steps": int(refine or 0)}
+    return made.to(args.device)
+
+
+def faces(args: argparse.Namespace) -> tuple[FacesDataModule, dict[str, torch.Tensor]]:
+    """The data that Crafter was trained with, and rows of private_test, spread over its people."""
+    settings = read_checkpoint(args.ckpt)["config"]["data"]
+    data = FacesDataModule(**settings)
+    data.setup("test")
+    rows = data.rows("private_test")
+    count = len(rows["index"])
+    kept = torch.arange(min(args.faces or count, count)) * count // min(args.faces or count, count)
+    return data, {key: value[kept] for key, value in rows.items()}
+
+
+def protect(
+    stage: Defense, rows: dict[str, torch.Tensor], batch: int, device: str
+) -> tuple[torch.Tensor, float]:
+    """Crafted features of all rows, and the seconds that took."""
+    parts, began = [], synchronised(device)
+    for at in range(0, len(rows["index"]), batch):
+        images, index = (rows[key][at : at + batch].to(device) for key in ("image", "index"))
+        parts.append(stage.protect(images, index).detach())
+    seconds = synchronised(device) - began
+    return torch.cat(parts).float().cpu(), seconds
+
+
+class Operations(TorchDispatchMode):
+    """Counts the multiplications and additions of products and convolutions, those of any gradient too.
+
+    `FlopCounterMode` has the formulas, but cannot follow `autograd.grad`.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Does the operation and counts it."""
+        made = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+def operations(stage: Defense, image: torch.Tensor, index: torch.Tensor) -> float:
+    """Multiplications and additions of crafting one picture, in forward passes of the edge encoder."""
+    with Operations() as encoder, torch.no_grad():
+        stage.task.edge(image)
+    with Operations() as whole:
+        stage.protect(image, index)
+    return whole.total / encoder.total
+
+
+def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:
+    """One variant at one batch size."""
+    stage, (data, rows) = defense(args, name), faces(args)
+    steps, factor = args.reference_steps, 1.0
+    if name == "reference":
+        factor = RELEASED.steps / steps
+    some = {key: value[:batch] for key, value in rows.items()}
+    warm = {key: value[: min(batch, 2)] for key, value in rows.items()}
+    if name != "reference":
+        protect(stage, warm, batch, args.device)  # folds nets, fills caches
+    crafted, seconds = protect(stage, rows if quality and name != "reference" else some, batch, args.device)
+    found: dict[str, Any] = {"batch": batch, "seconds_per_image": factor * seconds / len(crafted)}
+    if factor != 1:
+        found["extrapolated_from_steps"] = steps
+    if args.device.startswith("cuda"):
+        found["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if quality:
+        one = {key: value[:1] for key, value in rows.items()}
+        found["encoder_forwards"] = factor * operations(
+            stage, one["image"].to(args.device), one["index"].to(args.device)
+        )
+        if name == "reference" and args.reference_quality:
+            stage.protect_options["steps"] = found["quality_after_steps"] = args.reference_quality
+            crafted, _ = protect(stage, rows, len(rows["index"]), args.device)
+        if name != "reference" or args.reference_quality:
+            found |= judge(args, stage, data, rows, crafted)
+    return found
+
+
+def judge(
+    args: argparse.Namespace,
+    stage: Defense | None,
+    data: FacesDataModule,
+    rows: dict[str, torch.Tensor],
+    features: torch.Tensor,
+) -> dict[str, Any]:
+    """Utility and privacy of features ``(N, C, h, w)`` of the rows; ``stage`` None: they are unprotected."""
+    home, device = args.ckpt.parents[2], args.device
+    cloud = load_stage(args.ckpt, Crafter).task.to(device).cloud
+    with torch.no_grad():
+        scores = torch.cat([cloud(part.to(device)).float().cpu() for part in features.split(64)])
+    paths = [str(home / name / "checkpoints" / "best.ckpt") for name in args.oracles]
+    panel = Panel(
+        {key: net.to(device) for key, net in inputs.load_oracles(paths, data).items()},
+        rows["image"], rows["identity"], device, 64,
+    )  # fmt: skip
+    white = WhiteBoxAttack(steps=args.attack_steps, lr=args.attack_lr, restarts=1)
+    similarity, hits, named = 0.0, torch.zeros(len(features), dtype=torch.bool), {}
+    for attack in (white, DecoderAttack()):
+        attack.resolve(home)
+        attack.aim_at(None)
+        attack.prepare(device)
+        torch.manual_seed(0)
+        pictures = torch.cat([attack.reconstruct(part) for part in features.split(64)])
+        verdict = panel.judge(pictures)
+        similarity = max(similarity, float(verdict.similarity.mean(1).max()))
+        hits |= verdict.hits.any(0)
+        named[attack.name] = float(verdict.hits[0].float().mean())
+    auc = metrics.attribute_auc(scores, rows["attributes"], list(data.attribute_names)).mean
+    worst = float(hits.float().mean())
+    return {"mean_auc": auc, "identity_similarity": similarity, "worst_case": worst, "eval_acc": named}
+
+
+def untrained(latent: int, size: int) -> tuple[CraftNets, Critic]:
+    """Nets of the project's sizes with random weights: time does not depend on these."""
+    split = SplitClassifier("resnet18", "layer1", 17, size)
+    shape = tuple(split.encode(torch.zeros(1, 3, size, size)).shape[1:])
+    generator = build_generator("G1", latent, size, 32)
+    nets = (split.encoder_module(), generator, AmortizerNet(shape, latent), split.cloud)  # type: ignore[arg-type]
+    frozen = [net.eval().requires_grad_(False) for net in nets]
+    return CraftNets(*frozen), Critic(size, 24).requires_grad_(False)
+
+
+def step_seconds(count: int, batch: int, latent: int, size: int, device: str) -> float:
+    """Seconds of an outer step over ``count`` pictures in batches."""
+    nets, critic = untrained(latent, size)
+    for net in (nets.encoder, nets.generator, nets.amortizer, nets.classifier, critic):
+        assert net is not None
+        net.to(device)
+    settings = CraftSettings(task_weight=0.5, start_steps=1, inner_steps=2, iterations=2)
+    total = 0.0
+    for _ in range(0, count, batch):
+        with torch.no_grad():
+            features = nets.encoder(torch.rand(batch, 3, size, size, device=device))
+        state = craft_step(nets, critic, start_crafting(nets, features, settings), settings)
+        began = synchronised(device)
+        for _ in range(3):
+            state = craft_step(nets, critic, state, settings)
+        total += (synchronised(device) - began) / 3
+    return total
+
+
+def growth(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds of an outer step: against pictures (batches of 16), batch, latent size and picture size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases: dict[str, tuple[str, list[int], Callable[[int], tuple[int, int, int, int]]]] = {
+        "images": ("pictures, in batches of 16", [16, 32, 64, 128], lambda v: (v, 16, 128, 32)),
+        "batch": ("pictures in a batch", [1, 2, 4, 8, 16, 32, 64, 128], lambda v: (v, v, 128, 32)),
+        "latent": ("latent size", [64, 128, 256, 512], lambda v: (16, 16, v, 32)),
+        "picture": ("side of the picture, pixels", [32, 64, 128], lambda v: (8, 8, 128, v)),
+    }
+    found: dict[str, dict[str, float]] = {}
+    args.growth.mkdir(parents=True, exist_ok=True)
+    for name, (label, values, case) in cases.items():
+        seconds = [step_seconds(*case(value), args.device) for value in values]
+        found[name] = dict(zip(map(str, values), seconds, strict=True))
+        figure = Figure(figsize=(4.6, 3.4), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(xlabel=label, ylabel="seconds an outer step", xscale="log", yscale="log")
+        axes.plot(values, seconds, "o-", label="measured")
+        axes.plot(values, [seconds[-1] * v / values[-1] for v in values], ":", label="linear")
+        axes.set_xticks(values, list(map(str, values)))
+        axes.minorticks_off()
+        axes.legend()
+        figure.savefig(args.growth / f"growth_{name}.png", metadata={"Software": None})
+        print(
+            f"{label}: " + ", ".join(f"{v}: {s:.3f} s" for v, s in zip(values, seconds, strict=True)),
+            flush=True,
+        )
+    return found
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function in a process of its own: its memory is that process's, and it starts alike."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def one(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    import_stages()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return measure(args, name, batch, quality)
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The same figures of unprotected features."""
+    import_stages()
+    data, rows = faces(args)
+    edge = load_stage(args.ckpt, Crafter).task.to(args.device).edge
+    with torch.no_grad():
+        features = torch.cat([edge(part.to(args.device)).cpu() for part in rows["image"].split(64)])
+    return judge(args, None, data, rows, features)
 
 
 def main() -> None:
-    """Runs both algorithms for a few outer steps and prints the table."""
+    """Runs everything and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--ckpt", default="runs/synthetic/crafter/checkpoints/best.ckpt", help="a Crafter's checkpoint"
+    add = parser.add_argument
+    add("--ckpt", type=Path, default=Path("runs/synthetic/crafter/checkpoints/best.ckpt"), help="a Crafter's")
+    add("--faces", type=int, help="pictures of private_test to craft (default: all)")
+    add("--batch", type=int, nargs="+", default=[64], help="batch sizes; the quality is that of the last one")
+    add("--only", nargs="+", default=list(VARIANTS), help="variants, and runs of crafting generators")
+    add("--reference-steps", type=int, default=1, help="outer steps of the reference that are timed")
+    add("--reference-quality", type=int, default=0, help="outer steps of the reference that is attacked")
+    add("--oracles", nargs="+", default=["oracle_resnet", "oracle_plain"], help="runs of identity oracles")
+    add("--attack-steps", type=int, default=100, help="of the white-box attack")
+    add("--attack-lr", type=float, default=1.6, help="of the white-box attack (CelebA: 0.4)")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", type=int, help="threads on the CPU (default: all)")
+    add("--growth", type=Path, help="also draw how the cost grows, into this folder")
+    add(
+        "--json",
+        type=Path,
+        help="also write all figures here; `speedup` is the reference's time over the default's",
     )
-    parser.add_argument("--batch", type=int, default=64, help="pictures crafted together")
-    parser.add_argument("--steps", type=int, default=5, help="outer steps of the default timed")
-    parser.add_argument(
-        "--reference-steps", type=int, default=1, help="outer steps of the reference that are timed"
-    )
-    parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args()
-
-    crafter = load_stage(args.ckpt, Crafter)
-    size = crafter.prior.hparams["image_size"]
-    # Synthetic faces of the right size, of no experiment: only the time matters here.
-    data = FacesDataModule(
-        image_size=size, people=64, images_per_person=4, private_people=8, min_private_images=4, test_images=1
-    )
-    data.setup()
-    features = crafter.nets.encoder(data.images("public_train")[: args.batch]).detach()
-    settings = crafter.craft_settings
-    critic = Critic(size, crafter.hparams["critic_width"]).requires_grad_(True)
-
-    marks = [time.perf_counter()]
-    reference = reference_craft(
-        crafter.nets.encoder, crafter.nets.generator, crafter.nets.amortizer, features,
-        beta=settings.beta, critic=lambda: critic, prior_critic=crafter.prior.critic,
-        rng=torch.Generator().manual_seed(0), steps=args.reference_steps,
-        on_step=lambda step, record: marks.append(time.perf_counter()),
-    )  # fmt: skip
-    slow = statistics.median(b - a for a, b in pairwise(marks))
-
-    state = start_crafting(crafter.nets, features, settings)
-    state = craft_step(crafter.nets, crafter.critic, state, settings)  # warm-up
-    times, products = [], []
-    for _ in range(args.steps):
-        began = time.perf_counter()
-        state = craft_step(crafter.nets, crafter.critic, state, settings)
-        times.append(time.perf_counter() - began)
-        products.append(float(state.info["products"]))
-    fast = statistics.median(times)
-
-    figures = {
-        "batch": len(features),
-        "image_size": size,
-        "threads": torch.get_num_threads(),
-        "reference": {
-            "seconds_per_step": slow,
-            "products_per_step": reference.products / args.reference_steps,
-        },
-        "default": {"seconds_per_step": fast, "products_per_step": statistics.mean(products)},
-        "step_speedup": slow / fast,
-    }
-    print(f"batch {len(features)}, {size}x{size}, {torch.get_num_threads()} threads, median over steps")
-    print(f"{'':12}{'s/outer step':>14}{'products/step':>15}{'inversion steps':>17}{'critic steps':>14}")
-    for name, inner, critics in (("reference", 80, 10), ("default", settings.inner_steps, 0)):
-        row = figures[name]
-        print(
-            f"{name:12}{row['seconds_per_step']:14.3f}{row['products_per_step']:15.0f}{inner:17d}{critics:14d}"
+    if not args.ckpt.is_file():
+        raise UserError(
+            f"no checkpoint {args.ckpt}: train Crafter first (make reproduce), or give --ckpt FILE"
         )
-    print(f"ratio of seconds per outer step: {slow / fast:.1f}")
+
+    where = (
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else f"{args.threads or torch.get_num_threads()} threads"
+    )
+    print(f"{args.ckpt}, {args.device} ({where})", flush=True)
+    report: dict[str, Any] = {"device": where, "ckpt": str(args.ckpt), "unprotected": apart(plain, args)}
+    print(
+        f"{'':22}{'batch':>6}{'s/picture':>11}{'forwards':>10}{'MB':>7}{'AUC':>7}{'similar':>9}{'worst':>7}",
+        flush=True,
+    )
+    _line("unprotected", report["unprotected"])
+    report["variants"] = {name: [] for name in args.only}
+    for name in args.only:
+        for batch in args.batch:
+            row = apart(one, args, name, batch, batch == args.batch[-1])
+            report["variants"][name].append(row)
+            _line(name, row)
+    report["speedup"] = _speedup(report["variants"])
+    if report["speedup"]:
+        print(f"speedup of default over reference, per picture: {report['speedup']:.0f}", flush=True)
+    if args.growth:
+        report["growth"] = growth(args)
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _speedup(variants: dict[str, list[dict[str, Any]]]) -> float | None:
+    if "reference" not in variants or "default" not in variants:
+        return None
+    slow, fast = (variants[name][-1]["seconds_per_image"] for name in ("reference", "default"))
+    return float(slow / fast)
+
+
+def _line(name: str, row: dict[str, Any]) -> None:
+    def cell(key: str, width: int, form: str) -> str:
+        return f"{row[key]:{width}{form}}" if key in row else " " * width
+
+    notes = (
+        [f"timed {row['extrapolated_from_steps']} of 450 steps"] if "extrapolated_from_steps" in row else []
+    )
+    notes += [f"quality after {row['quality_after_steps']}"] if "quality_after_steps" in row else []
+    print(
+        f"{name:22}{cell('batch', 6, 'd')}{cell('seconds_per_image', 11, '.4f')}"
+        f"{cell('encoder_forwards', 10, '.0f')}{cell('peak_memory_mb', 7, '.0f')}{cell('mean_auc', 7, '.3f')}"
+        f"{cell('identity_similarity', 9, '.3f')}{cell('worst_case', 7, '.3f')}  {'; '.join(notes)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,17 @@ def tiny_store(tiny):
     return tiny.store()
 
 
+@pytest.fixture(scope="session")
+def train_store(tiny, tmp_path_factory):
+    """What the tiny Crafter makes of private_train."""
+    from crafter_pl.cli import main
+
+    folder = tmp_path_factory.mktemp("stores") / "private_train"
+    more = ["--data.predict_split", "private_train", "--protect.out", str(folder)]
+    assert main(tiny.command("predict", "crafter", *more)) == 0
+    return folder
+
+
 @pytest.fixture
 def game(tiny):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.

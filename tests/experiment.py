@@ -6,9 +6,11 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,18 @@ class Experiment:
     def audit(self, *more: str) -> list[str]:
         oracles = f"[{self.ckpt('oracle_resnet')}, {self.ckpt('oracle_plain')}]"
         return self.command("audit", "audit", "--features", f"[{self.store()}]", "--oracles", oracles, *more)
+
+    def trainer(self, kind: str, runs_dir: Path) -> Callable[..., str]:
+        """`train(name, setting=value, ...)` fits one of a kind in ``runs_dir``; returns its checkpoint."""
+
+        def go(name: str, *more: str, code: int = 0, **settings: Any) -> str:
+            settings = {"task_ckpt": self.ckpt("task"), **settings}
+            given = [f"--model.init_args.{key}={value}" for key, value in settings.items()]
+            config = self.command("fit", kind)[1:3]
+            assert main(["fit", *config, "--runs_dir", str(runs_dir), "--name", name, *given, *more]) == code
+            return str(runs_dir / "synthetic" / name / "checkpoints" / "best.ckpt")
+
+        return go
 
     def data(self) -> FacesDataModule:
         data = FacesDataModule(**DATA)

@@ -16,6 +16,7 @@ from crafter_pl.stages import TaskModel, load_stage, sha256
 BACKEND = {  # what each retrains, and the name of its store
     "adversarial_learning": (["encoder", "cloud"], "lambda0.5"),
     "cem": (["encoder", "cloud"], "sigma0.2"),
+    "crafter_generator": ([], "features-beta0.1-adversary0.5"),
     "disco": (["encoder", "cloud"], "ratio0.5"),
     "fawkes": ([], "rho0.012"),
     "lowkey": ([], "alpha5"),
@@ -23,13 +24,18 @@ BACKEND = {  # what each retrains, and the name of its store
     "nopeek": (["encoder", "cloud"], "lambda0.5"),
     "tiprdc": (["encoder", "cloud"], "lambda0.6"),
 }
-NOISY = ("cem", "noise")
-CLOAKS = {"fawkes": ("embedder",), "lowkey": ("embedder", "embedder_plain")}  # and their embedders
+NOISY = ("cem", "crafter_generator", "noise")
+CLOAKS = ("fawkes", "lowkey")
+UPSTREAM = {  # what each needs beside the task model
+    "crafter_generator": ("crafter",),
+    "fawkes": ("embedder",),
+    "lowkey": ("embedder", "embedder_plain"),
+}
 
 
 def command(tiny, verb, name, runs_dir, *more):
     config = tiny.command(verb, name)[2]
-    stages = ("task", *CLOAKS.get(name, ())) if verb == "fit" else ()
+    stages = ("task", *UPSTREAM.get(name, ())) if verb == "fit" else ()
     given = [f"--model.init_args.{key}={path}" for key, path in tiny.upstream(*stages).items()]
     return [verb, "--config", config, "--runs_dir", str(runs_dir), *given, *more]
 
@@ -84,12 +90,9 @@ def test_its_graph_does_what_it_does(trained, faces):
     graph = defense.edge_graph()
     assert (graph is None) == (name in ("noise", *CLOAKS))  # Laplace noise
     if graph is not None:
-        noise = (
-            keyed_normal(defense.seed_in_force(), faces["index"], defense.edge_noise)
-            if name == "cem"
-            else None
-        )
-        inputs = [faces["image"], *([] if noise is None else [noise.float()])]
+        inputs = [faces["image"]]
+        if defense.edge_noise:
+            inputs.append(keyed_normal(defense.seed_in_force(), faces["index"], defense.edge_noise))
         assert torch.allclose(graph(*inputs), defense.protect(faces["image"], faces["index"]), atol=1e-5)
 
 

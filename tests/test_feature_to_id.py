@@ -22,30 +22,12 @@ def runs_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(tiny, runs_dir):
-    """`train(name, setting=value, ...)` fits one and returns its checkpoint's path."""
-
-    def go(name, *more, code=0, **settings):
-        settings = {"task_ckpt": tiny.ckpt("task"), **settings}
-        given = [f"--model.init_args.{key}={value}" for key, value in settings.items()]
-        config = tiny.command("fit", "feature_to_id")[1:3]
-        assert main(["fit", *config, "--runs_dir", str(runs_dir), "--name", name, *given, *more]) == code
-        return str(runs_dir / "synthetic" / name / "checkpoints" / "best.ckpt")
-
-    return go
+    return tiny.trainer("feature_to_id", runs_dir)
 
 
 @pytest.fixture(scope="module")
 def plain(train):
     return train("feature_to_id")
-
-
-@pytest.fixture(scope="module")
-def train_store(tiny, tmp_path_factory):
-    """What the tiny Crafter makes of private_train."""
-    folder = tmp_path_factory.mktemp("stores") / "private_train"
-    more = ["--data.predict_split", "private_train", "--protect.out", str(folder)]
-    assert main(tiny.command("predict", "crafter", *more)) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
-from crafter_pl.runner import StageCLI
+from crafter_pl.runner import StageCLI, bf16_is_slow
 from crafter_pl.stages import Amortizer, Embedder, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
 from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
@@ -714,3 +714,22 @@ def test_cutout_leaves_most_of_the_picture():
     images = pictures(50, 32)
     share = (cutout(images, 1.0, side=0.5) != images).any(1).float().mean((1, 2))
     assert share.max() <= 0.5**2 + 0.05 and share.mean() > 0.01
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_where_the_processor_has_it(fast, tiny, runs_dir, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(StageCLI, "go", lambda self, loaded: seen.append(self._precision()))
+    args = ["--experiment", "other", "--trainer.accelerator", "cpu", "--trainer.precision", "bf16-mixed"]
+    assert main(tiny.command("fit", "task", *args)) == 0
+    assert seen == (["bf16-mixed"] if fast else ["32-true"])
+    note = "note: task runs in float32: this processor has no instructions for bf16-mixed\n"
+    assert (note in capsys.readouterr().out) is not fast
+
+
+@pytest.mark.parametrize(("accelerator", "device", "slow"), [("auto", True, False), ("gpu", True, False)])
+def test_bfloat16_on_an_accelerator_is_left_alone(accelerator, device, slow, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device)
+    assert bf16_is_slow(accelerator) is slow and bf16_is_slow("cpu")

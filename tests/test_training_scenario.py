@@ -18,31 +18,13 @@ from crafter_pl.stages.task import mean_auc
 
 
 @pytest.fixture(scope="module")
-def train_store(tiny, tmp_path_factory):
-    """What the tiny Crafter makes of private_train."""
-    folder = tmp_path_factory.mktemp("stores") / "private_train"
-    more = ["--data.predict_split", "private_train", "--protect.out", str(folder)]
-    assert main(tiny.command("predict", "crafter", *more)) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cloud") / "runs"
+    return tmp_path_factory.mktemp("training_scenario") / "runs"
 
 
 @pytest.fixture(scope="module")
 def train(tiny, runs_dir):
-    """`train(name, setting=value, ...)` fits a cloud classifier; returns its checkpoint's path."""
-
-    def go(name, *more, code=0, **settings):
-        settings = {"task_ckpt": tiny.ckpt("task"), **settings}
-        given = [f"--model.init_args.{key}={value}" for key, value in settings.items()]
-        config = tiny.command("fit", "training_scenario")[1:3]
-        assert main(["fit", *config, "--runs_dir", str(runs_dir), "--name", name, *given, *more]) == code
-        return str(runs_dir / "synthetic" / name / "checkpoints" / "best.ckpt")
-
-    return go
+    return tiny.trainer("training_scenario", runs_dir)
 
 
 @pytest.fixture(scope="module")

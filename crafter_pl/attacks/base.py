@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from crafter_pl.data.store import seedless
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import named_run, sha256
 
@@ -52,13 +53,13 @@ def fits(learned: dict[str, Any] | None, target: Target) -> bool:
         digest = target.defense.weights_hash()
     return (
         learned["defense"] == target.manifest["defense"]
-        and _seedless(learned["settings"]) == _seedless(target.manifest["settings"])
+        and _plain(learned["settings"]) == _plain(target.manifest["settings"])
         and learned["defense_sha256"] == digest
     )
 
 
-def _seedless(settings: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True)
+def _plain(settings: dict[str, Any]) -> str:
+    return json.dumps(seedless(settings), sort_keys=True)
 
 
 class Adversary(ABC):

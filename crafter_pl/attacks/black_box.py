@@ -73,11 +73,7 @@ class BlackBox(Stage):
         """Adam with a one-cycle schedule."""
         parameters = [p for p in self.net.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.hparams["lr"])
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.1
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.one_cycle(optimizer, rise=0.1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""

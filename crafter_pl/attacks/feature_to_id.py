@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from crafter_pl.attacks.base import Ruler, Target, fits
 from crafter_pl.data.store import read_store
@@ -15,6 +14,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages.augment import flip, warp
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
+from crafter_pl.stages.recogniser import cosface_loss
 from crafter_pl.stages.task import TaskModel
 
 
@@ -172,11 +172,7 @@ class FeatureToIdentity(Stage):
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.one_cycle(optimizer, rise=0.15)
 
     def _features(self, batch: dict[str, Tensor], part: str, augment: bool) -> Tensor:
         """The features of a batch: those in the store, or the encoder's own of (augmented) pictures."""
@@ -193,8 +189,7 @@ class FeatureToIdentity(Stage):
         features = features + self.hparams["noise"] * features.std() * torch.randn_like(features)
         target = self.classes(batch["identity"])
         cosines = self.net.cosines(self.net.embed(features))
-        margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])
-        loss = F.cross_entropy(self.hparams["scale"] * (cosines - margin), target)
+        loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -27,6 +27,7 @@ class DefenseSurrogate(AdaptiveStage):
         method: the same for ``--protect.method``.
         critic: the same for ``--protect.critic``.
         precision: the same for ``--protect.precision``.
+        refine_steps: the same for ``--protect.refine_steps``.
         transport: the same for ``--protect.transport``.
         defense_seed: the same for ``--protect.seed``.
         pairs_per_round: public faces that are queried in each round.
@@ -53,6 +54,7 @@ class DefenseSurrogate(AdaptiveStage):
         method: str | None = None,
         critic: str | None = None,
         precision: str | None = None,
+        refine_steps: int | None = None,
         transport: str | None = None,
         defense_seed: int | None = None,
         pairs_per_round: int = 256,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.attacks.base import Target
-from crafter_pl.data.store import read_manifest
+from crafter_pl.data.store import read_manifest, seedless
 from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.errors import UserError
 
@@ -27,7 +27,7 @@ def same_protection(stores: list[str]) -> list[list[str]]:
     for store in stores:
         manifest = read_manifest(store)
         plan = {key: value for key, value in manifest.items() if key not in _NOT_SETTINGS}
-        plan["settings"] = {key: value for key, value in manifest["settings"].items() if key != "seed"}
+        plan["settings"] = seedless(manifest["settings"])
         group = groups.setdefault(json.dumps(plan, sort_keys=True), {})
         if manifest.get("seed") in group:
             raise UserError(
@@ -54,7 +54,7 @@ class Published:
         settings can be put in force. The seed is the defender's secret.
         """
         told = {key: value for key, value in manifest.items() if key not in ("seed", "fingerprint")}
-        told["settings"] = {key: value for key, value in manifest["settings"].items() if key != "seed"}
+        told["settings"] = seedless(manifest["settings"])
         places = [Path(store).parent.parent, self.home / manifest["defense"]]
         paths = list(dict.fromkeys(place / "checkpoints" / "best.ckpt" for place in places))
         hidden = Target(told, None, checkpoint=str(paths[0]))

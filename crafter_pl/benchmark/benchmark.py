@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from crafter_pl.benchmark.grid import SCENARIO, Attacker, Cell, Defended, Place, cells
+from crafter_pl.benchmark.grid import SCENARIO, Attacker, Cell, Defended, Place, cells, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
@@ -85,7 +85,7 @@ def benchmark(
     made = planned.made
     options = {
         "budget": budget,
-        "oracles": _yaml([place.checkpoint(Path(stage).name) for stage in oracles]),
+        "oracles": option([place.checkpoint(Path(stage).name) for stage in oracles]),
         "device": device,
         "devices": workers,
         "overwrite": True,
@@ -193,18 +193,12 @@ def _audits(
             str(place.runs_dir),
         ]
         given = {**options, "out": str(folder / f"seed{seed}")}
-        given["features"] = _yaml([cell.store(place) for cell in own])
+        given["features"] = option([cell.store(place) for cell in own])
         if training and "fit-cloud" in made:
             clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]
-            given["clouds"] = _yaml([place.checkpoint("cloud"), *clouds])
-        args += [part for key, value in given.items() for part in (f"--{key}", _yaml(value))]
+            given["clouds"] = option([place.checkpoint("cloud"), *clouds])
+        args += [part for key, value in given.items() for part in (f"--{key}", option(value))]
         inputs = [path for job in made.values() for path in job.outputs]
         outputs = [str(folder / f"seed{seed}" / "report.json")]
         jobs.append(Job(f"audit-seed{seed}", [args], outputs, inputs=inputs, wide=True))
     return jobs
-
-
-def _yaml(value: Any) -> str:  # noqa: ANN401 (an option's value)
-    if isinstance(value, list):
-        return f"[{','.join(value)}]"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)

@@ -78,7 +78,7 @@ class Place:
         args += ["--runs_dir", str(self.runs_dir)]
         args += [] if run is None else ["--name", run]
         args += ["--ckpt_path", "last"] if verb == "fit" else []
-        return [*args, *(part for key, value in options.items() for part in (f"--{key}", _text(value)))]
+        return [*args, *(part for key, value in options.items() for part in (f"--{key}", option(value)))]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
             run = "-".join([line.stage, *_words(fit)])
             name = "-".join([run, *_words(protect)])
             both = {**fit, **protect}
-            said = [f"{key.rstrip('_')} {_text(value)}" for key, value in both.items() if key != "method"]
+            said = [f"{key.rstrip('_')} {option(value)}" for key, value in both.items() if key != "method"]
             head = str(both.get("method", line.stage))
             title = f"{head} ({', '.join(said)})" if said else head
             found.append(Cell(name + tail, run + tail, title, line, fit, protect, seed))
@@ -168,12 +168,15 @@ def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def _words(settings: dict[str, Any]) -> list[str]:
     """What a setting adds to a name: ``beta0.1``, and a word for itself."""
     return [
-        value if isinstance(value, str) else f"{key.rpartition('.')[2].rstrip('_')}{_text(value)}"
+        value if isinstance(value, str) else f"{key.rpartition('.')[2].rstrip('_')}{option(value)}"
         for key, value in settings.items()
     ]
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 (any setting)
+def option(value: Any) -> str:  # noqa: ANN401 (any setting)
+    """A setting as the command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(option, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -60,6 +60,7 @@ class Jobs:
         self.folder, self.workers, self.gpus = folder, workers, gpus
         self.state: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.due: set[str] = set()  # found not to be done: what they need is, and changes no more
         self.ran = 0
         self.places: dict[str, int] = {}  # which of the workers does a job
 
@@ -100,9 +101,10 @@ class Jobs:
                 return True
             if any(state != DONE for state in states):
                 continue
-            if self._is_done(job):
+            if name not in self.due and self._is_done(job):
                 self.state[name] = DONE
                 return True
+            self.due.add(name)
             if len(running) < (1 if job.wide else self.workers) and not any(
                 self.jobs[other].wide for other in running
             ):

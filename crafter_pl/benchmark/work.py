@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from crafter_pl.audit.audit import audit  # noqa: F401 (imported once, before the server forks)
 from crafter_pl.cli import main
 from crafter_pl.commands import command
+from crafter_pl.processes import end_with
 from crafter_pl.runner import import_stages
 
 import_stages()
@@ -34,7 +33,7 @@ def work(commands: list[list[str]], log: str, threads: int, gpu: int | None) -> 
     torch.set_num_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    _end_with(os.getppid())
+    end_with(os.getppid())  # a benchmark that is killed leaves nothing running
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
     sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
     for args in commands:
@@ -42,14 +41,3 @@ def work(commands: list[list[str]], log: str, threads: int, gpu: int | None) -> 
         print(f"+ {command(args)}", flush=True)
         if code := main(args):
             sys.exit(code)
-
-
-def _end_with(parent: int) -> None:
-    """A benchmark that is killed leaves nothing running."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

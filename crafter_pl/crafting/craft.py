@@ -229,12 +229,12 @@ def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) 
     return state.features - settings.lr / (1 - beta1**t) * first / scale
 
 
-def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
-    """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features.
+def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> Tensor:
+    """Follows the best response to the features; the gradient of Algorithm 1's objective there.
 
-    ``state.info`` then holds, per sample ``(N,)``: ``privacy_loss``, ``utility_loss`` (``|F - Enc(X)|^2 /
-    d``), ``hypergradient_norm``, ``residual`` (of the linear system) and ``inner_loss``, and the scalar
-    ``products``.
+    ``(N, C, h, w)``, each sample's own. ``state.info`` then holds, per sample ``(N,)``: ``privacy_loss``,
+    ``utility_loss`` (``|F - Enc(X)|^2 / d``), ``hypergradient_norm``, ``residual`` (of the linear system) and
+    ``inner_loss``, and the scalar ``products``.
     """
     result = invert(
         nets.render,
@@ -266,6 +266,12 @@ def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftS
     if state.answers is not None and nets.classifier is not None:
         state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
         gradient = gradient + settings.task_weight * pull
+    return gradient
+
+
+def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
+    """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features."""
+    gradient = craft_gradient(nets, critic, state, settings)
     state.features = _outer_update(state, gradient, settings)
     state.step += 1
     return state
@@ -322,7 +328,9 @@ def craft(
     return state
 
 
-def craft_answers(nets: CraftNets, features: Tensor, z: Tensor, settings: CraftSettings) -> CraftState:
+def craft_answers(
+    nets: CraftNets, features: Tensor, z: Tensor, settings: CraftSettings, start: Tensor | None = None
+) -> CraftState:
     """Starts at a prior face's own feature and moves it until the cloud answers as for the picture.
 
     Beyond the paper. Minimises ``task_weight * KL(f(Enc(X)) | f(F)) + beta * |F - Enc(X)|^2 / d`` from ``F =
@@ -334,11 +342,13 @@ def craft_answers(nets: CraftNets, features: Tensor, z: Tensor, settings: CraftS
         features: ``Enc(X)``, ``(N, C, h, w)``.
         z: latents of the prior faces to start from, ``(N, Z)``, drawn independently of the pictures.
         settings: ``steps``, ``lr``, ``update``, ``task_weight`` and ``beta`` are used.
+        start: features to begin with instead of ``Enc(G(z))``.
     """
     if nets.classifier is None or settings.task_weight == 0:
         raise UserError("method answers needs the cloud's classifier on the edge, and task_weight above 0")
     with torch.no_grad():
-        answers, start = nets.classifier(features).sigmoid(), nets.render(z)
+        answers = nets.classifier(features).sigmoid()
+        start = nets.render(z) if start is None else start
     beta = features.new_full((len(features),), settings.beta)
     state = CraftState(start, features, z, beta, answers=answers)
     size = features[0].numel()

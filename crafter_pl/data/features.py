@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import expect, read_manifest, read_shard
+from crafter_pl.data.store import expect, read_manifest, read_shard, seedless
 from crafter_pl.data.stream import StoreBatches, store_loader
 from crafter_pl.errors import UserError
 
@@ -96,10 +96,9 @@ class FeaturesDataModule(LightningDataModule):
 
 def protected_by(manifest: dict[str, Any]) -> dict[str, Any]:
     """What made a store: the defence, its settings but for the seed, the hash of its weights."""
-    settings = {key: value for key, value in manifest["settings"].items() if key != "seed"}
     return {
         "defense": manifest["defense"],
-        "settings": settings,
+        "settings": seedless(manifest["settings"]),
         "defense_sha256": manifest.get("defense_sha256"),
     }
 

@@ -200,6 +200,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def seedless(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a protection without its seed: the same for two queries of one defence."""
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
 def expect(
     folder: str | Path,
     manifest: dict[str, Any],

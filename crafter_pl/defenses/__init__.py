@@ -4,6 +4,7 @@ from crafter_pl.defenses.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.cem import Cem
 from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.crafter_generator import CrafterGenerator
 from crafter_pl.defenses.disco import Disco
 from crafter_pl.defenses.fawkes import Fawkes
 from crafter_pl.defenses.lowkey import LowKey
@@ -15,6 +16,7 @@ __all__ = [
     "AdversarialLearning",
     "Cem",
     "Crafter",
+    "CrafterGenerator",
     "Defense",
     "Disco",
     "Fawkes",

@@ -27,8 +27,8 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
-CRAFTERS = ("beta", "steps", "method", "critic", "precision")  # `--protect.*` of predict that are Crafter's
-PROTECT = (*CRAFTERS, "transport")  # all that change what leaves the edge, but for the seed
+# `--protect.*` of predict that change a defence.
+PROTECT = ("beta", "steps", "method", "critic", "precision", "refine_steps", "transport")
 
 
 class Defense(Stage):
@@ -54,14 +54,14 @@ class Defense(Stage):
         """The settings in force, for the manifest."""
         raise TypeError(f"{type(self).__name__} does not implement protection")
 
-    def refuse_crafters_options(self, knob: str) -> None:
-        """For defences whose trade-off is set by `fit`, by the init argument ``knob``.
+    def refuse_crafters_options(self, knob: str, own: tuple[str, ...] = ()) -> None:
+        """For defences whose trade-off is set by `fit`, by the init argument ``knob``; ``own`` are theirs.
 
         Raises:
             UserError: `predict` was told to change what cannot be changed after training.
         """
-        for name in CRAFTERS:
-            if self.protect_options.get(name) is not None:
+        for name in PROTECT:
+            if name not in (*own, "transport") and self.protect_options.get(name) is not None:
                 raise UserError(
                     f"--protect.{name} is Crafter's: the trade-off of {self.stage_name} is set in training "
                     f"(--model.init_args.{knob})"

@@ -243,6 +243,8 @@ class Crafter(Defense):
     def settings_in_force(self) -> tuple[CraftSettings, str, str, int]:
         """Settings, method, critic and seed: the checkpoint's, with what `predict` was told on top."""
         told = {key: value for key, value in self.protect_options.items() if value is not None}
+        if "refine_steps" in told:
+            raise UserError("--protect.refine_steps is the crafting generator's: give --protect.steps")
         method = told.get("method", self.hparams["method"])
         if method not in METHODS:
             raise UserError(f"--protect.method {method!r}: choose one of {', '.join(METHODS)}")

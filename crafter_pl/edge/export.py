@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.data.store import write_file
+from crafter_pl.data.store import seedless, write_file
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
@@ -80,7 +80,7 @@ def export(
     made: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "defense": defense.stage_name,
-        "settings": {key: value for key, value in defense.protection().items() if key != "seed"},
+        "settings": seedless(defense.protection()),
         "defense_sha256": defense.weights_hash(),
         "encoder_sha256": defense.upstream_files["task"][1],
         "opset": OPSET if onnx else None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.audit.team import Team
-from crafter_pl.data.store import PHOTOGRAPHS
+from crafter_pl.data.store import PHOTOGRAPHS, seedless
 from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
@@ -95,7 +95,7 @@ class Protector:
         """What a store of photographs says of what made it: like `predict`'s, but without the seed."""
         made = self.defense.manifest("", PHOTOGRAPHS)
         del made["seed"]
-        made["settings"] = {key: value for key, value in made["settings"].items() if key != "seed"}
+        made["settings"] = seedless(made["settings"])
         return made
 
     def protect(self, image: Any) -> Tensor:  # noqa: ANN401 (see Args)

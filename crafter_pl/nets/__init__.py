@@ -2,6 +2,7 @@
 
 from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.bfloat16 import Bfloat16
+from crafter_pl.nets.crafting_net import CraftingNet
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
@@ -22,6 +23,7 @@ __all__ = [
     "AnswersDecoder",
     "Bfloat16",
     "ChannelPruner",
+    "CraftingNet",
     "Critic",
     "FeatureHead",
     "FeatureMap",

@@ -147,6 +147,18 @@ class Stage(L.LightningModule):
             stage._apply(fn, recurse)
         return self
 
+    def one_cycle(self, optimizer: torch.optim.Optimizer, rise: float) -> Any:  # noqa: ANN401 (Lightning's union)
+        """What `configure_optimizers` returns for a one-cycle schedule over the whole fit.
+
+        The learning rate rises to the optimizer's own over the share ``rise`` of all steps, then falls to
+        nothing.
+        """
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the stage's class, its upstream hashes and the split's hash into the checkpoint."""
         checkpoint["stage_class"] = type(self).__name__

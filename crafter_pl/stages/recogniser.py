@@ -14,6 +14,18 @@ from crafter_pl.stages.augment import distort
 from crafter_pl.stages.base import Stage
 
 
+def cosface_loss(cosines: Tensor, target: Tensor, scale: float, margin: float) -> Tensor:
+    """Cross entropy of scaled cosines ``(N, P)``, the right person's lowered by ``margin`` (CosFace, Eq. 4).
+
+    Args:
+        cosines: between embeddings and the people's directions, in [-1, 1].
+        target: classes, int64 ``(N,)``.
+        scale: inverse temperature.
+        margin: subtracted from the right person's cosine.
+    """
+    return F.cross_entropy(scale * (cosines - margin * F.one_hot(target, cosines.shape[1])), target)
+
+
 class Recogniser(Stage):
     """Learns unit embeddings of faces by naming people (CosFace), on distorted pictures.
 
@@ -76,18 +88,13 @@ class Recogniser(Stage):
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.15
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.one_cycle(optimizer, rise=0.15)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """CosFace cross entropy on augmented pictures."""
         images = distort(self.shown(batch["image"]), self.hparams.get("heavy", False))
         target = self.classes(batch["identity"])
         cosines = self.net.cosines(self.net.embed(images))
-        margin = self.hparams["margin"] * F.one_hot(target, cosines.shape[1])
-        loss = F.cross_entropy(self.hparams["scale"] * (cosines - margin), target)
+        loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
         self.log("train/loss", loss, prog_bar=True)
         return loss

@@ -112,11 +112,7 @@ class TaskModel(Stage):
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams["lr"], total_steps=steps, pct_start=0.2
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.one_cycle(optimizer, rise=0.2)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""

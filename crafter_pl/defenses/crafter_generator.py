@@ -1,0 +1,295 @@
+"""The crafting generator: one forward pass that does what Crafter's optimisation does (beyond the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelAUROC
+
+from crafter_pl.crafting.craft import (
+    CraftNets,
+    CraftSettings,
+    craft,
+    craft_answers,
+    craft_gradient,
+    start_crafting,
+    task_gradient,
+)
+from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.defenses.adversarial_learning import relative_error
+from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.errors import UserError
+from crafter_pl.nets import CraftingNet, build_decoder
+from crafter_pl.stages.augment import flip
+from crafter_pl.stages.task import TaskModel, mean_auc
+
+SEES = ("features", "answers")
+_NOISE = 0  # stream of keyed noise
+
+
+class CrafterGenerator(Defense):
+    """Maps a feature to its crafted feature in one pass, keyed by noise; learned from hypergradients.
+
+    For public faces, ``F = T(x, c)`` of a net ``T`` (`CraftingNet`) follows the gradient that a Crafter would
+    move it along: ``L_p``'s hypergradient through the inversion of F, ``beta`` times that of ``|F - x|^2 /
+    d`` and ``task_weight`` times that of the cloud's answers. What T gets to see is the protection:
+
+    - ``features``: x is ``Enc(X)``, c the noise. A decoder that learns from crafted pairs undoes it, with or
+      without noise and an adversary in the loop: no protection, kept for comparison (docs/defenses.md).
+    - ``answers``: x is ``Enc(G(noise))``, the feature of a random prior face, c the cloud's answers for the
+      picture, as in Crafter's method ``answers``. The picture reaches F through these answers alone, so no
+      attacker learns more of it. There is nothing for the critic to do, and no inversion in training.
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        crafter_ckpt: the Crafter whose critic, prior and settings it learns from; null finds the
+            experiment's own.
+        sees: ``features`` or ``answers``.
+        beta: weight of ``|F - x|^2 / d``.
+        task_weight: gamma, weight of the divergence of the cloud's answers.
+        width: the net's first width, a multiple of 8.
+        lr: Adam's learning rate.
+        start_steps: inversion steps from the amortized start in each hypergradient.
+        adversary_weight: with ``features``: weight of the error of a decoder that learns from the crafted
+            features in the loop (as a share of what the mean face costs); 0: there is none.
+        adversary_width: the decoder's first width.
+        adversary_steps: its updates a batch.
+        refine_steps: outer steps of Crafter after the pass in `predict`.
+        seed: of the keyed noise in `predict`.
+
+    On several processes with an adversary: ``--trainer.strategy ddp_find_unused_parameters_true``.
+    """
+
+    stage_name = "crafter_generator"
+    monitor = None
+    kept: ClassVar[tuple[str, ...]] = (
+        *("sees", "beta", "task_weight", "width", "lr", "start_steps"),
+        *("adversary_weight", "adversary_width", "adversary_steps"),
+    )
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        crafter_ckpt: str | None = None,
+        sees: str = "answers",
+        beta: float = 0.001,
+        task_weight: float = 0.5,
+        width: int = 64,
+        lr: float = 5e-4,
+        start_steps: int = 10,
+        adversary_weight: float = 0.0,
+        adversary_width: int = 48,
+        adversary_steps: int = 1,
+        refine_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if sees not in SEES:
+            raise UserError(f"sees {sees!r}: choose one of {', '.join(SEES)} (--model.init_args.sees)")
+        if adversary_weight and sees == "answers":
+            raise UserError(
+                "a generator that sees answers alone has nothing to hide from an adversary_weight"
+            )
+        if width % 8 or min(width, adversary_steps) < 1 or min(beta, task_weight, adversary_weight) < 0:
+            raise UserError(
+                f"width {width} must be a multiple of 8, adversary_steps {adversary_steps} at least 1, the "
+                "weights not negative (--model.init_args.*)"
+            )
+        self.automatic_optimization = False
+        task = self.use("task", task_ckpt, TaskModel)
+        self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
+        answers = len(task.hparams["attribute_names"])
+        condition = answers if sees == "answers" else self.crafter.prior.latent_dim
+        self.net = CraftingNet(task.feature_shape, condition, width)
+        self.adversary: nn.Module | None = None
+        if adversary_weight:
+            size = task.hparams["image_size"]
+            self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)
+        self.auc = MultilabelAUROC(num_labels=answers, average="none", thresholds=None)
+
+    @property
+    def crafter(self) -> Crafter:
+        """The frozen Crafter."""
+        stage = self.upstream["crafter"]
+        assert isinstance(stage, Crafter)
+        return stage
+
+    @property
+    def nets(self) -> CraftNets:
+        """Crafter's frozen nets, on this device."""
+        return self.crafter.nets
+
+    def settings(self) -> CraftSettings:
+        """Crafter's settings with the weights and the inversion steps of this stage."""
+        names = ("beta", "task_weight", "start_steps")
+        return replace(self.crafter.craft_settings, **{name: self.hparams[name] for name in names})
+
+    def _seen(self, features: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the net gets: x ``(N, C, h, w)`` and the condition ``(N, K)``."""
+        if self.hparams["sees"] == "answers":
+            return self.nets.render(noise), answers
+        return features, noise
+
+    # ---- fit ----------------------------------------------------------------------------------------------
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """Adam for the net, and for the adversary."""
+        optimizers = [torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])]
+        if self.adversary is not None:
+            optimizers.append(torch.optim.Adam(self.adversary.parameters(), lr=1e-3))
+        return optimizers
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The adversary's updates, then one of the net along Crafter's gradient."""
+        images, optimizers = flip(batch["image"]), self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        with torch.no_grad():
+            clean, answers = self._clean(images)
+            noise = torch.randn(len(images), self.crafter.prior.latent_dim, device=self.device)
+            x, condition = self._seen(clean, answers, noise)
+        crafted = self.net(x, condition)
+        logged = {}
+        if self.adversary is not None:
+            with self.toggled_optimizer(optimizers[1]):
+                for _ in range(self.hparams["adversary_steps"]):
+                    self._step(optimizers[1], relative_error(self.adversary(crafted.detach()), images))
+        gradient, info = self._gradient(crafted.detach(), x, answers)
+        with self.toggled_optimizer(optimizers[0]):
+            # A loss whose gradient with respect to each crafted feature is the one wanted.
+            loss = (crafted * gradient).flatten(1).sum(1).mean()
+            if self.adversary is not None:
+                logged["decoder_error"] = relative_error(self.adversary(crafted), images)
+                loss = loss - self.hparams["adversary_weight"] * logged["decoder_error"]
+            self._step(optimizers[0], loss)
+        logged |= {
+            name: info[name].mean() for name in ("privacy_loss", "utility_loss", "task_loss") if name in info
+        }
+        self.log_dict({f"train/{key}": value for key, value in logged.items()}, prog_bar=True)
+
+    def _clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unprotected features ``(N, C, h, w)`` and the cloud's answers for them, in [0, 1], ``(N, A)``."""
+        features = self.nets.encoder(images)
+        assert self.nets.classifier is not None
+        return features, self.nets.classifier(features).sigmoid()
+
+    def _gradient(self, crafted: Tensor, x: Tensor, answers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of the objective with respect to each crafted feature, and its parts' values."""
+        settings = self.settings()
+        if self.hparams["sees"] == "answers":
+            assert self.nets.classifier is not None
+            loss, pull = task_gradient(self.nets.classifier, crafted, answers)
+            moved = crafted - x
+            gradient = settings.task_weight * pull + settings.beta * 2 / moved[0].numel() * moved
+            return gradient, {"task_loss": loss, "utility_loss": moved.square().flatten(1).mean(1)}
+        state = start_crafting(self.nets, crafted, settings)
+        state.clean, state.answers = x, answers if settings.task_weight else None
+        return craft_gradient(self.nets, self.crafter.critic, state, settings), state.info
+
+    def _step(self, optimizer: Any, loss: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The cloud's scores for crafted features of held-out public people; the adversary's error."""
+        crafted = self._crafted(batch["image"], batch["index"], 0)
+        self.auc.update(self.task.cloud(crafted).float().sigmoid(), batch["attributes"].long())
+        moved = (crafted - self.nets.encoder(batch["image"])).square().mean()
+        figures = {"val/distance": moved}
+        if self.adversary is not None:
+            figures["val/decoder_error"] = relative_error(self.adversary(crafted), batch["image"])
+        self.log_dict(figures, batch_size=len(crafted))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean AUC; draws held-out public faces above the inversions of their crafted features."""
+        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+        images = self.fixed_images(self.val_split, 8)
+        crafted = self._crafted(images, torch.arange(len(images), device=self.device), 0)
+        with torch.enable_grad():
+            z = start_crafting(self.nets, crafted, self.crafter.craft_settings).z
+        self.log_grid("original_crafted", torch.cat([images, self.nets.generator(z)]))
+
+    # ---- predict ------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _crafted(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
+        noise = keyed_normal(seed, index, self.crafter.prior.latent_dim, stream=_NOISE)
+        crafted: Tensor = self.net(*self._seen(*self._clean(images), noise))
+        return crafted
+
+    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
+
+        A function of the picture, the checkpoint and the noise keyed by (seed, index), whatever the batch.
+        """
+        seed, steps = self.seed_in_force(), self.refine_steps
+        crafted = self._crafted(images, index, seed)
+        if not steps:
+            return crafted
+        settings = replace(self.settings(), steps=steps)
+        with torch.no_grad():
+            clean, answers = self._clean(images)
+        if self.hparams["sees"] == "answers":
+            # No pull towards the face's own feature: it would give away more than the answers.
+            noise = keyed_normal(seed, index, self.crafter.prior.latent_dim, stream=_NOISE)
+            return craft_answers(self.nets, clean, noise, replace(settings, beta=0.0), crafted).features
+        state = start_crafting(self.nets, crafted, settings)
+        state.clean, state.answers = clean, answers if settings.task_weight else None
+        return craft(self.nets, self.crafter.critic, state, settings).features
+
+    def edge_graph(self) -> nn.Module | None:
+        """Encoder, classifier, prior and net in one; None where steps of Crafter follow."""
+        return None if self.refine_steps else _Graph(self)
+
+    @property
+    def edge_noise(self) -> int:
+        """The prior's latent."""
+        return int(self.crafter.prior.latent_dim)
+
+    @property
+    def refine_steps(self) -> int:
+        """Crafter's steps after the pass: the init argument, or what `predict` was told."""
+        told = self.protect_options.get("refine_steps")
+        steps = int(self.hparams["refine_steps"] if told is None else told)
+        if steps < 0:
+            raise UserError(f"{steps} refine_steps: give 0 or more (--protect.refine_steps)")
+        return steps
+
+    def protection(self) -> dict[str, Any]:
+        """The settings in force, for the manifest.
+
+        Raises:
+            UserError: `predict` was told to change what cannot be changed after training.
+        """
+        same = self.protect_options.get("beta") == self.hparams["beta"]
+        self.refuse_crafters_options("beta", own=("refine_steps", "beta") if same else ("refine_steps",))
+        kept = {name: self.hparams[name] for name in self.kept}
+        return {**kept, "refine_steps": self.refine_steps, "seed": self.seed_in_force()}
+
+    def store_name(self) -> str:
+        """``answers-beta0``, ``features-beta0.1-adversary1-refine5`` and the like."""
+        h = self.hparams
+        adversary = f"-adversary{h['adversary_weight']:g}" if h["adversary_weight"] else ""
+        refined = f"-refine{self.refine_steps}" if self.refine_steps else ""
+        return f"{h['sees']}-beta{h['beta']:g}{adversary}{refined}"
+
+
+class _Graph(nn.Module):
+    """`CrafterGenerator.protect` of one pass: pictures ``(N, 3, H, W)``, noise ``(N, Z)`` -> features."""
+
+    def __init__(self, stage: CrafterGenerator) -> None:
+        super().__init__()
+        nets = stage.nets
+        assert nets.classifier is not None
+        self.encoder, self.generator, self.classifier = nets.encoder, nets.generator, nets.classifier
+        self.net = stage.net
+        self.sees_answers = stage.hparams["sees"] == "answers"
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        clean = self.encoder(images)
+        if not self.sees_answers:
+            return self.net(clean, noise)
+        return self.net(self.encoder(self.generator(noise)), self.classifier(clean).sigmoid())

@@ -1,0 +1,70 @@
+"""The crafting generator's net: a feature and a condition in, a crafted feature out, in one pass."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Block(nn.Module):
+    """Two convolutions added to their input; the condition scales and shifts what is between them."""
+
+    def __init__(self, width: int, condition: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width)
+        )
+        self.modulation = nn.Linear(condition, 2 * width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``(N, width, h, w)`` and ``(N, condition)`` -> ``(N, width, h, w)``."""
+        scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+        made: Tensor = x + self.second(F.silu(self.first(x) * (1 + scale) + shift))
+        return made
+
+
+class CraftingNet(nn.Module):
+    """A small U-Net over the feature map, modulated at every block by the condition (beyond the paper).
+
+    Nothing in it looks at other samples of a batch. Untrained it returns its input.
+
+    Args:
+        feature_shape: ``(C, h, w)``; h and w are divided by 4 on the way down, so at least 4.
+        condition: numbers of the condition, ``K``.
+        width: channels at full resolution, a multiple of 8; twice and four times as many further down.
+    """
+
+    def __init__(self, feature_shape: tuple[int, int, int], condition: int, width: int = 64) -> None:
+        super().__init__()
+        channels, widths = feature_shape[0], (width, 2 * width, 4 * width)
+        self.embed = nn.Sequential(nn.Linear(condition, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU())
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.down = nn.ModuleList(_Block(w, 128) for w in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1) for w in widths[:-1])
+        self.grow = nn.ModuleList(nn.Conv2d(2 * w, w, 3, padding=1) for w in widths[:-1])
+        self.up = nn.ModuleList(_Block(w, 128) for w in widths)
+        self.leave = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)
+        )
+        last = self.leave[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` and conditions ``(N, K)`` -> crafted features ``(N, C, h, w)``."""
+        embedded = self.embed(condition)
+        x = self.enter(features)
+        passed = []
+        for block, shrink in zip(self.down, [*self.shrink, None], strict=True):
+            x = block(x, embedded)
+            if shrink is not None:
+                passed.append(x)
+                x = shrink(x)
+        x = self.up[-1](x, embedded)
+        for level in reversed(range(len(passed))):
+            x = F.interpolate(x, size=passed[level].shape[2:], mode="nearest")
+            x = self.up[level](self.grow[level](x) + passed[level], embedded)
+        made: Tensor = features + self.leave(x)
+        return made

@@ -1,0 +1,191 @@
+"""The crafting generator: what it sees, whose gradient it learns from, refinement; also test_defenses.py."""
+
+import pytest
+import torch
+
+from crafter_pl.cli import main
+from crafter_pl.crafting.craft import craft_gradient, start_crafting
+from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.defenses import CrafterGenerator, load_defense
+from crafter_pl.edge import export
+from crafter_pl.errors import UserError
+from crafter_pl.nets import CraftingNet
+
+
+@pytest.fixture
+def build(tiny):
+    """`build(...)` makes an untrained one on the tiny experiment's Crafter."""
+
+    def go(**settings):
+        torch.manual_seed(0)
+        settings = {"sees": "features", "beta": 0.1, "width": 8, "start_steps": 2, **settings}
+        return CrafterGenerator(**tiny.upstream("task", "crafter"), **settings)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def faces(tiny):
+    return tiny.data().rows("private_test")
+
+
+def moved(stage):
+    """The same with a net that has learned something."""
+    torch.manual_seed(1)
+    for p in stage.net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return stage
+
+
+def test_the_net_begins_as_the_identity_and_keeps_samples_apart():
+    torch.manual_seed(0)
+    net = CraftingNet((6, 8, 8), 5, width=8)
+    x, c = torch.randn(3, 6, 8, 8), torch.randn(3, 5)
+    assert torch.equal(net(x, c), x)
+    for p in net.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    whole = net(x, c)
+    assert torch.allclose(whole[1:2], net(x[1:2], c[1:2]), atol=1e-5)
+    assert (whole - net(x, c.flip(0))).abs()[0].max() > 1e-3  # the condition counts
+
+
+@pytest.mark.parametrize("side", [4, 7, 16])
+def test_the_net_takes_features_of_any_side(side):
+    net = CraftingNet((6, side, side), 5, width=8)
+    assert net(torch.randn(2, 6, side, side), torch.randn(2, 5)).shape == (2, 6, side, side)
+
+
+def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces, monkeypatch):
+    stage = moved(build(sees="answers"))
+    images, index = faces["image"][:4], faces["index"][:4]
+    answers = stage._clean(images)[1]
+    own = stage.protect(images, index)
+    monkeypatch.setattr(stage, "_clean", lambda images: (torch.randn(4, *stage.task.feature_shape), answers))
+    assert torch.equal(own, stage.protect(torch.rand_like(images), index))
+    monkeypatch.setattr(stage, "_clean", lambda images: (None, 1 - answers))
+    assert not torch.allclose(own, stage.protect(images, index), atol=1e-4)
+
+
+def test_one_that_sees_features_begins_at_them(build, faces):
+    stage = build()
+    images, index = faces["image"][:4], faces["index"][:4]
+    assert torch.allclose(stage.protect(images, index), stage.task.edge(images), atol=1e-4)
+    stage = moved(stage)
+    own = stage.protect(images, index)
+    assert not torch.allclose(own, stage.protect(images, index + 100), atol=1e-4)  # other noise
+
+
+@pytest.mark.parametrize("sees", ["features", "answers"])
+def test_its_loss_has_crafters_gradient(sees, build, faces, monkeypatch):
+    """With respect to each crafted feature, over the batch's size."""
+    stage, seen = moved(build(sees=sees)), {}
+    forward = stage.net.forward
+
+    def kept(*args):
+        seen["crafted"] = forward(*args)
+        seen["x"] = args[0]
+        seen["crafted"].retain_grad()
+        return seen["crafted"]
+
+    monkeypatch.setattr(stage.net, "forward", kept)
+    stage.optimizers = stage.configure_optimizers
+    stage.toggled_optimizer = lambda _: torch.enable_grad()
+    stage.manual_backward = lambda loss: loss.backward()
+    stage.log_dict = lambda *args, **kwargs: None
+    batch = {key: value[:4] for key, value in faces.items()}
+    monkeypatch.setattr("crafter_pl.defenses.crafter_generator.flip", lambda images: images)
+    stage.training_step(batch, 0)
+    crafted, x = seen["crafted"].detach(), seen["x"]
+    features, answers = stage._clean(batch["image"])
+    if sees == "features":
+        state = start_crafting(stage.nets, crafted, stage.settings())
+        state.clean, state.answers = features, answers
+        expected = craft_gradient(stage.nets, stage.crafter.critic, state, stage.settings())
+    else:
+        variable = crafted.clone().requires_grad_()
+        cross = torch.nn.functional.binary_cross_entropy_with_logits(
+            stage.nets.classifier(variable), answers, reduction="none"
+        )
+        loss = stage.hparams["task_weight"] * cross.mean(1).sum()
+        loss = loss + stage.hparams["beta"] * (variable - x).square().mean((1, 2, 3)).sum()
+        (expected,) = torch.autograd.grad(loss, variable)
+    assert torch.allclose(seen["crafted"].grad, expected / 4, atol=1e-6 + 1e-3 * float(expected.abs().max()))
+    assert expected.abs().max() > 0
+
+
+def test_learning_brings_the_clouds_answers_back(game, build, faces, tiny):
+    settings = {**tiny.upstream("crafter"), "sees": "answers", "width": 8, "lr": 3e-3, "beta": 0.0}
+    _, logged = game(CrafterGenerator, steps=30, **settings)
+    assert logged[-1]["train/task_loss"] < 0.7 * logged[0]["train/task_loss"]
+
+
+@pytest.mark.parametrize("sees", ["features", "answers"])
+def test_refinement_is_crafters(sees, build, faces):
+    stage = moved(build(sees=sees))
+    images, index = faces["image"][:4], faces["index"][:4]
+    plain = stage.protect(images, index)
+    assert stage.store_name() == f"{sees}-beta0.1"
+    stage.protect_options = {"refine_steps": 3}
+    refined = stage.protect(images, index)
+    assert stage.store_name() == f"{sees}-beta0.1-refine3" and stage.protection()["refine_steps"] == 3
+    assert not torch.allclose(plain, refined, atol=1e-4)
+    with torch.no_grad():
+        _, answers = stage._clean(images)
+        cross = [
+            torch.nn.functional.binary_cross_entropy(stage.nets.classifier(f).sigmoid(), answers)
+            for f in (plain, refined)
+        ]
+    assert sees == "features" or cross[1] < cross[0]
+    stage.protect_options = {"refine_steps": 0}
+    assert torch.equal(plain, stage.protect(images, index))
+
+
+def test_its_settings_in_a_manifest_are_put_in_force_again(build):
+    stage = build()
+    stage.protect_options = {"beta": 0.1, "refine_steps": 2}  # as the audit does
+    assert stage.protection()["beta"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sees": "nothing"}, "sees 'nothing': choose one of features, answers"),
+        ({"sees": "answers", "adversary_weight": 1.0}, "has nothing to hide"),
+        ({"width": 12}, "width 12 must be a multiple of 8"),
+        ({"beta": -1.0}, "the weights not negative"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, message, build):
+    with pytest.raises(UserError, match=message):
+        build(**settings)
+
+
+def test_refine_steps_below_zero(build, faces):
+    stage = build()
+    stage.protect_options = {"refine_steps": -1}
+    with pytest.raises(UserError, match="-1 refine_steps: give 0 or more"):
+        stage.protect(faces["image"][:1], faces["index"][:1])
+
+
+def test_crafter_itself_refuses_refine_steps(tiny, tmp_path, capsys):
+    more = ["--protect.refine_steps", "3", "--protect.out", str(tmp_path / "store")]
+    assert main(tiny.command("predict", "crafter", *more)) == 2
+    assert "--protect.refine_steps is the crafting generator's" in capsys.readouterr().err
+    assert load_defense(tiny.ckpt("crafter")).stage_name == "crafter"
+
+
+@pytest.mark.parametrize("sees", ["features", "answers"])
+def test_one_pass_is_a_graph(sees, build, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_TIMED", 1)
+    stage = moved(build(sees=sees))
+    graph, images, index = stage.edge_graph().eval(), faces["image"][:3], faces["index"][:3]
+    noise = keyed_normal(0, index, stage.edge_noise)
+    crafted = stage.protect(images, index)
+    assert torch.allclose(graph(images, noise), crafted, atol=1e-5)
+    export._write(
+        tmp_path, "protect", graph, {"images": [3, 32, 32], "noise": [stage.edge_noise]}, onnx=False
+    )
+    program = torch.export.load(tmp_path / "protect.pt2").module()
+    assert torch.allclose(program(images, noise), crafted, atol=1e-4)
+    stage.protect_options = {"refine_steps": 1}
+    assert stage.edge_graph() is None
