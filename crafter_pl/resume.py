@@ -97,15 +97,19 @@ def finished(run_dir: Path, max_epochs: int | None) -> str | None:
 
 
 @contextmanager
-def lock(folder: Path, wait: str | None = None) -> Iterator[None]:
+def lock(
+    folder: Path, wait: str | None = None, doing: str = "training", other: str = "--experiment"
+) -> Iterator[None]:
     """Lets one process and its helpers work in a folder; the system lifts the lock when the process dies.
 
     Args:
         folder: made if it is not there.
         wait: what to print where another process holds the lock, to wait for it; null refuses.
+        doing: what the other one does, for the refusal.
+        other: the option that gives another folder, for the refusal.
 
     Raises:
-        UserError: another process is training there.
+        UserError: another process is at work there.
     """
     if _get_rank():  # a helper: the first process holds the lock
         yield
@@ -117,7 +121,7 @@ def lock(folder: Path, wait: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             if wait is None:
                 raise UserError(
-                    f"another process is training in {folder}: wait for it, or choose another --experiment"
+                    f"another process is {doing} in {folder}: wait for it, or choose another {other}"
                 ) from None
             print(wait, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,16 @@ def test_reconstructions_are_made_once(lab: SimpleNamespace, monkeypatch: pytest
     lab.run(attacks=[changed], overwrite=True)
     assert len(changed.seen) == 4, "one store has changed: that one alone"
     assert len(list((lab.out / "cache").iterdir())) == 3, "what is not used any more is gone"
+
+
+def test_two_audits_in_one_folder(lab: SimpleNamespace) -> None:
+    """The one that ends first would remove reconstructions that the other needs."""
+    lab.out.mkdir(parents=True)
+    with open(lab.out / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another process is auditing in .* choose another --out"):
+            lab.run(attacks=[Echo()])
+    lab.run(attacks=[Echo()])
 
 
 def test_an_interrupted_audit_goes_on_and_ends_as_if_nothing_had_happened(lab: SimpleNamespace) -> None:

@@ -1,5 +1,6 @@
 """The audit: attack every set of features, let the oracles judge, measure the utility, write the report."""
 
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from crafter_pl.audit.verdict import title
 from crafter_pl.audit.worst import worst_cases
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
+from crafter_pl.resume import lock
 from crafter_pl.stages.base import sha256
 
 NOT_WRITTEN = ("features", "target", "verdicts", "cloud", "scores")  # parts of an entry that stay in memory
@@ -131,101 +133,104 @@ def audit(
     notes += inputs.check_aims(attacks, rulers, entries, data.split_hash)
     entries[0]["features"] = team.agree(inputs.encode(task, images, device, batch_size))
 
-    cache = folder / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    attacking = Attacking(
-        attacks, entries, cache, tuple(images.shape[1:]), device, batch_size, seed, team.rank, team.world
-    )
-    expected = attacking.forecast()
-    if team.rank == 0:
-        print(expected, flush=True)
-    attacking.run()
-    team.wait()
-    if team.rank > 0:
-        return folder / "report.html"  # the first process writes it
-
-    panel = Panel(panel_nets, images, rows["identity"], device, batch_size)
-    boot = IdentityBootstrap(rows["identity"], bootstrap, seed)
-    shown = inputs.people_shown(rows["identity"], rows["index"])
-    gallery = Gallery(images[shown], [])
-    described: dict[str, dict[str, Any]] = {}
-    for attack in attacks:
-        for entry, moment, pictures in attacking(attack):
-            judgement = panel.judge(pictures)
-            result = figures.privacy(judgement, pictures, images, panel, boot, lpips and moment is None)
-            named = judgement.hits.any(dim=0)[shown].tolist()
-            column = Column(attack.name, title(entry), pictures[shown], named, moment)
-            if moment is None:
-                entry["verdicts"].append(judgement)
-                gallery.columns.append(column)
-                knows = {**attack.describe(), "class": type(attack).__name__}
-                knows |= {"adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
-                if described.setdefault(attack.name, knows) != knows:
-                    result |= {key: knows[key] for key in ("checkpoints", "files")}
-                entry["attacks"][attack.name] = result
-            else:
-                gallery.rounds.append(column)
-                entry.setdefault("history", {}).setdefault(attack.name, []).append({**moment, **result})
-    ruled = {
-        ruler.name: figures.rule(ruler, entries, rows["identity"], boot, device, batch_size)
-        for ruler in rulers
-    }
-    replicates = [
-        figures.utility(entry, figures.cloud(entry, task, device), data, rows, boot, device, batch_size)
-        for entry in entries
-    ]
-    learned = {
-        place: figures.utility(
-            entry, entry["cloud"].to(device), data, rows, boot, device, batch_size, TRAINING
+    with lock(folder, doing="auditing", other="--out") if team.rank == 0 else nullcontext():
+        cache = folder / "cache"
+        cache.mkdir(parents=True, exist_ok=True)
+        attacking = Attacking(
+            attacks, entries, cache, tuple(images.shape[1:]), device, batch_size, seed, team.rank, team.world
         )
-        for place, entry in enumerate(entries)
-        if "cloud" in entry
-    }
-    rates = worst_cases(entries, attacks, panel, boot, replicates)
-    report = {
-        "schema": 1,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
-        "data": {
-            "source": data.source,
-            "split_hash": data.split_hash,
-            "image_size": int(images.shape[-1]),
-            "identities": boot.people,
-            "images": len(images),
-            "chance": 1 / len(panel.people),
-            "attributes_left_out": [
-                n for n in data.attribute_names if n not in entries[0]["utility"]["per_attribute"]
+        expected = attacking.forecast()
+        if team.rank == 0:
+            print(expected, flush=True)
+        attacking.run()
+        team.wait()
+        if team.rank > 0:
+            return folder / "report.html"  # the first process writes it
+
+        panel = Panel(panel_nets, images, rows["identity"], device, batch_size)
+        boot = IdentityBootstrap(rows["identity"], bootstrap, seed)
+        shown = inputs.people_shown(rows["identity"], rows["index"])
+        gallery = Gallery(images[shown], [])
+        described: dict[str, dict[str, Any]] = {}
+        for attack in attacks:
+            for entry, moment, pictures in attacking(attack):
+                judgement = panel.judge(pictures)
+                result = figures.privacy(judgement, pictures, images, panel, boot, lpips and moment is None)
+                named = judgement.hits.any(dim=0)[shown].tolist()
+                column = Column(attack.name, title(entry), pictures[shown], named, moment)
+                if moment is None:
+                    entry["verdicts"].append(judgement)
+                    gallery.columns.append(column)
+                    knows = {**attack.describe(), "class": type(attack).__name__}
+                    knows |= {"adaptive": attack.adaptive, "files": dict(attack.checkpoints)}
+                    if described.setdefault(attack.name, knows) != knows:
+                        result |= {key: knows[key] for key in ("checkpoints", "files")}
+                    entry["attacks"][attack.name] = result
+                else:
+                    gallery.rounds.append(column)
+                    entry.setdefault("history", {}).setdefault(attack.name, []).append({**moment, **result})
+        ruled = {
+            ruler.name: figures.rule(ruler, entries, rows["identity"], boot, device, batch_size)
+            for ruler in rulers
+        }
+        replicates = [
+            figures.utility(entry, figures.cloud(entry, task, device), data, rows, boot, device, batch_size)
+            for entry in entries
+        ]
+        learned = {
+            place: figures.utility(
+                entry, entry["cloud"].to(device), data, rows, boot, device, batch_size, TRAINING
+            )
+            for place, entry in enumerate(entries)
+            if "cloud" in entry
+        }
+        rates = worst_cases(entries, attacks, panel, boot, replicates)
+        report = {
+            "schema": 1,
+            "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "version": __version__,
+            "data": {
+                "source": data.source,
+                "split_hash": data.split_hash,
+                "image_size": int(images.shape[-1]),
+                "identities": boot.people,
+                "images": len(images),
+                "chance": 1 / len(panel.people),
+                "attributes_left_out": [
+                    n for n in data.attribute_names if n not in entries[0]["utility"]["per_attribute"]
+                ],
+            },
+            "oracles": figures.describe_oracles(panel, oracles, boot),
+            "panel": {"accuracy_on_originals": boot.mean(panel.originals.hits.any(dim=0))},
+            "attacks": described,
+            "rulers": ruled,
+            "areas": {
+                "inference": areas(entries, dict(enumerate(replicates)), rates),
+                **({"training": areas(entries, learned, rates, TRAINING)} if learned else {}),
+            },
+            "groups": by_group.measure(
+                apart, entries, attacks, rows, list(data.attribute_names), panel, boot
+            ),
+            "defenses": [
+                {key: value for key, value in entry.items() if key not in NOT_WRITTEN} for entry in entries
             ],
-        },
-        "oracles": figures.describe_oracles(panel, oracles, boot),
-        "panel": {"accuracy_on_originals": boot.mean(panel.originals.hits.any(dim=0))},
-        "attacks": described,
-        "rulers": ruled,
-        "areas": {
-            "inference": areas(entries, dict(enumerate(replicates)), rates),
-            **({"training": areas(entries, learned, rates, TRAINING)} if learned else {}),
-        },
-        "groups": by_group.measure(apart, entries, attacks, rows, list(data.attribute_names), panel, boot),
-        "defenses": [
-            {key: value for key, value in entry.items() if key not in NOT_WRITTEN} for entry in entries
-        ],
-        "notes": list(dict.fromkeys(notes)),
-        "settings": {
-            "task_ckpt": str(task_path),
-            "task_sha256": sha256(task_path),
-            "features": stores,
-            "clouds": clouds,
-            "oracles": oracles,
-            "budget": budget_used,
-            "split": SPLIT,
-            "device": device,
-            "batch_size": batch_size,
-            "bootstrap": bootstrap,
-            "seed": seed,
-        },
-    }
-    page = write_report(folder, report, gallery)
-    to_tensorboard(folder, report, gallery)
-    remove_unused(cache, attacking.used)
-    print(f"\n{text(report)}\n\nreport: {page}", flush=True)
-    return page
+            "notes": list(dict.fromkeys(notes)),
+            "settings": {
+                "task_ckpt": str(task_path),
+                "task_sha256": sha256(task_path),
+                "features": stores,
+                "clouds": clouds,
+                "oracles": oracles,
+                "budget": budget_used,
+                "split": SPLIT,
+                "device": device,
+                "batch_size": batch_size,
+                "bootstrap": bootstrap,
+                "seed": seed,
+            },
+        }
+        page = write_report(folder, report, gallery)
+        to_tensorboard(folder, report, gallery)
+        remove_unused(cache, attacking.used)
+        print(f"\n{text(report)}\n\nreport: {page}", flush=True)
+        return page
