@@ -202,8 +202,9 @@ def judge(
 
 def untrained(latent: int, size: int) -> tuple[CraftNets, Critic]:
     """Nets of the project's sizes with random weights: time does not depend on these."""
-    split = SplitClassifier("resnet18", "layer1", 17, size)
-    shape = tuple(split.encode(torch.zeros(1, 3, size, size)).shape[1:])
+    split = SplitClassifier("resnet18", "layer1", 17).eval()
+    with torch.no_grad():
+        shape = tuple(split.encode(torch.zeros(1, 3, size, size)).shape[1:])
     generator = build_generator("G1", latent, size, 32)
     nets = (split.encoder_module(), generator, AmortizerNet(shape, latent), split.cloud)  # type: ignore[arg-type]
     frozen = [net.eval().requires_grad_(False) for net in nets]

@@ -1,0 +1,68 @@
+"""scripts/bench_crafting.py: what it counts, measures and judges."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import bench_crafting as bench
+
+
+@pytest.fixture(scope="module")
+def args(tiny):
+    return Namespace(
+        ckpt=Path(tiny.ckpt("crafter")), faces=6, device="cpu", oracles=["oracle_resnet", "oracle_plain"],
+        attack_steps=2, attack_lr=1.0, reference_steps=1, reference_quality=0,
+    )  # fmt: skip
+
+
+def test_operations_of_gradients_are_counted():
+    net, x = nn.Linear(8, 4, bias=False), torch.randn(3, 8, requires_grad=True)
+    with bench.Operations() as once:
+        made = net(x)
+    with bench.Operations() as again:
+        torch.autograd.grad(made.sum(), x)
+    assert once.total == again.total == 2 * 3 * 8 * 4
+
+
+def test_a_variant_is_timed_counted_and_judged(args):
+    found = bench.measure(args, "default", 4, True)
+    assert found["batch"] == 4 and found["seconds_per_image"] > 0 and found["peak_memory_mb"] > 0
+    assert found["encoder_forwards"] > 10 and "extrapolated_from_steps" not in found
+    assert 0 <= found["worst_case"] <= 1 and 0 <= found["mean_auc"] <= 1
+    assert -1 <= found["identity_similarity"] <= 1 and set(found["eval_acc"]) == {"white_box", "black_box"}
+    assert bench.measure(args, "cg1", 4, False).keys() == {"batch", "seconds_per_image", "peak_memory_mb"}
+
+
+def test_the_reference_is_extrapolated_and_says_so(args, monkeypatch):
+    short = bench.replace(bench.RELEASED, inner_steps=1, iterations=1)
+    monkeypatch.setattr("crafter_pl.defenses.crafter.reference_craft", quick(short))
+    found = bench.measure(args, "reference", 2, False)
+    assert found["extrapolated_from_steps"] == 1
+    crafted, seconds = bench.protect(bench.defense(args, "reference"), bench.faces(args)[1], 6, "cpu")
+    assert len(crafted) == 6 and found["seconds_per_image"] > 100 * seconds / 6
+    rows = {"reference": [found], "default": [{"seconds_per_image": found["seconds_per_image"] / 7}]}
+    assert bench._speedup(rows) == pytest.approx(7) and bench._speedup({"default": []}) is None
+
+
+def quick(settings):
+    from crafter_pl.crafting.reference import reference_craft
+
+    def go(*nets, **told):
+        told |= {"inner_steps": settings.inner_steps, "terms": settings.iterations}
+        return reference_craft(*nets, **told)
+
+    return go
+
+
+def test_a_step_of_untrained_nets():
+    assert bench.step_seconds(2, 1, 8, 32, "cpu") > 0
+
+
+def test_a_run_that_is_none(args):
+    with pytest.raises(bench.UserError, match="no checkpoint"):
+        bench.defense(args, "no_such_run")
