@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
-# Shorter than the configs in two places, for the time: the decoder that reads answers learns for half of its epochs, and
-# Crafter's critic from three trajectories instead of four. So it is an experiment of its own, runs/demo.
-# Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the amortizer and
-# Crafter; what that lane prints is in runs/beside.log.
+# Smaller than the configs, for the time: 200 public and 40 private people instead of 300 and 60, most stages a quarter shorter,
+# the decoder that reads answers half as long, Crafter's critic from three trajectories instead of four. So it is an experiment
+# of its own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model,
+# the amortizer and Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-run() { echo "+ python -m crafter_pl $* --experiment demo"; python -m crafter_pl "$@" --experiment demo; }
+people=(--data.people 240 --data.private_people 40)
+run() { echo "+ python -m crafter_pl $* --experiment demo ${people[*]}"; python -m crafter_pl "$@" --experiment demo "${people[@]}"; }
 finished() { [ -f "runs/demo/$1/summary.json" ]; }
 beside() {
-  run fit --config configs/prior.yaml --ckpt_path last || return
+  run fit --config configs/prior.yaml --model.init_args.warmup_epochs 8 --trainer.max_epochs 10 --ckpt_path last || return
   run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
   run fit --config configs/oracle_plain.yaml --ckpt_path last || return
   until finished task; do sleep 1; done
-  run fit --config configs/attacks/black_box.yaml --ckpt_path last || return
+  run fit --config configs/attacks/black_box.yaml --trainer.max_epochs 4 --ckpt_path last || return
   run fit --config configs/attacks/black_box_answers.yaml --trainer.max_epochs 4 --ckpt_path last
 }
 
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS=$(((cores + 1) / 2))
 beside > runs/beside.log 2>&1 &
 beside=$!
 trap 'pkill -P $beside 2> /dev/null; kill $beside 2> /dev/null || true' EXIT
-run fit --config configs/task.yaml --ckpt_path last
+run fit --config configs/task.yaml --trainer.max_epochs 6 --ckpt_path last
 while ! finished prior && kill -0 $beside 2> /dev/null; do sleep 1; done
 if finished prior; then
   # The other lane ends first: this one may use all cores, and does not spin while it waits for one.

@@ -137,6 +137,8 @@ def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
         clean = protector.defense.task.edge(torch.stack(faces).float().div(255)).flatten(1)
     distance = torch.cdist(torch.cat(sent).flatten(1), clean) / clean.norm(dim=1)
     near = int((distance < CLOSE).any(1).sum())
+    if "encoder" in protector.defense.retrains:
+        print(f"note: {protector.defense.stage_name} sends the features of an encoder of its own")
     if near:
         leaks.append(f"{near} features within {CLOSE:.0%} of an unprotected one")
     print(
@@ -175,7 +177,10 @@ def main() -> int:
     leaks = check(args.wire.read_bytes(), args.store, args.checkpoint)
     for leak in leaks:
         print(f"leak: {leak}", file=sys.stderr)
-    print("leaks were found" if leaks else "no picture and no unprotected feature left the edge")
+    nothing = (
+        f"nothing verbatim of a picture and no feature within {CLOSE:.0%} of an unprotected one was sent"
+    )
+    print("leaks were found" if leaks else nothing)
     return 1 if leaks else 0
 
 

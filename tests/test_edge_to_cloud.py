@@ -44,7 +44,7 @@ def trip(tiny, tmp_path_factory):
 
 def test_photographs_to_attributes(trip, tiny):
     home, printed = trip
-    assert "no picture and no unprotected feature left the edge" in printed
+    assert "nothing verbatim of a picture and no feature within 5% of an unprotected one was sent" in printed
     answers = json.loads((home / "out" / "attributes.json").read_text())
     assert {Path(path).name: len(found) for path, found in answers.items()} == {
         **{f"{number}.png": 1 for number in range(5)},
