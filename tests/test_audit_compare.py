@@ -44,6 +44,14 @@ def test_audits_are_comparable_if_split_task_oracles_and_attacks_are_the_same() 
     groups, apart = comparable(found)
     assert groups == [1, 2, 3, 4, 1, 5], "a budget's name alone sets nothing apart"
     assert apart == ["", "other split", "other oracles", "other attacks", "", "other task model"]
+    other_net = audited()
+    other_net["attacks"]["white_box"]["checkpoints"] = {"prior": "another"}
+    assert comparable([audited(), other_net])[1] == ["", "other attacks"]
+    weaker, stronger = under_attack(audited()), under_attack(audited())
+    for entry in stronger["defenses"]:
+        for moments in entry.get("history", {}).values():
+            moments[-1]["pairs"] *= 2
+    assert comparable([weaker, stronger])[1] == ["", "other attacks"]
     more = under_attack(audited())
     more["data"]["image_size"] = 64
     assert comparable([audited(), more])[1] == ["", "other split, other attacks"]

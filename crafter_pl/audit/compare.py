@@ -91,30 +91,23 @@ def compare(folders: list[Path], out: Path) -> Path:
 
 def conditions(report: Report) -> dict[str, str]:
     """What two audits must share for their figures to be comparable, by name, as text to compare."""
+    attacks = {name: [own.get("class"), own.get("settings")] for name, own in report["attacks"].items()}
+    for name, own in report["attacks"].items():
+        if not own.get("adaptive"):  # the nets of one that adapts differ with the defence
+            attacks[name].append(own.get("checkpoints"))
+    # How much it has learnt from says how strong it is.
+    learnt = {
+        json.dumps([name, moments[-1].get("pairs"), moments[-1].get("epochs")])
+        for entry in report["defenses"]
+        for name, moments in entry.get("history", {}).items()
+        if moments
+    }
+    data = [report["data"][key] for key in ("source", "split_hash", "image_size", "images")]
     found = {
-        "split": [
-            *(report["data"][key] for key in ("source", "split_hash", "image_size", "images")),
-            report["settings"].get("split"),
-        ],
+        "split": [*data, report["settings"].get("split")],
         "task model": report["settings"].get("task_sha256"),
         "oracles": [oracle.get("sha256") for oracle in report["oracles"]],
-        # The nets of an attack that adapts differ with the defence: pairs and epochs say how strong it is.
-        "attacks": {
-            name: [
-                own.get("class"),
-                own.get("settings"),
-                *([] if own.get("adaptive") else [own.get("checkpoints")]),
-            ]
-            for name, own in report["attacks"].items()
-        },
-        "adaptation": sorted(
-            {
-                json.dumps([name, moments[-1].get("pairs"), moments[-1].get("epochs")])
-                for entry in report["defenses"]
-                for name, moments in entry.get("history", {}).items()
-                if moments
-            }
-        ),
+        "attacks": [attacks, sorted(learnt)],
     }
     return {name: json.dumps(value, sort_keys=True) for name, value in found.items()}
 
