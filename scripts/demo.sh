@@ -2,22 +2,23 @@
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
 # Smaller than the configs, for the time: 160 public and 40 private people instead of 300 and 60, most stages a quarter shorter,
 # narrower decoders, Crafter's critic from three trajectories of 32 faces instead of four of 64. So it is an experiment of its
-# own, runs/demo. Two lanes share the cores: the prior, the oracles and a decoder are trained beside the task model, the
-# amortizer, Crafter and the decoder that reads answers; what that lane prints is in runs/beside.log.
+# own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the
+# amortizer and Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 people=(--data.people 200 --data.private_people 40)
-decoder=(--model.init_args.width 32 --trainer.max_epochs 4)
+decoder=(--model.init_args.width 32 --ckpt_path last)
 run() { echo "+ python -m crafter_pl $* --experiment demo ${people[*]}"; python -m crafter_pl "$@" --experiment demo "${people[@]}"; }
 finished() { [ -f "runs/demo/$1/summary.json" ]; }
 beside() {
-  run fit --config configs/prior.yaml --model.init_args.warmup_epochs 8 --trainer.max_epochs 10 --ckpt_path last || return
-  run fit --config configs/oracle_resnet.yaml --ckpt_path last || return
+  run fit --config configs/prior.yaml --model.init_args.warmup_epochs 7 --trainer.max_epochs 8 --ckpt_path last || return
+  run fit --config configs/oracle_resnet.yaml --trainer.max_epochs 5 --ckpt_path last || return
   run fit --config configs/oracle_plain.yaml --ckpt_path last || return
   until finished task; do sleep 1; done
-  run fit --config configs/attacks/black_box.yaml "${decoder[@]}" --ckpt_path last
+  run fit --config configs/attacks/black_box.yaml "${decoder[@]}" --trainer.max_epochs 4 || return
+  run fit --config configs/attacks/black_box_answers.yaml "${decoder[@]}" --trainer.max_epochs 3
 }
 
 mkdir -p runs
@@ -31,7 +32,6 @@ if finished prior; then
   run fit --config configs/amortizer.yaml --ckpt_path last
   run fit --config configs/crafter.yaml --ckpt_path last --data.batch_size 32 \
     --trainer.max_epochs 1 --trainer.limit_train_batches 3 --trainer.check_val_every_n_epoch 1
-  run fit --config configs/attacks/black_box_answers.yaml "${decoder[@]}" --ckpt_path last
 fi
 if ! wait $beside; then
   cat runs/beside.log >&2
