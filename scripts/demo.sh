@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
 # Smaller than the configs, for the time: 160 public and 40 private people instead of 300 and 60, most stages a quarter shorter,
-# narrower decoders, Crafter's critic from three trajectories of 32 faces instead of four of 64. So it is an experiment of its
+# narrower decoders, Crafter's critic from two trajectories of 32 faces instead of four of 64. So it is an experiment of its
 # own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the
 # amortizer and Crafter; what that lane prints is in runs/beside.log.
 # Run again after an interruption, it goes on where it stopped: finished stages say so and are kept.
@@ -31,7 +31,7 @@ while ! finished prior && kill -0 $beside 2> /dev/null; do sleep 1; done
 if finished prior; then
   run fit --config configs/amortizer.yaml --ckpt_path last
   run fit --config configs/crafter.yaml --ckpt_path last --data.batch_size 32 \
-    --trainer.max_epochs 1 --trainer.limit_train_batches 3 --trainer.check_val_every_n_epoch 1
+    --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.check_val_every_n_epoch 1
 fi
 if ! wait $beside; then
   cat runs/beside.log >&2
