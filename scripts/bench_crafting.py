@@ -162,18 +162,17 @@ def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> d
             stage.protect_options["steps"] = found["quality_after_steps"] = args.reference_quality
             crafted, _ = protect(stage, rows, len(rows["index"]), args.device)
         if name != "reference" or args.reference_quality:
-            found |= judge(args, stage, data, rows, crafted)
+            found |= judge(args, data, rows, crafted)
     return found
 
 
 def judge(
     args: argparse.Namespace,
-    stage: Defense | None,
     data: FacesDataModule,
     rows: dict[str, torch.Tensor],
     features: torch.Tensor,
 ) -> dict[str, Any]:
-    """Utility and privacy of features ``(N, C, h, w)`` of the rows; ``stage`` None: they are unprotected."""
+    """Utility and privacy of features ``(N, C, h, w)`` of the rows."""
     home, device = args.ckpt.parents[2], args.device
     cloud = load_stage(args.ckpt, Crafter).task.to(device).cloud
     with torch.no_grad():
@@ -284,7 +283,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     edge = load_stage(args.ckpt, Crafter).task.to(args.device).edge
     with torch.no_grad():
         features = torch.cat([edge(part.to(args.device)).cpu() for part in rows["image"].split(64)])
-    return judge(args, None, data, rows, features)
+    return judge(args, data, rows, features)
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def test_its_loss_has_crafters_gradient(sees, build, faces, monkeypatch):
     monkeypatch.setattr("crafter_pl.defenses.crafter_generator.flip", lambda images: images)
     stage.training_step(batch, 0)
     crafted, x = seen["crafted"].detach(), seen["x"]
-    features, answers = stage._clean(batch["image"])
+    features, answers = stage._pass().clean(batch["image"])
     if sees == "features":
         state = start_crafting(stage.nets, crafted, stage.settings())
         state.clean, state.answers = features, answers
@@ -163,7 +163,7 @@ def test_refinement_is_crafters(sees, build, faces):
     assert stage.store_name() == f"{sees}-beta0.1-refine3" and stage.protection()["refine_steps"] == 3
     assert not torch.allclose(plain, refined, atol=1e-4)
     with torch.no_grad():
-        _, answers = stage._clean(images)
+        _, answers = stage._pass().clean(images)
         cross = [
             torch.nn.functional.binary_cross_entropy(stage.nets.classifier(f).sigmoid(), answers)
             for f in (plain, refined)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.defenses.base import load_defense
+from crafter_pl.defenses.base import defenses, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
 from crafter_pl.stages.cloud import CloudClassifier
@@ -62,18 +62,15 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
         task, net, encoder = stage.task, stage.net, stage.upstream_files["task"][1]
         learned_from: dict[str, Any] = stage.hparams["learned_from"] or {}
         defense = learned_from.get("defense_sha256")
-    else:
-        try:
-            trained = load_defense(path)
-        except UserError as error:
-            if "not of a defence" not in str(error):
-                raise
-            raise UserError(
-                f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
-                "a CloudClassifier or a defence"
-            ) from error
+    elif name in defenses():
+        trained = load_defense(path)
         task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]
         defense = trained.weights_hash() if trained.retrains else None
+    else:
+        raise UserError(
+            f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
+            "a CloudClassifier or a defence"
+        )
     return net.eval(), Facts(
         name, tuple(task.hparams["attribute_names"]), task.feature_shape, encoder, defense
     )

@@ -122,7 +122,7 @@ def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
     if not file.is_file():
         return False
     try:
-        return torch.equal(_read_shard(file)["index"], index.cpu())
+        return torch.equal(_read_shard(file)[1], index.cpu())
     except UserError:
         return False
 
@@ -268,9 +268,8 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
         UserError: it is missing, damaged, or not as the manifest says; it names the shard.
     """
     file, count = Path(folder) / name, manifest["shards"][name]
-    tensors = _read_shard(file)
-    features, index = decode(tensors), tensors["index"]
-    if (dtype := tensors["features"].dtype) != TRANSPORTS[manifest["dtype"]]:
+    features, index, dtype = _read_shard(file)
+    if dtype != TRANSPORTS[manifest["dtype"]]:
         raise UserError(f"{file}: features in {dtype}, the manifest says {manifest['dtype']}; {_AGAIN}")
     if len(index) != count:
         raise UserError(f"{file} holds {len(index)} features, the manifest says {count}; {_AGAIN}")
@@ -282,8 +281,8 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     return features, index
 
 
-def _read_shard(file: Path) -> dict[str, Tensor]:
-    """What is in one shard, checked by itself."""
+def _read_shard(file: Path) -> tuple[Tensor, Tensor, torch.dtype]:
+    """One shard's features as received, its index, and the type it was sent in; checked by themselves."""
     if not file.is_file():
         raise UserError(
             f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
@@ -309,11 +308,12 @@ def _read_shard(file: Path) -> dict[str, Tensor]:
             f"there is (n,), got {features.dtype} {tuple(features.shape)} and {index.dtype} "
             f"{tuple(index.shape)}; {_AGAIN}"
         )
-    if not bool((finite := torch.isfinite(decode(tensors)).flatten(1).all(1)).all()):
+    received = decode(tensors)
+    if not bool((finite := torch.isfinite(received).flatten(1).all(1)).all()):
         raise UserError(f"{file}: the features of picture {int(index[~finite][0])} are not finite; {_AGAIN}")
     if len(torch.unique(index)) != len(index):
         raise UserError(f"{file}: a picture is in this shard twice; {_AGAIN}")
-    return tensors
+    return received, index, features.dtype
 
 
 def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str) -> None:

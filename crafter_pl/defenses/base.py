@@ -223,6 +223,11 @@ class Defense(Stage):
         print(f"wrote {sum(sizes)} features to {self._folder}", flush=True)
 
 
+def defenses() -> dict[str, type[Defense]]:
+    """Every class of defence that has been imported, by its name."""
+    return {cls.__name__: cls for cls in _subclasses(Defense)}
+
+
 def load_defense(path: str | Path) -> Defense:
     """Rebuilds any defence from its checkpoint, frozen.
 
@@ -230,7 +235,7 @@ def load_defense(path: str | Path) -> Defense:
         UserError: the file is missing, damaged, or not of a defence.
     """
     name = read_checkpoint(path, "defense").get("stage_class")
-    found = {cls.__name__: cls for cls in _subclasses(Defense)}
+    found = defenses()
     if name not in found:
         raise UserError(f"{path} is a checkpoint of {name or 'something else'}, not of a defence")
     return load_stage(path, found[name])

@@ -12,6 +12,7 @@ from torchmetrics.classification import MultilabelAUROC
 from crafter_pl.crafting.craft import (
     CraftNets,
     CraftSettings,
+    CraftState,
     craft,
     craft_answers,
     craft_gradient,
@@ -129,11 +130,11 @@ class CrafterGenerator(Defense):
         names = ("beta", "task_weight", "start_steps")
         return replace(self.crafter.craft_settings, **{name: self.hparams[name] for name in names})
 
-    def _seen(self, features: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the net gets: x ``(N, C, h, w)`` and the condition ``(N, K)``."""
-        if self.hparams["sees"] == "answers":
-            return self.nets.render(noise), answers
-        return features, noise
+    def _pass(self) -> CraftingPass:
+        nets = self.nets
+        assert nets.classifier is not None
+        generator = nets.generator if self.hparams["sees"] == "answers" else None
+        return CraftingPass(self.net, nets.encoder, nets.classifier, generator)
 
     # ---- fit ----------------------------------------------------------------------------------------------
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
@@ -148,9 +149,10 @@ class CrafterGenerator(Defense):
         images, optimizers = flip(batch["image"]), self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         with torch.no_grad():
-            clean, answers = self._clean(images)
-            noise = torch.randn(len(images), self.crafter.prior.latent_dim, device=self.device)
-            x, condition = self._seen(clean, answers, noise)
+            whole = self._pass()
+            clean, answers = whole.clean(images)
+            noise = torch.randn(len(images), self.edge_noise, device=self.device)
+            x, condition = whole.seen(clean, answers, noise)
         crafted = self.net(x, condition)
         logged = {}
         if self.adversary is not None:
@@ -170,12 +172,6 @@ class CrafterGenerator(Defense):
         }
         self.log_dict({f"train/{key}": value for key, value in logged.items()}, prog_bar=True)
 
-    def _clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unprotected features ``(N, C, h, w)`` and the cloud's answers for them, in [0, 1], ``(N, A)``."""
-        features = self.nets.encoder(images)
-        assert self.nets.classifier is not None
-        return features, self.nets.classifier(features).sigmoid()
-
     def _gradient(self, crafted: Tensor, x: Tensor, answers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of the objective with respect to each crafted feature, and its parts' values."""
         settings = self.settings()
@@ -185,8 +181,7 @@ class CrafterGenerator(Defense):
             moved = crafted - x
             gradient = settings.task_weight * pull + settings.beta * 2 / moved[0].numel() * moved
             return gradient, {"task_loss": loss, "utility_loss": moved.square().flatten(1).mean(1)}
-        state = start_crafting(self.nets, crafted, settings)
-        state.clean, state.answers = x, answers if settings.task_weight else None
+        state = self._begun(crafted, x, answers, settings)
         return craft_gradient(self.nets, self.crafter.critic, state, settings), state.info
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
@@ -220,31 +215,31 @@ class CrafterGenerator(Defense):
         crafted: Tensor = self._pass()(images, noise)
         return crafted
 
-    def _pass(self) -> CraftingPass:
-        nets = self.nets
-        assert nets.classifier is not None
-        generator = nets.generator if self.hparams["sees"] == "answers" else None
-        return CraftingPass(self.net, nets.encoder, nets.classifier, generator)
-
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 
         A function of the picture, the checkpoint and the noise keyed by (seed, index), whatever the batch.
         """
-        seed, steps = self.seed_in_force(), self.refine_steps
-        crafted = self._crafted(images, index, seed)
+        whole, steps = self._pass(), self.refine_steps
+        noise = keyed_normal(self.seed_in_force(), index, self.edge_noise, stream=_NOISE)
+        with torch.no_grad():
+            clean, answers = whole.clean(images)
+            crafted: Tensor = self.net(*whole.seen(clean, answers, noise))
         if not steps:
             return crafted
         settings = replace(self.settings(), steps=steps)
-        with torch.no_grad():
-            clean, answers = self._clean(images)
         if self.hparams["sees"] == "answers":
             # No pull towards the face's own feature: it would give away more than the answers.
-            noise = keyed_normal(seed, index, self.crafter.prior.latent_dim, stream=_NOISE)
             return craft_answers(self.nets, clean, noise, replace(settings, beta=0.0), crafted).features
+        return craft(
+            self.nets, self.crafter.critic, self._begun(crafted, clean, answers, settings), settings
+        ).features
+
+    def _begun(self, crafted: Tensor, clean: Tensor, answers: Tensor, settings: CraftSettings) -> CraftState:
+        """Crafter's state with the crafted feature as it stands, and the utility's terms of the clean one."""
         state = start_crafting(self.nets, crafted, settings)
         state.clean, state.answers = clean, answers if settings.task_weight else None
-        return craft(self.nets, self.crafter.critic, state, settings).features
+        return state
 
     def edge_graph(self) -> nn.Module | None:
         """The whole pass from picture and noise; refinement is an optimisation, and no graph."""

@@ -87,11 +87,18 @@ class CraftingPass(nn.Module):
         super().__init__()
         self.net, self.encoder, self.classifier, self.generator = net, encoder, classifier, generator
 
+    def clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unprotected features ``(N, C, h, w)`` and the cloud's answers for them, in [0, 1], ``(N, A)``."""
+        features = self.encoder(images)
+        return features, self.classifier(features).sigmoid()
+
+    def seen(self, features: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the net gets: x ``(N, C, h, w)`` and the condition ``(N, K)``."""
+        if self.generator is None:
+            return features, noise
+        return self.encoder(self.generator(noise)), answers
+
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Pictures ``(N, 3, S, S)`` in [0, 1] and noise ``(N, Z)`` -> crafted features ``(N, C, h, w)``."""
-        features = self.encoder(images)
-        if self.generator is None:
-            crafted: Tensor = self.net(features, noise)
-            return crafted
-        crafted = self.net(self.encoder(self.generator(noise)), self.classifier(features).sigmoid())
+        crafted: Tensor = self.net(*self.seen(*self.clean(images), noise))
         return crafted
