@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
+# The main job on the embedded synthetic faces: every stage, crafted features, the audit. About ten minutes on two cores.
 # Smaller than the configs, for the time: 160 public and 40 private people instead of 300 and 60, most stages a quarter shorter,
 # narrower decoders, Crafter's critic from two trajectories of 32 faces instead of four of 64. So it is an experiment of its
 # own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the
