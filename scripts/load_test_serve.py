@@ -44,36 +44,34 @@ class Tally:
 
 
 class Server:
-    """`python -m crafter_pl serve` on a free port."""
+    """`python -m crafter_pl serve` in a process of its own, on a free port.
+
+    Raises:
+        RuntimeError: it ended before it answered; the message is what it has printed.
+    """
 
     def __init__(self, checkpoint: str, *options: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "crafter_pl",
-            "serve",
-            "--checkpoint",
-            checkpoint,
-            "--port",
-            "0",
-            *options,
-        ]
+        serve = [sys.executable, "-m", "crafter_pl", "serve", "--checkpoint", checkpoint, "--port", "0"]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+            [*serve, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
         )
         assert self.process.stdout is not None
+        self.printed = ""
         for line in self.process.stdout:
+            self.printed += line
             if "answers at http://" in line:
-                self.url = line.split("answers at ")[1].split("/classify")[0]
-                break
-        else:
-            sys.exit(f"the server did not start (exit code {self.process.wait()})")
-        self.port = int(self.url.rpartition(":")[2])
+                self.port = int(line.split("/classify")[0].rpartition(":")[2])
+                return
+        raise RuntimeError(f"the server did not start (exit code {self.process.wait()})\n{self.printed}")
 
     def info(self) -> dict:
         """What the classifier tells of itself."""
-        with urllib.request.urlopen(f"{self.url}/info") as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/info") as answer:
             return json.load(answer)["model"]
 
     def children(self) -> dict[str, int]:
@@ -89,10 +87,12 @@ class Server:
         """Resident megabytes of each process."""
         return {name: _resident(pid) for name, pid in {"server": self.process.pid, **self.children()}.items()}
 
-    def stop(self) -> None:
-        """Ends it as `kill` does."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, if it still runs, and waits for its end; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.printed += self.process.communicate(timeout=60)[0]
+        return self.process.returncode
 
 
 def _resident(pid: int) -> float:
@@ -198,13 +198,14 @@ async def load(server: Server, args: argparse.Namespace) -> dict:
     if args.kill == "server":
         server.process.wait(10)
         end = time.monotonic() + 10
-        while (left := [pid for pid in children.values() if _running(pid)]) and time.monotonic() < end:
+        while (left := [pid for pid in children.values() if alive(pid)]) and time.monotonic() < end:
             await asyncio.sleep(0.1)
         seen["processes_left"] = len(left)
     return seen
 
 
-def _running(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -223,12 +224,14 @@ def main() -> int:
     parser.add_argument("--kill", choices=["worker", "server"], help="kill -9 this process at half time")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    server = Server(args.checkpoint)
+    try:
+        server = Server(args.checkpoint)
+    except RuntimeError as error:
+        sys.exit(str(error))
     try:
         seen = asyncio.run(load(server, args))
     finally:
-        if server.process.poll() is None:
-            server.stop()
+        server.end()
     lines = [f"{name:<28} {value}" for name, value in seen.items()]
     print(json.dumps(seen) if args.json else "\n".join(lines))
     return int(bool(seen["lost"] or seen["wrong"] or seen.get("processes_left")))

@@ -2,9 +2,6 @@
 
 import http.client
 import json
-import os
-import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,9 @@ from safetensors.torch import save
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest
 from crafter_pl.stages.base import sha256
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from load_test_serve import Server
 
 QUICK = [
     "--trainer.max_epochs",
@@ -66,33 +66,12 @@ def body(features, encoder=None, index=None, **metadata):
     return save(tensors, metadata=metadata or None)
 
 
-class Running:
-    """`python -m crafter_pl serve` in a process of its own, on a free port."""
+class Running(Server):
+    """A server with what tests ask of it."""
 
     def __init__(self, checkpoint, *options):
-        paths = [str(Path(__file__).parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "crafter_pl",
-            "serve",
-            "--checkpoint",
-            checkpoint,
-            "--port",
-            "0",
-            *options,
-        ]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-        )
-        self.printed, self.encoder = "", sha256(checkpoint)
-        for line in self.process.stdout:
-            self.printed += line
-            if "answers at http://" in line:
-                self.port = int(line.split("/classify")[0].rpartition(":")[2])
-                return
-        raise AssertionError(self.printed)
+        super().__init__(checkpoint, *options)
+        self.encoder = sha256(checkpoint)
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -108,23 +87,3 @@ class Running:
             own.close()
         kind = answer.getheader("content-type", "")
         return answer.status, json.loads(text) if "json" in kind else text.decode(), dict(answer.headers)
-
-    def children(self):
-        """Its processes, the one that classifies first."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in listed}
-        mine = [pid for pid, command in commands.items() if b"resource_tracker" not in command]
-        return sorted(mine, key=lambda pid: b"spawn_main" not in commands[pid])
-
-    def end(self, number=signal.SIGTERM):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        self.printed += self.process.communicate(timeout=60)[0]
-        return self.process.returncode
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -286,7 +286,7 @@ def test_a_thousand_damaged_requests(server, cloud):
 
 def test_a_classifier_that_hangs(server, cloud):
     """The request gets an error in time, and the next one an answer."""
-    worker, data = server.children()[0], body(torch.randn(cloud[0].shape), server.encoder)
+    worker, data = server.children()["worker"], body(torch.randn(cloud[0].shape), server.encoder)
     os.kill(worker, signal.SIGSTOP)
     try:
         status, answer, headers = ask(server, data)
@@ -332,7 +332,7 @@ def clients(server, cloud):
 
 def test_killed_classifier(server, clients):
     """What waits gets 503 at once, health says so, and another process takes over."""
-    (worker, *_), before = server.children(), counts(server)["classifier_restarts_total"]
+    worker, before = server.children()["worker"], counts(server)["classifier_restarts_total"]
     seen = clients(2)
     time.sleep(1)
     os.kill(worker, signal.SIGKILL)
@@ -346,12 +346,12 @@ def test_killed_classifier(server, clients):
     assert outcomes == {200, 503}
     assert max(seconds for _, outcome, seconds in seen if outcome == 503) < 3
     assert counts(server)["classifier_restarts_total"] == before + 1
-    assert server.children()[0] != worker
+    assert server.children()["worker"] != worker
 
 
 def test_killed_server(server, clients):
     """Every client gets an answer or an error, and no process is left."""
-    children = server.children()
+    children = server.children().values()
     assert len(children) == 2
     seen = clients(2)
     time.sleep(1)

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_it(lab):
     file.chmod(0o644)
     server = Running(lab.ckpt("noise"), "--host", "0.0.0.0", "--token_file", str(file))
     assert server.ask("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
-    children = server.children()
+    children = server.children().values()
     assert server.end(signal.SIGINT) == 130 and len(children) == 2
     assert "chmod 600" in server.printed and server.printed.endswith("Ctrl+C ends it\ninterrupted\n")
     assert TOKEN not in server.printed

@@ -82,21 +82,34 @@ def measure(
         there are fewer than 5 people), and under `difference` present less absent (None unless there are
         both).
     """
-    return {
-        name: _group(attributes.index(name), entries, attacks, rows, attributes, panel, boot)
-        for name in names
-    }
+    groups = {}
+    for name in names:
+        masks, counts, shown, kept = _sides(attributes.index(name), rows)
+        found = {}
+        for entry in entries:
+            sides = {
+                side: _values(entry, attacks, masks[side], kept, rows["attributes"], panel, boot)
+                for side in shown
+            }
+            result: dict[str, Any] = {
+                side: _nested(_figures(sides[side])) if side in shown else None for side in SIDES
+            }
+            for side in shown:
+                result[side]["chance"] = float(any_of(entry["verdicts"], panel).chance[masks[side]].mean())
+            result["difference"] = _nested(_differences(*sides.values())) if len(shown) == 2 else None
+            found[entry["label"]] = result
+        groups[name] = {
+            "attributes": [attributes[column] for column in kept],
+            **counts,
+            "defenses": found,
+        }
+    return groups
 
 
-def _group(
-    own: int,
-    entries: list[Entry],
-    attacks: list[Attack],
-    rows: dict[str, Tensor],
-    attributes: list[str],
-    panel: Panel,
-    boot: IdentityBootstrap,
-) -> dict[str, Any]:
+def _sides(
+    own: int, rows: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, int]], list[str], list[int]]:
+    """An attribute's group: masks `(N,)` and counts by side, the sides reported, the columns scored."""
     has = rows["attributes"][:, own] > 0.5
     masks = dict(zip(SIDES, (has, ~has), strict=True))
     counts = {
@@ -107,23 +120,10 @@ def _group(
     labels = [rows["attributes"][masks[side]] for side in shown]
     kept = [
         column
-        for column in range(len(attributes))
+        for column in range(rows["attributes"].shape[1])
         if column != own and all(0 < float(part[:, column].sum()) < len(part) for part in labels)
     ]
-    found = {}
-    for entry in entries:
-        sides = {
-            side: _values(entry, attacks, masks[side], kept, rows["attributes"], panel, boot)
-            for side in shown
-        }
-        result: dict[str, Any] = {
-            side: _nested(_figures(sides[side])) if side in shown else None for side in SIDES
-        }
-        for side in shown:
-            result[side]["chance"] = float(any_of(entry["verdicts"], panel).chance[masks[side]].mean())
-        result["difference"] = _nested(_differences(*sides.values())) if len(shown) == 2 else None
-        found[entry["label"]] = result
-    return {"attributes": [attributes[column] for column in kept], **counts, "defenses": found}
+    return masks, counts, shown, kept
 
 
 def _values(
