@@ -54,6 +54,10 @@ def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:
         return [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
 
 
+FOR_TRAINING_ALONE = ("optimizer_states", "lr_schedulers")  # two thirds of a checkpoint, with Adam
+FOR_USE = "for use"  # `AtomicCheckpointIO`'s storage option: leave these out
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
 
@@ -63,7 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
     ) -> None:
-        """Saves `checkpoint` at `path`."""
+        """Saves `checkpoint` at `path`; with the option `FOR_USE` without what only training goes on from."""
+        if storage_options == FOR_USE:
+            checkpoint = {key: part for key, part in checkpoint.items() if key not in FOR_TRAINING_ALONE}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -77,7 +83,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class BestAndLast(Checkpoint):
     """`best.ckpt` by the stage's own monitor (without one the newest) and `last.ckpt`, after every epoch.
 
-    Lightning's ModelCheckpoint renews last.ckpt only in epochs that improve on the best.
+    Training goes on from the last; the best is for use, and has no optimizer's state. Lightning's
+    ModelCheckpoint renews last.ckpt only in epochs that improve on the best.
     """
 
     def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
@@ -102,7 +109,7 @@ class BestAndLast(Checkpoint):
             better = trainer.strategy.broadcast(self.best is None or score > self.best)
             self.best = score if better else self.best
         if better:
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.folder / "best.ckpt", storage_options=FOR_USE)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

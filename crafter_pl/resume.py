@@ -46,9 +46,15 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
 
 def check_resume(path: Path, given: dict[str, Any]) -> None:
     """Refuses to train on from a checkpoint of another stage, or with other settings than it began with."""
-    saved = read_checkpoint(path).get("config")
+    checkpoint = read_checkpoint(path)
+    saved = checkpoint.get("config")
     if saved is None:
         raise UserError(f"{path} was not written by crafter_pl fit: it cannot be resumed")
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} is for use, it has no optimizer's state: training goes on from the last one "
+            "(--ckpt_path last)"
+        )
     old, new = saved["model"]["class_path"], given["model"]["class_path"]
     if old != new:
         raise UserError(

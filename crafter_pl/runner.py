@@ -166,13 +166,11 @@ class StageCLI(LightningCLI):
         )
         parser.add_argument("--runs_dir", default="runs", help="folder of all experiments")
         start = (
-            "`last` goes on with this run where it stopped"
+            "`last` (or a file like it): go on with this run where it stopped"
             if self.verb == "fit"
-            else "default: the run's best"
+            else "checkpoint: a file, `last` or `best`; default: the run's best"
         )
-        parser.add_argument(
-            "--ckpt_path", type=str | None, help=f"checkpoint: a file, `last` or `best`; {start}"
-        )
+        parser.add_argument("--ckpt_path", type=str | None, help=start)
         if self.verb == "predict":
             parser.add_class_arguments(Protect, "protect")
 

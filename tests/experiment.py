@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
@@ -105,9 +109,36 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
-def in_subprocess(args: list[str]) -> subprocess.CompletedProcess[str]:
-    """`python -m crafter_pl ARGS`, able to import what lies in tests/."""
+def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/, in the present folder.
+
+    The process is forked by a server that has imported everything: an import takes seconds.
+    """
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "crafter_pl", *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crafter_pl.benchmark.work"])
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = context.Process(target=_forked, args=(args, env, *files))
+        process.start()
+        process.join(200)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise AssertionError(f"{args} did not end in time:\n{files[1].read_text()}")
+        return subprocess.CompletedProcess(args, process.exitcode, *(file.read_text() for file in files))
+
+
+def _forked(args: list[str], env: dict[str, str], out: Path, err: Path) -> None:
+    for number, path in ((1, out), (2, err)):
+        with open(path, "wb", buffering=0) as file:
+            os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
+    torch.set_num_threads(1)
+    # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
+    sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
+    sys.argv = ["crafter_pl", *args]
+    sys.exit(main(args))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from experiment import in_subprocess
 
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
@@ -67,10 +68,7 @@ def assert_same_run(a, b):
 
 
 def subprocess_fit(*more, **environment):
-    command = [sys.executable, "-m", "crafter_pl", "fit", "--config", "configs/tiny.yaml", *more]
-    paths = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return in_subprocess(["fit", "--config", "configs/tiny.yaml", *more], **environment)
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"]])
@@ -360,6 +358,10 @@ def test_best_and_last(conf, capsys):
         for name in ("best", "last")
     )
     assert best["epoch"] == losses.index(min(losses)) and last["epoch"] == 2
+    assert last["optimizer_states"] and "optimizer_states" not in best
+    capsys.readouterr()
+    assert fit("tiny", "--ckpt_path", "best", "--trainer.max_epochs", "4") == 2
+    assert "best.ckpt is for use" in (said := capsys.readouterr().err) and "--ckpt_path last" in said
     assert fit("tiny", "--experiment", "blind", "--trainer.limit_val_batches", "0") == 2
     assert "'val/loss'" in capsys.readouterr().err
 

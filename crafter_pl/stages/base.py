@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -263,7 +264,11 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
                 f"file now has {sha256(file)[:12]}…; train {path} again, or bring the old {file} back"
             )
     try:
-        stage = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        # As Lightning's load_from_checkpoint, which reads the file again and walks the whole call stack.
+        settings = checkpoint["hyper_parameters"]  # a class's and those of the classes that it extends
+        stage = cls(**{key: settings[key] for key in signature(cls).parameters if key in settings})
+        stage.on_load_checkpoint(checkpoint)
+        stage.load_state_dict(checkpoint["state_dict"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (RuntimeError, KeyError, TypeError) as error:  # other layers, names or settings; missing entries
