@@ -12,7 +12,8 @@ import time
 
 import pytest
 import torch
-from cloud_lab import Running, alive, body
+from cloud_lab import Running, body
+from load_test_serve import alive
 from test_cloud_wire import MALFORMED
 
 from crafter_pl.cloud.classifier import load_classifier

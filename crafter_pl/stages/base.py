@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -18,6 +19,10 @@ from torchvision.utils import make_grid
 from crafter_pl.errors import UserError
 
 StageT = TypeVar("StageT", bound="Stage")
+
+# What a stage has loaded already while it loads another upstream one, by file and hash: a stage below two
+# others, as the task model below Crafter and its amortizer, is one.
+_known: ContextVar[dict[tuple[str, str], Stage]] = ContextVar("known", default={})  # noqa: B039 (never changed)
 
 
 @lru_cache(maxsize=64)
@@ -119,10 +124,20 @@ class Stage(L.LightningModule):
                 f"{type(self).__name__} needs the checkpoint of stage {key!r}: "
                 f"give --model.init_args.{key}_ckpt PATH"
             )
-        stage = load_stage(path, cls) if isinstance(cls, type) else cls(path)
+        known = _known.set({**_known.get(), **dict(self._below())})
+        try:
+            stage = load_stage(path, cls) if isinstance(cls, type) else cls(path)
+        finally:
+            _known.reset(known)
         self.upstream[key] = stage
         self.upstream_files[key] = (str(path), sha256(path))
         return stage
+
+    def _below(self) -> Iterator[tuple[tuple[str, str], Stage]]:
+        """All stages upstream, by file and hash."""
+        for key, stage in self.upstream.items():
+            yield self.upstream_files[key], stage
+            yield from stage._below()
 
     def expect_upstream(self, path: str | None, **files: str) -> None:
         """Refuses this stage, loaded from ``path``, where it was trained on others than these ``files``.
@@ -248,6 +263,8 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
             one of its upstream checkpoints is missing or has changed.
     """
     path = Path(path)
+    if path.is_file() and type(known := _known.get().get((str(path), sha256(path)))) is cls:
+        return known
     checkpoint = read_checkpoint(path, cls.stage_name)
     if checkpoint.get("stage_class") != cls.__name__:
         saved = checkpoint.get("stage_class") or "something else"
@@ -265,8 +282,9 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
             )
     try:
         # As Lightning's load_from_checkpoint, which reads the file again and walks the whole call stack.
-        settings = checkpoint["hyper_parameters"]  # a class's and those of the classes that it extends
-        stage = cls(**{key: settings[key] for key in signature(cls).parameters if key in settings})
+        settings, taken = checkpoint["hyper_parameters"], signature(cls).parameters
+        every = any(one.kind is one.VAR_KEYWORD for one in taken.values())  # else the class's own alone
+        stage = cls(**{key: value for key, value in settings.items() if every or key in taken})
         stage.on_load_checkpoint(checkpoint)
         stage.load_state_dict(checkpoint["state_dict"])
     except UserError as error:
