@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on the embedded synthetic faces: every stage, crafted features, the audit. About ten minutes on two cores.
-# Smaller than the configs, for the time: 160 public and 40 private people instead of 300 and 60, most stages a quarter shorter,
+# The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
+# Smaller than the configs, for the time: 128 public and 32 private people instead of 300 and 60, most stages a quarter shorter,
 # narrower decoders, Crafter's critic from two trajectories of 32 faces instead of four of 64. So it is an experiment of its
 # own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the
 # amortizer and Crafter; what that lane prints is in runs/beside.log.
@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-people=(--data.people 200 --data.private_people 40)
+people=(--data.people 160 --data.private_people 32)
 decoder=(--model.init_args.width 32 --ckpt_path last)
 run() { echo "+ python -m crafter_pl $* --experiment demo ${people[*]}"; python -m crafter_pl "$@" --experiment demo "${people[@]}"; }
 finished() { [ -f "runs/demo/$1/summary.json" ]; }
@@ -38,7 +38,8 @@ if ! wait $beside; then
   exit 1
 fi
 trap - EXIT
-run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2
+run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2 \
+  --data.predict_batch_size 32
 export OMP_NUM_THREADS=$cores
 run audit --config configs/audit.yaml --budget quick --out runs/demo/audit \
   --features "[runs/demo/crafter/features/private_test-beta0.1]" \
