@@ -7,15 +7,18 @@ property of the machine), the most memory, and what the crafted private_test fac
 the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
 black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
 cost the same: it is timed for --reference-steps of them and multiplied, which is said; its quality is that
-after --reference-quality steps (0: not measured). --growth FOLDER times crafting against pictures, batch,
-latent size and picture size, with untrained nets, and draws a plot of each.
+after --reference-quality steps (0: not measured). With untrained nets, --paper-sizes times one picture of
+64x64 by nets as large as the paper's, and --growth FOLDER times crafting against pictures, batch, latent size
+and picture size, and draws a plot of each.
 
-Every figure comes from a process of its own, one after another. --only NAME… takes some of the variants.
+Every figure comes from a process of its own, one after another, but for those of untrained nets. --only NAME…
+takes some of the variants.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import resource
@@ -33,12 +36,13 @@ from torch.utils.flop_counter import flop_registry
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
 from crafter_pl.audit import inputs, metrics
 from crafter_pl.audit.panel import Panel
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft_step, start_crafting
+from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft, craft_step, start_crafting
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter, CrafterGenerator, Defense, load_defense
 from crafter_pl.defenses.crafter import RELEASED
 from crafter_pl.errors import UserError
-from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator
+from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, fold_batchnorm
+from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import load_stage, read_checkpoint
 
@@ -58,6 +62,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "crafter_z": ({"method": "crafter_z"}, {}),
     "answers": ({"method": "answers", "beta": 0.0}, {}),
 }
+
+
+CELEBA = CraftSettings(task_weight=0.5, steps=40, lr=0.1, inner_steps=2, iterations=2)  # configs/celeba/
 
 
 def synchronised(device: str) -> float:
@@ -199,15 +206,47 @@ def judge(
     return {"mean_auc": auc, "identity_similarity": similarity, "worst_case": worst, "eval_acc": named}
 
 
-def untrained(latent: int, size: int) -> tuple[CraftNets, Critic]:
-    """Nets of the project's sizes with random weights: time does not depend on these."""
-    split = SplitClassifier("resnet18", "layer1", 17).eval()
+def untrained(
+    latent: int, size: int, *, width: int = 32, start: int = 64, critic: int = 24, attributes: int = 17
+) -> tuple[CraftNets, Critic]:
+    """Nets of the given sizes with random weights: time does not depend on these."""
+    split = SplitClassifier("resnet18", "layer1", attributes).eval()
     with torch.no_grad():
         shape = tuple(split.encode(torch.zeros(1, 3, size, size)).shape[1:])
-    generator = build_generator("G1", latent, size, 32)
-    nets = (split.encoder_module(), generator, AmortizerNet(shape, latent), split.cloud)  # type: ignore[arg-type]
-    frozen = [net.eval().requires_grad_(False) for net in nets]
-    return CraftNets(*frozen), Critic(size, 24).requires_grad_(False)
+    generator = build_generator("G1", latent, size, width)
+    amortizer = AmortizerNet(shape, latent, start)  # type: ignore[arg-type]
+    nets = (split.encoder_module(), generator, amortizer, split.cloud)
+    frozen = [fold_batchnorm(net.eval().requires_grad_(False)) for net in nets]
+    return CraftNets(*frozen), Critic(size, critic).requires_grad_(False)
+
+
+def paper_sizes(device: str) -> dict[str, float]:
+    """Seconds for one picture of 64x64 by untrained nets of configs/paper's sizes: `CELEBA`, and one pass."""
+    nets, critic = untrained(500, 64, width=64, start=128, critic=64, attributes=40)
+    assert nets.classifier is not None
+    shape = tuple(nets.encoder(torch.zeros(1, 3, 64, 64)).shape[1:])
+    net = CraftingNet(shape, 40).eval().requires_grad_(False)
+    single = CraftingPass(net, nets.encoder, nets.classifier, nets.generator).to(device)
+    for part in (nets.amortizer, critic):
+        part.to(device)
+    image, noise = torch.rand(1, 3, 64, 64, device=device), torch.randn(1, 500, device=device)
+
+    walked = (nets.encoder, nets.generator, nets.amortizer, nets.classifier)
+    double = CraftNets(*(copy.deepcopy(part).double() for part in walked))
+
+    def optimised() -> None:  # as `Crafter` does by default: it begins in float64
+        start = start_crafting(double, double.encoder(image.double()), CELEBA).to(torch.float32)
+        craft(nets, critic, start, CELEBA)
+
+    found = {}
+    for name, function, count in (("crafter", optimised, 1), ("generator", lambda: single(image, noise), 20)):
+        function()
+        began = synchronised(device)
+        for _ in range(count):
+            function()
+        found[name] = (synchronised(device) - began) / count
+        print(f"one picture of 64x64, nets of the paper's sizes, {name}: {found[name]:.4f} s", flush=True)
+    return found
 
 
 def step_seconds(count: int, batch: int, latent: int, size: int, device: str) -> float:
@@ -304,6 +343,7 @@ def main() -> None:
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=int, help="threads on the CPU (default: all)")
     add("--growth", type=Path, help="also draw how the cost grows, into this folder")
+    add("--paper-sizes", action="store_true", help="also time a picture of 64x64 by untrained nets of those")
     add(
         "--json",
         type=Path,
@@ -336,6 +376,8 @@ def main() -> None:
     report["speedup"] = _speedup(report["variants"])
     if report["speedup"]:
         print(f"speedup of default over reference, per picture: {report['speedup']:.0f}", flush=True)
+    if args.paper_sizes:
+        report["paper_sizes"] = paper_sizes(args.device)
     if args.growth:
         report["growth"] = growth(args)
     if args.json:

@@ -63,6 +63,14 @@ def test_a_step_of_untrained_nets():
     assert bench.step_seconds(2, 1, 8, 32, "cpu") > 0
 
 
+def test_one_picture_by_nets_of_the_papers_sizes(monkeypatch, capsys):
+    short = bench.CraftSettings(task_weight=0.5, steps=1, start_steps=1, inner_steps=1, iterations=1)
+    monkeypatch.setattr(bench, "CELEBA", short)
+    found = bench.paper_sizes("cpu")
+    assert found["crafter"] > 0 and found["generator"] > 0
+    assert "paper's sizes, generator" in capsys.readouterr().out
+
+
 def test_a_run_that_is_none(args):
     with pytest.raises(bench.UserError, match="no checkpoint"):
         bench.defense(args, "no_such_run")

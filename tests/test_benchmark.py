@@ -6,6 +6,7 @@ import shutil
 from itertools import pairwise
 
 import pytest
+import torch
 from experiment import CONF
 
 from crafter_pl.benchmark.grid import Attacker, Defended, Place, cells
@@ -88,6 +89,18 @@ def test_commands():
 
 def options(args):
     return set(pairwise(args))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_crafting_in_bfloat16_where_the_processor_has_it(fast, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    given = ["--configs", str(CONF), "--audit", str(CONF / "benchmark_audit.yaml"), "--oracles", "[]"]
+    line = "--defenses=[{stage: crafter, protect: {precision: bf16, beta: 1}}]"
+    more = ["--device", "cpu", "--runs_dir", str(tmp_path), "--plan", "true"]
+    assert main(["benchmark", *given, line, *more]) == 0
+    printed = capsys.readouterr().out
+    assert ("--protect.precision bf16" in printed) is fast
+    assert ("note: crafting runs in float32" in printed) is not fast
 
 
 # The jobs

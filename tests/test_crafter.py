@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from experiment import in_subprocess, shards
+from lightning import Trainer
 from safetensors.torch import load_file
 from torch import nn
 
@@ -68,6 +69,14 @@ def distance(a, b):
 
 
 # The store
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_without_instructions_for_it_is_noted(fast, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(Trainer, "predict", lambda *_, **__: None)
+    assert main(tiny.command("predict", "crafter", "--protect.precision", "bf16")) == 0
+    assert ("crafting in float32 is much faster" in capsys.readouterr().out) is not fast
 
 
 def test_predict_writes_the_store(tiny, tiny_store, crafter, audited):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
 from crafter_pl.resume import lock
-from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.runner import StageCLI, bf16_is_slow, import_stages
 
 
 def benchmark(
@@ -73,7 +74,7 @@ def benchmark(
         raise UserError(f"--workers is {workers}; give at least 1")
     if not Path(audit).is_file():
         raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
-    grid = cells(defenses, [0] if seeds is None else seeds)
+    grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
     import_stages()
     planned = _Plan(place)
     for stage in [*oracles, *(stages or [])]:
@@ -110,6 +111,15 @@ def benchmark(
             "give the same command to go on:\n  " + "\n  ".join(failed)
         )
     return table
+
+
+def _quick(lines: list[Defended], device: str) -> list[Defended]:
+    """Crafting in bfloat16 becomes crafting in float32 where that is faster, as training does."""
+    if not bf16_is_slow(device) or all(line.protect.get("precision") != "bf16" for line in lines):
+        return lines
+    print("note: crafting runs in float32: this processor has no instructions for bf16", flush=True)
+    others = [{key: value for key, value in line.protect.items() if value != "bf16"} for line in lines]
+    return [replace(line, protect=protect) for line, protect in zip(lines, others, strict=True)]
 
 
 class _Plan:
