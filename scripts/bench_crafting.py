@@ -355,6 +355,8 @@ def main() -> None:
             f"no checkpoint {args.ckpt}: train Crafter first (make reproduce), or give --ckpt FILE"
         )
 
+    if args.threads:
+        torch.set_num_threads(args.threads)
     where = (
         torch.cuda.get_device_name()
         if args.device.startswith("cuda")
