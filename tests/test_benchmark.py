@@ -100,6 +100,7 @@ def test_crafting_in_bfloat16_where_the_processor_has_it(fast, monkeypatch, tmp_
     assert main(["benchmark", *given, line, *more]) == 0
     printed = capsys.readouterr().out
     assert ("--protect.precision bf16" in printed) is fast
+    assert ("--protect.precision float32" in printed) is not fast
     assert ("note: crafting runs in float32" in printed) is not fast
 
 

@@ -733,3 +733,11 @@ def test_bfloat16_on_an_accelerator_is_left_alone(accelerator, device, slow, mon
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: device)
     assert bf16_is_slow(accelerator) is slow and bf16_is_slow("cpu")
+
+
+def test_a_stage_below_two_others_is_loaded_once(tiny):
+    """Within one stage; another one has nets of its own."""
+    one, other = (load_stage(tiny.ckpt("crafter"), Crafter) for _ in range(2))
+    assert one.upstream["amortizer"].upstream["task"] is one.upstream["task"]
+    assert one.upstream["amortizer"].upstream["prior"] is one.upstream["prior"]
+    assert other.upstream["task"] is not one.upstream["task"]

@@ -115,11 +115,13 @@ def benchmark(
 
 def _quick(lines: list[Defended], device: str) -> list[Defended]:
     """Crafting in bfloat16 becomes crafting in float32 where that is faster, as training does."""
-    if not bf16_is_slow(device) or all(line.protect.get("precision") != "bf16" for line in lines):
-        return lines
-    print("note: crafting runs in float32: this processor has no instructions for bf16", flush=True)
-    others = [{key: value for key, value in line.protect.items() if value != "bf16"} for line in lines]
-    return [replace(line, protect=protect) for line, protect in zip(lines, others, strict=True)]
+    slow = [line for line in lines if line.protect.get("precision") == "bf16"] if bf16_is_slow(device) else []
+    if slow:
+        print("note: crafting runs in float32: this processor has no instructions for bf16", flush=True)
+    return [
+        replace(line, protect={**line.protect, "precision": "float32"}) if line in slow else line
+        for line in lines
+    ]
 
 
 class _Plan:
