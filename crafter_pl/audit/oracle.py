@@ -64,5 +64,5 @@ def load_oracle(path: str | Path) -> IdentityOracle:
         UserError: the file is missing, damaged, or not of an oracle.
     """
     kinds = {cls.__name__: cls for cls in (IdentityOracle, ReconstructionOracle)}
-    saved = read_checkpoint(path, "oracle").get("stage_class")
-    return load_stage(path, kinds.get(str(saved), IdentityOracle))
+    checkpoint = read_checkpoint(path, "oracle")
+    return load_stage(path, kinds.get(str(checkpoint.get("stage_class")), IdentityOracle), checkpoint)

@@ -234,11 +234,11 @@ def load_defense(path: str | Path) -> Defense:
     Raises:
         UserError: the file is missing, damaged, or not of a defence.
     """
-    name = read_checkpoint(path, "defense").get("stage_class")
-    found = defenses()
+    checkpoint, found = read_checkpoint(path, "defense"), defenses()
+    name = checkpoint.get("stage_class")
     if name not in found:
         raise UserError(f"{path} is a checkpoint of {name or 'something else'}, not of a defence")
-    return load_stage(path, found[name])
+    return load_stage(path, found[name], checkpoint)
 
 
 def _subclasses(cls: type[Defense]) -> list[type[Defense]]:

@@ -255,8 +255,13 @@ def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
+def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] | None = None) -> StageT:
     """Rebuilds a stage from its own checkpoint: frozen, in eval mode, on the CPU.
+
+    Args:
+        path: the checkpoint.
+        cls: the stage's class.
+        checkpoint: what `read_checkpoint` has read there, if that was needed to know the class.
 
     Raises:
         UserError: the file is missing, damaged, or of another stage; its layers do not fit its settings; or
@@ -265,7 +270,7 @@ def load_stage(path: str | Path, cls: type[StageT]) -> StageT:
     path = Path(path)
     if path.is_file() and type(known := _known.get().get((str(path), sha256(path)))) is cls:
         return known
-    checkpoint = read_checkpoint(path, cls.stage_name)
+    checkpoint = read_checkpoint(path, cls.stage_name) if checkpoint is None else checkpoint
     if checkpoint.get("stage_class") != cls.__name__:
         saved = checkpoint.get("stage_class") or "something else"
         raise UserError(f"{path} is a checkpoint of {saved}, expected one of {cls.__name__}")
