@@ -24,6 +24,7 @@ from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.transport import Transport
 from crafter_pl.errors import UserError
+from crafter_pl.nets import bf16_is_slow
 from crafter_pl.progress import Board, LineProgress
 from crafter_pl.stages.base import Stage, load_stage, named_run
 
@@ -378,9 +379,6 @@ class StageCLI(LightningCLI):
                 _say(f"note: the checkpoint's own setting is used: {line}")
         if self.verb == "predict":
             self.model.protect_options = asdict(self.config_init.predict.protect)
-            crafted = self.options.protect.precision
-            if crafted == "bf16" and bf16_is_slow(str(self.options.trainer.accelerator)):
-                _say("note: this processor has no instructions for bf16: crafting in float32 is much faster")
         self.model.run_dir, self.model.experiment_dir = self.run_dir, self.experiment_dir
         self.save_config_kwargs = {"folder": self.run_dir, "verb": self.verb}
         try:
@@ -424,18 +422,6 @@ class StageCLI(LightningCLI):
             "enable_checkpointing": keep,
             "enable_autolog_hparams": False,  # <verb>.yaml has them; Lightning's merge fails on equal names
         }
-
-
-def bf16_is_slow(accelerator: str) -> bool:
-    """Whether bfloat16 would be computed by a processor without instructions for it.
-
-    There training costs over 20 times the time of float32, and a forward pass 6 times (docs/LOG.md).
-
-    Args:
-        accelerator: the trainer's: ``auto``, ``cpu``, ``gpu``, …
-    """
-    cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    return cpu and not torch.cpu._is_avx512_bf16_supported()
 
 
 def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 (the trainer takes one or many)

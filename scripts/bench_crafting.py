@@ -7,12 +7,12 @@ property of the machine), the most memory, and what the crafted private_test fac
 the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
 black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
 cost the same: it is timed for --reference-steps of them and multiplied, which is said; its quality is that
-after --reference-quality steps (0: not measured). With untrained nets, --paper-sizes times one picture of
-64x64 by nets as large as the paper's, and --growth FOLDER times crafting against pictures, batch, latent size
-and picture size, and draws a plot of each.
+after --reference-quality steps (0: not measured). Every figure comes from a process of its own, one after
+another. --only NAME… takes some of the variants.
 
-Every figure comes from a process of its own, one after another, but for those of untrained nets. --only NAME…
-takes some of the variants.
+Two more measures need no checkpoint, only untrained nets; with them no variant is measured but those that
+--only names: --paper-sizes times one picture of 64x64 by nets as large as the paper's, and --growth FOLDER
+times crafting against pictures, batch, latent size and picture size, and draws a plot of each.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def main() -> None:
     add("--ckpt", type=Path, default=Path("runs/synthetic/crafter/checkpoints/best.ckpt"), help="a Crafter's")
     add("--faces", type=int, help="pictures of private_test to craft (default: all)")
     add("--batch", type=int, nargs="+", default=[64], help="batch sizes; the quality is that of the last one")
-    add("--only", nargs="+", default=list(VARIANTS), help="variants, and runs of crafting generators")
+    add("--only", nargs="+", help="variants (default: all), and runs of crafting generators")
     add("--reference-steps", type=int, default=1, help="outer steps of the reference that are timed")
     add("--reference-quality", type=int, default=0, help="outer steps of the reference that is attacked")
     add("--oracles", nargs="+", default=["oracle_resnet", "oracle_plain"], help="runs of identity oracles")
@@ -342,15 +342,16 @@ def main() -> None:
     add("--attack-lr", type=float, default=1.6, help="of the white-box attack (CelebA: 0.4)")
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=int, help="threads on the CPU (default: all)")
-    add("--growth", type=Path, help="also draw how the cost grows, into this folder")
-    add("--paper-sizes", action="store_true", help="also time a picture of 64x64 by untrained nets of those")
+    add("--growth", type=Path, help="draw how the cost grows, into this folder")
+    add("--paper-sizes", action="store_true", help="time a picture of 64x64 by untrained nets of those")
     add(
         "--json",
         type=Path,
         help="also write all figures here; `speedup` is the reference's time over the default's",
     )
     args = parser.parse_args()
-    if not args.ckpt.is_file():
+    names = ([] if args.paper_sizes or args.growth else list(VARIANTS)) if args.only is None else args.only
+    if names and not args.ckpt.is_file():
         raise UserError(
             f"no checkpoint {args.ckpt}: train Crafter first (make reproduce), or give --ckpt FILE"
         )
@@ -362,15 +363,29 @@ def main() -> None:
         if args.device.startswith("cuda")
         else f"{args.threads or torch.get_num_threads()} threads"
     )
-    print(f"{args.ckpt}, {args.device} ({where})", flush=True)
-    report: dict[str, Any] = {"device": where, "ckpt": str(args.ckpt), "unprotected": apart(plain, args)}
+    report: dict[str, Any] = {"device": where}
+    print(f"{args.device} ({where})", flush=True)
+    if names:
+        report |= variants(args, names)
+    if args.paper_sizes:
+        report["paper_sizes"] = paper_sizes(args.device)
+    if args.growth:
+        report["growth"] = growth(args)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def variants(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    """The table of trained nets."""
     print(
+        f"{args.ckpt}\n"
         f"{'':22}{'batch':>6}{'s/picture':>11}{'forwards':>10}{'MB':>7}{'AUC':>7}{'similar':>9}{'worst':>7}",
         flush=True,
     )
+    report: dict[str, Any] = {"ckpt": str(args.ckpt), "unprotected": apart(plain, args)}
     _line("unprotected", report["unprotected"])
-    report["variants"] = {name: [] for name in args.only}
-    for name in args.only:
+    report["variants"] = {name: [] for name in names}
+    for name in names:
         for batch in args.batch:
             row = apart(one, args, name, batch, batch == args.batch[-1])
             report["variants"][name].append(row)
@@ -378,12 +393,7 @@ def main() -> None:
     report["speedup"] = _speedup(report["variants"])
     if report["speedup"]:
         print(f"speedup of default over reference, per picture: {report['speedup']:.0f}", flush=True)
-    if args.paper_sizes:
-        report["paper_sizes"] = paper_sizes(args.device)
-    if args.growth:
-        report["growth"] = growth(args)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
 
 
 def _speedup(variants: dict[str, list[dict[str, Any]]]) -> float | None:

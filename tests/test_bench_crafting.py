@@ -1,5 +1,6 @@
 """scripts/bench_crafting.py: what it counts, measures and judges."""
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_one_picture_by_nets_of_the_papers_sizes(monkeypatch, capsys):
     found = bench.paper_sizes("cpu")
     assert found["crafter"] > 0 and found["generator"] > 0
     assert "paper's sizes, generator" in capsys.readouterr().out
+
+
+def test_untrained_nets_need_no_checkpoint(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "paper_sizes", lambda device: {"crafter": 1.0})
+    command = ["bench_crafting.py", "--ckpt", str(tmp_path / "none"), "--json", str(tmp_path / "x.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--paper-sizes"])
+    bench.main()
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["paper_sizes"] == {"crafter": 1.0} and "variants" not in report
+    for more in ([], ["--paper-sizes", "--only", "default"]):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        with pytest.raises(bench.UserError, match="no checkpoint"):
+            bench.main()
 
 
 def test_a_run_that_is_none(args):

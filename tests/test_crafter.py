@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from experiment import in_subprocess, shards
-from lightning import Trainer
 from safetensors.torch import load_file
 from torch import nn
 
@@ -72,11 +71,18 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_bfloat16_without_instructions_for_it_is_noted(fast, tiny, monkeypatch, capsys):
+def test_bfloat16_without_instructions_for_it_is_noted_once(fast, crafter, audited, monkeypatch, capsys):
+    images, index = audited
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(Trainer, "predict", lambda *_, **__: None)
-    assert main(tiny.command("predict", "crafter", "--protect.precision", "bf16")) == 0
-    assert ("crafting in float32 is much faster" in capsys.readouterr().out) is not fast
+    stage = crafter()
+    stage._nets.clear()  # other tests have made them
+    stage.protect(images[:1], index[:1])
+    assert "bf16" not in capsys.readouterr().out
+    stage.protect_options = {"precision": "bf16", "steps": 1}
+    for _ in range(2):
+        stage.protect(images[:1], index[:1])
+    note = "note: no instructions for bf16 here: crafting in float32 is much faster\n"
+    assert capsys.readouterr().out == ("" if fast else note)
 
 
 def test_predict_writes_the_store(tiny, tiny_store, crafter, audited):

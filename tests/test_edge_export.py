@@ -107,6 +107,7 @@ def test_a_defence_of_one_forward_pass_is_exported(go, runs, tmp_path, capsys):
     readme = (folder / "README.md").read_text()
     assert "THE ENCODER ALONE DOES NOT PROTECT" in readme and "that nobody can predict" in readme
     defense = load_defense(runs / "gaussian" / "checkpoints" / "best.ckpt")
+    assert about["frame"] == defense.task.frame._asdict() and "the eyes are 0." in readme
     size = math.prod(defense.task.feature_shape)
     assert about["graphs"]["protect"]["inputs"] == {"images": ["N", 3, 32, 32], "noise": ["N", size]}
     program = torch.export.load(folder / "protect.pt2").module()

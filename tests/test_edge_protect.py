@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 import crafter_pl
 from crafter_pl.cli import main
+from crafter_pl.data.framing import OFFICIAL, Frame, measure_frame
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.data.transport import received
 from crafter_pl.edge import protect as verb
@@ -440,6 +442,19 @@ def test_no_face_in_python(tiny):
         protector.protect(np.full((200, 300, 3), 127, np.uint8))
 
 
+def test_a_checkpoint_without_a_frame_is_noted(tiny, monkeypatch, capsys):
+    load = protector_module.load_defense(tiny.ckpt("crafter"))
+    assert load.task.frame is not None
+    template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
+    assert capsys.readouterr().out == "" and not np.allclose(template, Finder("none").template)
+    monkeypatch.setattr(load.task, "frame", None)
+    template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
+    assert "does not know how its training pictures frame a face" in capsys.readouterr().out
+    assert np.allclose(template, Finder("none").template)
+    Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none")
+    assert capsys.readouterr().out == ""
+
+
 def test_importing_the_package_is_light():
     code = (
         "import sys, crafter_pl; assert 'torch' not in sys.modules and 'Protector' in crafter_pl.__all__\n"
@@ -474,6 +489,28 @@ def test_faces_are_cut_as_in_training(real):
     assert np.mean(shares) > 0.9 and min(shares) > 0.7
     wider = Finder(margin=0.1).find(Image.open(real[0]).convert("RGB"))[0]
     assert wider.side == pytest.approx(1.2 * finder.find(Image.open(real[0]).convert("RGB"))[0].side)
+
+
+@pytest.mark.data
+def test_faces_are_cut_as_the_encoders_training_pictures_are(real):
+    """What `measure_frame` says of differently cut pictures leads the finder to their squares."""
+    photos = [Image.open(file).convert("RGB") for file in real[:30]]
+    for half in (64, 75):  # CelebA's official crop, and a wider one
+        crops = [
+            photo.crop((89 - half, 119 - half, 89 + half, 119 + half)).resize((64, 64)) for photo in photos
+        ]
+        frame = measure_frame(torch.stack([to_tensor(crop) for crop in crops]))
+        assert half > 64 or np.abs(np.subtract(frame, OFFICIAL)).max() < 0.012
+        found = [Finder(frame=frame).find(photo)[0] for photo in photos]
+        assert np.median([place.side for place in found]) == pytest.approx(2 * half, rel=0.03)
+        assert np.median([place.y for place in found]) == pytest.approx(119, abs=3)
+
+
+def test_a_box_alone_is_cut_in_proportion():
+    """Where the points make no sense, the square is CelebA's, wider for pictures that are cut more widely."""
+    box, points = np.array([10.0, 10, 70, 90]), np.zeros((5, 2))
+    official, wide = (Finder("none", frame=Frame(*(figure / by for figure in OFFICIAL))) for by in (1, 1.5))
+    assert wide._place(box, points).side == pytest.approx(1.5 * official._place(box, points).side)
 
 
 @pytest.mark.data

@@ -19,9 +19,11 @@ from crafter_pl.attacks import BlackBox
 from crafter_pl.audit.metrics import attribute_auc  # an independent implementation
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.framing import measure_frame
 from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
-from crafter_pl.runner import StageCLI, bf16_is_slow
+from crafter_pl.nets import bf16_is_slow
+from crafter_pl.runner import StageCLI
 from crafter_pl.stages import Amortizer, Embedder, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
 from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp
@@ -733,6 +735,24 @@ def test_bfloat16_on_an_accelerator_is_left_alone(accelerator, device, slow, mon
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: device)
     assert bf16_is_slow(accelerator) is slow and bf16_is_slow("cpu")
+
+
+def test_how_a_face_is_framed_is_in_the_task_models_checkpoint(tiny, tmp_path):
+    content = torch.load(tiny.ckpt("task"), weights_only=True)
+    measured = measure_frame(tiny.data().images("public_train"))
+    assert measured is not None and 0.05 < measured.eye < 0.25 and measured.mouth_height > measured.eye_height
+    stage = load_stage(tiny.ckpt("task"), TaskModel)
+    assert content["frame"] == pytest.approx(measured, abs=0.03) and list(stage.frame) == content["frame"]
+    # One from before frames were measured does without.
+    del content["frame"]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert load_stage(tmp_path / "old.ckpt", TaskModel).frame is None
+
+
+def test_no_face_has_no_frame():
+    assert (
+        measure_frame(torch.rand(4, 3, 32, 32)) is None and measure_frame(torch.zeros(4, 3, 32, 32)) is None
+    )
 
 
 def test_a_stage_below_two_others_is_loaded_once(tiny):

@@ -15,8 +15,9 @@ from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
+from crafter_pl.nets import bf16_is_slow
 from crafter_pl.resume import lock
-from crafter_pl.runner import StageCLI, bf16_is_slow, import_stages
+from crafter_pl.runner import StageCLI, import_stages
 
 
 def benchmark(

@@ -26,7 +26,7 @@ from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
-from crafter_pl.nets import Bfloat16, Critic, fold_batchnorm
+from crafter_pl.nets import Bfloat16, Critic, bf16_is_slow, fold_batchnorm
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
@@ -137,6 +137,8 @@ class Crafter(Defense):
         key = (self.device, dtype)
         if key not in self._nets:
             narrow = dtype == torch.bfloat16
+            if narrow and bf16_is_slow(self.device.type):
+                print("note: no instructions for bf16 here: crafting in float32 is much faster", flush=True)
             wide = torch.float32 if narrow else dtype
             walked = (self.task.net.encoder_module(), self.prior.generator, self.task.net.cloud)
             nets = [fold_batchnorm(net).to(self.device, wide) for net in walked]

@@ -97,6 +97,7 @@ def export(
         **({} if graph else {"warning": _UNPROTECTED}),
         "attribute_names": task.hparams["attribute_names"],
         "input_range": [0, 1],
+        "frame": task.frame and task.frame._asdict(),
         "tolerance": TOLERANCE,
         "torch": torch.__version__,
         "graphs": {},
@@ -237,7 +238,14 @@ def _readme(made: dict[str, Any]) -> str:
         takes = ", ".join(f"`{key}` {tuple(sizes)}" for key, sizes in about["inputs"].items())
         text = f"{takes} -> `features` {tuple(about['output'])}, float32, N from 1".replace("'", "")
         blocks.append(f"`{name}`: {text}. {_figures(about)}.")
-    blocks.append("`images`: aligned faces as in the encoder's training, RGB in [0, 1], not normalised.")
+    text = "`images`: aligned faces as in the encoder's training, RGB in [0, 1], not normalised"
+    if frame := made["frame"]:
+        text += (
+            f". There, in sides of the picture, the eyes are {2 * frame['eye']:.3f} apart and the corners of "
+            f"the mouth {2 * frame['mouth']:.3f}, {0.5 + frame['eye_height']:.3f} and "
+            f"{0.5 + frame['mouth_height']:.3f} below its upper edge (medians)"
+        )
+    blocks.append(f"{text}.")
     if any("noise" in about["inputs"] for about in made["graphs"].values()):
         blocks.append(
             "`noise`: standard normal numbers, drawn on the device anew for every picture, from a source "

@@ -12,22 +12,22 @@ from PIL import Image
 from torch import Tensor
 
 from crafter_pl.data.decoding import square
+from crafter_pl.data.framing import OFFICIAL, Frame
 from crafter_pl.edge.photos import Refused
 from crafter_pl.errors import UserError
 
 MODES = ("largest", "all", "none")
 NO_FACE = "no face found"
 _LOOK_AT = 1280  # a photograph is shrunk to this longer side to look for faces
-# Where eyes and corners of the mouth lie in the pictures that `data.decoding` cuts from official data sets:
-# half the distance of the eyes, their height; the same of the mouth. In sides of the crop, from its centre.
-# Medians over 200 pictures each, as MTCNN finds them.
-_FRAMES = {
-    "celeba": (0.1544, -0.0530, 0.1364, 0.2677),
-    "lfw": (0.1423, -0.0828, 0.1225, 0.2231),
-}
-# The crop for a box alone, where the points of a face make no sense: side in roots of its area, and how far
-# up in sides of the crop.
+# CelebA's crop for a box alone, where the points of a face make no sense: side in roots of its area, and how
+# far up in sides of the crop.
 _SIDE_OF_BOX, _UP = 1.30, 0.04
+
+
+def _points(frame: Frame) -> np.ndarray:
+    """Left eye, right eye, left and right corner of the mouth: complex `(4,)`, in sides, from the centre."""
+    eyes, mouth = (frame.eye, frame.eye_height), (frame.mouth, frame.mouth_height)
+    return np.array([complex(side * half, height) for half, height in (eyes, mouth) for side in (-1, 1)])
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Finder:
         min_size: smaller faces (longer side of the box in pixels) and pictures are refused. What is smaller
             than a sixtieth of a photograph's longer side is not found at all.
         margin: how much more than in the training to take, on each side, as a share of the crop's side.
-        frame: the data that the encoder was trained on, `celeba` or `lfw`; for others `celeba`'s crop.
+        frame: how the encoder's training pictures frame a face (`TaskModel.frame`).
         device: where the detector runs.
     """
 
@@ -59,7 +59,7 @@ class Finder:
         min_confidence: float = 0.9,
         min_size: int = 32,
         margin: float = 0.0,
-        frame: str | None = "celeba",
+        frame: Frame = OFFICIAL,
         device: str = "cpu",
     ) -> None:
         if faces not in MODES:
@@ -70,9 +70,8 @@ class Finder:
                 f"--margin {margin} from -0.4 to 2"
             )
         self.faces, self.min_confidence, self.min_size = faces, min_confidence, min_size
-        eye, eye_height, mouth, mouth_height = _FRAMES.get(frame or "", _FRAMES["celeba"])
-        self.template = np.array([complex(-eye, eye_height), complex(eye, eye_height)])
-        self.template = np.append(self.template, [complex(s * mouth, mouth_height) for s in (-1, 1)])
+        self.template = _points(frame)
+        self.side_of_box = _SIDE_OF_BOX * _points(OFFICIAL).std() / self.template.std()
         self.margin = margin
         if faces != "none":
             from facenet_pytorch import MTCNN
@@ -139,7 +138,7 @@ class Finder:
         scale = (template.conj() * (at - middle)).sum() / (abs(template) ** 2).sum()
         centre = middle - scale * self.template.mean()
         side, angle = abs(scale), math.degrees(np.angle(scale))
-        usual = _SIDE_OF_BOX * math.sqrt(np.prod(box[2:] - box[:2]))
+        usual = self.side_of_box * math.sqrt(np.prod(box[2:] - box[:2]))
         if not 0.7 * usual <= side <= 1.4 * usual:
             side, angle = usual, 0.0
             centre = complex((box[0] + box[2]) / 2, (box[1] + box[3]) / 2 - _UP * usual)

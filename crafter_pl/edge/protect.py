@@ -63,7 +63,7 @@ def protect_photos(
         protect: how the defence is to protect; its seed is drawn from the system's entropy if not given.
         transport: how the features travel: float16 and int8 take a half and about a quarter of the bytes.
         faces: of each photograph the largest face, all, or none: it is a face already.
-        margin: how much more around the face than in CelebA's or LFW's official crop, on each side, as a
+        margin: how much more around the face than in the encoder's training pictures, on each side, as a
             share of the crop's side.
         min_confidence: of the face detector, from 0 to 1.
         min_size: smaller faces and pictures, in pixels, are left out.

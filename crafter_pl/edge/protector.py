@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.audit.team import Team
+from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.store import PHOTOGRAPHS, seedless
 from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.edge.faces import Finder, cut
@@ -57,7 +58,7 @@ class Protector:
             checkpoint: of the defence; the upstream checkpoints that it names must be where they were.
             device: auto, cpu, cuda, cuda:1, ...
             faces: `largest` face of a picture, `all`, or `none` where the picture is a face already.
-            margin: how much more around the face than in CelebA's or LFW's official crop, see `Finder`.
+            margin: how much more around the face than in the encoder's training pictures, see `Finder`.
             min_confidence: of the face detector.
             min_size: smallest face, in pixels of the picture.
             max_pixels: larger photographs are refused.
@@ -74,8 +75,9 @@ class Protector:
             raise UserError(f"no option {', '.join(strange)}; a defence has {', '.join((*PROTECT, 'seed'))}")
         device = Team(device).device
         defense = load_defense(checkpoint).to(device)
-        source = defense.trained_on[1]
-        finder = Finder(faces, min_confidence, min_size, margin, source, device)
+        if (frame := defense.task.frame) is None and faces != "none":
+            print(f"note: {checkpoint} does not know how its training pictures frame a face: cut as CelebA's")
+        finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense, finder, max_pixels, protect.get("seed"))
         defense.protect_options = {**protect, "seed": protector.seed}
         defense.in_force()  # refuses options that it does not have

@@ -1,7 +1,7 @@
 """Plain torch networks: nothing here knows Lightning, files or data sets."""
 
 from crafter_pl.nets.amortizer import AmortizerNet
-from crafter_pl.nets.bfloat16 import Bfloat16
+from crafter_pl.nets.bfloat16 import Bfloat16, bf16_is_slow
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
@@ -39,6 +39,7 @@ __all__ = [
     "SplitClassifier",
     "StyleGenerator",
     "SyncBatchNorm2d",
+    "bf16_is_slow",
     "build_decoder",
     "build_generator",
     "fold_batchnorm",

@@ -6,11 +6,23 @@ import torch
 from torch import Tensor, nn
 
 
+def bf16_is_slow(device: str) -> bool:
+    """Whether bfloat16 would be computed by a processor without instructions for it.
+
+    There training costs over 20 times the time of float32, and a forward pass 6 times (docs/LOG.md).
+
+    Args:
+        device: a kind of device (``cpu``, ``cuda``, …), or ``auto``: the accelerator if there is one.
+    """
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return cpu and not torch.cpu._is_avx512_bf16_supported()
+
+
 class Bfloat16(nn.Module):
     """``net``, whose weights become bfloat16, for inputs and outputs in float32.
 
     Gradients pass through it, of any order. On CPUs with bfloat16 instructions it is about twice as fast as
-    float32; on others it may be slower.
+    float32; on others it is slower (`bf16_is_slow`).
     """
 
     def __init__(self, net: nn.Module) -> None:

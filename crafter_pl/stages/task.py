@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAUROC
 
+from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
@@ -29,10 +30,15 @@ class TaskModel(Stage):
         augment: mirror the training pictures.
         attribute_names: left empty by users; filled from the data.
         image_size: left 0 by users; filled from the data.
+
+    Attributes:
+        frame: how its training pictures frame a face, so that photographs can be cut alike; None where no
+            faces were found in them. Kept in its checkpoint.
     """
 
     stage_name = "task"
     monitor = "val/mean_auc"
+    frame: Frame | None = None
 
     def __init__(
         self,
@@ -113,6 +119,22 @@ class TaskModel(Stage):
             self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
         return self.one_cycle(optimizer, rise=0.2)
+
+    def on_fit_start(self) -> None:
+        """Measures how the training pictures frame a face."""
+        if self.frame is None:
+            self.frame = measure_frame(self.spread_images(self.train_split, 64))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes the frame, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frame"] = None if self.frame is None else list(self.frame)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the frame from where it was measured."""
+        super().on_load_checkpoint(checkpoint)
+        if frame := checkpoint.get("frame"):
+            self.frame = Frame(*frame)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""
