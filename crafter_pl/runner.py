@@ -48,7 +48,7 @@ class Crafting:
     Args:
         beta: weight of utility against privacy.
         steps: outer crafting steps.
-        method: what crafts (`crafter`, `crafter_z`, `answers` or `reference`).
+        method: what crafts (`crafter`, `fast`, `crafter_z`, `answers` or `reference`).
         critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
         precision: of crafting: `bf16`, `float32` or `float64`.
         refine_steps: of the crafting generator: outer steps of Crafter after its one pass.

@@ -34,6 +34,7 @@ from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter
 from crafter_pl.defenses import crafter as crafter_module
+from crafter_pl.defenses.crafter import FAST
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AmortizerNet, Bfloat16, Critic, Generator, SplitClassifier, fold_batchnorm
 from crafter_pl.stages import load_stage, sha256
@@ -502,6 +503,50 @@ def test_answers_from_the_command_line_and_without_a_classifier(crafter, audited
         stage.protect_options = bad
         with pytest.raises(UserError, match=r"--protect\.(method|critic)"):
             stage.protect(images, index)
+
+
+def test_fast_takes_few_light_steps_and_a_polish(crafter, audited):
+    images, index = audited[0][:4], audited[1][:4]
+    stage = crafter()
+    stage.protect_options["method"] = "fast"
+    with pytest.raises(UserError, match=r"polish_steps 40 follow .* task_weight must be above 0"):
+        stage.protect(images, index)
+    stage.craft_settings, before = replace(stage.craft_settings, task_weight=0.5), stage.craft_settings
+    try:
+        told = stage.protection()
+        assert {key: told[key] for key in FAST} == FAST and stage.store_name() == "fast-beta1"
+        made = stage.protect(images, index)
+        assert distance(stage.protect(images[2:3], index[2:3]), made[2:3]) < 1e-3
+        stage.protect_options["steps"] = 3
+        assert stage.protection()["steps"] == 3 and stage.protection()["polish_steps"] == 40
+        stage.protect_options["steps"] = 0
+        with pytest.raises(UserError, match="as good as unprotected"):
+            stage.protect(images, index)
+        stage.protect_options |= {"steps": 3, "critic": "adapted"}
+        with pytest.raises(UserError, match="for method crafter, not for fast"):
+            stage.protect(images, index)
+    finally:
+        stage.craft_settings = before
+
+
+def test_a_polish_brings_the_answers_back_and_little_else(crafter, audited):
+    images, index = audited[0][:4], audited[1][:4]
+    stage = crafter()
+    few = replace(stage.craft_settings, task_weight=0.5, steps=6, lr=0.3)
+
+    def craft(settings):
+        return stage._craft(images, index, settings, "crafter", "fixed", 0)
+
+    plain, polished = craft(few), craft(replace(few, polish_steps=20))
+    clean = stage.task.edge(images)
+    cloud = stage.nets.classifier
+    off, left = (
+        task_gradient(cloud, state.features, cloud(clean).sigmoid())[0] for state in (plain, polished)
+    )
+    assert (left < 0.5 * off).all()
+    moved = distance(polished.features, plain.features)
+    assert (0 < moved).all() and (moved < 0.5 * distance(plain.features, clean)).all()
+    assert torch.equal(plain.z, polished.z)  # nothing is inverted
 
 
 def test_reference_has_the_released_constants(crafter):

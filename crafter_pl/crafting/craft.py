@@ -36,6 +36,9 @@ class CraftSettings:
             ``KL(f(Enc(X)) | f(F))`` of the cloud's answers; 0 is the paper's. It needs the cloud's classifier
             (or a public surrogate) on the edge.
         steps: outer steps (paper: 450).
+        polish_steps: steps after these on the cloud's answers alone, which need no inversion: they give back
+            utility that few, large steps have cost (beyond the paper; needs ``task_weight``).
+        polish_lr: their step size.
         lr: outer step size. ``rms``: the distance moved a step is about ``lr`` times the root of the
             feature's size.
         update: ``rms`` (momentum over a running root mean square, one scalar per sample) or ``adam`` (the
@@ -78,20 +81,28 @@ class CraftSettings:
     penalty: float = 20.0
     precision: Literal["bf16", "float32", "float64"] = "float32"
     double_start: bool = True
+    polish_steps: int = 0
+    polish_lr: float = 0.02
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
         weights = (self.beta, self.task_weight, self.damping, self.penalty, self.prior_weight)
         if not all(0 <= value < math.inf for value in weights) or not all(
-            0 < value < math.inf for value in (self.lr, self.inner_lr, self.alpha, self.critic_lr)
+            0 < value < math.inf
+            for value in (self.lr, self.inner_lr, self.alpha, self.critic_lr, self.polish_lr)
         ):
             raise UserError(
                 f"crafting settings out of range: {self}; weights >= 0, step sizes > 0, all finite"
             )
         if self.precision not in PRECISIONS:
             raise UserError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if min(self.steps, self.start_steps, self.inner_steps, self.critic_steps) < 0 or self.iterations < 1:
+        steps = (self.steps, self.start_steps, self.inner_steps, self.critic_steps, self.polish_steps)
+        if min(steps) < 0 or self.iterations < 1:
             raise UserError(f"crafting settings out of range: {self}; steps >= 0, iterations >= 1")
+        if self.polish_steps and not self.task_weight:
+            raise UserError(
+                f"polish_steps {self.polish_steps} follow the cloud's answers: task_weight must be above 0"
+            )
 
     def solver_settings(self, y0: Tensor | None) -> dict[str, Any]:
         """Keyword arguments of the chosen solver."""
@@ -215,7 +226,9 @@ def start_crafting(
     return state
 
 
-def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> Tensor:
+def _outer_update(
+    state: CraftState, gradient: Tensor, settings: CraftSettings, lr: float | None = None
+) -> Tensor:
     """One momentum step on the features; for ``rms`` the second moment is one scalar per sample."""
     beta1, beta2 = 0.9, 0.999
     square = gradient.square()
@@ -226,7 +239,7 @@ def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) 
     state.first, state.second = first, second
     t = state.step + 1
     scale = (second / (1 - beta2**t)).sqrt() + 1e-8
-    return state.features - settings.lr / (1 - beta1**t) * first / scale
+    return state.features - (lr or settings.lr) / (1 - beta1**t) * first / scale
 
 
 def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> Tensor:
@@ -325,6 +338,23 @@ def craft(
         state = craft_step(nets, critic, state, settings)
         if after_step is not None:
             after_step(state)
+    return polish(nets, state, settings)
+
+
+def polish(nets: CraftNets, state: CraftState, settings: CraftSettings) -> CraftState:
+    """Moves crafted features to where the cloud answers as for the clean ones: ``polish_steps``, from rest.
+
+    Of the feature's many entries the answers hang on few directions, so what hides the face is left nearly
+    as it is.
+    """
+    if not settings.polish_steps:
+        return state
+    assert nets.classifier is not None and state.answers is not None  # `CraftSettings`, `start_crafting`
+    state.step, state.first, state.second = 0, None, None
+    for _ in range(settings.polish_steps):
+        state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
+        state.features = _outer_update(state, pull, settings, settings.polish_lr)
+        state.step += 1
     return state
 
 
