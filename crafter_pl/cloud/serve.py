@@ -69,7 +69,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("litserve", "fastapi", "uvicorn"):
             raise
-        raise UserError(f"serve needs {error.name}: pip install 'crafter_pl[serve]'") from error
+        raise UserError(f"serve needs {error.name}: pip install 'litserve<0.3'") from error
     from crafter_pl.audit.team import Team
     from crafter_pl.cloud.classifier import load_classifier
 

@@ -57,7 +57,7 @@ def export(
         experiment: folder under runs_dir where the default checkpoint is looked for.
         runs_dir: folder of all runs.
         protect: how the defence is to protect; without a seed, since devices draw their own noise.
-        format: all needs `pip install "crafter_pl[export]"`; torch writes no ONNX.
+        format: all needs `pip install onnx onnxscript onnxruntime`; torch writes no ONNX.
 
     Returns:
         The folder.
@@ -70,7 +70,7 @@ def export(
     names = ("onnx", "onnxscript", "onnxruntime") if onnx else ()
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise UserError(
-            f'ONNX needs {" and ".join(missing)}: pip install "crafter_pl[export]", or give --format torch'
+            f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}, or give --format torch"
         )
     if protect.seed is not None:
         raise UserError("--protect.seed: a graph has none, each device draws its own noise; leave it out")

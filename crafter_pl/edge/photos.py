@@ -214,5 +214,5 @@ def _need_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
-        raise Refused("HEIC, which needs pillow-heif", "pip install 'crafter_pl[heif]'") from error
+        raise Refused("HEIC, which needs pillow-heif", "pip install pillow-heif") from error
     register_heif_opener()
