@@ -93,7 +93,7 @@ HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(100)
 def test_heic_without_its_library_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (folder / "a.jpg").write_bytes(HEIC)
-    with pytest.raises(Refused, match=r"HEIC, which needs pillow-heif \(pip install 'crafter_pl\[heif\]'\)"):
+    with pytest.raises(Refused, match=r"HEIC, which needs pillow-heif \(pip install pillow-heif\)"):
         open_photo(folder / "a.jpg")
 
 
