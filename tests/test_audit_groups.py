@@ -30,7 +30,10 @@ TALL, FEW = TRUTH < 10, TRUTH < 4
 ATTRIBUTES = torch.stack([TALL, FIRST, TALL & FIRST, FEW], 1).float()
 NAMES = ["tall", "hat", "old", "few"]
 ROWS = {"identity": TRUTH, "attributes": ATTRIBUTES}
-PANEL: Any = SimpleNamespace(truth=TRUTH, people=torch.arange(40))
+# Of the originals one oracle names the first pictures, the other those of the tall.
+PANEL: Any = SimpleNamespace(
+    truth=TRUTH, people=torch.arange(40), originals=SimpleNamespace(hits=torch.stack([FIRST, TALL]))
+)
 BOOT = IdentityBootstrap(TRUTH, 100, seed=4)
 ATTACKS: Any = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
 
@@ -66,6 +69,9 @@ def test_rates_of_both_sides_by_hand() -> None:
     # Guesses that are wrong: of the tall the second pictures, but person 0's by a; every picture of theirs
     # but person 0's by b, and a and b name the same one. So 19 pictures have one wrong guess among 39 others.
     assert own["present"]["chance"] == pytest.approx((1 + 18) / 20 / 39)
+    known = group["originals"]
+    assert known["present"]["value"] == 1.0 and known["absent"] == {"value": 0.5, "ci95": [0.5, 0.5]}
+    assert known["difference"] == {"value": 0.5, "ci95": [0.5, 0.5]}
     assert own["absent"]["chance"] == pytest.approx(1 / 39)
 
 
@@ -101,6 +107,8 @@ def test_a_side_of_fewer_than_five_people_is_left_out() -> None:
     assert group["present"]["identities"] == 4 and group["attributes"] == ["tall", "hat", "old"]
     own = group["defenses"]["none"]
     assert own["present"] is None and own["difference"] is None and own["absent"]["mean_auc"]["value"] == 1.0
+    known = group["originals"]
+    assert known["present"] is None and known["difference"] is None and known["absent"]["value"] < 1
 
 
 def test_people_with_pictures_on_both_sides_count_on_both() -> None:
@@ -172,12 +180,14 @@ def grouped_report() -> dict[str, Any]:
     report["groups"] = {
         "Pale<b>_Skin": {
             "attributes": ["hat"],
+            "originals": {"present": F(0.9), "absent": F(0.7), "difference": F(0.2)},
             "present": {"images": 44, "identities": 11},
             "absent": {"images": 196, "identities": 49},
             "defenses": dict.fromkeys(labels, both),
         },
         "Young": {
             "attributes": [],
+            "originals": {"present": None, "absent": F(0.7), "difference": None},
             "present": {"images": 4, "identities": 2},
             "absent": {"images": 236, "identities": 60},
             "defenses": dict.fromkeys(labels, alone),
@@ -201,4 +211,9 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     assert html.strip().replace(" %", "&nbsp;%") in (tmp_path / "report.html").read_text()
     assert (tmp_path / "groups.md").read_text() == markdown(report)
     assert "| unprotected, difference |  |  | - | +20.0 (10.0 to 30.0 points) |" in markdown(report)
+    both, alone = (
+        "90.0 % (80.0 to 100.0 %) of those with",
+        "picture: 70.0 % (60.0 to 80.0 %) of those without. Att",
+    )
+    assert both in html and "difference +20.0 (10.0 to 30.0 points)" in html and alone in markdown(report)
     assert section(fake_report()) == "" and sentences(fake_report()) == []

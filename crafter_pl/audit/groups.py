@@ -77,7 +77,8 @@ def measure(
 
     Returns:
         By attribute: `attributes`, those in the mean AUC; for `present` and `absent` how many `images` and
-        `identities` there are; and under `defenses` by label, for either side `mean_auc` (None if no
+        `identities` there are; under `originals` by side and as `difference` how many of the faces themselves
+        some oracle names; and under `defenses` by label, for either side `mean_auc` (None if no
         attribute is left), `attacks`, `worst_case` and its level by `chance` (None instead of all of it where
         there are fewer than 5 people), and under `difference` present less absent (None unless there are
         both).
@@ -85,6 +86,7 @@ def measure(
     groups = {}
     for name in names:
         masks, counts, shown, kept = _sides(attributes.index(name), rows)
+        known = {side: _share(panel.originals.hits.any(dim=0), masks[side], boot) for side in shown}
         found = {}
         for entry in entries:
             sides = {
@@ -101,6 +103,7 @@ def measure(
         groups[name] = {
             "attributes": [attributes[column] for column in kept],
             **counts,
+            "originals": _compared(known),
             "defenses": found,
         }
     return groups
@@ -136,19 +139,29 @@ def _values(
     boot: IdentityBootstrap,
 ) -> dict[str, _Value]:
     """One side's figures: `worst_case`, `mean_auc`, and Eval Acc by the attack's name behind `attacks/`."""
-    part = boot.part(mask.numpy())
-
-    def mean(hits: Tensor) -> _Value:
-        return _Value(float(hits[mask].double().mean()), part.mean_replicates(hits[mask]))
-
-    values = {"worst_case": mean(any_of(entry["verdicts"], panel).hits)}
+    values = {"worst_case": _share(any_of(entry["verdicts"], panel).hits, mask, boot)}
     for attack, judgement in zip(attacks, entry["verdicts"], strict=True):
-        values[f"attacks/{attack.name}"] = mean(judgement.hits[0])
+        values[f"attacks/{attack.name}"] = _share(judgement.hits[0], mask, boot)
     if kept:
         scores, labels = entry["scores"]["utility"][mask][:, kept], targets[mask][:, kept]
         auc = attribute_auc(scores, labels, [str(column) for column in kept]).mean
+        part = boot.part(mask.numpy())
         values["mean_auc"] = _Value(auc, row_means(part.auc_replicates(scores, labels)))
     return values
+
+
+def _share(hits: Tensor, mask: Tensor, boot: IdentityBootstrap) -> _Value:
+    """Of the pictures on one side, how many are hit."""
+    return _Value(float(hits[mask].double().mean()), boot.part(mask.numpy()).mean_replicates(hits[mask]))
+
+
+def _compared(values: dict[str, _Value]) -> dict[str, Figure | None]:
+    """One figure of the sides that are shown, and present less absent."""
+    found: dict[str, Figure | None] = dict.fromkeys((*SIDES, "difference"))
+    found |= {side: figure(*value) for side, value in values.items()}
+    if len(values) == 2:
+        found["difference"] = next(_differences(*({"": value} for value in values.values())))[1]
+    return found
 
 
 def _figures(values: dict[str, _Value]) -> Iterator[tuple[str, Figure]]:

@@ -87,6 +87,18 @@ def _rows(report: Report, attribute: str) -> list[list[str]]:
     return rows
 
 
+def _known(group: dict[str, Any]) -> str:
+    """How well the oracles know the faces themselves: where they know fewer, fewer can be named."""
+    found = group["originals"]
+    parts = [
+        f"{rate_with_range(found[side])} of those {word}"
+        for side, word in zip(SIDES, ("with", "without"), strict=True)
+        if found[side] is not None
+    ]
+    gap = "" if found["difference"] is None else f"; difference {_gap(found['difference'])}"
+    return f"Some oracle names the original picture: {', '.join(parts) or 'left out'}{gap}."
+
+
 def _head(report: Report, attribute: str) -> list[str]:
     names = (name.replace("_", " ") for name in report["attacks"])
     return [attribute, "faces", "people", "mean AUC", "worst case", "by chance", *names]
@@ -108,7 +120,7 @@ def section(report: Report) -> str:
         names = words(", ".join(group["attributes"]) or "none")
         parts.append(
             f"<h3>{words(attribute)}</h3>\n{table(_head(report, attribute), rows)}\n"
-            f'<p class="soft">Attributes in the mean AUC: {names}.</p>'
+            f'<p class="soft">{escape(_known(group))} Attributes in the mean AUC: {names}.</p>'
         )
     lines = "".join(f"<p>{escape(line)}</p>" for line in sentences(report))
     return f"""<h2>By group</h2>
@@ -125,5 +137,6 @@ def markdown(report: Report) -> str:
         head = _head(report, attribute)
         lines = [head, ["---"] * len(head), *_rows(report, attribute)]
         parts += [f"## {attribute}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-        parts.append(f"Attributes in the mean AUC: {', '.join(group['attributes']) or 'none'}.")
+        names = ", ".join(group["attributes"]) or "none"
+        parts.append(f"{_known(group)} Attributes in the mean AUC: {names}.")
     return "\n\n".join(parts) + "\n"
