@@ -216,4 +216,8 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
         "picture: 70.0 % (60.0 to 80.0 %) of those without. Att",
     )
     assert both in html and "difference +20.0 (10.0 to 30.0 points)" in html and alone in markdown(report)
+    for group in report["groups"].values():  # as in reports from before the originals were counted
+        del group["originals"]
+    assert "original picture" not in section(report) + markdown(report)
+    assert "Attributes in the mean AUC: hat." in markdown(report)
     assert section(fake_report()) == "" and sentences(fake_report()) == []

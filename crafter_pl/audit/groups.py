@@ -86,11 +86,12 @@ def measure(
     groups = {}
     for name in names:
         masks, counts, shown, kept = _sides(attributes.index(name), rows)
-        known = {side: _share(panel.originals.hits.any(dim=0), masks[side], boot) for side in shown}
+        parts = {side: boot.part(masks[side].numpy()) for side in shown}
+        known = {side: _share(panel.originals.hits.any(dim=0), masks[side], parts[side]) for side in shown}
         found = {}
         for entry in entries:
             sides = {
-                side: _values(entry, attacks, masks[side], kept, rows["attributes"], panel, boot)
+                side: _values(entry, attacks, masks[side], kept, rows["attributes"], panel, parts[side])
                 for side in shown
             }
             result: dict[str, Any] = {
@@ -136,23 +137,22 @@ def _values(
     kept: list[int],
     targets: Tensor,
     panel: Panel,
-    boot: IdentityBootstrap,
+    part: IdentityBootstrap,
 ) -> dict[str, _Value]:
     """One side's figures: `worst_case`, `mean_auc`, and Eval Acc by the attack's name behind `attacks/`."""
-    values = {"worst_case": _share(any_of(entry["verdicts"], panel).hits, mask, boot)}
+    values = {"worst_case": _share(any_of(entry["verdicts"], panel).hits, mask, part)}
     for attack, judgement in zip(attacks, entry["verdicts"], strict=True):
-        values[f"attacks/{attack.name}"] = _share(judgement.hits[0], mask, boot)
+        values[f"attacks/{attack.name}"] = _share(judgement.hits[0], mask, part)
     if kept:
         scores, labels = entry["scores"]["utility"][mask][:, kept], targets[mask][:, kept]
         auc = attribute_auc(scores, labels, [str(column) for column in kept]).mean
-        part = boot.part(mask.numpy())
         values["mean_auc"] = _Value(auc, row_means(part.auc_replicates(scores, labels)))
     return values
 
 
-def _share(hits: Tensor, mask: Tensor, boot: IdentityBootstrap) -> _Value:
+def _share(hits: Tensor, mask: Tensor, part: IdentityBootstrap) -> _Value:
     """Of the pictures on one side, how many are hit."""
-    return _Value(float(hits[mask].double().mean()), boot.part(mask.numpy()).mean_replicates(hits[mask]))
+    return _Value(float(hits[mask].double().mean()), part.mean_replicates(hits[mask]))
 
 
 def _compared(values: dict[str, _Value]) -> dict[str, Figure | None]:

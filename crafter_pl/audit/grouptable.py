@@ -87,16 +87,21 @@ def _rows(report: Report, attribute: str) -> list[list[str]]:
     return rows
 
 
-def _known(group: dict[str, Any]) -> str:
-    """How well the oracles know the faces themselves: where they know fewer, fewer can be named."""
-    found = group["originals"]
+def _below(group: dict[str, Any]) -> str:
+    """What stands below a table: how well the oracles know the faces themselves, and what the AUC is over.
+
+    Where they know fewer, fewer can be named. Reports from before that was measured do without.
+    """
+    scored = f"Attributes in the mean AUC: {', '.join(group['attributes']) or 'none'}."
+    if (found := group.get("originals")) is None:
+        return scored
     parts = [
         f"{rate_with_range(found[side])} of those {word}"
         for side, word in zip(SIDES, ("with", "without"), strict=True)
         if found[side] is not None
     ]
     gap = "" if found["difference"] is None else f"; difference {_gap(found['difference'])}"
-    return f"Some oracle names the original picture: {', '.join(parts) or 'left out'}{gap}."
+    return f"Some oracle names the original picture: {', '.join(parts) or 'left out'}{gap}. {scored}"
 
 
 def _head(report: Report, attribute: str) -> list[str]:
@@ -117,10 +122,9 @@ def section(report: Report) -> str:
     parts = []
     for attribute, group in report["groups"].items():
         rows = [f"<td>{words(row[0])}</td>{''.join(map(_cell, row[1:]))}" for row in _rows(report, attribute)]
-        names = words(", ".join(group["attributes"]) or "none")
         parts.append(
             f"<h3>{words(attribute)}</h3>\n{table(_head(report, attribute), rows)}\n"
-            f'<p class="soft">{escape(_known(group))} Attributes in the mean AUC: {names}.</p>'
+            f'<p class="soft">{words(_below(group))}</p>'
         )
     lines = "".join(f"<p>{escape(line)}</p>" for line in sentences(report))
     return f"""<h2>By group</h2>
@@ -137,6 +141,5 @@ def markdown(report: Report) -> str:
         head = _head(report, attribute)
         lines = [head, ["---"] * len(head), *_rows(report, attribute)]
         parts += [f"## {attribute}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-        names = ", ".join(group["attributes"]) or "none"
-        parts.append(f"{_known(group)} Attributes in the mean AUC: {names}.")
+        parts.append(_below(group))
     return "\n\n".join(parts) + "\n"

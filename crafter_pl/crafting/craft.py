@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -226,9 +226,7 @@ def start_crafting(
     return state
 
 
-def _outer_update(
-    state: CraftState, gradient: Tensor, settings: CraftSettings, lr: float | None = None
-) -> Tensor:
+def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> Tensor:
     """One momentum step on the features; for ``rms`` the second moment is one scalar per sample."""
     beta1, beta2 = 0.9, 0.999
     square = gradient.square()
@@ -239,7 +237,7 @@ def _outer_update(
     state.first, state.second = first, second
     t = state.step + 1
     scale = (second / (1 - beta2**t)).sqrt() + 1e-8
-    return state.features - (lr or settings.lr) / (1 - beta1**t) * first / scale
+    return state.features - settings.lr / (1 - beta1**t) * first / scale
 
 
 def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> Tensor:
@@ -342,19 +340,17 @@ def craft(
 
 
 def polish(nets: CraftNets, state: CraftState, settings: CraftSettings) -> CraftState:
-    """Moves crafted features to where the cloud answers as for the clean ones: ``polish_steps``, from rest.
+    """Moves crafted features to where the cloud answers as for the clean ones, by `craft_answers`.
 
     Of the feature's many entries the answers hang on few directions, so what hides the face is left nearly
     as it is.
     """
     if not settings.polish_steps:
         return state
-    assert nets.classifier is not None and state.answers is not None  # `CraftSettings`, `start_crafting`
-    state.step, state.first, state.second = 0, None, None
-    for _ in range(settings.polish_steps):
-        state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
-        state.features = _outer_update(state, pull, settings, settings.polish_lr)
-        state.step += 1
+    gentle = replace(settings, beta=0.0, steps=settings.polish_steps, lr=settings.polish_lr)
+    polished = craft_answers(nets, state.clean, state.z, gentle, state.features)
+    state.features = polished.features
+    state.info |= polished.info
     return state
 
 

@@ -51,13 +51,10 @@ def measure_frame(images: Tensor) -> Frame | None:
     at = np.array([p[0] for p, sure in zip(points, confidence, strict=True) if (sure[0] or 0) >= _SURE])
     if 2 * len(at) < len(large):
         return None
-    x, y = ((at - _BORDER) / _SIDE - 0.5).transpose(
-        2, 0, 1
-    )  # left eye, right eye, nose, corners of the mouth
+    at = (at - _BORDER) / _SIDE - 0.5  # left eye, right eye, nose, left and right corner of the mouth
     figures = [
-        (x[:, 1] - x[:, 0]) / 2,
-        (y[:, 0] + y[:, 1]) / 2,
-        (x[:, 4] - x[:, 3]) / 2,
-        (y[:, 3] + y[:, 4]) / 2,
+        figure
+        for pair in (at[:, :2], at[:, 3:])
+        for figure in ((pair[:, 1, 0] - pair[:, 0, 0]) / 2, pair[:, :, 1].mean(1))
     ]
     return Frame(*(round(float(np.median(one)), 4) for one in figures))

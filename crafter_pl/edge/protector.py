@@ -76,7 +76,8 @@ class Protector:
         device = Team(device).device
         defense = load_defense(checkpoint).to(device)
         if (frame := defense.task.frame) is None and faces != "none":
-            print(f"note: {checkpoint} does not know how its training pictures frame a face: cut as CelebA's")
+            text = "does not know how its training pictures frame a face: cut as CelebA's"
+            print(f"note: {checkpoint} {text}", flush=True)
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense, finder, max_pixels, protect.get("seed"))
         defense.protect_options = {**protect, "seed": protector.seed}
