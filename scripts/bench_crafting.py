@@ -41,7 +41,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter, CrafterGenerator, Defense, load_defense
 from crafter_pl.defenses.crafter import FAST, RELEASED
 from crafter_pl.errors import UserError
-from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, fold_batchnorm
+from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import load_stage, read_checkpoint
@@ -217,7 +217,8 @@ def untrained(
     generator = build_generator("G1", latent, size, width)
     amortizer = AmortizerNet(shape, latent, start)  # type: ignore[arg-type]
     nets = (split.encoder_module(), generator, amortizer, split.cloud)
-    frozen = [fold_batchnorm(net.eval().requires_grad_(False)) for net in nets]
+    frozen = [freeze(net.eval().requires_grad_(False)) for net in nets]
+    frozen[3] = frozen[3].to(memory_format=torch.channels_last)
     return CraftNets(*frozen), Critic(size, critic).requires_grad_(False)
 
 

@@ -1,10 +1,15 @@
 """Plain networks: shapes at every picture size, the cut against torchvision's net, folding, the penalty."""
 
+import copy
+from collections import Counter
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from crafter_pl.crafting.curvature import Curvature
 from crafter_pl.errors import UserError
 from crafter_pl.nets import (
     AmortizerNet,
@@ -19,9 +24,11 @@ from crafter_pl.nets import (
     SplitClassifier,
     build_decoder,
     fold_batchnorm,
+    freeze,
     gradient_penalty,
     to_grey,
 )
+from crafter_pl.nets.fold import FrozenConv
 
 SIZES = (32, 64, 112, 128)
 
@@ -319,6 +326,77 @@ def test_fold_leaves_a_convolution_whose_output_is_used_twice():
     net = calibrated(Twice())
     x = torch.rand(2, 3, 4, 4)
     assert torch.allclose(fold_batchnorm(net)(x), net(x), atol=1e-6)
+
+
+# Frozen convolutions
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(4, 6, 3),
+    nn.Conv2d(4, 6, 3, padding=1, bias=False),
+    nn.Conv2d(4, 6, 7, stride=2, padding=3),
+    nn.Conv2d(4, 6, 3, stride=(3, 2), padding=(0, 2)),
+    nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+    nn.ConvTranspose2d(4, 6, 5, stride=2, padding=2, output_padding=1),
+    nn.ConvTranspose2d(4, 6, 3, stride=3, padding=1, output_padding=2, groups=2, bias=False),
+]
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=repr)
+@pytest.mark.parametrize("side", [9, 10, 11])
+def test_a_frozen_convolution_has_the_same_value_and_derivatives(conv, side):
+    torch.manual_seed(0)
+    plain = copy.deepcopy(conv).double().requires_grad_(False)
+    frozen = FrozenConv(copy.deepcopy(plain))
+    x = torch.randn(2, 4, side, side + 1, dtype=torch.double, requires_grad=True)
+    found = []
+    for net in (plain, frozen):
+        y = net(x)
+        w, u = torch.ones_like(y).cumsum(-1), torch.ones_like(x).cumsum(-2)
+        (slope,) = torch.autograd.grad(net(x).square().mul(w).sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.mul(u).sum(), x)  # of second order, through both
+        found.append((y, slope, bend))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert torch.autograd.gradgradcheck(frozen, (x[:1].detach().requires_grad_(),), fast_mode=True)
+    with torch.no_grad():
+        assert torch.equal(frozen(x), plain(x))
+
+
+def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
+    """By PyTorch's own double backward every convolution computes a gradient for its weight besides."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Generator("G1", 6, 32, 8), SplitClassifier("resnet18", "layer1", 2).encoder_module())
+    z = torch.randn(2, 6)
+
+    def convolutions(frozen):
+        seen = Counter()
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                seen[func._overloadpacket] += 1
+                return func(*args, **(kwargs or {}))
+
+        curvature = Curvature(frozen, frozen(z), z, 0.0, "sum")
+        curvature.forward(z)
+        with Count():
+            product = curvature.forward(z)
+        return sum(n for name, n in seen.items() if "convolution" in str(name)), product
+
+    count = sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in net.modules())
+    plain, expected = convolutions(fold_batchnorm(net))
+    frozen, product = convolutions(freeze(net))
+    assert (plain, frozen) == (2 * count, count)
+    assert torch.allclose(product, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_freezing_leaves_a_convolution_padded_otherwise():
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same")
+    )
+    x = torch.rand(1, 3, 6, 6)
+    assert torch.equal(freeze(net)(x), net(x))
+    assert not any(isinstance(m, FrozenConv) for m in freeze(net).modules())
 
 
 # Gradient penalty

@@ -26,7 +26,7 @@ from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
-from crafter_pl.nets import Bfloat16, Critic, bf16_is_slow, fold_batchnorm
+from crafter_pl.nets import Bfloat16, Critic, bf16_is_slow, freeze
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
@@ -152,7 +152,9 @@ class Crafter(Defense):
                 print("note: no instructions for bf16 here: crafting in float32 is much faster", flush=True)
             wide = torch.float32 if narrow else dtype
             walked = (self.task.net.encoder_module(), self.prior.generator, self.task.net.cloud)
-            nets = [fold_batchnorm(net).to(self.device, wide) for net in walked]
+            nets = [freeze(net).to(self.device, wide) for net in walked]
+            if self.device.type == "cpu":  # half the time for a single picture's answers (docs/LOG.md)
+                nets[2] = nets[2].to(memory_format=torch.channels_last)
             encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
             amortizer = copy.deepcopy(self.upstream["amortizer"]).to(self.device, wide)
             self._nets[key] = CraftNets(encoder, generator, amortizer, classifier)

@@ -8,7 +8,7 @@ from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecode
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.feature_map import FeatureMap
-from crafter_pl.nets.fold import fold_batchnorm
+from crafter_pl.nets.fold import fold_batchnorm, freeze
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
@@ -43,6 +43,7 @@ __all__ = [
     "build_decoder",
     "build_generator",
     "fold_batchnorm",
+    "freeze",
     "gradient_penalty",
     "synchronised",
     "to_grey",
