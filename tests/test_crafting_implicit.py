@@ -356,6 +356,10 @@ def test_works_under_no_grad_and_leaves_no_gradients(solver: str) -> None:
         result = hypergradient(solver, net, target, z, v, **SETTINGS[solver])
     assert isinstance(result, Hypergradient) and not result.grad.requires_grad and not result.y.requires_grad
     assert not result.residual.requires_grad
+    torch.testing.assert_close(
+        result.loss, inner_loss(net(z), target, z, SETTINGS[solver].get("rho", 0.0)).detach()
+    )
+    assert not result.loss.requires_grad
     assert z.grad is None and all(p.grad is None for p in net.parameters())
 
 

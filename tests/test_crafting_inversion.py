@@ -93,6 +93,8 @@ def test_keep_best_is_per_sample_and_never_worse(net: nn.Sequential, problem: tu
     assert len(set(losses.argmin(0).tolist())) > 1
     torch.testing.assert_close(best.loss, inner_loss(net(best.z), target, best.z))
     assert torch.equal(lasts[0].z, z0)
+    silent = invert(net, target, z0, steps=12, lr=0.3, optimizer="adam", evaluate=False)
+    assert torch.equal(silent.z, lasts[12].z) and silent.loss.isnan().all()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])

@@ -212,6 +212,7 @@ def start_crafting(
         steps=settings.start_steps,
         lr=settings.inner_lr,
         prior_weight=settings.prior_weight,
+        evaluate=False,
     )
     if beta is None:
         beta = torch.full((len(features),), settings.beta, device=features.device, dtype=features.dtype)
@@ -254,6 +255,7 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         steps=settings.inner_steps,
         lr=settings.inner_lr,
         prior_weight=settings.prior_weight,
+        evaluate=False,
         state=state.inner,
     )
     state.z, state.inner = result.z, result.state
@@ -271,7 +273,7 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         "utility_loss": moved.square().flatten(1).mean(1),
         "hypergradient_norm": hyper.grad.flatten(1).norm(dim=1),
         "residual": hyper.residual,
-        "inner_loss": result.loss,
+        "inner_loss": hyper.loss,
         "products": torch.tensor(float(hyper.products)),
     }
     if state.answers is not None and nets.classifier is not None:

@@ -1,9 +1,9 @@
 """Second-order products of the inner objective ``L(F, z) = c * ||F - e(z)||^2 + rho * ||z||^2``.
 
 ``J u`` is the derivative of ``w -> J^T w`` (backward through a backward pass recorded once) and ``J^T w`` a
-backward pass through the same recorded forward pass. On a ResNet18 to layer1 after a transposed-convolution
-generator (32x32 pictures, batch 32, one core) ``J u`` took about 40 ms this way, against about 60 ms for
-`torch.func.jvp`, and 25 ms for `torch.func.linearize`, whose tracing costs 0.7 to 0.9 s at every new z.
+backward pass through the same recorded forward pass. Where the nets are frozen (`crafter_pl.nets.freeze`)
+each costs as much as a forward pass. `torch.func.jvp` costs twice that, and tracing by `torch.func.linearize`
+0.7 to 0.9 s at every new z (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ class Curvature:
         self._gradient: Tensor | None = None
         self._probe: Tensor | None = None
         self._transposed: Tensor | None = None
+
+    def loss(self) -> Tensor:
+        """Return the inner objective at this point, ``(N,)``."""
+        with torch.no_grad():
+            return inner_loss(self._rendered, self._target, self._z, self._rho, self._scale)
 
     def hessian(self, u: Tensor) -> Tensor:
         """Return ``d2L/dz2 u`` by double backward."""

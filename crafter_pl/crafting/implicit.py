@@ -30,6 +30,7 @@ class Hypergradient:
 
     Attributes:
         grad: dL_p/dF, the shape of F.
+        loss: ``(N,)``, the inner objective at ``z``.
         y: ``(N, Z)``, the solution of the linear system (to start the next one from); zeros for `unroll`,
             which has none.
         residual: ``(N,)``, ``||v - A y|| / ||v||`` with A the solver's own matrix, 0 where v is 0; for
@@ -43,6 +44,7 @@ class Hypergradient:
     """
 
     grad: Tensor
+    loss: Tensor
     y: Tensor
     residual: Tensor
     products: int
@@ -152,7 +154,7 @@ def neumann(
     else:
         residual = torch.full((len(v),), torch.nan, dtype=v.dtype, device=v.device)
     y = alpha * total
-    return Hypergradient(curvature.mixed(y), y, residual, curvature.products, 0)
+    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products, 0)
 
 
 def cg(
@@ -193,7 +195,9 @@ def cg(
         return product, p, _dot(p, product)
 
     y, _, residual, negative = _conjugate_gradients(matrix, v, y0, iterations, tol)
-    return Hypergradient(curvature.mixed(y), y, residual, curvature.products, int(negative.sum()))
+    return Hypergradient(
+        curvature.mixed(y), curvature.loss(), y, residual, curvature.products, int(negative.sum())
+    )
 
 
 def gauss_newton(
@@ -238,7 +242,7 @@ def gauss_newton(
 
     y, image, residual, _ = _conjugate_gradients(matrix, v, y0, iterations, tol)
     image = torch.zeros_like(target) if image is None else image
-    return Hypergradient(weight * image, y, residual, curvature.products, 0)
+    return Hypergradient(weight * image, curvature.loss(), y, residual, curvature.products, 0)
 
 
 def unroll(
@@ -276,19 +280,20 @@ def unroll(
         feature = target.detach().clone().requires_grad_()
         z = z0.detach().clone().requires_grad_()
         velocity = torch.zeros_like(z)
-        before: Tensor | None = None
+        before = first = None
         for _ in range(steps):
             loss = inner_loss(render(z), feature, z, rho, scale)
             (gradient,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
-            before = gradient.detach() if before is None else before
+            if before is None or first is None:
+                before, first = gradient.detach(), loss.detach()
             velocity = momentum * velocity + gradient
             z = z - lr * velocity
         (grad,) = torch.autograd.grad(loss_fn(z).sum(), feature)
         end = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(inner_loss(render(end), feature, end, rho, scale).sum(), end)
-    assert before is not None
+    assert before is not None and first is not None
     residual = _divide(_dot(gradient, gradient).sqrt(), _dot(before, before).sqrt())
-    return Hypergradient(grad, torch.zeros_like(z0), residual.detach(), steps - 1, 0)
+    return Hypergradient(grad, first, torch.zeros_like(z0), residual.detach(), steps - 1, 0)
 
 
 def hypergradient(

@@ -65,7 +65,7 @@ class InversionResult:
 
     Attributes:
         z: ``(N, Z)``, detached.
-        loss: ``(N,)``, the inner objective at ``z`` exactly.
+        loss: ``(N,)``, the inner objective at ``z`` exactly; NaN where it was not asked for.
         steps: gradient steps taken.
         state: the optimizer's moments, to go on from.
     """
@@ -114,6 +114,7 @@ def invert(
     prior_weight: float = 0.0,
     scale: Scale = "sum",
     keep_best: bool = False,
+    evaluate: bool = True,
     state: InversionState | None = None,
 ) -> InversionResult:
     """Minimise the inner objective of every sample from ``z0`` (Algorithm 1, line "z*(F)").
@@ -137,6 +138,8 @@ def invert(
         scale: factor of the data term: "sum" 1, "mean" 1/d (so that lr means the same for any feature size),
             or a number.
         keep_best: return each sample's iterate of lowest objective (``z0`` included) instead of the last one.
+        evaluate: compute the objective at the solution; without it, and without ``keep_best``, a pass through
+            ``render`` less.
         state: moments returned by an earlier call for the same samples; fresh ones by default.
 
     Returns:
@@ -164,6 +167,8 @@ def invert(
             best_z = torch.where(better[:, None], z, best_z)
             best_loss = torch.where(better, loss.detach(), best_loss)
         z, state = _step(z, gradient, state, optimizer=optimizer, lr=lr, momentum=momentum, beta2=beta2)
+    if not (evaluate or keep_best):
+        return InversionResult(z, torch.full_like(best_loss, torch.nan), steps, state)
     with torch.no_grad():
         loss = inner_loss(render(z), target, z, prior_weight, scale)
     if keep_best:
