@@ -6,9 +6,10 @@ For each way to craft: seconds a picture, what that is in forward passes of the 
 property of the machine), the most memory, and what the crafted private_test faces are worth: mean AUC of
 the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
 black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
-cost the same: it is timed for --reference-steps of them and multiplied, which is said; its quality is that
-after --reference-quality steps (0: not measured). Every figure comes from a process of its own, one after
-another. --only NAME… takes some of the variants.
+cost the same: it is timed for --reference-steps of them and multiplied, which is said. With
+--reference-quality N… its quality is measured after so many steps on the way, and the table says after which
+of them it is worth as much as the default: mean AUC within 0.005, similarity within 0.02, or better. Every
+figure comes from a process of its own, one after another. --only NAME… takes some of the variants.
 
 Two more measures need no checkpoint, only untrained nets; with them no variant is measured but those that
 --only names: --paper-sizes times one picture of 64x64 by nets as large as the paper's, and --growth FOLDER
@@ -135,13 +136,37 @@ class Operations(TorchDispatchMode):
         return made
 
 
-def operations(stage: Defense, image: torch.Tensor, index: torch.Tensor) -> float:
-    """Multiplications and additions of crafting one picture, in forward passes of the edge encoder."""
+def operations(stage: Defense, images: torch.Tensor, index: torch.Tensor) -> float:
+    """Multiplications and additions of crafting pictures, in forward passes of the edge encoder each."""
     with Operations() as encoder, torch.no_grad():
-        stage.task.edge(image)
+        stage.task.edge(images)
     with Operations() as whole:
-        stage.protect(image, index)
+        stage.protect(images, index)
     return whole.total / encoder.total
+
+
+def trajectory(
+    args: argparse.Namespace, data: FacesDataModule, rows: dict[str, torch.Tensor], batch: int
+) -> list[dict[str, Any]]:
+    """What the released algorithm's features are worth after each of ``--reference-quality`` steps."""
+    stage = defense(args, "reference")
+    assert isinstance(stage, Crafter)
+    settings, _, _, seed = stage.settings_in_force()
+    wanted = sorted(args.reference_quality)
+    kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
+
+    def keep(step: int, _: dict[str, float], features: torch.Tensor) -> None:
+        if step + 1 in kept:
+            kept[step + 1].append(features.float().cpu().clone())
+        print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
+
+    for at in range(0, len(rows["index"]), batch):
+        images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
+        with torch.no_grad():
+            clean = stage.task.edge(images)
+        stage.reference(clean, index, replace(settings, steps=wanted[-1]), seed, keep)
+    print(file=sys.stderr)
+    return [{"steps": n, **judge(args, data, rows, torch.cat(parts))} for n, parts in kept.items()]
 
 
 def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:
@@ -162,15 +187,16 @@ def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> d
     else:
         found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if quality:
-        one = {key: value[:1] for key, value in rows.items()}
+        few = batch if name == "reference" else 1  # its critic's work is shared by the batch
         found["encoder_forwards"] = factor * operations(
-            stage, one["image"].to(args.device), one["index"].to(args.device)
+            stage, some["image"][:few].to(args.device), some["index"][:few].to(args.device)
         )
-        if name == "reference" and args.reference_quality:
-            stage.protect_options["steps"] = found["quality_after_steps"] = args.reference_quality
-            crafted, _ = protect(stage, rows, len(rows["index"]), args.device)
-        if name != "reference" or args.reference_quality:
+        if name != "reference":
             found |= judge(args, data, rows, crafted)
+        elif args.reference_quality:
+            found["trajectory"] = trajectory(args, data, rows, batch)
+            for point in found["trajectory"]:
+                point["seconds_per_image"] = found["seconds_per_image"] * point["steps"] / RELEASED.steps
     return found
 
 
@@ -339,21 +365,22 @@ def main() -> None:
     add = parser.add_argument
     add("--ckpt", type=Path, default=Path("runs/synthetic/crafter/checkpoints/best.ckpt"), help="a Crafter's")
     add("--faces", type=int, help="pictures of private_test to craft (default: all)")
-    add("--batch", type=int, nargs="+", default=[64], help="batch sizes; the quality is that of the last one")
+    add("--batch", type=int, nargs="+", default=[1, 8, 128, 64], help="the last one's quality is measured")
     add("--only", nargs="+", help="variants (default: all), and runs of crafting generators")
     add("--reference-steps", type=int, default=1, help="outer steps of the reference that are timed")
-    add("--reference-quality", type=int, default=0, help="outer steps of the reference that is attacked")
+    add("--reference-quality", type=int, nargs="+", help="outer steps after which the reference is attacked")
     add("--oracles", nargs="+", default=["oracle_resnet", "oracle_plain"], help="runs of identity oracles")
     add("--attack-steps", type=int, default=100, help="of the white-box attack")
     add("--attack-lr", type=float, default=1.6, help="of the white-box attack (CelebA: 0.4)")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     add("--threads", type=int, help="threads on the CPU (default: all)")
     add("--growth", type=Path, help="draw how the cost grows, into this folder")
     add("--paper-sizes", action="store_true", help="time a picture of 64x64 by untrained nets of those")
     add(
         "--json",
         type=Path,
-        help="also write all figures here; `speedup` is the reference's time over the default's",
+        help="also write all figures here; `speedup` is the reference's time over the default's, "
+        "`speedup_at_equal` that up to the step where it is worth as much",
     )
     args = parser.parse_args()
     names = ([] if args.paper_sizes or args.growth else list(VARIANTS)) if args.only is None else args.only
@@ -396,10 +423,36 @@ def variants(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
             row = apart(one, args, name, batch, batch == args.batch[-1])
             report["variants"][name].append(row)
             _line(name, row)
+            for point in row.get("trajectory", []):
+                _line(f"  after {point['steps']} steps", point)
     report["speedup"] = _speedup(report["variants"])
     if report["speedup"]:
         print(f"speedup of default over reference, per picture: {report['speedup']:.0f}", flush=True)
+    if report["speedup"] and args.reference_quality:
+        slow, fast = (report["variants"][name][-1] for name in ("reference", "default"))
+        point = equal(slow["trajectory"], fast)
+        report["speedup_at_equal"] = None
+        last = slow["trajectory"][-1]["steps"]
+        said = f"the reference is not worth as much as the default after any of these steps up to {last}"
+        if point is not None:
+            report["speedup_at_equal"] = point["seconds_per_image"] / fast["seconds_per_image"]
+            said = (
+                f"worth as much as the default after {point['steps']} steps of the reference: "
+                f"{report['speedup_at_equal']:.0f} times its time"
+            )
+        print(said, flush=True)
     return report
+
+
+def equal(points: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any] | None:
+    """The first point whose utility and privacy are those of a row, or better; None if there is none."""
+    for point in points:
+        if (
+            point["mean_auc"] >= to["mean_auc"] - 0.005
+            and point["identity_similarity"] <= to["identity_similarity"] + 0.02
+        ):
+            return point
+    return None
 
 
 def _speedup(variants: dict[str, list[dict[str, Any]]]) -> float | None:
@@ -416,7 +469,6 @@ def _line(name: str, row: dict[str, Any]) -> None:
     notes = (
         [f"timed {row['extrapolated_from_steps']} of 450 steps"] if "extrapolated_from_steps" in row else []
     )
-    notes += [f"quality after {row['quality_after_steps']}"] if "quality_after_steps" in row else []
     print(
         f"{name:22}{cell('batch', 6, 'd')}{cell('seconds_per_image', 11, '.4f')}"
         f"{cell('encoder_forwards', 10, '.0f')}{cell('peak_memory_mb', 7, '.0f')}{cell('mean_auc', 7, '.3f')}"

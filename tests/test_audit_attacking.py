@@ -107,14 +107,34 @@ def test_the_minutes_are_measured_before_the_rest_and_nothing_is_made_twice(
     attack = Learning()
     lab.run(attacks=[attack])
     shown = capsys.readouterr().out
-    # 18 pictures, of 3 sets and 2 histories of 3 rounds, less the batch of 5 that was timed
-    assert f"expected: 0.0 min for {18 * (3 + 6) - 5} reconstructions (learning 0.0 min)" in shown
+    # 18 pictures, of 3 sets and 2 histories of 3 rounds, less a batch of 5 of each of the 4 noises
+    assert f"expected: 0.0 min for {18 * (3 + 6) - 4 * 5} reconstructions (learning 0.0 min)" in shown
     assert "attacks: 0.0 min left" in shown
     assert len(torch.cat(attack.seen)) == 18 * (3 + 6), "copies of the attack share its memory"
     again = Learning()
     lab.run(attacks=[again], overwrite=True)
     assert again.seen == [] and again.prepared == 0
     assert "all reconstructions are there" in capsys.readouterr().out
+
+
+def test_the_minutes_count_a_slow_moment_as_slow(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `AdaptiveWhiteBoxAttack`: before the first round it is an inversion, and then one pass."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("crafter_pl.audit.attacking.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(Learning):
+        def reconstruct(self, features: Tensor) -> Tensor:
+            clock.now += 60 * len(features) * (10 if self.noise > 0.25 else 1)  # seconds
+            return super().reconstruct(features)
+
+    lab.run(attacks=[Slow()])
+    # The first round of both stores at 10 minutes a face, the other two and the attack at 1; timed: 5 of each
+    minutes = 10 * (2 * 18 - 5) + 2 * (2 * 18 - 5) + (3 * 18 - 5)
+    shown = capsys.readouterr().out
+    assert f"expected: {minutes} min for" in shown and f"(learning {minutes} min), and then" in shown
+    assert "attacks: 0.0 min left" in shown
 
 
 def test_attacks_that_differ_in_their_name_alone_share_what_they_make(
@@ -127,6 +147,16 @@ def test_attacks_that_differ_in_their_name_alone_share_what_they_make(
     assert len(torch.cat(one.seen)) == 18 * 3 == len(torch.cat(other.seen)) and same.seen == []
     for entry in report["defenses"]:
         assert entry["attacks"]["one"] == entry["attacks"]["same"] != entry["attacks"]["other"]
+
+
+def test_a_weak_attack_is_named_as_weaker_than_the_plain_one(lab: SimpleNamespace) -> None:
+    report = lab.run(attacks=[Echo("white_box"), Blank("blank"), Echo("strong")])
+    plain = {name: result["eval_acc"]["value"] for name, result in report["defenses"][0]["attacks"].items()}
+    assert plain["blank"] < plain["white_box"] - 0.05 and plain["strong"] == plain["white_box"]
+    said = f"Weaker there than white_box (100.0 %): blank ({100 * plain['blank']:.1f} %)."
+    assert limits(report)[0].endswith(said)
+    report = lab.run(attacks=[Echo("white_box"), Echo("strong")], overwrite=True)
+    assert "Weaker" not in limits(report)[0]
 
 
 def test_a_budget_is_a_list_of_attacks(lab: SimpleNamespace) -> None:

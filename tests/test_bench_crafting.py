@@ -17,7 +17,7 @@ import bench_crafting as bench
 def args(tiny):
     return Namespace(
         ckpt=Path(tiny.ckpt("crafter")), faces=6, device="cpu", oracles=["oracle_resnet", "oracle_plain"],
-        attack_steps=2, attack_lr=1.0, reference_steps=1, reference_quality=0,
+        attack_steps=2, attack_lr=1.0, reference_steps=1, reference_quality=None,
     )  # fmt: skip
 
 
@@ -48,6 +48,35 @@ def test_the_reference_is_extrapolated_and_says_so(args, monkeypatch):
     assert len(crafted) == 6 and found["seconds_per_image"] > 100 * seconds / 6
     rows = {"reference": [found], "default": [{"seconds_per_image": found["seconds_per_image"] / 7}]}
     assert bench._speedup(rows) == pytest.approx(7) and bench._speedup({"default": []}) is None
+
+
+def test_the_reference_is_judged_on_its_way(args, monkeypatch):
+    short = bench.replace(bench.RELEASED, inner_steps=1, iterations=1)
+    monkeypatch.setattr("crafter_pl.defenses.crafter.reference_craft", quick(short))
+    judged = []
+    monkeypatch.setattr(bench, "judge", lambda *told: judged.append(told[3]) or {"mean_auc": 0.5})
+    told = Namespace(**vars(args) | {"reference_quality": [3, 1]})
+    found = bench.measure(told, "reference", 4, True)
+    points = found["trajectory"]
+    assert [point["steps"] for point in points] == [1, 3]
+    assert points[1]["seconds_per_image"] == pytest.approx(found["seconds_per_image"] * 3 / 450)
+    assert all(point["mean_auc"] == 0.5 for point in points)
+    whole, _ = bench.protect(bench.defense(args, "reference"), bench.faces(args)[1], 4, "cpu")
+    assert torch.allclose(judged[0], whole, atol=1e-5), "after one step, in the same batches of 4"
+    assert judged[1].shape == whole.shape and not torch.allclose(judged[1], whole, atol=1e-3)
+    # The critic's work belongs to the batch, not to each of its pictures.
+    assert bench.measure(args, "reference", 1, True)["encoder_forwards"] > 1.5 * found["encoder_forwards"]
+
+
+@pytest.mark.parametrize(("auc", "similarity", "steps"), [(0.9, 0.5, 1), (0.91, 0.3, 2), (0.93, 0.3, None)])
+def test_equal_is_the_first_point_that_is_worth_as_much(auc, similarity, steps):
+    points = [
+        {"steps": 1, "mean_auc": 0.92, "identity_similarity": 0.5},
+        {"steps": 2, "mean_auc": 0.906, "identity_similarity": 0.32},
+        {"steps": 3, "mean_auc": 0.9, "identity_similarity": 0.2},
+    ]
+    found = bench.equal(points, {"mean_auc": auc, "identity_similarity": similarity})
+    assert (found and found["steps"]) == steps
 
 
 def quick(settings):

@@ -270,6 +270,41 @@ def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):
     assert report["attacks"]["spy"]["adaptive"] and "false_security" in report["defenses"][1]
 
 
+def test_an_outsider_names_the_defence_and_hears_all_that_is_missing_at_once(
+    tiny, tiny_store, tmp_path, capsys, monkeypatch
+):
+    """A store and a checkpoint from elsewhere, with attacks that adapt: what to train, for each of them."""
+    store = shutil.copytree(tiny_store, tmp_path / "got" / "store")
+    published = tmp_path / "published.ckpt"
+    shutil.copy(tiny.folder / "crafter" / "checkpoints" / "best.ckpt", published)
+    hidden = tiny.folder / "crafter" / "checkpoints" / "best.hidden"
+    (tiny.folder / "crafter" / "checkpoints" / "best.ckpt").rename(hidden)
+    try:
+        args = tiny.audit("--out", str(tmp_path / "out"), "--attacks", "[{class_path: attack_spy.Spy}]")
+        args[args.index("--features") + 1] = str(store)
+        attack_spy.seen.clear()
+        assert main(args) == 0
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert attack_spy.seen[-1].defense is None and "give it as --defenses" in report["notes"][0]
+        args += ["--defenses", f"[{published}]", "--overwrite", "true"]
+        assert main(args) == 0
+        assert attack_spy.seen[-1].defense is not None and attack_spy.seen[-1].checkpoint == str(published)
+        args[args.index("--attacks") + 1] = (
+            "[{class_path: AdaptiveDecoderAttack}, {class_path: ThroughDefenceAttack}]"
+        )
+        capsys.readouterr()
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: the attacks are not ready:\n- attack adaptive_black_box: ")
+        lines = [line for line in error.splitlines() if "train it first" in line]
+        assert len(lines) == 2 and all(str(published) in line for line in lines)
+        assert "adaptive_black_box.yaml" in lines[0] and "surrogate.yaml" in lines[1]
+        args[args.index("--defenses") + 1] = f"[{tmp_path / 'none.ckpt'}]"
+        assert main(args) == 2 and "none.ckpt does not exist" in capsys.readouterr().err
+    finally:
+        hidden.rename(tiny.folder / "crafter" / "checkpoints" / "best.ckpt")
+
+
 # What may go wrong
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,11 @@ class _Job:
     entry: Entry
     moment: Moment
     made: Reconstructions
+
+    def kind(self) -> str:
+        """What its reconstructions cost alike in: an attack's moments and targets may be different work."""
+        settings = json.dumps(self.attack.settings(), sort_keys=True)
+        return f"{type(self.attack).__name__} {settings}"
 
     def name(self) -> str:
         words = "" if self.moment is None else f", round {self.moment['round']}"
@@ -69,8 +76,9 @@ class Attacking:
         self.device, self.batch_size, self.seed, self.rank, self.world = device, batch_size, seed, rank, world
         self.count = entries[0]["features"].shape[1]
         self.order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        self.left: dict[str, int] = {}  # reconstructions that each attack has still to make in this process
-        self.seconds: dict[str, float] = {}  # that one of them takes
+        # By attack and kind of job: reconstructions still to make in this process, and seconds for one.
+        self.left: dict[str, dict[str, int]] = {}
+        self.seconds: dict[str, dict[str, float]] = {}
         self.used: set[Path] = set()
 
     def _jobs(self, attack: Attack) -> Iterator[_Job]:
@@ -90,58 +98,65 @@ class Attacking:
         """The missing batches of this process. Whose a batch is does not depend on what is there."""
         return [number for number in job.made.missing() if number % self.world == self.rank]
 
-    def _make(self, job: _Job, numbers: list[int]) -> None:
+    def _make(self, attack: Attack, job: _Job, numbers: list[int]) -> None:
+        kind = job.kind()
         job.attack.prepare(self.device)
         began = time.monotonic()
         job.made.make(job.attack, numbers, job.name())
         faces = job.made.faces(numbers)
-        self.seconds[job.attack.name] = (time.monotonic() - began) / faces
-        self.left[job.attack.name] -= faces
+        self.seconds[attack.name][kind] = (time.monotonic() - began) / faces
+        self.left[attack.name][kind] -= faces
 
     def forecast(self) -> str:
-        """Time the next batch of each attack (it is kept), on the features that come last.
+        """Time the next batch of each kind of work of each attack (it is kept).
 
-        The unprotected features come first, and an attack that goes through the defence has it easier there.
+        On the features that come last: the unprotected come first, and an attack that goes through the
+        defence has it easier there.
 
         Returns:
             One line: the expected minutes, and those of each attack.
         """
         counted: set[Path] = set()  # two jobs may be one: the same attack by two names
         for attack in self.attacks:
-            last = None
-            self.left[attack.name] = 0
+            left: dict[str, int] = defaultdict(int)
+            last: dict[str, int] = {}
             for place, job in enumerate(self._jobs(attack)):
                 if job.made.folder in counted:
                     continue
                 counted.add(job.made.folder)
                 if mine := self._mine(job):
-                    self.left[attack.name] += job.made.faces(mine)
-                    last = place if last is None or job.moment is None else last
+                    left[job.kind()] += job.made.faces(mine)
+                    last[job.kind()] = place
+            self.left[attack.name], self.seconds[attack.name] = left, {}
             for place, job in enumerate(self._jobs(attack)):
-                if place == last:
-                    self._make(job, self._mine(job)[:1])
-                    break
-        if not any(self.left.values()):
+                if place in last.values():
+                    self._make(attack, job, self._mine(job)[:1])
+        if not any(count for left in self.left.values() for count in left.values()):
             return "expected: no time for attacks, all reconstructions are there"
         parts = [
-            f"{name} {_minutes(count * self.seconds[name] / 60)}"
-            for name, count in self.left.items()
-            if count
+            f"{name} {_minutes(self._minutes_of(name))}"
+            for name, left in self.left.items()
+            if any(left.values())
         ]
         shared = "" if self.world == 1 else f" by each of {self.world} processes"
-        work = f"{sum(self.left.values())} reconstructions{shared}"
-        return f"expected: {_minutes(self.minutes_left())} for {work} ({', '.join(parts)})"
+        work = f"{sum(sum(left.values()) for left in self.left.values())} reconstructions{shared}"
+        return (
+            f"expected: {_minutes(self.minutes_left())} for {work} ({', '.join(parts)}), and then the judging"
+        )
+
+    def _minutes_of(self, name: str) -> float:
+        return sum(count * self.seconds[name].get(kind, 0.0) for kind, count in self.left[name].items()) / 60
 
     def minutes_left(self) -> float:
         """What the reconstructions that are left should take; call `forecast` first."""
-        return sum(count * self.seconds.get(name, 0.0) for name, count in self.left.items()) / 60
+        return sum(map(self._minutes_of, self.left))
 
     def run(self) -> None:
         """Makes what is missing of this process's share; call `forecast` first."""
         for attack in self.attacks:
             for job in self._jobs(attack):
                 if numbers := self._mine(job):
-                    self._make(job, numbers)
+                    self._make(attack, job, numbers)
                     if self.rank == 0:
                         print(f"attacks: {_minutes(self.minutes_left())} left", flush=True)
 

@@ -38,6 +38,7 @@ def audit(
     budget: str = "standard",
     rulers: list[Ruler] | None = None,
     clouds: list[str] | None = None,
+    defenses: list[str] | None = None,
     groups: list[str] | None = None,
     task_ckpt: str | None = None,
     experiment: str = "synthetic",
@@ -70,6 +71,8 @@ def audit(
         rulers: what names people straight from features, holding private labels; reported apart.
         clouds: checkpoints of cloud classifiers that have learned from unprotected features and from these
             defences': the utility in the training scenario, beside that of the trained classifier.
+        defenses: checkpoints of the defences behind the stores, where they lie neither beside the store nor
+            in the experiment's folder: attackers who adapt query them.
         groups: attributes by which utility and protection are also reported apart, such as `Male`: the faces
             that have it beside those that have not. One that the data lack is named and left out.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
@@ -117,7 +120,7 @@ def audit(
         print(remark, flush=True)
     rows = data.rows(SPLIT)
     images = rows["image"]
-    published = Published(home, device)
+    published = Published(home, device, defenses)
     entries = []
     for group in same_protection(stores):
         entry, remarks = inputs.protected(group, published, task, task_path, data.split_hash, rows["index"])

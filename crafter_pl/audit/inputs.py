@@ -135,15 +135,21 @@ def check_aims(
     """Aim everybody at every set of features once, before anything is computed; what the report must note.
 
     Raises:
-        UserError: an attack has nothing that fits a defence, or a checkpoint is missing.
+        UserError: attacks have nothing that fits a defence, or checkpoints are missing; all that is wrong at
+            once.
     """
-    notes = []
+    notes, wrong = [], []
     for entry in entries:
         for adversary in (*attacks, *rulers):
-            adversary.aim_at(entry["target"])
-            notes += check_adversary(adversary, split_hash)
-            for _, earlier in adversary.history() if isinstance(adversary, Attack) else ():
-                notes += check_adversary(earlier, split_hash)
+            try:
+                adversary.aim_at(entry["target"])
+                notes += check_adversary(adversary, split_hash)
+                for _, earlier in adversary.history() if isinstance(adversary, Attack) else ():
+                    notes += check_adversary(earlier, split_hash)
+            except UserError as error:
+                wrong.append(str(error))
+    if wrong := list(dict.fromkeys(wrong)):
+        raise UserError("\n- ".join(["the attacks are not ready:", *wrong]) if wrong[1:] else wrong[0])
     return list(dict.fromkeys(notes))
 
 

@@ -41,30 +41,42 @@ def same_protection(stores: list[str]) -> list[list[str]]:
 class Published:
     """Finds the defences of stores; each checkpoint is loaded once."""
 
-    def __init__(self, home: Path, device: str) -> None:
-        """Remember where an experiment's own defences are, and where to put what is found."""
-        self.home, self.device = home, device
+    def __init__(self, home: Path, device: str, given: list[str] | None = None) -> None:
+        """Remember where an experiment's own defences are, which others are given, and where to put them.
+
+        Raises:
+            UserError: a given checkpoint does not exist.
+        """
+        self.home, self.device, self.given = home, device, [Path(path) for path in given or []]
+        for path in self.given:
+            if not path.is_file():
+                raise UserError(f"--defenses {path} does not exist: give the checkpoint of a defence")
         self.loaded: dict[Path, Defense] = {}
 
     def target(self, store: str, manifest: dict[str, Any]) -> tuple[Target, list[str]]:
         """What attackers may know of a store, and what the report must note if that is not all.
 
-        The checkpoint is looked for beside the store, where `predict` writes it, and in the experiment's own
-        folder of that defence. It counts only if its weights are those that the manifest names and its
-        settings can be put in force. The seed is the defender's secret.
+        The checkpoint is looked for among the given ones, beside the store, where `predict` writes it, and in
+        the experiment's own folder of that defence. It counts only if its weights are those that the manifest
+        names and its settings can be put in force. The seed is the defender's secret.
         """
         told = {key: value for key, value in manifest.items() if key not in ("seed", "fingerprint")}
         told["settings"] = seedless(manifest["settings"])
         places = [Path(store).parent.parent, self.home / manifest["defense"]]
-        paths = list(dict.fromkeys(place / "checkpoints" / "best.ckpt" for place in places))
-        hidden = Target(told, None, checkpoint=str(paths[0]))
+        own = [place / "checkpoints" / "best.ckpt" for place in places]
+        paths = list(dict.fromkeys([*self.given, *own]))
+        hidden = Target(told, None, checkpoint=str(own[0]))
         if "defense_sha256" not in manifest:
             return hidden, [
                 f"{store} was written before stores named the weights of their defence: no attack could "
                 "query the defence. Craft it again for a full audit."
             ]
         found = [path for path in paths if path.is_file()]
-        why = [] if found else [f"no checkpoint in {' or '.join(str(path) for path in paths)}"]
+        why = (
+            []
+            if found
+            else [f"no checkpoint in {' or '.join(str(path) for path in paths)}: give it as --defenses"]
+        )
         for path in found:
             try:
                 defense = self._in_force(path, manifest)

@@ -11,6 +11,7 @@ from typing import Any
 UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost
 WEAK_ORACLE = 0.5  # accuracy on the originals below which an oracle's verdicts say little
 WEAK_ATTACK = 0.2  # panel rate on unprotected features below which protection against an attack says little
+WEAKER = 0.05  # how far below the white-box attack, on unprotected features, an attack is called weaker
 FEW_PEOPLE = 20  # below this a percentile bootstrap over people is too narrow
 
 Report = dict[str, Any]
@@ -221,10 +222,15 @@ def _sight(oracle: Report) -> tuple[Any, Any]:
 def limits(report: Report) -> list[str]:
     """Say in plain words what the audit does not show."""
     data = report["data"]
-    names = list(report["defenses"][0]["attacks"])
+    plain = {name: result["eval_acc"]["value"] for name, result in report["defenses"][0]["attacks"].items()}
+    least = plain.get("white_box", 0.0) - WEAKER
+    weaker = [f"{name} ({percent(value)})" for name, value in plain.items() if value < least]
+    strength = (
+        f" Weaker there than white_box ({percent(least + WEAKER)}): {', '.join(weaker)}." if weaker else ""
+    )
     found = [
-        f"Only these attacks were tried: {', '.join(names)}. A better one may identify more. How strong each "
-        "is shows in its figures on unprotected features.",
+        f"Only these attacks were tried: {', '.join(plain)}. A better one may identify more. How strong each "
+        f"is shows in its figures on unprotected features.{strength}",
         "Identity is judged by trained recognisers (oracles), not by people. They learnt from other pictures "
         "of the same people; what only a human would recognise is not counted.",
         f"The oracles choose among {data['identities']} people. Among fewer, more would be named; among "

@@ -102,7 +102,7 @@ def _conjugate_gradients(
     active = rr > tol**2 * norm
     negative = torch.zeros_like(active)
     for _ in range(iterations):
-        if not active.any():
+        if tol > 0 and not active.any():  # asking costs a wait for the device
             break
         product, ahead, bend = matrix(p)
         negative = negative | (active & (bend <= 0))

@@ -196,7 +196,7 @@ def reference_craft(
     critic_lr: float = 5e-4,
     alpha: float = 1e-3,
     terms: int = 120,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
 ) -> ReferenceResult:
     """Craft a batch as the release does, with its constants as defaults (batches of 128, 64x64 CelebA).
 
@@ -224,7 +224,7 @@ def reference_craft(
         critic_lr: Adam's, on the critic.
         alpha: step of the Neumann series.
         terms: its Hessian products.
-        on_step: called with (step, that step's numbers of ``history``).
+        on_step: called with (step, that step's numbers of ``history``, the features after it).
     """
     original = features.detach()
     count, device = len(original), original.device
@@ -276,5 +276,5 @@ def reference_craft(
         for name, value in record.items():
             history.setdefault(name, []).append(value)
         if on_step is not None:
-            on_step(step, record)
+            on_step(step, record, crafted.detach())
     return ReferenceResult(crafted.detach(), z, history, products)

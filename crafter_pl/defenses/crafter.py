@@ -313,7 +313,7 @@ class Crafter(Defense):
     ) -> CraftState:
         if method == "reference":
             with torch.no_grad():
-                return self._reference(self.task.edge(images), index, settings, seed)
+                return self.reference(self.task.edge(images), index, settings, seed)
         nets = self._frozen(PRECISIONS[settings.precision])
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
         if method == "answers":
@@ -368,7 +368,14 @@ class Crafter(Defense):
 
         return adapt
 
-    def _reference(self, features: Tensor, index: Tensor, settings: CraftSettings, seed: int) -> CraftState:
+    def reference(
+        self,
+        features: Tensor,
+        index: Tensor,
+        settings: CraftSettings,
+        seed: int,
+        on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
+    ) -> CraftState:
         """The released algorithm with its constants (`RELEASED`); beta and steps are the settings'."""
         result = reference_craft(
             self.nets.encoder,
@@ -380,6 +387,7 @@ class Crafter(Defense):
             prior_critic=self.prior.critic,
             rng=torch.Generator().manual_seed(seed + int(index[0])),
             steps=settings.steps,
+            on_step=on_step,
         )
         beta = torch.full((len(features),), settings.beta, device=features.device)
         state = CraftState(result.features, features, result.z, beta, step=settings.steps)
