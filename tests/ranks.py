@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback
 from torch import distributed as dist
 
@@ -24,6 +25,19 @@ class Losses(Callback):
         self.losses.append(float(loss / trainer.world_size))
         if trainer.is_global_zero:
             (Path(pl_module.run_dir) / "losses.json").write_text(json.dumps(self.losses))
+
+
+class SameWeights(Callback):
+    """Stops a run whose processes have not learned the same: their gradients were not synchronised."""
+
+    def on_train_end(self, trainer, pl_module):
+        weights = torch.cat([p.detach().flatten() for p in pl_module.net.parameters()])
+        first = weights.clone()
+        dist.broadcast(first, 0)
+        if dist.get_world_size() != 2 or not torch.equal(first, weights):
+            raise UserError("the processes have other weights")
+        if trainer.is_global_zero:
+            (Path(pl_module.run_dir) / "same").touch()
 
 
 class Die(Callback):

@@ -231,15 +231,19 @@ def test_the_plan_runs_nothing(tiny, tmp_path, capsys):
 
 def test_a_tiny_benchmark(done, runs_dir):
     report = json.loads((done / "seed0" / "report.json").read_text())
-    labels = ["none", "crafter (beta 1)", "noise (scale 0.5)", "noise (scale 2.0)"]
+    labels = ["none", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2.0)"]
     assert [entry["label"] for entry in report["defenses"]] == labels
-    assert ["utility_training" in entry for entry in report["defenses"]] == [True, False, True, True]
+    assert ["utility_training" in entry for entry in report["defenses"]] == [True, False, False, True, True]
     assert (done / "seed0" / "pareto.png").is_file()
     summary = json.loads((done / "benchmark.json").read_text())
     assert set(summary["areas"]) == {"inference", "training"}
-    assert list(summary["areas"]["inference"]) == ["none", "crafter", "noise", "all"]
+    assert list(summary["areas"]["inference"]) == ["none", "crafter", "disco", "noise", "all"]
+    areas = {row["defence"]: row for row in csv.DictReader((done / "areas.csv").open())}
+    assert list(areas) == list(summary["areas"]["inference"])
+    assert float(areas["noise"]["training"]) == summary["areas"]["training"]["noise"]["value"]
+    assert {row["retrains"] for row in areas.values()} == {"", "encoder cloud"} and areas["disco"]["retrains"]
     rows = {row["defence"]: row for row in csv.DictReader((done / "table.csv").open())}
-    assert list(rows) == ["unprotected", "crafter (beta 1)", "noise (scale 0.5)", "noise (scale 2)"]
+    assert list(rows) == ["unprotected", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2)"]
     for row, entry in zip(rows.values(), report["defenses"], strict=True):
         worst, auc = entry["worst_case"]["eval_acc"], entry["utility"]["mean_auc"]
         assert float(row["worst_case"]) == worst["value"] and float(row["worst_case_low"]) == worst["ci95"][0]
@@ -248,6 +252,7 @@ def test_a_tiny_benchmark(done, runs_dir):
     markdown, latex = (done / "table.md").read_text(), (done / "table.tex").read_text()
     worst = 100 * float(rows["noise (scale 2)"]["worst_case"])
     assert f"{worst:.1f} % (" in markdown and rf"{worst:.1f} \% (" in latex
+    assert markdown.count("| disco | encoder, cloud |") == 2, "in both tables"
     assert latex.count(r"\toprule") == 2 and "crafter\\_pl" not in latex and "| noise (scale 2)" in markdown
 
 
@@ -261,6 +266,25 @@ def test_again_nothing_is_done_twice_and_a_lost_cell_alone_anew(done, runs_dir, 
     assert "cell-noise-scale2: " in said and "cell-noise-scale0.5" not in said and "fit-" not in said
     assert "audit-seed0: " in said
     assert (done / "table.csv").read_bytes() == before
+
+
+def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
+    only = "[{stage: noise, fit: {scale: [0.5, 2.0]}}]"
+    out = runs_dir / "synthetic" / "seeds"
+    assert main(command(runs_dir, "--defenses", only, "--out", str(out), "--seeds", "[0,1]")) == 0
+    said = capsys.readouterr().out
+    assert "fit-noise-scale2-seed1:" in said and "fit-noise-scale2:" not in said, "seed 0 is there already"
+    rows = {row["defence"]: row for row in csv.DictReader((out / "table.csv").open())}
+    values = [float(value) for value in rows["noise (scale 2)"]["mean_auc_seeds"].split()]
+    assert len(set(values)) == 2 and float(rows["noise (scale 2)"]["mean_auc"]) == pytest.approx(
+        sum(values) / 2
+    )
+    markdown = (out / "table.md").read_text()
+    assert f" [{min(values):.3f} to {max(values):.3f}]" in markdown and "Means over 2 seeds" in markdown
+    for seed, value in enumerate(values):
+        report = json.loads((out / f"seed{seed}" / "report.json").read_text())
+        assert report["defenses"][2]["utility"]["mean_auc"]["value"] == value
+        assert (out / f"seed{seed}" / "pareto.png").is_file()
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from experiment import CONF, in_subprocess
 from torch import nn
 
 from crafter_pl.cli import main
@@ -144,6 +145,22 @@ def test_its_loss_has_crafters_gradient(sees, build, faces, monkeypatch):
         (expected,) = torch.autograd.grad(loss, variable)
     assert torch.allclose(seen["crafted"].grad, expected / 4, atol=1e-6 + 1e-3 * float(expected.abs().max()))
     assert expected.abs().max() > 0
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_two_processes_train_one_net(weight, tiny, tmp_path):
+    more = ["--trainer.devices", "2", "--trainer.callbacks+=ranks.SameWeights"]
+    more += ["--model.init_args.adversary_weight", str(weight), "--trainer.max_epochs", "2"]
+    more += ["--trainer.strategy", "ddp_find_unused_parameters_true"] if weight else []
+    command = ["fit", "--config", str(CONF / "crafter_generator.yaml"), "--runs_dir", str(tmp_path)]
+    for stage in ("task", "crafter"):
+        command += [f"--model.init_args.{stage}_ckpt", tiny.ckpt(stage)]
+    made = in_subprocess([*command, *more])
+    assert made.returncode == 0, made.stderr
+    run = tmp_path / "synthetic" / "crafter_generator"
+    assert (run / "same").is_file()
+    learned = load_defense(run / "checkpoints" / "best.ckpt").net.leave[-1].weight
+    assert learned.abs().max() > 0, "which are 0 before the first step"
 
 
 def test_learning_brings_the_clouds_answers_back(game, build, faces, tiny):

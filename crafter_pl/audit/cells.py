@@ -90,12 +90,13 @@ def table(head: list[str], rows: list[str]) -> str:
 
 
 def heading(entry: Report, below: str = "") -> str:
-    """The first cell of a row: what the features are and, with nothing `below`, what must not be missed."""
-    if below:
-        return f"<td>{words(title(entry))}<small>{below}</small></td>"
+    """The first cell of a row: what the features are, what must not be missed, and what stands `below`."""
     retrains = ", ".join(entry.get("retrains", []))
     marks = f"<small>retrains {words(retrains)}</small>" if retrains else ""
-    marks += '<small class="bad">false security</small>' if false_security(entry) else ""
+    if below:
+        marks += f"<small>{below}</small>"
+    elif false_security(entry):
+        marks += '<small class="bad">false security</small>'
     return f"<td>{words(title(entry))}{marks}</td>"
 
 

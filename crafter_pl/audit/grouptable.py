@@ -7,7 +7,7 @@ from typing import Any
 
 from crafter_pl.audit.cells import table, words
 from crafter_pl.audit.groups import MIN_PEOPLE, SIDES
-from crafter_pl.audit.verdict import FEW_PEOPLE, Report, percent, points, rate_with_range, title
+from crafter_pl.audit.verdict import FEW_PEOPLE, Report, marked, percent, points, rate_with_range, title
 
 _NOTE = (
     "The same judged reconstructions, those of faces with an attribute beside those without: nobody was "
@@ -68,8 +68,9 @@ def _rows(report: Report, attribute: str) -> list[list[str]]:
     rows = []
     for entry in report["defenses"]:
         own = group["defenses"][entry["label"]]
+        name = marked(title(entry), entry.get("retrains", []))
         for side, word in zip(SIDES, ("with", "without"), strict=True):
-            cells = [f"{title(entry)}, {word}", str(group[side]["images"]), str(group[side]["identities"])]
+            cells = [f"{name}, {word}", str(group[side]["images"]), str(group[side]["identities"])]
             if (found := own[side]) is None:
                 rows.append([*cells, *["left out"] * (3 + len(attacks))])
                 continue
@@ -77,7 +78,7 @@ def _rows(report: Report, attribute: str) -> list[list[str]]:
             rows.append([*cells, *(rate_with_range(found["attacks"][name]) for name in attacks)])
         if (found := own["difference"]) is not None:
             cells = [
-                f"{title(entry)}, difference",
+                f"{name}, difference",
                 "",
                 "",
                 _auc(found["mean_auc"]),

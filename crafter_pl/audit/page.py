@@ -10,10 +10,10 @@ from html import escape
 from typing import Any
 
 from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, table, words
-from crafter_pl.audit.front import BUDGET, TRAINING
+from crafter_pl.audit.front import BUDGET, TRAINING, curve
 from crafter_pl.audit.grouptable import section
 from crafter_pl.audit.plots import Column, Gallery, png
-from crafter_pl.audit.verdict import Report, false_security, limits, percent, title
+from crafter_pl.audit.verdict import Report, false_security, limits, marked, percent, title
 
 PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
 
@@ -59,9 +59,11 @@ def _side_by_side(report: Report, pictures: dict[str, bytes]) -> str:
     if "pareto" not in pictures:
         return ""
     found = report["areas"]
+    retrains = {curve(entry): entry.get("retrains", []) for entry in report["defenses"]}
+    names = {"none": "unprotected", "all": "the best of all"}
     rows = []
     for name in found["inference"]:
-        cells = [f"<td>{ {'none': 'unprotected', 'all': 'the best of all'}.get(name, words(name)) }</td>"]
+        cells = [f"<td>{words(marked(names.get(name, name), retrains.get(name, [])))}</td>"]
         cells += [rate(own[name]) if name in own else "<td>-</td>" for own in found.values()]
         rows.append("".join(cells))
     training = (

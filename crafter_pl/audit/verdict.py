@@ -42,6 +42,11 @@ def title(entry: Report) -> str:
     return "unprotected" if entry["name"] == "none" else str(entry["label"])
 
 
+def marked(name: str, retrains: list[str]) -> str:
+    """A row's name in a table, with what the defence makes a service roll out anew."""
+    return f"{name} (retrains {', '.join(retrains)})" if retrains else name
+
+
 def _worst(entry: Report) -> float:
     return float(entry["worst_case"]["eval_acc"]["value"])
 

@@ -94,9 +94,10 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
-    """Write benchmark.json, table.csv, table.md and table.tex; return the path of table.md."""
+    """Write benchmark.json, table.csv, areas.csv, table.md and table.tex; return the path of table.md."""
     write_file(folder / "benchmark.json", json.dumps(summary, indent=1, allow_nan=False).encode())
-    write_file(folder / "table.csv", _csv(summary).encode())
+    write_file(folder / "table.csv", _csv(_flat(summary)).encode())
+    write_file(folder / "areas.csv", _csv(_flat_areas(summary)).encode())
     write_file(folder / "table.tex", _latex(summary).encode())
     return write_file(folder / "table.md", _markdown(summary).encode())
 
@@ -130,12 +131,13 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _area_cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     scenarios = list(summary["areas"])
     names = {"none": "unprotected", "all": "best of all"}
+    retrains = {row["curve"]: ", ".join(row["retrains"]) or "-" for row in summary["rows"]}
     rows = [
-        [names.get(name, name.replace("_", " "))]
+        [names.get(name, name.replace("_", " ")), retrains.get(name, "-")]
         + [_rate(own[name]) if name in (own := summary["areas"][s]) else "-" for s in scenarios]
         for name in summary["areas"]["inference"]
     ]
-    return ["defence", *(f"area, {name}" for name in scenarios)], rows
+    return ["defence", "retrains", *(f"area, {name}" for name in scenarios)], rows
 
 
 def _number(figure: dict[str, Any]) -> str:
@@ -203,22 +205,37 @@ def _tex_row(cells: list[str]) -> str:
     return " & ".join(escaped) + r" \\"
 
 
-def _csv(summary: dict[str, Any]) -> str:
-    """Numbers alone, each with its interval in columns of their own."""
+def _flat(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table's numbers alone, each with its interval in columns of their own."""
     rows = []
     for row in summary["rows"]:
-        flat: dict[str, Any] = {"defence": row["defence"], "retrains": " ".join(row["retrains"])}
         figures = {key: row[key] for key in ("mean_auc", "mean_auc_training", "worst_case") if key in row}
-        for name, figure in {**figures, **row["attacks"]}.items():
-            flat |= {
-                name: figure["value"],
-                f"{name}_low": figure["ci95"][0],
-                f"{name}_high": figure["ci95"][1],
-            }
-            flat[f"{name}_seeds"] = " ".join(map(str, figure["seeds"]))
+        flat = {"defence": row["defence"], "retrains": " ".join(row["retrains"])}
+        flat |= _columns({**figures, **row["attacks"]})
         flat |= {key: row[key] for key in ("by_chance", "false_security", "seconds_per_image")}
         flat |= {f"on_front_{key}": value for key, value in row["on_front"].items()}
         rows.append(flat)
+    return rows
+
+
+def _flat_areas(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    retrains = {row["curve"]: " ".join(row["retrains"]) for row in summary["rows"]}
+    return [
+        {"defence": name, "retrains": retrains.get(name, "")}
+        | _columns({scenario: own[name] for scenario, own in summary["areas"].items() if name in own})
+        for name in summary["areas"]["inference"]
+    ]
+
+
+def _columns(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, figure in figures.items():
+        flat |= {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
+        flat[f"{name}_seeds"] = " ".join(map(str, figure["seeds"]))
+    return flat
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
     buffer = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
