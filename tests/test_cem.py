@@ -58,6 +58,24 @@ def test_training_tightens_the_clusters(tiny, game):
     assert tight[-1] < 0.8 * tight[0] and tight[-1] < free[-1]
 
 
+def test_stacked_on_adversarial_learning_both_losses_count(tiny, game):
+    batch = tiny.data().rows("private_test")
+
+    def begin(stage):
+        stage._chosen = [0]
+        with torch.no_grad():
+            points = stage.net.encode(batch["image"]).flatten(1)
+        stage._means = class_means(points, stage._class(batch["attributes"]), 2, 2)
+
+    settings = {"sigma": 0.2, "centres": 2, "lr": 1e-3, "decoder": "paper", "width": 8, "entropy": 4.0}
+    stage, (logged,) = game(Cem, steps=1, begin=begin, lambda_=0.3, **settings)
+    spy, defend = stage.backwards
+    expected = 0.7 * logged["train/task"] - 0.3 * logged["train/decoder_error"]
+    assert defend == pytest.approx(expected + 4 * logged["train/clusters"], rel=1e-4) and spy > 0
+    alone, (logged,) = game(Cem, steps=1, begin=begin, **settings)
+    assert len(alone.backwards) == 1 and "train/decoder_error" not in logged
+
+
 @pytest.mark.parametrize(
     "bad", [{"sigma": 0.0}, {"tau": 0.0}, {"entropy": -1.0}, {"centres": 0}, {"class_attributes": -1}]
 )

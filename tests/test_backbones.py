@@ -1,0 +1,32 @@
+"""The paper's other backbone, VGG16 after its second pooling, from the task model to the audit."""
+
+import json
+
+import pytest
+from experiment import Experiment
+
+from crafter_pl.cli import main
+from crafter_pl.data.store import read_manifest
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.task import TaskModel
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_vgg16_is_crafted_and_attacked(tiny, tmp_path):
+    made = Experiment(tmp_path / "runs")
+    arch = ["--model.init_args.arch", "vgg16_bn", "--model.init_args.cut", "pool2"]
+    assert main(made.command("fit", "task", *arch)) == 0
+    task = load_stage(made.ckpt("task"), TaskModel)
+    assert task.hparams["arch"] == "vgg16_bn" and task.feature_shape == (128, 8, 8)
+    for stage in ("crafter", "black_box"):  # and on the way prior and amortizer
+        assert main(made.command("fit", stage)) == 0
+    assert main(made.command("predict", "crafter", "--protect.beta", "1")) == 0
+    manifest = read_manifest(made.store())
+    assert manifest["shape"] == [128, 8, 8] and manifest["count"] == 16
+    oracles = f"[{tiny.ckpt('oracle_resnet')}, {tiny.ckpt('oracle_plain')}]"
+    command = made.command("audit", "audit", "--features", f"[{made.store()}]", "--oracles", oracles)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    none, crafted = report["defenses"]
+    assert list(crafted["attacks"]) == ["white_box", "black_box"]
+    assert none["attacks"]["white_box"]["psnr"] != crafted["attacks"]["white_box"]["psnr"]
