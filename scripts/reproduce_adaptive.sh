@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Attackers that adapt, after reproduce.sh or reproduce_celeba.sh: the standard attacks and the adaptive ones on Crafter at
-# four values of beta, on `answers`, on adversarial learning and on the paper's own objective; then every attack on the
-# default setting. CelebA is crafted in bfloat16 where that is not slow.
+# four values of beta, on `answers`, on adversarial learning and on the paper's own objective; the mean of four queries of a
+# face on `answers`; then every attack on the default setting. CelebA is crafted in bfloat16 where that is not slow.
 # Hours on two cores; run again after an interruption, it goes on where it stopped.
 #   bash scripts/reproduce_adaptive.sh [EXPERIMENT]     synthetic (default) or celeba
 set -euo pipefail
@@ -34,6 +34,12 @@ done
 run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision"
 adapt answers-beta0 --model.init_args.method answers --model.init_args.beta 0 --model.init_args.precision "$precision"
 stores+=("$runs/crafter/features/private_test-answers-beta0$suffix")
+queries=() # of each face several queries, for the attacks on their mean (A3)
+for seed in 1 2 3 4; do
+  run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision" \
+    --protect.seed "$seed" --protect.name "answers-beta0$suffix-seed$seed"
+  queries+=("$runs/crafter/features/private_test-answers-beta0$suffix-seed$seed")
+done
 fit crafter --name crafter_paper --model.init_args.craft.task_weight 0 --model.init_args.critic_task_weight 0
 run predict --config "$configs/crafter.yaml" --name crafter_paper --protect.beta 0.25 --protect.precision "$precision"
 adapt crafter_paper-beta0.25 --model.init_args.beta 0.25 --model.init_args.precision "$precision" \
@@ -45,6 +51,9 @@ adapt adversarial_learning --model.init_args.crafter_ckpt "$runs/adversarial_lea
 stores+=("$runs/adversarial_learning/features/private_test-lambda0.5")
 run audit --config "$configs/audit.yaml" --budget adaptive --out "$runs/adaptive" \
   --features "[$(IFS=,; echo "${stores[*]}")]"
+
+run audit --config "$configs/audit.yaml" --out "$runs/averaged" --features "[$(IFS=,; echo "${queries[*]}")]" --attacks \
+  "[{class_path: AdaptiveDecoderAttack}, {class_path: AveragedAttack, init_args: {base: {class_path: AdaptiveDecoderAttack}}}]"
 
 if [ "$experiment" = synthetic ]; then # generators that the defence has never seen; there are none for CelebA
   for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
