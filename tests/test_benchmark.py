@@ -284,7 +284,6 @@ def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
     for seed, value in enumerate(values):
         report = json.loads((out / f"seed{seed}" / "report.json").read_text())
         assert report["defenses"][2]["utility"]["mean_auc"]["value"] == value
-        assert (out / f"seed{seed}" / "pareto.png").is_file()
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):
