@@ -72,11 +72,8 @@ class Published:
                 "query the defence. Craft it again for a full audit."
             ]
         found = [path for path in paths if path.is_file()]
-        why = (
-            []
-            if found
-            else [f"no checkpoint in {' or '.join(str(path) for path in paths)}: give it as --defenses"]
-        )
+        nowhere = f"no checkpoint in {' or '.join(str(path) for path in paths)}: give it as --defenses"
+        why = [] if found else [nowhere]
         for path in found:
             try:
                 defense = self._in_force(path, manifest)

@@ -228,11 +228,9 @@ def limits(report: Report) -> list[str]:
     """Say in plain words what the audit does not show."""
     data = report["data"]
     plain = {name: result["eval_acc"]["value"] for name, result in report["defenses"][0]["attacks"].items()}
-    least = plain.get("white_box", 0.0) - WEAKER
-    weaker = [f"{name} ({percent(value)})" for name, value in plain.items() if value < least]
-    strength = (
-        f" Weaker there than white_box ({percent(least + WEAKER)}): {', '.join(weaker)}." if weaker else ""
-    )
+    white = plain.get("white_box", 0.0)
+    weaker = [f"{name} ({percent(value)})" for name, value in plain.items() if value < white - WEAKER]
+    strength = f" Weaker there than white_box ({percent(white)}): {', '.join(weaker)}." if weaker else ""
     found = [
         f"Only these attacks were tried: {', '.join(plain)}. A better one may identify more. How strong each "
         f"is shows in its figures on unprotected features.{strength}",
