@@ -16,6 +16,7 @@ from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 
 PLACE = Place(CONF, "synthetic", CONF / "nowhere")
+ALONE = ("--workers", "1")  # no second process to start: `done` has two
 
 
 # The grid
@@ -257,7 +258,7 @@ def test_a_tiny_benchmark(done, runs_dir):
 
 
 def test_again_nothing_is_done_twice_and_a_lost_cell_alone_anew(done, runs_dir, capsys):
-    assert main(command(runs_dir)) == 0
+    assert main(command(runs_dir, *ALONE)) == 0
     assert "min" not in capsys.readouterr().out.split("| defence")[0]
     before = (done / "table.csv").read_bytes()
     shutil.rmtree(runs_dir / "synthetic" / "adaptive_black_box-noise-scale2")
@@ -269,9 +270,9 @@ def test_again_nothing_is_done_twice_and_a_lost_cell_alone_anew(done, runs_dir, 
 
 
 def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
-    only = "[{stage: noise, fit: {scale: [0.5, 2.0]}}]"
+    only = ["--defenses", "[{stage: noise, fit: {scale: [0.5, 2.0]}}]", "--training", "false", *ALONE]
     out = runs_dir / "synthetic" / "seeds"
-    assert main(command(runs_dir, "--defenses", only, "--out", str(out), "--seeds", "[0,1]")) == 0
+    assert main(command(runs_dir, "--out", str(out), "--seeds", "[0,1]", *only)) == 0
     said = capsys.readouterr().out
     assert "fit-noise-scale2-seed1:" in said and "fit-noise-scale2:" not in said, "seed 0 is there already"
     rows = {row["defence"]: row for row in csv.DictReader((out / "table.csv").open())}
@@ -289,7 +290,8 @@ def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
 def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):
     spoilt = "[{stage: noise, fit: {scale: [0.5, -1.0]}}]"
     out = runs_dir / "synthetic" / "spoilt"
-    assert main(command(runs_dir, "--defenses", spoilt, "--out", str(out), "--training", "false")) == 2
+    more = ["--training", "false", *ALONE]
+    assert main(command(runs_dir, "--defenses", spoilt, "--out", str(out), *more)) == 2
     error = capsys.readouterr().err
     assert "fit-noise-scale-1: failed" in error and "cell-noise-scale-1: skipped" in error
     assert str(out / "logs" / "fit-noise-scale-1.log") in error

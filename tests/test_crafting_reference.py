@@ -170,7 +170,7 @@ def test_craft_runs_repeats_and_reports() -> None:
     modules = nets(2, torch.float32)
     features = modules["encoder"](modules["generator"](torch.randn(6, 4)))
     seen: list[int] = []
-    result = craft(modules, features, on_step=lambda step, record: seen.append(step))
+    result = craft(modules, features, on_step=lambda step, *_: seen.append(step))
     assert seen == [0, 1, 2, 3] and result.products == 4 * 6
     assert result.features.shape == features.shape and not result.features.requires_grad
     assert all(len(values) == 4 for values in result.history.values())
