@@ -7,9 +7,10 @@ property of the machine), the most memory, and what the crafted private_test fac
 the unchanged cloud, mean identity similarity and faces named under the stronger of the white-box and the
 black-box attack of the same experiment, by any of its oracles. The reference takes 450 outer steps that all
 cost the same: it is timed for --reference-steps of them and multiplied, which is said. With
---reference-quality N… its quality is measured after so many steps on the way, and the table says after which
-of them it is worth as much as the default: mean AUC within 0.005, similarity within 0.02, or better. Every
-figure comes from a process of its own, one after another. --only NAME… takes some of the variants.
+--reference-quality N… its quality is measured after so many steps on the way, at each --reference-beta, and
+the table says where it is first worth as much as the default: mean AUC within 0.005, similarity within 0.02,
+or better. Every figure comes from a process of its own, one after another. --only NAME… takes some of the
+variants.
 
 Two more measures need no checkpoint, only untrained nets; with them no variant is measured but those that
 --only names: --paper-sizes times one picture of 64x64 by nets as large as the paper's, and --growth FOLDER
@@ -152,21 +153,25 @@ def trajectory(
     stage = defense(args, "reference")
     assert isinstance(stage, Crafter)
     settings, _, _, seed = stage.settings_in_force()
-    wanted = sorted(args.reference_quality)
-    kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
+    wanted, points = sorted(args.reference_quality), []
+    for beta in args.reference_beta or [settings.beta]:
+        kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
 
-    def keep(step: int, _: dict[str, float], features: torch.Tensor) -> None:
-        if step + 1 in kept:
-            kept[step + 1].append(features.float().cpu().clone())
-        print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
+        def keep(step: int, _: dict[str, float], features: torch.Tensor, kept: Any = kept) -> None:
+            if step + 1 in kept:
+                kept[step + 1].append(features.float().cpu().clone())
+            print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
 
-    for at in range(0, len(rows["index"]), batch):
-        images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
-        with torch.no_grad():
-            clean = stage.task.edge(images)
-        stage.reference(clean, index, replace(settings, steps=wanted[-1]), seed, keep)
-    print(file=sys.stderr)
-    return [{"steps": n, **judge(args, data, rows, torch.cat(parts))} for n, parts in kept.items()]
+        changed = replace(settings, steps=wanted[-1], beta=beta)
+        for at in range(0, len(rows["index"]), batch):
+            images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
+            with torch.no_grad():
+                clean = stage.task.edge(images)
+            stage.reference(clean, index, changed, seed, keep)
+        for steps, parts in kept.items():
+            points.append({"beta": beta, "steps": steps, **judge(args, data, rows, torch.cat(parts))})
+            _line(f"  beta {beta:g}, {steps} steps", points[-1])
+    return points
 
 
 def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:
@@ -369,6 +374,12 @@ def main() -> None:
     add("--only", nargs="+", help="variants (default: all), and runs of crafting generators")
     add("--reference-steps", type=int, default=1, help="outer steps of the reference that are timed")
     add("--reference-quality", type=int, nargs="+", help="outer steps after which the reference is attacked")
+    add(
+        "--reference-beta",
+        type=float,
+        nargs="+",
+        help="there with each of these beta (default: Crafter's own)",
+    )
     add("--oracles", nargs="+", default=["oracle_resnet", "oracle_plain"], help="runs of identity oracles")
     add("--attack-steps", type=int, default=100, help="of the white-box attack")
     add("--attack-lr", type=float, default=1.6, help="of the white-box attack (CelebA: 0.4)")
@@ -423,8 +434,6 @@ def variants(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
             row = apart(one, args, name, batch, batch == args.batch[-1])
             report["variants"][name].append(row)
             _line(name, row)
-            for point in row.get("trajectory", []):
-                _line(f"  after {point['steps']} steps", point)
     report["speedup"] = _speedup(report["variants"])
     if report["speedup"]:
         print(f"speedup of default over reference, per picture: {report['speedup']:.0f}", flush=True)
@@ -437,8 +446,8 @@ def variants(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         if point is not None:
             report["speedup_at_equal"] = point["seconds_per_image"] / fast["seconds_per_image"]
             said = (
-                f"worth as much as the default after {point['steps']} steps of the reference: "
-                f"{report['speedup_at_equal']:.0f} times its time"
+                f"worth as much as the default after {point['steps']} steps of the reference at beta "
+                f"{point['beta']:g}: {report['speedup_at_equal']:.0f} times its time"
             )
         print(said, flush=True)
     return report
@@ -446,7 +455,7 @@ def variants(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def equal(points: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any] | None:
     """The first point whose utility and privacy are those of a row, or better; None if there is none."""
-    for point in points:
+    for point in sorted(points, key=lambda point: point["steps"]):
         if (
             point["mean_auc"] >= to["mean_auc"] - 0.005
             and point["identity_similarity"] <= to["identity_similarity"] + 0.02
