@@ -55,15 +55,19 @@ def test_the_reference_is_judged_on_its_way(args, monkeypatch):
     monkeypatch.setattr("crafter_pl.defenses.crafter.reference_craft", quick(short))
     judged = []
     monkeypatch.setattr(bench, "judge", lambda *told: judged.append(told[3]) or {"mean_auc": 0.5})
-    told = Namespace(**vars(args) | {"reference_quality": [3, 1]})
+    own = bench.defense(args, "reference").craft_settings.beta
+    told = Namespace(**vars(args) | {"reference_quality": [3, 1], "reference_beta": [own, own + 50]})
     found = bench.measure(told, "reference", 4, True)
     points = found["trajectory"]
-    assert [point["steps"] for point in points] == [1, 3]
+    assert [(point["beta"], point["steps"]) for point in points] == [
+        (beta, steps) for beta in (own, own + 50) for steps in (1, 3)
+    ]
     assert points[1]["seconds_per_image"] == pytest.approx(found["seconds_per_image"] * 3 / 450)
     assert all(point["mean_auc"] == 0.5 for point in points)
     whole, _ = bench.protect(bench.defense(args, "reference"), bench.faces(args)[1], 4, "cpu")
     assert torch.allclose(judged[0], whole, atol=1e-5), "after one step, in the same batches of 4"
     assert judged[1].shape == whole.shape and not torch.allclose(judged[1], whole, atol=1e-3)
+    assert torch.equal(judged[2], judged[0]) and not torch.allclose(judged[3], judged[1], atol=1e-3)
     # The critic's work belongs to the batch, not to each of its pictures.
     assert bench.measure(args, "reference", 1, True)["encoder_forwards"] > 1.5 * found["encoder_forwards"]
 

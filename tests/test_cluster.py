@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from experiment import DATA, in_subprocess, shards
@@ -221,3 +223,14 @@ def test_a_longer_wait_can_be_set(tmp_path, monkeypatch, capsys):
     ]
     assert main(command) == 0
     assert "timeout: '2:00:00'" in capsys.readouterr().out
+
+
+def test_bench_ddp_trains_from_a_store(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bench_ddp
+
+    options = Namespace(side=16, width=4, steps=2)
+    bench_ddp.write_store(tmp_path / "store", bench_ddp.shape_of(16))
+    seconds = SimpleNamespace(value=0.0)
+    bench_ddp.work(0, 1, 4, options, tmp_path / "store", tmp_path / "rendezvous", seconds)
+    assert 0 < seconds.value < 60
