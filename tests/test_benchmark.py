@@ -230,6 +230,16 @@ def test_the_plan_runs_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_data_of_its_own_is_that_of_every_command(tmp_path, capsys):
+    data = tmp_path / "faces.yaml"
+    data.write_text((CONF / "synthetic.yaml").read_text())
+    assert main(command(tmp_path / "runs", "--plan", "true", "--data", str(data))) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " --config " in line]
+    assert {line.split(" --config ")[0].split()[-1] for line in lines} == {"fit", "predict", "audit"}
+    assert all(f"--data {data} " in line for line in lines)
+    assert any("prior.yaml" in line for line in lines), "a stage that another one needs"
+
+
 def test_a_tiny_benchmark(done, runs_dir):
     report = json.loads((done / "seed0" / "report.json").read_text())
     labels = ["none", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2.0)"]
@@ -303,6 +313,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_d
     ("more", "said"),
     [
         (["--audit", "nowhere.yaml"], "no config nowhere.yaml of the audit"),
+        (["--data", "nowhere.yaml"], "no config nowhere.yaml of the data"),
         (["--defenses", "[{stage: unheard}]"], "unheard.yaml"),
         (["--workers", "0"], "--workers is 0"),
         (["--seeds", "[]"], "needs defences and seeds"),

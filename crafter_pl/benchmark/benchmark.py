@@ -30,6 +30,7 @@ def benchmark(
     training: bool = True,
     seeds: list[int] | None = None,
     configs: str = "configs",
+    data: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
     out: str | None = None,
@@ -53,6 +54,8 @@ def benchmark(
         training: also measure the utility in the training scenario.
         seeds: of the defences' training and noise, and of the attackers'; three or more show the spread.
         configs: folder of the stages' configs.
+        data: config of the data, for every command (default: what the configs name); give it an experiment of
+            its own.
         experiment: folder of the runs under runs_dir; task model, prior and oracles in it are shared.
         runs_dir: folder of all runs.
         out: folder of the results (default: RUNS_DIR/EXPERIMENT/benchmark).
@@ -67,14 +70,15 @@ def benchmark(
         UserError: a config is missing or two cells are the same, before anything runs; or some jobs failed,
             after all others are done and reported.
     """
-    place = Place(Path(configs), experiment, Path(runs_dir))
+    place = Place(Path(configs), experiment, Path(runs_dir), data)
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     workers = (gpus or os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise UserError(f"--workers is {workers}; give at least 1")
-    if not Path(audit).is_file():
-        raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
+    for name, file in (("audit", audit), ("data", data)):
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
     grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
     import_stages()
     planned = _Plan(place)
@@ -196,16 +200,9 @@ def _audits(
     jobs = []
     for seed in sorted({cell.seed for cell in grid}):
         own = [cell for cell in grid if cell.seed == seed]
-        args = [
-            "audit",
-            "--config",
-            audit,
-            "--experiment",
-            place.experiment,
-            "--runs_dir",
-            str(place.runs_dir),
-        ]
-        given = {**options, "out": str(folder / f"seed{seed}")}
+        args = ["audit", "--config", audit]
+        given = {"experiment": place.experiment, "runs_dir": place.runs_dir, **options}
+        given |= {"out": folder / f"seed{seed}"} | ({} if place.data is None else {"data": place.data})
         given["features"] = option([cell.store(place) for cell in own])
         if training and "fit-cloud" in made:
             clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]

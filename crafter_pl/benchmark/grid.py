@@ -50,11 +50,13 @@ class Place:
         configs: folder of the stages' configs.
         experiment: folder of the runs under ``runs_dir``.
         runs_dir: folder of all runs.
+        data: config of the data of every command; None leaves that to the stages' configs.
     """
 
     configs: Path
     experiment: str
     runs_dir: Path
+    data: str | None = None
 
     @property
     def home(self) -> Path:
@@ -76,6 +78,7 @@ class Place:
             raise UserError(f"there is no config {config} for the stage {stage!r} (--configs FOLDER)")
         args = [verb, "--config", str(config), "--experiment", self.experiment]
         args += ["--runs_dir", str(self.runs_dir)]
+        args += [] if self.data is None else ["--data", self.data]
         args += [] if run is None else ["--name", run]
         args += ["--ckpt_path", "last"] if verb == "fit" else []
         return [*args, *(part for key, value in options.items() for part in (f"--{key}", option(value)))]
