@@ -147,30 +147,39 @@ def operations(stage: Defense, images: torch.Tensor, index: torch.Tensor) -> flo
 
 
 def trajectory(
-    args: argparse.Namespace, data: FacesDataModule, rows: dict[str, torch.Tensor], batch: int
+    args: argparse.Namespace,
+    data: FacesDataModule,
+    rows: dict[str, torch.Tensor],
+    batch: int,
+    beta: float | None,
 ) -> list[dict[str, Any]]:
-    """What the released algorithm's features are worth after each of ``--reference-quality`` steps."""
+    """What the released algorithm's features are worth after each of ``--reference-quality`` steps.
+
+    ``beta`` None is Crafter's own.
+    """
     stage = defense(args, "reference")
     assert isinstance(stage, Crafter)
+    wanted = sorted(args.reference_quality)
     settings, _, _, seed = stage.settings_in_force()
-    wanted, points = sorted(args.reference_quality), []
-    for beta in args.reference_beta or [settings.beta]:
-        kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
+    beta = settings.beta if beta is None else beta
+    settings = replace(settings, steps=wanted[-1], beta=beta)
+    kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
 
-        def keep(step: int, _: dict[str, float], features: torch.Tensor, kept: Any = kept) -> None:
-            if step + 1 in kept:
-                kept[step + 1].append(features.float().cpu().clone())
-            print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
+    def keep(step: int, _: dict[str, float], features: torch.Tensor) -> None:
+        if step + 1 in kept:
+            kept[step + 1].append(features.float().cpu().clone())
+        print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
 
-        changed = replace(settings, steps=wanted[-1], beta=beta)
-        for at in range(0, len(rows["index"]), batch):
-            images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
-            with torch.no_grad():
-                clean = stage.task.edge(images)
-            stage.reference(clean, index, changed, seed, keep)
-        for steps, parts in kept.items():
-            points.append({"beta": beta, "steps": steps, **judge(args, data, rows, torch.cat(parts))})
-            _line(f"  beta {beta:g}, {steps} steps", points[-1])
+    for at in range(0, len(rows["index"]), batch):
+        images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
+        with torch.no_grad():
+            clean = stage.task.edge(images)
+        stage.reference(clean, index, settings, seed, keep)
+    print(file=sys.stderr)
+    points = []
+    for steps, parts in kept.items():
+        points.append({"beta": beta, "steps": steps, **judge(args, data, rows, torch.cat(parts))})
+        _line(f"  beta {beta:g}, {steps} steps", points[-1])
     return points
 
 
@@ -199,7 +208,8 @@ def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> d
         if name != "reference":
             found |= judge(args, data, rows, crafted)
         elif args.reference_quality:
-            found["trajectory"] = trajectory(args, data, rows, batch)
+            betas = args.reference_beta or [None]
+            found["trajectory"] = [p for beta in betas for p in trajectory(args, data, rows, batch, beta)]
             for point in found["trajectory"]:
                 point["seconds_per_image"] = found["seconds_per_image"] * point["steps"] / RELEASED.steps
     return found

@@ -200,9 +200,8 @@ def _audits(
     jobs = []
     for seed in sorted({cell.seed for cell in grid}):
         own = [cell for cell in grid if cell.seed == seed]
-        args = ["audit", "--config", audit]
-        given = {"experiment": place.experiment, "runs_dir": place.runs_dir, **options}
-        given |= {"out": folder / f"seed{seed}"} | ({} if place.data is None else {"data": place.data})
+        args = ["audit", "--config", audit, *place.shared]
+        given = {**options, "out": str(folder / f"seed{seed}")}
         given["features"] = option([cell.store(place) for cell in own])
         if training and "fit-cloud" in made:
             clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]

@@ -63,6 +63,12 @@ class Place:
         """The experiment's folder."""
         return self.runs_dir / self.experiment
 
+    @property
+    def shared(self) -> list[str]:
+        """Options of every command."""
+        own = [] if self.data is None else ["--data", self.data]
+        return ["--experiment", self.experiment, "--runs_dir", str(self.runs_dir), *own]
+
     def checkpoint(self, run: str) -> str:
         """The checkpoint of a run."""
         return str(self.home / run / "checkpoints" / "best.ckpt")
@@ -76,9 +82,7 @@ class Place:
         config = self.configs / f"{stage}.yaml"
         if not config.is_file():
             raise UserError(f"there is no config {config} for the stage {stage!r} (--configs FOLDER)")
-        args = [verb, "--config", str(config), "--experiment", self.experiment]
-        args += ["--runs_dir", str(self.runs_dir)]
-        args += [] if self.data is None else ["--data", self.data]
+        args = [verb, "--config", str(config), *self.shared]
         args += [] if run is None else ["--name", run]
         args += ["--ckpt_path", "last"] if verb == "fit" else []
         return [*args, *(part for key, value in options.items() for part in (f"--{key}", option(value)))]
