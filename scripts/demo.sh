@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on the embedded synthetic faces: every stage, crafted features, the audit. Under ten minutes on two cores.
-# Smaller than the configs, for the time: 128 public and 32 private people instead of 300 and 60, most stages a quarter shorter,
+# Smaller than the configs, for the time: the people of configs/small.yaml (128 public, 32 private), most stages a quarter shorter,
 # narrower decoders, Crafter's critic from two trajectories of 32 faces instead of four of 64. So it is an experiment of its
 # own, runs/demo. Two lanes share the cores: the prior, the oracles and the decoders are trained beside the task model, the
 # amortizer and Crafter; what that lane prints is in runs/beside.log.
@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-people=(--data.people 160 --data.private_people 32)
+people=(--data configs/small.yaml)
 decoder=(--model.init_args.width 32 --ckpt_path last)
 run() { echo "+ python -m crafter_pl $* --experiment demo ${people[*]}"; python -m crafter_pl "$@" --experiment demo "${people[@]}"; }
 finished() { [ -f "runs/demo/$1/summary.json" ]; }

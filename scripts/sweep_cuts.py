@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def sweep(
     arch: str = "resnet18",
     config: str = "configs/audit.yaml",
     configs: str = "configs",
+    data: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
     oracles: list[str] | None = None,
@@ -46,8 +48,9 @@ def sweep(
     Args:
         cuts: nodes of the architecture, from shallow to deep.
         arch: a torchvision classification model.
-        config: an audit config, for its data and bootstrap.
+        config: an audit config, for its bootstrap.
         configs: folder of the stages' configs.
+        data: config of the data, for every command (default: what the configs name).
         experiment: whose prior and oracles are used; they are trained where they are missing.
         runs_dir: folder of all runs.
         oracles: stages of the panel (default: oracle_resnet and oracle_plain).
@@ -63,7 +66,7 @@ def sweep(
         UserError: a cut that the architecture does not have, or another job that failed.
     """
     cuts = ["stem", "layer1", "layer2", "layer3"] if cuts is None else cuts
-    base = Place(Path(configs), experiment, Path(runs_dir))
+    base = Place(Path(configs), experiment, Path(runs_dir), data)
     panel = ["oracle_resnet", "oracle_plain"] if oracles is None else oracles
     folder = base.home / f"cuts-{arch}"
     jobs = [
@@ -86,7 +89,7 @@ def sweep(
 
 
 def _place(base: Place, arch: str, cut: str) -> Place:
-    return Place(base.configs, f"{base.experiment}-{arch}-{cut.replace('.', '_')}", base.runs_dir)
+    return replace(base, experiment=f"{base.experiment}-{arch}-{cut.replace('.', '_')}")
 
 
 def _job(
@@ -111,15 +114,7 @@ def _job(
         place.command("fit", "amortizer", None, {"model.init_args.prior_ckpt": prior}),
         place.command("fit", decoder, None, {}),
         [
-            *(
-                "audit",
-                "--config",
-                config,
-                "--experiment",
-                place.experiment,
-                "--runs_dir",
-                str(place.runs_dir),
-            ),
+            *("audit", "--config", config, *place.shared),
             *("--features", "[]", "--attacks", json.dumps(attacks), "--out", str(out), "--overwrite", "true"),
             *("--oracles", json.dumps([base.checkpoint(stage) for stage in panel])),
         ],

@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from experiment import CONF
 
-from crafter_pl.benchmark.grid import Attacker, Defended, Place, cells
+from crafter_pl.benchmark.grid import Defended, Place, cells
 from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
 from crafter_pl.benchmark.summary import over_seeds
 from crafter_pl.cli import main
@@ -73,7 +74,9 @@ def test_commands():
         ("--data.predict_split", "private_train"),
         ("--protect.out", cell.store(PLACE, "private_train")),
     }
-    run, attack = cell.attacked(PLACE, Attacker("adaptive_black_box", {"trainer.max_epochs": 7}))
+    own = {"adaptive_black_box": {"trainer.max_epochs": 7}, "task": {"model.init_args.lr": 0.5}}
+    place = replace(PLACE, fit_options=own)
+    run, attack = cell.attacked(place, "adaptive_black_box")
     assert run == "adaptive_black_box-crafter-steps3-beta0.5-answers-seed2"
     assert options(attack) >= {
         ("--model.init_args.crafter_ckpt", PLACE.checkpoint(cell.run)),
@@ -84,6 +87,10 @@ def test_commands():
     run, cloud = cell.cloud(PLACE)
     assert run == f"cloud-{cell.name}"
     assert ("--model.init_args.test_store", cell.store(PLACE)) in options(cloud)
+    assert ("--model.init_args.lr", "0.5") in options(place.command("fit", "task", None, {}))
+    assert "--model.init_args.lr" not in place.command("predict", "task", None, {})
+    asked = ["fit", "--config", str(CONF / "task.yaml"), "--experiment", "synthetic"]
+    assert place.upstream(asked) == [*asked, "--ckpt_path", "last", "--model.init_args.lr", "0.5"]
     with pytest.raises(UserError, match=r"no config .*unheard.yaml"):
         PLACE.command("fit", "unheard", None, {})
 
@@ -240,6 +247,16 @@ def test_data_of_its_own_is_that_of_every_command(tmp_path, capsys):
     assert any("prior.yaml" in line for line in lines), "a stage that another one needs"
 
 
+def test_options_of_a_fit_reach_it_wherever_it_is_trained(tmp_path, capsys):
+    own = "{amortizer: {trainer.max_epochs: 3}, noise: {trainer.max_epochs: 4}}"
+    assert main(command(tmp_path / "runs", "--plan", "true", "--fit_options", own)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " --config " in line]
+    for stage, epochs in (("amortizer", 3), ("noise", 4)):
+        fits = [line for line in lines if f"{stage}.yaml" in line and "crafter_pl fit " in line]
+        assert fits and all(f"--trainer.max_epochs {epochs}" in line for line in fits), stage
+    assert not [line for line in lines if "task.yaml" in line and "max_epochs" in line]
+
+
 def test_a_tiny_benchmark(done, runs_dir):
     report = json.loads((done / "seed0" / "report.json").read_text())
     labels = ["none", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2.0)"]
@@ -314,6 +331,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_d
         (["--audit", "nowhere.yaml"], "no config nowhere.yaml of the audit"),
         (["--data", "nowhere.yaml"], "no config nowhere.yaml of the data"),
         (["--defenses", "[{stage: unheard}]"], "unheard.yaml"),
+        (["--fit_options", "{unheard: {trainer.max_epochs: 1}}"], "unheard.yaml"),
         (["--workers", "0"], "--workers is 0"),
         (["--seeds", "[]"], "needs defences and seeds"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.crafting.inversion import data_weight, inner_loss, invert
+from crafter_pl.crafting.inversion import data_weight, inner_loss, invert, record
 
 
 def conv_net() -> nn.Sequential:
@@ -95,6 +95,24 @@ def test_keep_best_is_per_sample_and_never_worse(net: nn.Sequential, problem: tu
     assert torch.equal(lasts[0].z, z0)
     silent = invert(net, target, z0, steps=12, lr=0.3, optimizer="adam", evaluate=False)
     assert torch.equal(silent.z, lasts[12].z) and silent.loss.isnan().all()
+
+
+def test_a_recorded_pass_saves_one(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
+    target, z0 = problem
+    calls: list[int] = []
+
+    def render(z: Tensor) -> Tensor:
+        calls.append(len(z))
+        return net(z)
+
+    fresh = invert(render, target, z0, steps=5, lr=0.05, evaluate=False)
+    assert len(calls) == 5
+    recorded = record(render, z0)
+    calls.clear()
+    shared = invert(render, target, recorded, steps=5, lr=0.05, evaluate=False)
+    assert len(calls) == 4 and torch.equal(shared.z, fresh.z)
+    assert torch.equal(recorded.z, z0), "the start is not modified"
+    assert torch.equal(invert(render, target, recorded, steps=0, lr=0.05).z, z0)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])

@@ -390,6 +390,16 @@ def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
     assert torch.allclose(product, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+def test_freezing_turns_a_widening_linear_layer_for_single_samples():
+    """In memory alone; it stays so in copies, and in other precisions."""
+    net = nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    frozen, x = freeze(net), torch.randn(7, 5, dtype=torch.float64)
+    assert torch.allclose(frozen(x), net(x), rtol=1e-13, atol=1e-13)
+    for made in (frozen, copy.deepcopy(frozen).float()):
+        assert [weight.stride() for weight in made.parameters() if weight.ndim == 2] == [(1, 40), (40, 1)]
+    assert net[0].weight.stride() == (5, 1), "the net that was given is not changed"
+
+
 def test_freezing_leaves_a_convolution_padded_otherwise():
     net = nn.Sequential(
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same")

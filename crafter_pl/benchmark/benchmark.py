@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from crafter_pl.benchmark.grid import SCENARIO, Attacker, Cell, Defended, Place, cells, option
+from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
@@ -24,8 +24,9 @@ def benchmark(
     defenses: list[Defended],
     audit: str,
     oracles: list[str],
-    attackers: list[Attacker] | None = None,
+    attackers: list[str] | None = None,
     stages: list[str] | None = None,
+    fit_options: dict[str, dict[str, Any]] | None = None,
     budget: str = "standard",
     training: bool = True,
     seeds: list[int] | None = None,
@@ -48,8 +49,11 @@ def benchmark(
         defenses: the lines of the grid.
         audit: config of the audit: its data, its budgets, its bootstrap.
         oracles: stages of the panel, the first for the paper's Eval Acc.
-        attackers: attacks that are trained anew against every cell; the budget should hold their attacks.
+        attackers: stages of attacks that adapt, trained anew against every cell; the budget should hold their
+            attacks.
         stages: other stages that the budget's attacks need.
+        fit_options: options of the `fit` of a stage, wherever it is trained:
+            ``{task: {trainer.max_epochs: 6}}``.
         budget: which of the audit's lists of attacks everything is attacked with.
         training: also measure the utility in the training scenario.
         seeds: of the defences' training and noise, and of the attackers'; three or more show the spread.
@@ -70,7 +74,7 @@ def benchmark(
         UserError: a config is missing or two cells are the same, before anything runs; or some jobs failed,
             after all others are done and reported.
     """
-    place = Place(Path(configs), experiment, Path(runs_dir), data)
+    place = Place(Path(configs), experiment, Path(runs_dir), data, fit_options or {})
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     workers = (gpus or os.cpu_count() or 1) if workers is None else workers
@@ -79,6 +83,8 @@ def benchmark(
     for name, file in (("audit", audit), ("data", data)):
         if file is not None and not Path(file).is_file():
             raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
+    for stage in place.fit_options:
+        place.config(stage)
     grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
     import_stages()
     planned = _Plan(place)
@@ -156,12 +162,12 @@ class _Plan:
         alike = (given["--config"], *(key for key in given if key.endswith("_ckpt")))
         if alike not in self._parsed:
             cli = StageCLI(args)
-            commands = [_resumed(cli.upstream_command(run)) for run in cli.upstream]
+            commands = [self.place.upstream(cli.upstream_command(run)) for run in cli.upstream]
             self._parsed[alike] = cli.name, commands
         run, commands = self._parsed[alike]
         return given.get("--name", run), commands
 
-    def cell(self, cell: Cell, attackers: list[Attacker], training: bool) -> None:
+    def cell(self, cell: Cell, attackers: list[str], training: bool) -> None:
         """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
         place = self.place
         needs = [self.fit(cell.fitted(place))]
@@ -177,10 +183,6 @@ class _Plan:
             commands.append(args)
             outputs.append(place.checkpoint(run))
         self.made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
-
-
-def _resumed(args: list[str]) -> list[str]:
-    return args if "--ckpt_path" in args else [*args, "--ckpt_path", "last"]
 
 
 def _cell_job(cell: Cell) -> str:
@@ -206,7 +208,7 @@ def _audits(
         if training and "fit-cloud" in made:
             clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]
             given["clouds"] = option([place.checkpoint("cloud"), *clouds])
-        args += [part for key, value in given.items() for part in (f"--{key}", option(value))]
+        args += flags(given)
         inputs = [path for job in made.values() for path in job.outputs]
         outputs = [str(folder / f"seed{seed}" / "report.json")]
         jobs.append(Job(f"audit-seed{seed}", [args], outputs, inputs=inputs, wide=True))

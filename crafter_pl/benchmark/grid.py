@@ -29,19 +29,6 @@ class Defended:
     training: bool = True
 
 
-@dataclass
-class Attacker:
-    """An attack that adapts: trained anew against every cell.
-
-    Args:
-        stage: its config's name, ``attacks/adaptive_black_box``.
-        options: of its `fit` (``{trainer.max_epochs: 40}``).
-    """
-
-    stage: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Place:
     """Where configs and runs are.
@@ -51,12 +38,14 @@ class Place:
         experiment: folder of the runs under ``runs_dir``.
         runs_dir: folder of all runs.
         data: config of the data of every command; None leaves that to the stages' configs.
+        fit_options: options of the `fit` of a stage, by the stage's name.
     """
 
     configs: Path
     experiment: str
     runs_dir: Path
     data: str | None = None
+    fit_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
@@ -79,13 +68,30 @@ class Place:
         Raises:
             UserError: there is no config of that stage.
         """
+        args = [verb, "--config", str(self.config(stage)), *self.shared]
+        args += [] if run is None else ["--name", run]
+        if verb == "fit":
+            args += ["--ckpt_path", "last"]
+            options = {**self.fit_options.get(stage, {}), **options}
+        return [*args, *flags(options)]
+
+    def upstream(self, args: list[str]) -> list[str]:
+        """A `fit` that another stage asks for, with that stage's own options and so that it goes on."""
+        config = Path(args[args.index("--config") + 1])
+        own = [options for stage, options in self.fit_options.items() if self.config(stage) == config]
+        last = [] if "--ckpt_path" in args else ["--ckpt_path", "last"]
+        return [*args, *last, *(flag for options in own for flag in flags(options))]
+
+    def config(self, stage: str) -> Path:
+        """The config of a stage.
+
+        Raises:
+            UserError: there is none.
+        """
         config = self.configs / f"{stage}.yaml"
         if not config.is_file():
             raise UserError(f"there is no config {config} for the stage {stage!r} (--configs FOLDER)")
-        args = [verb, "--config", str(config), *self.shared]
-        args += [] if run is None else ["--name", run]
-        args += ["--ckpt_path", "last"] if verb == "fit" else []
-        return [*args, *(part for key, value in options.items() for part in (f"--{key}", option(value)))]
+        return config
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,12 @@ class Cell:
         options |= {"protect.out": self.store(place, part), "data.predict_split": part}
         return place.command("predict", self.line.stage, self.run, options)
 
-    def attacked(self, place: Place, attacker: Attacker) -> tuple[str, list[str]]:
+    def attacked(self, place: Place, attacker: str) -> tuple[str, list[str]]:
         """The run of an attack that adapts to it, and the command that trains it."""
-        run = f"{Path(attacker.stage).name}-{self.name}"
+        run = f"{Path(attacker).name}-{self.name}"
         options = {"model.init_args.crafter_ckpt": place.checkpoint(self.run)}
         options |= {f"model.init_args.{key}": value for key, value in self.protect.items()}
-        options |= attacker.options
-        return run, place.command("fit", attacker.stage, run, _seeded(options, self.seed))
+        return run, place.command("fit", attacker, run, _seeded(options, self.seed))
 
     def cloud(self, place: Place) -> tuple[str, list[str]]:
         """The run of the cloud classifier that learns from it, and the command that trains it."""
@@ -178,6 +183,11 @@ def _words(settings: dict[str, Any]) -> list[str]:
         value if isinstance(value, str) else f"{key.rpartition('.')[2].rstrip('_')}{option(value)}"
         for key, value in settings.items()
     ]
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """Options as the command line takes them."""
+    return [part for key, value in options.items() for part in (f"--{key}", option(value))]
 
 
 def option(value: Any) -> str:  # noqa: ANN401 (any setting)

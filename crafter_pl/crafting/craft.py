@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.crafting.implicit import hypergradient
-from crafter_pl.crafting.inversion import InversionState, invert
+from crafter_pl.crafting.inversion import InversionState, Recorded, invert
 from crafter_pl.errors import UserError
 from crafter_pl.nets.critic import gradient_penalty
 
@@ -145,7 +145,7 @@ class CraftState:
     """Where a batch's crafting stands: everything that the next step needs.
 
     ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the
-    outer update.
+    outer update; ``drawn``: the pass through the nets at ``z``, for the next step's inversion.
     """
 
     features: Tensor
@@ -154,6 +154,7 @@ class CraftState:
     beta: Tensor
     y: Tensor | None = None
     inner: InversionState | None = None
+    drawn: Recorded | None = None
     first: Tensor | None = None
     second: Tensor | None = None
     answers: Tensor | None = None
@@ -167,15 +168,21 @@ class CraftState:
         if self.inner is not None:
             second = None if self.inner.second is None else self.inner.second.to(dtype)
             parts["inner"] = InversionState(self.inner.step, self.inner.first.to(dtype), second)
+        parts["drawn"] = None
         return CraftState(**parts)
 
 
-def privacy_gradient(nets: CraftNets, critic: Net, z: Tensor) -> tuple[Tensor, Tensor]:
-    """``L_p = -D(G(z))`` per sample ``(N,)`` and its gradient with respect to ``z`` ``(N, Z)``."""
+def privacy_gradient(critic: Net, images: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``L_p = -D(G(z))`` per sample ``(N,)`` and its gradient ``(N, Z)``.
+
+    Args:
+        critic: images -> ``(N,)``.
+        images: ``G(z)`` with its graph, which is kept.
+        z: latents ``(N, Z)``, a leaf.
+    """
     with torch.enable_grad():
-        variable = z.detach().clone().requires_grad_()
-        loss = -critic(nets.generator(variable))
-        (gradient,) = torch.autograd.grad(loss.sum(), variable)
+        loss = -critic(images)
+        (gradient,) = torch.autograd.grad(loss.sum(), z, retain_graph=True)
     return loss.detach(), gradient
 
 
@@ -251,7 +258,7 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
     result = invert(
         nets.render,
         state.features,
-        state.z,
+        state.z if state.drawn is None else state.drawn,
         steps=settings.inner_steps,
         lr=settings.inner_lr,
         prior_weight=settings.prior_weight,
@@ -259,9 +266,13 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         state=state.inner,
     )
     state.z, state.inner = result.z, result.state
-    privacy_loss, v = privacy_gradient(nets, critic, state.z)
+    with torch.enable_grad():  # one pass for the critic, the products and the next step's inversion
+        z = state.z.clone().requires_grad_()
+        images = nets.generator(z)
+        state.drawn = Recorded(z, nets.encoder(images))
+    privacy_loss, v = privacy_gradient(critic, images, z)
     hyper = hypergradient(
-        settings.solver, nets.render, state.features, state.z, v, **settings.solver_settings(state.y)
+        settings.solver, nets.render, state.features, state.drawn, v, **settings.solver_settings(state.y)
     )
     state.y = hyper.y
     size = state.features[0].numel()

@@ -11,19 +11,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.inversion import Render, Scale, data_weight, inner_loss
+from crafter_pl.crafting.inversion import Recorded, Render, Scale, data_weight, inner_loss, record
 
 
 class Curvature:
     """Second-order products of the inner objective at one point, on a graph recorded once."""
 
-    def __init__(self, render: Render, target: Tensor, z: Tensor, rho: float, scale: Scale) -> None:
+    def __init__(
+        self, render: Render, target: Tensor, z: Tensor | Recorded, rho: float, scale: Scale
+    ) -> None:
         self.products = 0
         self._rho = rho
         self._weight = data_weight(scale, target)
-        with torch.enable_grad():
-            self._z = z.detach().clone().requires_grad_()
-            self._rendered = render(self._z)
+        here = record(render, z)
+        self._z, self._rendered = here.z, here.rendered
         self._target = target.detach()
         self._scale = scale
         self._gradient: Tensor | None = None

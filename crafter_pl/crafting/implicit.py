@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.crafting.curvature import Curvature
-from crafter_pl.crafting.inversion import Render, Scale, data_weight, inner_loss
+from crafter_pl.crafting.inversion import Recorded, Render, Scale, data_weight, inner_loss
 
 SOLVERS = ("neumann", "cg", "gauss_newton", "unroll")
 
@@ -121,7 +121,7 @@ def _conjugate_gradients(
 def neumann(
     render: Render,
     target: Tensor,
-    z: Tensor,
+    z: Tensor | Recorded,
     v: Tensor,
     *,
     alpha: float,
@@ -135,7 +135,7 @@ def neumann(
     Args:
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
-        z: best response at F, ``(N, Z)``.
+        z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         alpha: step of the series; it converges where ``0 < alpha * H < 2``.
         terms: K, the Hessian products of the series.
@@ -160,7 +160,7 @@ def neumann(
 def cg(
     render: Render,
     target: Tensor,
-    z: Tensor,
+    z: Tensor | Recorded,
     v: Tensor,
     *,
     damping: float,
@@ -179,7 +179,7 @@ def cg(
     Args:
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
-        z: best response at F, ``(N, Z)``.
+        z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         damping: added to the Hessian's diagonal.
         iterations: at most this many; one product each, and one more with ``y0``.
@@ -203,7 +203,7 @@ def cg(
 def gauss_newton(
     render: Render,
     target: Tensor,
-    z: Tensor,
+    z: Tensor | Recorded,
     v: Tensor,
     *,
     damping: float,
@@ -222,7 +222,7 @@ def gauss_newton(
     Args:
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
-        z: best response at F, ``(N, Z)``.
+        z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         damping: added to the diagonal.
         iterations: at most this many; one product each, and one more with ``y0``.
@@ -297,7 +297,7 @@ def unroll(
 
 
 def hypergradient(
-    solver: str, render: Render, target: Tensor, z: Tensor, v: Tensor, **settings: object
+    solver: str, render: Render, target: Tensor, z: Tensor | Recorded, v: Tensor, **settings: object
 ) -> Hypergradient:
     """Return dL_p/dF by the named solver.
 
@@ -306,7 +306,7 @@ def hypergradient(
             linear, ``<v, z>``).
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
-        z: best response at F, ``(N, Z)``.
+        z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         settings: the solver's own keyword arguments.
 
@@ -318,7 +318,7 @@ def hypergradient(
     constant = v.detach()
     if solver == "unroll":
         linear: Callable[..., Hypergradient] = partial(unroll, lambda end: _dot(constant, end))
-        return linear(render, target, z, **settings)
+        return linear(render, target, z.z if isinstance(z, Recorded) else z, **settings)
     functions: dict[str, Callable[..., Hypergradient]]
     functions = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}
     return functions[solver](render, target, z, v, **settings)

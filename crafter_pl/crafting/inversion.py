@@ -51,6 +51,28 @@ def inner_loss(
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """A pass through ``render`` with its graph: gradients at ``z`` need no other.
+
+    Attributes:
+        z: ``(N, Z)``, a leaf that requires a gradient.
+        rendered: ``e(z)``, ``(N, ...)``.
+    """
+
+    z: Tensor
+    rendered: Tensor
+
+
+def record(render: Render, z: Tensor | Recorded) -> Recorded:
+    """Return the pass at ``z``, a new one unless it is recorded already."""
+    if isinstance(z, Recorded):
+        return z
+    with torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_()
+        return Recorded(leaf, render(leaf))
+
+
+@dataclass(frozen=True)
 class InversionState:
     """Moments of the inner optimizer, handed from one outer step's inversion to the next."""
 
@@ -104,7 +126,7 @@ def _step(
 def invert(
     render: Render,
     target: Tensor,
-    z0: Tensor,
+    z0: Tensor | Recorded,
     *,
     steps: int,
     lr: float,
@@ -126,7 +148,7 @@ def invert(
         render: ``z (N, Z) -> features (N, ...)``, frozen and in eval mode, so that it treats samples
             separately.
         target: features F to invert, ``(N, ...)``.
-        z0: start, ``(N, Z)``; not modified.
+        z0: start, ``(N, Z)``, not modified; or the pass recorded there, which the first step uses up.
         steps: gradient steps; 0 evaluates ``z0``.
         lr: step size. With "momentum" it multiplies the gradient of the objective, so its meaning moves with
             ``scale`` (the paper's 5e-3 is for its own objective, see `crafter_pl.crafting.reference`); with
@@ -150,23 +172,25 @@ def invert(
     """
     if optimizer not in ("adam", "momentum"):
         raise ValueError(f"optimizer is {optimizer!r}; expected 'adam' or 'momentum'.")
-    if len(z0) != len(target):
-        raise ValueError(f"z0 has {len(z0)} samples, target {len(target)}: one latent a feature.")
-    z, target = z0.detach(), target.detach()
+    here = z0
+    z, target = (z0.z if isinstance(z0, Recorded) else z0).detach(), target.detach()
+    if len(z) != len(target):
+        raise ValueError(f"z0 has {len(z)} samples, target {len(target)}: one latent a feature.")
     state = state or _fresh_state(z, optimizer)
     if state.first.shape != z.shape or (state.second is None) != (optimizer == "momentum"):
         raise ValueError("state belongs to another optimizer or batch; pass state=None to start afresh.")
     best_z, best_loss = z, torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(steps):
+        drawn = record(render, here)
         with torch.enable_grad():
-            variable = z.clone().requires_grad_()
-            loss = inner_loss(render(variable), target, variable, prior_weight, scale)
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            loss = inner_loss(drawn.rendered, target, drawn.z, prior_weight, scale)
+            (gradient,) = torch.autograd.grad(loss.sum(), drawn.z)
         if keep_best:
             better = loss.detach() < best_loss
             best_z = torch.where(better[:, None], z, best_z)
             best_loss = torch.where(better, loss.detach(), best_loss)
         z, state = _step(z, gradient, state, optimizer=optimizer, lr=lr, momentum=momentum, beta2=beta2)
+        here = z
     if not (evaluate or keep_best):
         return InversionResult(z, torch.full_like(best_loss, torch.nan), steps, state)
     with torch.no_grad():
