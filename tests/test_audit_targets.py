@@ -45,6 +45,15 @@ class FakeDefense:
         return _Turned()
 
 
+class _Cloak(FakeDefense):
+    """Its steps are its own: set in training, and refused as an option."""
+
+    def in_force(self) -> dict[str, Any]:
+        if "steps" in self.protect_options:
+            raise UserError("--protect.steps is Crafter's")
+        return self.protection()
+
+
 class _Turned(torch.nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return -features.mean((2, 3))
@@ -113,6 +122,14 @@ def test_the_defence_is_found_beside_the_store_with_its_settings_in_force(lab: S
     assert none is None and target.manifest["settings"]["beta"] == 2.0
     assert target.defense.protection() == {"beta": 2.0, "steps": 5} and report["notes"] == []
     assert report["attacks"]["knowing"]["adaptive"] is True
+
+
+def test_a_defence_whose_own_setting_is_called_as_an_option_is_at_hand(lab: SimpleNamespace) -> None:
+    place(lab, lab.tmp / "runs" / "e" / "mine", _Cloak())
+    attack = Knowing()
+    settings = {"settings": {"beta": 9.0, "steps": 5}}
+    report = lab.run(features=[store(lab, **settings)], attacks=[attack])
+    assert report["notes"] == [] and attack.aims[-1].defense.protection() == settings["settings"]
 
 
 def test_attacks_are_handed_no_more_than_they_may_know(lab: SimpleNamespace) -> None:

@@ -325,6 +325,14 @@ def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_d
     assert rows == ["unprotected", "noise (scale 0.5)"]
 
 
+def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
+    before = (runs_dir / "synthetic" / "task" / "summary.json").read_bytes()
+    assert main(command(runs_dir, "--plan", "true", "--fit_options", "{task: {trainer.max_epochs: 9}}")) == 2
+    said = capsys.readouterr().err
+    assert "synthetic/task was trained for " in said and "asks for 9: give another --experiment" in said
+    assert (runs_dir / "synthetic" / "task" / "summary.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

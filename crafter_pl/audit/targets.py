@@ -98,8 +98,9 @@ class Published:
         defense = copy.copy(self.loaded[path])  # the same weights, options of its own
         if defense.weights_hash() != manifest["defense_sha256"]:
             raise UserError(f"{path} has other weights")
-        settings = manifest["settings"]
-        defense.protect_options = {key: settings[key] for key in OPTIONS if key in settings}
+        settings, trained = manifest["settings"], json.loads(json.dumps(defense.in_force()))
+        changed = [key for key in OPTIONS if key in settings and settings[key] != trained.get(key)]
+        defense.protect_options = {key: settings[key] for key in changed}
         mine = json.loads(json.dumps(defense.in_force()))
         if other := sorted(
             key for key in mine.keys() | settings.keys() if mine.get(key) != settings.get(key)

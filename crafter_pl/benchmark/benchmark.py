@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from itertools import pairwise
@@ -149,9 +150,27 @@ class _Plan:
         name = f"fit-{run}"
         if name not in self.made:
             needs = [self.fit(command) for command in upstream]
-            there = (self.place.home / run / "summary.json").is_file() and StageCLI(args).ended()
-            self.made[name] = Job(name, [] if there else [args], [self.place.checkpoint(run)], needs)
+            commands = [] if self._ended(run, args) else [args]
+            self.made[name] = Job(name, commands, [self.place.checkpoint(run)], needs)
         return name
+
+    def _ended(self, run: str, args: list[str]) -> bool:
+        """Whether a run is there that was trained as this command would train it.
+
+        Raises:
+            UserError: it was trained otherwise.
+        """
+        summary = self.place.home / run / "summary.json"
+        if not summary.is_file():
+            return False
+        cli = StageCLI(args)
+        done, asked = json.loads(summary.read_text())["max_epochs"], cli.options.trainer.max_epochs
+        if done != asked:
+            raise UserError(
+                f"{summary.parent} was trained for {done} epochs, and the benchmark asks for {asked}: give "
+                "another --experiment, or --fit_options as it was trained with"
+            )
+        return cli.ended()
 
     def _needed(self, args: list[str]) -> tuple[str, list[list[str]]]:
         """The run that a `fit` makes, and the commands that train the runs that it needs.

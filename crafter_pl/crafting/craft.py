@@ -145,7 +145,8 @@ class CraftState:
     """Where a batch's crafting stands: everything that the next step needs.
 
     ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the
-    outer update; ``drawn``: the pass through the nets at ``z``, for the next step's inversion.
+    outer update; ``drawn``: the pass through the nets at ``z`` that the next step's inversion uses up (drop it where
+    ``z`` is changed by hand).
     """
 
     features: Tensor
@@ -349,6 +350,7 @@ def craft(
         state = craft_step(nets, critic, state, settings)
         if after_step is not None:
             after_step(state)
+    state.drawn = None
     return polish(nets, state, settings)
 
 
