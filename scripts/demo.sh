@@ -10,7 +10,11 @@ cd "$(dirname "$0")/.."
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 people=(--data configs/small.yaml)
 decoder=(--model.init_args.width 32 --ckpt_path last)
-run() { echo "+ python -m crafter_pl $* --experiment demo ${people[*]}"; python -m crafter_pl "$@" --experiment demo "${people[@]}"; }
+run() { # VERB --config FILE, and more
+  set -- "${@:1:3}" --experiment demo "${people[@]}" "${@:4}"
+  echo "+ python -m crafter_pl $*"
+  python -m crafter_pl "$@"
+}
 finished() { [ -f "runs/demo/$1/summary.json" ]; }
 beside() {
   run fit --config configs/prior.yaml --model.init_args.warmup_epochs 7 --trainer.max_epochs 8 --ckpt_path last || return
