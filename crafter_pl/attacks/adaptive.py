@@ -318,8 +318,8 @@ class AdaptedAttack(Attack):
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         runs_dir = str(self.experiment_dir.parent)
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        inquired = settings if target.defense is None else target.defense.protect_options
-        told = {key: inquired[key] for key in PROTECT if inquired.get(key) is not None}
+        options = settings if target.defense is None else target.defense.protect_options
+        told = {key: options[key] for key in PROTECT if options.get(key) is not None}
         own = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
         checkpoint = Path(own if target.checkpoint is None else target.checkpoint)
         beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""

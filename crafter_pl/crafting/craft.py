@@ -145,8 +145,8 @@ class CraftState:
     """Where a batch's crafting stands: everything that the next step needs.
 
     ``features``, ``clean``: ``(N, C, h, w)``; ``z``, ``y``: ``(N, Z)``; ``beta``: ``(N,)``; moments of the
-    outer update; ``drawn``: the pass through the nets at ``z`` that the next step's inversion uses up (drop it where
-    ``z`` is changed by hand).
+    outer update; ``drawn``: the pass through the nets at ``z`` that the next step's inversion uses up (drop
+    it where ``z`` is changed by hand).
     """
 
     features: Tensor
