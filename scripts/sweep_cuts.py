@@ -48,7 +48,7 @@ def sweep(
     Args:
         cuts: nodes of the architecture, from shallow to deep.
         arch: a torchvision classification model.
-        config: an audit config, for its bootstrap.
+        config: an audit config, for its bootstrap, and for its data where none are given.
         configs: folder of the stages' configs.
         data: config of the data, for every command (default: what the configs name).
         experiment: whose prior and oracles are used; they are trained where they are missing.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.crafting.implicit import hypergradient
-from crafter_pl.crafting.inversion import InversionState, Recorded, invert
+from crafter_pl.crafting.inversion import InversionState, Recorded, invert, record
 from crafter_pl.errors import UserError
 from crafter_pl.nets.critic import gradient_penalty
 
@@ -267,11 +267,10 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         state=state.inner,
     )
     state.z, state.inner = result.z, result.state
+    picture = record(nets.generator, state.z)
     with torch.enable_grad():  # one pass for the critic, the products and the next step's inversion
-        z = state.z.clone().requires_grad_()
-        images = nets.generator(z)
-        state.drawn = Recorded(z, nets.encoder(images))
-    privacy_loss, v = privacy_gradient(critic, images, z)
+        state.drawn = Recorded(picture.z, nets.encoder(picture.rendered))
+    privacy_loss, v = privacy_gradient(critic, picture.rendered, picture.z)
     hyper = hypergradient(
         settings.solver, nets.render, state.features, state.drawn, v, **settings.solver_settings(state.y)
     )
