@@ -131,13 +131,18 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _area_cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     scenarios = list(summary["areas"])
     names = {"none": "unprotected", "all": "best of all"}
-    retrains = {row["curve"]: ", ".join(row["retrains"]) or "-" for row in summary["rows"]}
+    retrains = _retrains(summary)
     rows = [
-        [names.get(name, name.replace("_", " ")), retrains.get(name, "-")]
+        [names.get(name, name.replace("_", " ")), ", ".join(retrains[name]) or "-"]
         + [_rate(own[name]) if name in (own := summary["areas"][s]) else "-" for s in scenarios]
         for name in summary["areas"]["inference"]
     ]
     return ["defence", "retrains", *(f"area, {name}" for name in scenarios)], rows
+
+
+def _retrains(summary: dict[str, Any]) -> dict[str, list[str]]:
+    """What the defence of each curve retrains; the best of all may be any."""
+    return {"all": [], **{row["curve"]: row["retrains"] for row in summary["rows"]}}
 
 
 def _number(figure: dict[str, Any]) -> str:
@@ -219,9 +224,9 @@ def _flat(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _flat_areas(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    retrains = {row["curve"]: " ".join(row["retrains"]) for row in summary["rows"]}
+    retrains = _retrains(summary)
     return [
-        {"defence": name, "retrains": retrains.get(name, "")}
+        {"defence": name, "retrains": " ".join(retrains[name])}
         | _columns({scenario: own[name] for scenario, own in summary["areas"].items() if name in own})
         for name in summary["areas"]["inference"]
     ]
