@@ -275,7 +275,7 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
         del other["defense_sha256"]
     with pytest.raises(UserError, match=r"nothing in .* was trained against") as error:
         aimed(tiny, Target(other, None))
-    line = str(error.value).partition("train it first: ")[2]
+    line = str(error.value).partition("if this audit has it): ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
     assert f"--runs_dir {tiny.runs_dir}" in line
     assert f"--model.init_args.beta {other['settings']['beta']}" in line
@@ -292,7 +292,7 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
         path = tiny.folder / run / "checkpoints" / "best.ckpt"
         with pytest.raises(UserError) as error:
             aimed(tiny, Target(other, None, checkpoint=str(path)))
-        line = str(error.value).partition("train it first: ")[2]
+        line = str(error.value).partition("if this audit has it): ")[2]
         assert f"--name adaptive_black_box-{run}-beta1" in line
         assert (f"--model.init_args.crafter_ckpt {path}" in line) == (run == "crafter_z")
     published = Published(tiny.folder, "cpu")

@@ -281,7 +281,7 @@ def test_nothing_was_trained_against_this_defence(tiny, tiny_store, trained):
     attack.resolve(tiny.folder)
     with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
         attack.aim(Target(manifest, None))
-    line = str(error.value).partition("train it first: ")[2]
+    line = str(error.value).partition("if this audit has it): ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_white_box.yaml")
     assert "--model.init_args.beta 0.5" in line
 

@@ -315,7 +315,7 @@ def test_nothing_was_trained_against_this_defence(tiny, trained, target):
     manifest = {**target.manifest, "settings": {**target.manifest["settings"], "beta": 0.5}}
     with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
         aimed(tiny, Target(manifest, None), prior_ckpt="elsewhere/prior.ckpt")
-    line = str(error.value).partition("train it first: ")[2]
+    line = str(error.value).partition("if this audit has it): ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/surrogate.yaml")
     assert "--model.init_args.beta 0.5" in line and "--name surrogate-crafter-beta0.5" in line
     assert "prior" not in line  # the nets do not depend on it

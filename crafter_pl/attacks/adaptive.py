@@ -304,7 +304,7 @@ class AdaptedAttack(Attack):
         if not found:
             raise UserError(
                 f"attack {self.name}: nothing in {self.experiment_dir} was trained against "
-                f"{_what(target)}; train it first: {self._train(target)}"
+                f"{_what(target)}; train it first (with --data, if this audit has it): {self._train(target)}"
             )
         return max(found, key=lambda entry: entry[:2])[2]
 

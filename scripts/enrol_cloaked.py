@@ -1,0 +1,109 @@
+"""What cloaks were made for: a recogniser that learns people from cloaked pictures meets them uncloaked.
+
+    python scripts/enrol_cloaked.py --data configs/small.yaml --experiment small \
+        --cloaks "[fawkes-rho0.017, lowkey-alpha5]"
+
+The experiment of Fawkes (USENIX Security 2020) and LowKey (ICLR 2021): whoever runs a recogniser enrols
+private people, here with their private_test pictures, cloaked or not, and is shown clean ones, here those of
+private_train. A face is named by the nearest centroid of embeddings. The recognisers are the experiment's
+embedders, which have learned public people only; the cloaks were made against one of them (Fawkes) or both.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
+from crafter_pl.audit.verdict import rate_with_range
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.defenses.base import load_defense
+from crafter_pl.defenses.cloak import Cloak
+from crafter_pl.errors import UserError
+from crafter_pl.runner import import_stages
+from crafter_pl.stages import Embedder, load_stage
+
+_BATCH = 32
+
+
+def enrol(
+    data: FacesDataModule,
+    cloaks: list[str],
+    recognisers: list[str] | None = None,
+    experiment: str = "synthetic",
+    runs_dir: str = "runs",
+    bootstrap: int = 1000,
+) -> str:
+    """Enrol cloaked pictures, name clean ones.
+
+    Args:
+        data: the faces, split as the stages were trained with.
+        cloaks: names of runs of Fawkes or LowKey.
+        recognisers: names of runs of embedders (default: embedder and embedder_plain).
+        experiment: folder of the runs under runs_dir.
+        runs_dir: folder of all runs.
+        bootstrap: resamples of people.
+
+    Returns:
+        A Markdown table: share of clean pictures that are named right, by each recogniser, for what it was
+        enrolled with; 95 % intervals over people.
+
+    Raises:
+        UserError: a checkpoint that is missing, or of something else.
+    """
+    home = Path(runs_dir) / experiment
+    data.setup("test")
+    enrolled, probes = data.rows("private_test"), data.rows("private_train")
+    nets = {
+        name: load_stage(home / name / "checkpoints" / "best.ckpt", Embedder)
+        for name in recognisers or ["embedder", "embedder_plain"]
+    }
+    galleries = {"uncloaked": enrolled["image"]}
+    for name in cloaks:
+        cloak = load_defense(home / name / "checkpoints" / "best.ckpt")
+        if not isinstance(cloak, Cloak):
+            raise UserError(f"--cloaks {name}: {type(cloak).__name__} is not a cloak (Fawkes, LowKey)")
+        batches = enrolled["image"].split(_BATCH)
+        galleries[name] = torch.cat([cloak.cloak(images).float() for images in tqdm(batches, name)])
+    boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
+    lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]
+    for name, pictures in galleries.items():
+        line = [name]
+        for net in nets.values():
+            right = named(net, pictures, enrolled["identity"], probes["image"], probes["identity"])
+            line.append(rate_with_range(figure(float(right.mean()), boot.mean_replicates(right.numpy()))))
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+@torch.no_grad()
+def named(net: Embedder, gallery: Tensor, owners: Tensor, probes: Tensor, people: Tensor) -> Tensor:
+    """1 where the nearest centroid of the gallery's people is the probe's own, else 0, ``(N,)``."""
+    known, group = owners.unique(return_inverse=True)
+    embeddings = torch.cat([net.embed(images) for images in gallery.split(_BATCH)])
+    centroids = F.normalize(
+        embeddings.new_zeros(len(known), embeddings.shape[1]).index_add(0, group, embeddings)
+    )
+    shown = torch.cat([net.embed(images) for images in probes.split(_BATCH)])
+    return (known[(shown @ centroids.T).argmax(1)] == people).float()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs what the command line asks for; 2 after a user's mistake."""
+    import_stages()
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_function_arguments(enrol, as_positional=False, sub_configs=True)
+    try:
+        print(enrol(**parser.instantiate(parser.parse_args(args))))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Enrolled with cloaked pictures, shown clean ones: the cloaks' own experiment."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from experiment import DATA
+from torch.nn.functional import normalize
+
+from crafter_pl.stages import Embedder, load_stage
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "enrol_cloaked.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("enrol_cloaked", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Colours:
+    """Embeds a picture by its mean colour."""
+
+    def embed(self, images):
+        return normalize(images.mean((2, 3)))
+
+
+def test_who_was_enrolled_under_another_face_is_not_named(script):
+    """Two pictures each of a red, a green and a blue person; then red and green are swapped."""
+    clean = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4).repeat_interleave(2, 0)
+    people = torch.tensor([70, 70, 5, 5, 9, 9])
+    swapped = clean[[2, 3, 0, 1, 4, 5]]
+    assert script.named(Colours(), clean, people, clean, people).tolist() == [1] * 6
+    assert script.named(Colours(), swapped, people, clean, people).tolist() == [0, 0, 0, 0, 1, 1]
+    one_of_two = torch.cat([swapped[:1], clean[1:]])  # a person's centroid is over all pictures
+    assert script.named(Colours(), one_of_two + 0.1 * clean, people, clean, people).tolist() == [1] * 6
+
+
+def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for stage in ("embedder", "embedder_plain"):
+        shutil.copytree(tiny.folder / stage, runs / "synthetic" / stage)
+    strong = {"rho": 0.5, "steps": 20, "lr": 0.1, "embedder_ckpt": tiny.ckpt("embedder")}
+    tiny.trainer("fawkes", runs)("strong", **strong)
+    tiny.trainer("fawkes", runs)("weak", **strong | {"rho": 1e-9})
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump(DATA))
+    capsys.readouterr()
+    command = ["--data", str(data), "--runs_dir", str(runs)]
+    assert script.main([*command, "--cloaks", "[weak, strong]"]) == 0
+    head, _, uncloaked, weak, strong = capsys.readouterr().out.strip().splitlines()
+    assert head == "| enrolled with | embedder | embedder_plain |"
+    rows = tiny.data().rows("private_test"), tiny.data().rows("private_train")
+    (gallery, owners), (probes, people) = ((part["image"], part["identity"]) for part in rows)
+    net = load_stage(tiny.ckpt("embedder"), Embedder)
+    rate = float(script.named(net, gallery, owners, probes, people).mean())
+    assert uncloaked.startswith(f"| uncloaked | {100 * rate:.1f} % (")
+    assert weak.removeprefix("| weak") == uncloaked.removeprefix("| uncloaked"), "no budget, no cloak"
+    assert strong.removeprefix("| strong") != uncloaked.removeprefix("| uncloaked")
+    assert script.main([*command, "--cloaks", "[embedder]"]) == 2
+    assert "is a checkpoint of Embedder, not of a defence" in capsys.readouterr().err
