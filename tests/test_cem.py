@@ -40,6 +40,17 @@ def test_the_loss_on_clusters_by_hand():
     assert split.item() == pytest.approx(0.25 * (math.log(0.6) - math.log(0.2)), rel=1e-5)
 
 
+def test_validation_hears_the_noise(tiny, game):
+    stage = game(Cem, steps=0, sigma=0.5)[0]
+    seen, classify = [], stage.net.classify
+    stage.net.classify = lambda features: seen.append(features) or classify(features)
+    batch = tiny.data().rows("private_test")
+    with torch.no_grad():
+        stage.validation_step(batch, 0)
+        quiet = stage.features(batch["image"])
+    assert (seen[0] - quiet).std().item() == pytest.approx(0.5, rel=0.1)
+
+
 def test_training_tightens_the_clusters(tiny, game):
     """With the loss on clusters the features move towards their centres, more than without it."""
     batch = tiny.data().rows("private_test")

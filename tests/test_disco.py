@@ -44,6 +44,18 @@ def test_the_game_moves_the_filter_against_the_decoder(game):
     assert all(torch.equal(a, b) for a, b in same)
 
 
+def test_the_decoder_is_the_filters_business_and_not_the_encoders(game, tiny):
+    """Encoder and classifier learn the task alone."""
+    stage = game(Disco, steps=0, decoder="paper", width=8, ratio=0.5)[0]
+    batch = tiny.data().rows("private_test")
+    images = batch["image"]
+    loss, figures = stage.defend(stage.features(images), images, batch, torch.tensor(0.0))
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.5 * figures["decoder_error"].item())
+    assert all(p.grad is None for p in stage.net.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in stage.pruner.parameters())
+
+
 @pytest.mark.parametrize("bad", [{"ratio": 1.0}, {"temperature": 0.0}, {"lambda_": 1.0}])
 def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):

@@ -43,6 +43,18 @@ def test_distance_correlation_of_equal_and_of_independent_samples():
     assert value < 0.01 and torch.isfinite(constant.grad).all()
 
 
+def test_mixed_precision_does_not_eat_the_correlation():
+    """Distances are small beside the features themselves, in bfloat16 they would cancel."""
+    x, y = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(0))
+    y = (1 + 0.01 * (x + y)).requires_grad_()
+    exact = distance_correlation(x, y)
+    (gradient,) = torch.autograd.grad(exact, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = distance_correlation(x, y)
+    assert mixed.item() == pytest.approx(exact.item(), rel=1e-4)
+    assert torch.allclose(torch.autograd.grad(mixed, y)[0], gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_training_lowers_the_correlation(game):
     stage, logged = game(NoPeek, steps=20, lambda_=0.9, lr=1e-3)
     assert stage.adversary is None

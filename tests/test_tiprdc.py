@@ -31,6 +31,29 @@ def test_the_estimate_tells_dependence_from_independence():
     assert max(found) <= 0 and found[1] == pytest.approx(-2 * math.log(2), abs=0.06)
 
 
+def test_features_that_tell_the_label_alone_are_worth_nothing():
+    """A picture is its person's colour and a second one; who knows the person knows the first already."""
+    found = {}
+    for kind in ("nothing", "person", "second"):
+        torch.manual_seed(0)
+        critic = MutualInformation(3, 2, width=8)
+        optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
+        values = []
+        for _ in range(300):
+            person, second = torch.randint(2, (2, 64))
+            images = torch.zeros(64, 3, 16, 16)
+            images[:, 0], images[:, 1] = person[:, None, None].float(), second[:, None, None].float()
+            told = {"nothing": torch.ones(64), "person": person.float(), "second": second.float()}[kind]
+            loss = -critic(told[:, None, None, None].expand(-1, 3, 8, 8), images, person)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(-loss.item())
+        found[kind] = sum(values[-50:]) / 50
+    assert found["person"] == pytest.approx(found["nothing"], abs=0.05)
+    assert found["nothing"] > -1.3 and found["second"] > found["nothing"] + 0.15
+
+
 @pytest.fixture
 def people(tiny):
     return sorted(set(tiny.data().rows("private_test")["identity"].tolist()))

@@ -116,7 +116,9 @@ class AdversarialLearning(Retrained):
         if self.adversary is None:
             return
         images = self.fixed_images(self.val_split, 8)
-        self.log_grid("own_decoder", torch.cat([images, self.adversary(self.features(images))]))
+        self.log_grid(
+            "own_decoder", torch.cat([images, self.adversary(self.to_cloud(self.features(images)))])
+        )
 
 
 def relative_error(decoded: Tensor, images: Tensor) -> Tensor:

@@ -95,9 +95,8 @@ class Cem(AdversarialLearning):
         rows = torch.randperm(len(faces), generator=torch.Generator().manual_seed(self.current_epoch))[:2048]
         batches = [faces.__getitems__(part.tolist()) for part in rows.split(256)]
         attributes = torch.cat([batch["attributes"] for batch in batches])
-        if not self._chosen:
-            balance = (attributes.mean(0) - 0.5).abs()
-            self._chosen = balance.argsort(stable=True)[: self.hparams["class_attributes"]].tolist()
+        balance = (faces.faces.attributes[faces.index].float().mean(0) - 0.5).abs()  # the same every epoch
+        self._chosen = balance.argsort(stable=True)[: self.hparams["class_attributes"]].tolist()
         self.net.eval()
         with torch.no_grad():
             encode = self.net.encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from crafter_pl.defenses.adversarial_learning import AdversarialLearning
@@ -16,8 +17,8 @@ class Disco(AdversarialLearning):
     """Adversarial learning in which a filter behind the encoder prunes channels, chosen for each picture.
 
     Singh et al., DISCO: Dynamic and Invariant Sensitive Channel Obfuscation, CVPR 2021. The game is that of
-    `AdversarialLearning` with ``features = Prune(Enc(X))``; encoder, filter and classifier are trained
-    together. What attackers know of the edge includes the filter.
+    `AdversarialLearning` with ``features = Prune(Enc(X))``, but only the filter plays it against the decoder:
+    encoder and classifier learn the task alone. What attackers know of the edge includes the filter.
 
     Args:
         task_ckpt: the task model from which encoder and classifier start; null finds the experiment's own.
@@ -63,6 +64,14 @@ class Disco(AdversarialLearning):
         """What the filter leaves."""
         pruned: Tensor = self.pruner(self.net.encode(images))
         return pruned
+
+    def defend(
+        self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss, less the decoder's, which reaches the filter and not the encoder."""
+        with torch.no_grad():
+            encoded = self.net.encode(images)
+        return super().defend(self.pruner(encoded), images, batch, task)
 
     def defenders(self) -> list[nn.Module]:
         """With the filter."""

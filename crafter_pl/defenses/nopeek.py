@@ -60,7 +60,9 @@ def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
 def _centred_distances(x: Tensor) -> Tensor:
     """Euclidean distances within a sample, ``(N, N)``, less the means of their row and column."""
     flat = x.flatten(1).float()
-    inner = flat @ flat.T
+    flat = flat - flat.mean(0)  # distances stay, and what cancels below is small
+    with torch.autocast(x.device.type, enabled=False):
+        inner = flat @ flat.T
     squares = inner.diagonal()
     square = squares[:, None] + squares - 2 * inner
     apart = (square > 1e-12) & ~torch.eye(len(x), dtype=torch.bool, device=x.device)

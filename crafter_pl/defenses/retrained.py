@@ -54,7 +54,7 @@ class Retrained(Defense):
         return self.net.encode(images)
 
     def to_cloud(self, features: Tensor) -> Tensor:
-        """What of the features the classifier's loss is taken through."""
+        """What the classifier gets of the features."""
         return features
 
     def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -116,7 +116,7 @@ class Retrained(Defense):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
-        features = self.features(batch["image"])
+        features = self.to_cloud(self.features(batch["image"]))
         self.auc.update(self.net.classify(features).float().sigmoid(), batch["attributes"].long())
         figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
         self.log_dict(figures, batch_size=len(features))

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 class MutualInformation(nn.Module):
     """Jensen-Shannon estimate of the mutual information of feature and picture, given a label.
 
-    The critic's score is the scaled inner product of an embedding of the feature with one of picture and
-    label: a net on all three side by side stayed at the estimate of independence.
+    The critic's score is the scaled inner product of an embedding of the picture with one of feature and
+    label: a net on all three side by side stayed at the estimate of independence. So the label explains its
+    own share of the picture whatever the feature is, and the estimate, that of (feature, label) and picture,
+    rises by what the feature tells beyond the label alone.
 
     Args:
         channels: of the features, ``(N, channels, h, w)``.
@@ -36,7 +38,7 @@ class MutualInformation(nn.Module):
         seen, read, given = self.see(images), self.read(features), self.given(labels)
 
         def score(pictures: Tensor) -> Tensor:
-            return ((pictures + given) * read).sum(1) / read.shape[1] ** 0.5
+            return (pictures * (read + given)).sum(1) / read.shape[1] ** 0.5
 
         return -F.softplus(-score(seen)).mean() - F.softplus(score(seen.roll(1, 0))).mean()
 
