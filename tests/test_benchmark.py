@@ -12,7 +12,7 @@ from experiment import CONF
 
 from crafter_pl.benchmark.grid import Defended, Place, cells
 from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
-from crafter_pl.benchmark.summary import over_seeds
+from crafter_pl.benchmark.summary import over_seeds, summarise, write_summary
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 
@@ -48,7 +48,7 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
         ([], [0], "needs defences"),
         ([Defended("noise")], [], "needs defences and seeds"),
         ([Defended("noise"), Defended("noise")], [0], "the same: noise"),
-        ([Defended("noise")], [1, 1], "the same: noise-seed1"),
+        ([Defended("noise")], [1, 1], "the same: noise, seed 1"),
     ],
 )
 def test_a_grid_of_nothing_or_of_twice_the_same_is_refused(lines, seeds, said):
@@ -102,10 +102,11 @@ def options(args):
 @pytest.mark.parametrize("fast", [True, False])
 def test_crafting_in_bfloat16_where_the_processor_has_it(fast, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    given = ["--configs", str(CONF), "--audit", str(CONF / "benchmark_audit.yaml"), "--oracles", "[]"]
+    given = ["--configs", str(CONF), "--audit", str(CONF / "benchmark_audit.yaml")]
     line = "--defenses=[{stage: crafter, protect: {precision: bf16, beta: 1}}]"
+    budget = ["--budget", "tiny", "--oracles", "[oracle_plain]", "--attackers", "[adaptive_black_box]"]
     more = ["--device", "cpu", "--runs_dir", str(tmp_path), "--plan", "true"]
-    assert main(["benchmark", *given, line, *more]) == 0
+    assert main(["benchmark", *given, line, *budget, *more]) == 0
     printed = capsys.readouterr().out
     assert ("--protect.precision bf16" in printed) is fast
     assert ("--protect.precision float32" in printed) is not fast
@@ -269,7 +270,9 @@ def test_a_tiny_benchmark(done, runs_dir):
     areas = {row["defence"]: row for row in csv.DictReader((done / "areas.csv").open())}
     assert list(areas) == list(summary["areas"]["inference"])
     assert float(areas["noise"]["training"]) == summary["areas"]["training"]["noise"]["value"]
-    assert {row["retrains"] for row in areas.values()} == {"", "encoder cloud"} and areas["disco"]["retrains"]
+    assert {row["retrains"] for row in areas.values()} == {"", "any", "encoder cloud"} and areas["disco"][
+        "retrains"
+    ]
     rows = {row["defence"]: row for row in csv.DictReader((done / "table.csv").open())}
     assert list(rows) == ["unprotected", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2)"]
     for row, entry in zip(rows.values(), report["defenses"], strict=True):
@@ -325,6 +328,51 @@ def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_d
     assert rows == ["unprotected", "noise (scale 0.5)"]
 
 
+def test_an_old_report_does_not_stand_in_for_a_failed_audit(done, runs_dir, capsys):
+    shutil.copytree(done / "seed0", (out := runs_dir / "synthetic" / "failed") / "seed0")
+    shutil.copytree(done / "jobs", out / "jobs")
+    (out / "jobs" / "audit-seed0.json").unlink()
+    broken = out.parent / "audit.yaml"
+    broken.write_text((CONF / "benchmark_audit.yaml").read_text().replace("bootstrap: 20", "bootstrap: 0"))
+    shutil.copy(CONF / "synthetic.yaml", out.parent)
+    assert main(command(runs_dir, "--out", str(out), "--audit", str(broken))) == 2
+    said = capsys.readouterr()
+    assert "audit-seed0: failed" in said.err and "nothing could be audited" in said.err
+    assert "worst case" not in said.out and not (out / "table.md").exists()
+
+
+def test_the_front_and_the_areas_are_over_all_seeds(done, runs_dir):
+    """A row that a seed lacks says so; one seed's front is not everybody's."""
+    grid = cells([Defended("noise", {"scale": [1, 2]})], [0, 1])
+    place, folder = Place(CONF, "synthetic", runs_dir), runs_dir / "synthetic" / "made"
+    report = json.loads((done / "seed0" / "report.json").read_text())
+    none, entry = (next(e for e in report["defenses"] if e["name"] == name) for name in ("none", "noise"))
+    figures = {0: {"none": (0.9, 0.9), 1: (0.8, 0.5), 2: (0.7, 0.6)}, 1: {"none": (0.9, 0.9), 1: (0.8, 0.7)}}
+
+    def made(base, auc, worst, **more):
+        new = json.loads(json.dumps(base | more))
+        new["utility"]["mean_auc"]["value"], new["worst_case"]["eval_acc"]["value"] = auc, worst
+        return new
+
+    for seed, rows in figures.items():
+        entries = [made(none, *rows["none"])]
+        for cell in (cell for cell in grid if cell.seed == seed and cell.fit["scale"] in rows):
+            entries.append(made(entry, *rows[cell.fit["scale"]], store=cell.store(place)))
+        (folder / f"seed{seed}").mkdir(parents=True)
+        areas = {"inference": {"none": entry["utility"]["mean_auc"]}}
+        if seed:
+            areas["inference"]["noise"] = entry["utility"]["mean_auc"]
+        text = json.dumps({**report, "defenses": entries, "areas": areas})
+        (folder / f"seed{seed}" / "report.json").write_text(text)
+    found = summarise(folder, grid, place, {})
+    rows = {row["defence"]: row for row in found["rows"]}
+    assert rows["noise (scale 1)"]["worst_case"]["value"] == pytest.approx(0.6)
+    assert rows["noise (scale 1)"]["on_front"]["utility"] and rows["unprotected"]["on_front"]["utility"]
+    assert not rows["noise (scale 2)"]["on_front"]["utility"]
+    assert list(found["areas"]["inference"]) == ["none", "noise"]
+    assert "| noise (scale 2) (1 of 2 seeds) |" in write_summary(folder, found).read_text()
+
+
 def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
     before = (runs_dir / "synthetic" / "task" / "summary.json").read_bytes()
     assert main(command(runs_dir, "--plan", "true", "--fit_options", "{task: {trainer.max_epochs: 9}}")) == 2
@@ -342,6 +390,23 @@ def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
         (["--fit_options", "{unheard: {trainer.max_epochs: 1}}"], "unheard.yaml"),
         (["--workers", "0"], "--workers is 0"),
         (["--seeds", "[]"], "needs defences and seeds"),
+        (["--oracles", "[]"], "a benchmark needs an oracle"),
+        (["--budget", "benchmrk"], "no attacks for --budget benchmrk: choose from "),
+        (["--attackers", "[]"], "nobody trains adaptive_black_box against the defences"),
+        (["--defenses", "[{stage: noise, fit: {scale: []}}]"], "the benchmark's grid is empty"),
+        (["--defenses", "[{stage: task}]"], "the stage task of the benchmark is not a defence"),
+        (
+            ["--defenses", "[{stage: noise, fit: {scale: 2}}, {stage: noise, fit: {scael: 2}}]"],
+            "scael",
+        ),
+        (
+            [
+                "--defenses",
+                "[{stage: crafter_z, protect: {beta: 1}},"
+                " {stage: crafter, protect: {method: crafter_z, beta: 1}}]",
+            ],
+            "two cells of the benchmark are the same: crafter_z (beta 1)",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(more, said, tmp_path, capsys):

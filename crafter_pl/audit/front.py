@@ -54,19 +54,22 @@ def areas(
         unprotected features' own worst case, `all` the best of every defence.
     """
     points = {place: _point(entries[place], name) for place in utility}
-    for place, (auc, rate) in points.items():
-        better = [
-            other
-            for other in points.values()
-            if other != (auc, rate) and other[0] >= auc and other[1] <= rate
-        ]
-        entries[place].setdefault("on_front", {})[name] = not better
+    for place, best in zip(points, on_front(list(points.values())), strict=True):
+        entries[place].setdefault("on_front", {})[name] = best
     curves: dict[str, list[int]] = {"none": [0]}
     for place in points:
         if place:
             curves.setdefault(curve(entries[place]), [0]).append(place)
     curves["all"] = list(points)
     return {key: _figure(places, points, utility, rates) for key, places in curves.items()}
+
+
+def on_front(points: list[tuple[float, float]]) -> list[bool]:
+    """Of (utility, worst case) points: which ones no other is as good as in both, and better in one."""
+    return [
+        not any(other != one and other[0] >= one[0] and other[1] <= one[1] for other in points)
+        for one in points
+    ]
 
 
 def curve(entry: Entry) -> str:

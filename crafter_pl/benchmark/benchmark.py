@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 
+from crafter_pl.attacks.adaptive import AdaptedAttack
+from crafter_pl.audit.inputs import chosen_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
+from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
 from crafter_pl.nets import bf16_is_slow
 from crafter_pl.resume import lock
-from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.runner import StageCLI
+from crafter_pl.stages.base import Stage
 
 
 def benchmark(
@@ -87,7 +91,7 @@ def benchmark(
     for stage in place.fit_options:
         place.config(stage)
     grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
-    import_stages()
+    _check_audit(audit, place, budget, oracles, attackers or [])
     planned = _Plan(place)
     for stage in [*oracles, *(stages or [])]:
         planned.fit(place.command("fit", stage, None, {}))
@@ -114,15 +118,43 @@ def benchmark(
         protected = [cell for cell in grid if _cell_job(cell) in there]
         audits = Jobs(_audits(there, place, audit, protected, folder, options, training), folder, workers)
         audits.run()
-        table = write_summary(folder, summarise(folder, protected, place, {**jobs.seconds, **audits.seconds}))
-    print(f"\n{table.read_text()}\ntable: {table}", flush=True)
+        audited = [cell for cell in protected if audits.state[_audit_job(cell.seed)] == DONE]
+        if audited:
+            seconds = {**jobs.seconds, **audits.seconds}
+            table = write_summary(folder, summarise(folder, audited, place, seconds))
+            print(f"\n{table.read_text()}\ntable: {table}", flush=True)
     states = {**jobs.state, **audits.state}
     if failed := [f"{name}: {state}, {jobs.log(name)}" for name, state in states.items() if state != DONE]:
+        rest = "the others are, and in the table" if audited else "and nothing could be audited"
         raise UserError(
-            "some jobs of the benchmark are not done; the others are, and in the table. See their logs, and "
+            f"some jobs of the benchmark are not done; {rest}. See their logs, and "
             "give the same command to go on:\n  " + "\n  ".join(failed)
         )
     return table
+
+
+def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], attackers: list[str]) -> None:
+    """Refuses before anything is trained what the audit would refuse at the end.
+
+    Raises:
+        UserError: no oracle, a budget that the audit's config does not have, or an attack of it that adapts
+            and is in nobody's training.
+    """
+    from crafter_pl.audit.audit import audit as function
+    from crafter_pl.cli import parser
+
+    if not oracles:
+        raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
+    made = parser("audit", function)
+    given = ["--config", audit, *place.shared, "--features", "[]", "--oracles", "[]"]
+    read = made.instantiate(made.parse_args(given))
+    trained = [Path(attacker).name for attacker in attackers]
+    for attack in chosen_attacks(read.attacks, read.budgets, budget):
+        if isinstance(attack, AdaptedAttack) and not any(name.startswith(attack.runs) for name in trained):
+            raise UserError(
+                f"the budget {budget} has the attack {attack.name}, and nobody trains {attack.runs} against "
+                "the defences: give its stage with --attackers, or another --budget"
+            )
 
 
 def _quick(lines: list[Defended], device: str) -> list[Defended]:
@@ -142,11 +174,11 @@ class _Plan:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.made: dict[str, Job] = {}
-        self._parsed: dict[tuple[str, ...], tuple[str, list[list[str]]]] = {}
+        self._parsed: dict[tuple[str, ...], tuple[type[Stage], str, list[list[str]]]] = {}
 
     def fit(self, args: list[str]) -> str:
         """Adds the job that trains a run, after those of its upstream stages; returns its name."""
-        run, upstream = self._needed(args)
+        _, run, upstream = self._needed(args)
         name = f"fit-{run}"
         if name not in self.made:
             needs = [self.fit(command) for command in upstream]
@@ -172,24 +204,27 @@ class _Plan:
             )
         return cli.ended()
 
-    def _needed(self, args: list[str]) -> tuple[str, list[list[str]]]:
-        """The run that a `fit` makes, and the commands that train the runs that it needs.
+    def _needed(self, args: list[str]) -> tuple[type[Stage], str, list[list[str]]]:
+        """The stage that a `fit` trains, the run that it makes, and the commands of the runs that it needs.
 
         Parsing takes a second, so it is done once for commands that differ in values alone.
         """
         given = dict(pairwise(args))
-        alike = (given["--config"], *(key for key in given if key.endswith("_ckpt")))
+        alike = (given["--config"], *(key for key in given if key.startswith("--")))
         if alike not in self._parsed:
             cli = StageCLI(args)
             commands = [self.place.upstream(cli.upstream_command(run)) for run in cli.upstream]
-            self._parsed[alike] = cli.name, commands
-        run, commands = self._parsed[alike]
-        return given.get("--name", run), commands
+            self._parsed[alike] = cli.stage, cli.name, commands
+        stage, run, commands = self._parsed[alike]
+        return stage, given.get("--name", run), commands
 
     def cell(self, cell: Cell, attackers: list[str], training: bool) -> None:
         """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
         place = self.place
-        needs = [self.fit(cell.fitted(place))]
+        fitted = cell.fitted(place)
+        if not issubclass(self._needed(fitted)[0], Defense):
+            raise UserError(f"the stage {cell.line.stage} of the benchmark is not a defence (--defenses)")
+        needs = [self.fit(fitted)]
         commands = [cell.protected(place)]
         outputs = [str(Path(cell.store(place), MANIFEST))]
         fits = [cell.attacked(place, attacker) for attacker in attackers]
@@ -198,7 +233,7 @@ class _Plan:
             outputs.append(str(Path(cell.store(place, "private_train"), MANIFEST)))
             fits.append(cell.cloud(place))
         for run, args in fits:
-            needs += [self.fit(command) for command in self._needed(args)[1]]
+            needs += [self.fit(command) for command in self._needed(args)[2]]
             commands.append(args)
             outputs.append(place.checkpoint(run))
         self.made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
@@ -206,6 +241,10 @@ class _Plan:
 
 def _cell_job(cell: Cell) -> str:
     return f"cell-{cell.name}"
+
+
+def _audit_job(seed: int) -> str:
+    return f"audit-seed{seed}"
 
 
 def _audits(
@@ -230,5 +269,5 @@ def _audits(
         args += flags(given)
         inputs = [path for job in made.values() for path in job.outputs]
         outputs = [str(folder / f"seed{seed}" / "report.json")]
-        jobs.append(Job(f"audit-seed{seed}", [args], outputs, inputs=inputs, wide=True))
+        jobs.append(Job(_audit_job(seed), [args], outputs, inputs=inputs, wide=True))
     return jobs

@@ -166,7 +166,9 @@ def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
             head = str(both.get("method", line.stage))
             title = f"{head} ({', '.join(said)})" if said else head
             found.append(Cell(name + tail, run + tail, title, line, fit, protect, seed))
-    names = [cell.name for cell in found]
+    if not found:
+        raise UserError("the benchmark's grid is empty: a setting has no values (--defenses)")
+    names = [cell.title + (f", seed {cell.seed}" if cell.seed else "") for cell in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two cells of the benchmark are the same: {', '.join(twice)} (--defenses, --seeds)")
     return found

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crafter_pl.audit.front import BUDGET, TRAINING, curve
+from crafter_pl.audit.front import BUDGET, TRAINING, curve, on_front
 from crafter_pl.audit.verdict import Report, false_security, percent
 from crafter_pl.benchmark.grid import Cell, Place
 from crafter_pl.data.store import write_file
-from crafter_pl.errors import UserError
 
 
 def over_seeds(figures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -32,20 +31,14 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
 
     Args:
         folder: of the benchmark, with ``seedN/report.json``.
-        grid: the cells that were audited.
+        grid: the cells that were audited, at least one.
         place: of the runs.
         seconds: that each job took when it was run.
-
-    Raises:
-        UserError: no audit is there.
     """
     reports = {
-        seed: json.loads(file.read_text())
+        seed: json.loads((folder / f"seed{seed}" / "report.json").read_text())
         for seed in sorted({cell.seed for cell in grid})
-        if (file := folder / f"seed{seed}" / "report.json").is_file()
     }
-    if not reports:
-        raise UserError(f"no defence of the benchmark could be audited: see the logs in {folder / 'logs'}")
     titles = {cell.store(place): cell.title for cell in grid}
     found: dict[str, list[Report]] = {}
     for report in reports.values():
@@ -57,15 +50,22 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
     for scenario in first["areas"]:
         every = [report["areas"].get(scenario, {}) for report in reports.values()]
         areas[scenario] = {
-            name: over_seeds([one[name] for one in every if name in one]) for name in first["areas"][scenario]
+            name: over_seeds([one[name] for one in every if name in one])
+            for name in dict.fromkeys(name for one in every for name in one)
         }
+    rows = [_row(title, entries) for title, entries in found.items()]
+    for scenario, figure in (("utility", "mean_auc"), (TRAINING, "mean_auc_training")):
+        there = [row for row in rows if figure in row]
+        points = [(row[figure]["value"], row["worst_case"]["value"]) for row in there]
+        for row, best in zip(there, on_front(points), strict=True):
+            row["on_front"][scenario] = best
     return {
         "data": first["data"],
         "budget": first["settings"]["budget"],
         "attacks": list(first["attacks"]),
         "oracles": {o["name"]: o["accuracy_on_originals"] for o in first["oracles"]},
         "seeds": list(reports),
-        "rows": [_row(title, entries) for title, entries in found.items()],
+        "rows": rows,
         "areas": areas,
         "seconds": seconds,
     }
@@ -87,7 +87,7 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
     row["worst_case"] = over_seeds([entry["worst_case"]["eval_acc"] for entry in entries])
     row["by_chance"] = sum(entry["worst_case"]["chance"] for entry in entries) / len(entries)
     row["false_security"] = any(false_security(entry) for entry in entries)
-    row["on_front"] = {key: all(e["on_front"].get(key) for e in entries) for key in entries[0]["on_front"]}
+    row["on_front"] = {}
     costs = [entry["cost"]["seconds_per_image"] for entry in entries]
     row["seconds_per_image"] = None if None in costs else sum(costs) / len(costs)
     return row
@@ -112,7 +112,7 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in summary["rows"]:
         cells = [
-            row["defence"] + (" (!)" if row["false_security"] else ""),
+            row["defence"] + (" (!)" if row["false_security"] else "") + _count(row, summary),
             ", ".join(row["retrains"]) or "-",
         ]
         cells.append(_number(row["mean_auc"]))
@@ -128,6 +128,12 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def _count(row: dict[str, Any], summary: dict[str, Any]) -> str:
+    """Of how many seeds a row is, if not of all."""
+    seeds, every = len(row["worst_case"]["seeds"]), len(summary["seeds"])
+    return f" ({seeds} of {every} seeds)" if seeds < every else ""
+
+
 def _area_cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     scenarios = list(summary["areas"])
     names = {"none": "unprotected", "all": "best of all"}
@@ -141,8 +147,8 @@ def _area_cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _retrains(summary: dict[str, Any]) -> dict[str, list[str]]:
-    """What the defence of each curve retrains; the best of all may be any."""
-    return {"all": [], **{row["curve"]: row["retrains"] for row in summary["rows"]}}
+    """What the defence of each curve retrains."""
+    return {"all": ["any"], **{row["curve"]: row["retrains"] for row in summary["rows"]}}
 
 
 def _number(figure: dict[str, Any]) -> str:
@@ -176,7 +182,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if len(summary["seeds"]) > 1:
         notes.append(
             f"Means over {len(summary['seeds'])} seeds; the interval holds all of theirs. In square brackets "
-            "the lowest and the highest seed."
+            "the lowest and the highest seed. The front is that of the means."
         )
     if any(row["false_security"] for row in summary["rows"]):
         notes.append("(!) false security: an attack that knows the defence gets more than any that does not.")
