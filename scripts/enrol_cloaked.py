@@ -5,8 +5,9 @@
 
 The experiment of Fawkes (USENIX Security 2020) and LowKey (ICLR 2021): whoever runs a recogniser enrols
 private people, here with their private_test pictures, cloaked or not, and is shown clean ones, here those of
-private_train. A face is named by the nearest centroid of embeddings. The recognisers are the experiment's
-embedders, which have learned public people only; the cloaks were made against one of them (Fawkes) or both.
+private_train. A face is named by the nearest centroid of embeddings: where its own person alone has cloaked,
+as the authors do it, and where everybody has. The recognisers are the experiment's embedders, which have
+learned public people only; the cloaks were made against one of them (Fawkes) or both.
 """
 
 import sys
@@ -62,34 +63,54 @@ def enrol(
         name: load_stage(home / name / "checkpoints" / "best.ckpt", Embedder)
         for name in recognisers or ["embedder", "embedder_plain"]
     }
-    galleries = {"uncloaked": enrolled["image"]}
+    galleries = {"uncloaked": (enrolled["image"], False)}
     for name in cloaks:
         cloak = load_defense(home / name / "checkpoints" / "best.ckpt")
         if not isinstance(cloak, Cloak):
             raise UserError(f"--cloaks {name}: {type(cloak).__name__} is not a cloak (Fawkes, LowKey)")
         batches = enrolled["image"].split(_BATCH)
-        galleries[name] = torch.cat([cloak.cloak(images).float() for images in tqdm(batches, name)])
+        cloaked = torch.cat([cloak.cloak(images).float() for images in tqdm(batches, name)])
+        galleries |= {f"{name}, one person": (cloaked, True), f"{name}, everybody": (cloaked, False)}
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
     lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]
-    for name, pictures in galleries.items():
+    for name, (pictures, alone) in galleries.items():
         line = [name]
         for net in nets.values():
-            right = named(net, pictures, enrolled["identity"], probes["image"], probes["identity"])
+            right = named(net, pictures, enrolled, probes, alone)
             line.append(rate_with_range(figure(float(right.mean()), boot.mean_replicates(right.numpy()))))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 @torch.no_grad()
-def named(net: Embedder, gallery: Tensor, owners: Tensor, probes: Tensor, people: Tensor) -> Tensor:
-    """1 where the nearest centroid of the gallery's people is the probe's own, else 0, ``(N,)``."""
-    known, group = owners.unique(return_inverse=True)
-    embeddings = torch.cat([net.embed(images) for images in gallery.split(_BATCH)])
-    centroids = F.normalize(
-        embeddings.new_zeros(len(known), embeddings.shape[1]).index_add(0, group, embeddings)
-    )
-    shown = torch.cat([net.embed(images) for images in probes.split(_BATCH)])
-    return (known[(shown @ centroids.T).argmax(1)] == people).float()
+def named(
+    net: Embedder, gallery: Tensor, enrolled: dict[str, Tensor], probes: dict[str, Tensor], alone: bool
+) -> Tensor:
+    """1 where the nearest centroid of the people enrolled is the probe's own, else 0, ``(N,)``.
+
+    Args:
+        net: embeds pictures.
+        gallery: what is enrolled in place of the pictures of ``enrolled``, alike.
+        enrolled: clean pictures (``image``, ``identity``).
+        probes: clean pictures to be named, of the same people.
+        alone: only the probe's own person is enrolled by the gallery's pictures, all others by clean ones.
+    """
+    known, group = enrolled["identity"].unique(return_inverse=True)
+
+    def embed(images: Tensor) -> Tensor:
+        return torch.cat([net.embed(batch) for batch in images.split(_BATCH)])
+
+    def centroids(images: Tensor) -> Tensor:
+        embeddings = embed(images)
+        return F.normalize(
+            embeddings.new_zeros(len(known), embeddings.shape[1]).index_add(0, group, embeddings)
+        )
+
+    shown, own = embed(probes["image"]), torch.searchsorted(known, probes["identity"])
+    cloaked = centroids(gallery)
+    cosines = shown @ (centroids(enrolled["image"]) if alone else cloaked).T
+    cosines[torch.arange(len(own)), own] = (shown * cloaked[own]).sum(1)
+    return (cosines.argmax(1) == own).float()
 
 
 def main(args: list[str] | None = None) -> int:

@@ -33,12 +33,16 @@ class Colours:
 def test_who_was_enrolled_under_another_face_is_not_named(script):
     """Two pictures each of a red, a green and a blue person; then red and green are swapped."""
     clean = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4).repeat_interleave(2, 0)
-    people = torch.tensor([70, 70, 5, 5, 9, 9])
+    rows = {"image": clean, "identity": torch.tensor([70, 70, 5, 5, 9, 9])}
     swapped = clean[[2, 3, 0, 1, 4, 5]]
-    assert script.named(Colours(), clean, people, clean, people).tolist() == [1] * 6
-    assert script.named(Colours(), swapped, people, clean, people).tolist() == [0, 0, 0, 0, 1, 1]
-    one_of_two = torch.cat([swapped[:1], clean[1:]])  # a person's centroid is over all pictures
-    assert script.named(Colours(), one_of_two + 0.1 * clean, people, clean, people).tolist() == [1] * 6
+    for alone in (True, False):
+        assert script.named(Colours(), clean, rows, rows, alone).tolist() == [1] * 6
+        one_of_two = torch.cat([swapped[:1], clean[1:]])  # a person's centroid is over all pictures
+        assert script.named(Colours(), one_of_two + 0.1 * clean, rows, rows, alone).tolist() == [1] * 6
+    assert script.named(Colours(), swapped, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
+    grey = swapped + 0.9 * clean  # a cloak that goes halfway: enough for two who take each other's place
+    assert script.named(Colours(), grey, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
+    assert script.named(Colours(), grey, rows, rows, alone=True).tolist() == [1] * 6
 
 
 def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, capsys):
@@ -53,14 +57,18 @@ def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, c
     capsys.readouterr()
     command = ["--data", str(data), "--runs_dir", str(runs)]
     assert script.main([*command, "--cloaks", "[weak, strong]"]) == 0
-    head, _, uncloaked, weak, strong = capsys.readouterr().out.strip().splitlines()
+    head, _, uncloaked, *lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [
+        f"| {name}, {who}" for name in ("weak", "strong") for who in ("one person", "everybody")
+    ]
+    rest = [line.partition(" | ")[2] for line in lines]
     assert head == "| enrolled with | embedder | embedder_plain |"
     rows = tiny.data().rows("private_test"), tiny.data().rows("private_train")
-    (gallery, owners), (probes, people) = ((part["image"], part["identity"]) for part in rows)
     net = load_stage(tiny.ckpt("embedder"), Embedder)
-    rate = float(script.named(net, gallery, owners, probes, people).mean())
+    rate = float(script.named(net, rows[0]["image"], *rows, alone=False).mean())
     assert uncloaked.startswith(f"| uncloaked | {100 * rate:.1f} % (")
-    assert weak.removeprefix("| weak") == uncloaked.removeprefix("| uncloaked"), "no budget, no cloak"
-    assert strong.removeprefix("| strong") != uncloaked.removeprefix("| uncloaked")
+    plain = uncloaked.partition(" | ")[2]
+    assert rest[0] == rest[1] == plain, "no budget, no cloak"
+    assert plain not in rest[2:]
     assert script.main([*command, "--cloaks", "[embedder]"]) == 2
     assert "is a checkpoint of Embedder, not of a defence" in capsys.readouterr().err
