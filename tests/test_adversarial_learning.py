@@ -138,6 +138,15 @@ def test_validation_figures(trained):
     assert 0 < float(rows[-1]["val/decoder_l2"]) < 1 and float(rows[-1]["val/decoder_error"]) > 0
 
 
+def test_a_last_batch_of_one_picture_has_no_share_of_guessing(game, tiny):
+    stage = game(AdversarialLearning, steps=0, decoder="paper", width=8)[0]
+    batch = tiny.data().rows("private_test")
+    for count, said in ((1, {"decoder_l2"}), (2, {"decoder_l2", "decoder_error"})):
+        part = {key: value[:count] for key, value in batch.items()}
+        with torch.no_grad():
+            assert set(stage.watch(stage.features(part["image"]), part)) == said
+
+
 @pytest.mark.parametrize(
     "bad", [{"lambda_": 1.0}, {"lambda_": -0.1}, {"adversary_steps": 0}, {"restart_epochs": -1}]
 )

@@ -105,10 +105,10 @@ class AdversarialLearning(Retrained):
         if self.adversary is None:
             return {}
         decoded, images = self.adversary(features), batch["image"]
-        return {
-            "decoder_l2": (decoded - images).square().mean(),
-            "decoder_error": relative_error(decoded, images),
-        }
+        figures = {"decoder_l2": (decoded - images).square().mean()}
+        if len(images) > 1:  # the mean of one picture is the picture
+            figures["decoder_error"] = relative_error(decoded, images)
+        return figures
 
     def on_validation_epoch_end(self) -> None:
         """Also draws held-out public faces above what its own decoder makes of them."""
@@ -122,6 +122,6 @@ class AdversarialLearning(Retrained):
 
 
 def relative_error(decoded: Tensor, images: Tensor) -> Tensor:
-    """Squared error of ``(N, 3, H, W)`` over what the batch's mean picture would cost: scalar, >= 0."""
+    """Squared error of ``(N, 3, H, W)``, N above 1, over what the batch's mean picture would cost: >= 0."""
     spread = (images - images.mean(0)).square().mean()
     return (decoded - images).square().mean() / spread.clamp(min=1e-6)

@@ -195,7 +195,7 @@ class CrafterGenerator(Defense):
         self.auc.update(self.task.cloud(crafted).float().sigmoid(), batch["attributes"].long())
         moved = (crafted - self.nets.encoder(batch["image"])).square().mean()
         figures = {"val/distance": moved}
-        if self.adversary is not None:
+        if self.adversary is not None and len(crafted) > 1:
             figures["val/decoder_error"] = relative_error(self.adversary(crafted), batch["image"])
         self.log_dict(figures, batch_size=len(crafted))
 
