@@ -1,26 +1,19 @@
 """Enrolled with cloaked pictures, shown clean ones: the cloaks' own experiment."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from experiment import DATA
+from experiment import DATA, load_script
 from torch.nn.functional import normalize
 
 from crafter_pl.stages import Embedder, load_stage
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "enrol_cloaked.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("enrol_cloaked", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("enrol_cloaked")
 
 
 class Colours:

@@ -1,22 +1,15 @@
 """The sweep over cuts: one task model, one amortizer, one decoder and one audit for each."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from experiment import CONF
-
-SCRIPT = Path(__file__).parent.parent / "scripts" / "sweep_cuts.py"
+from experiment import CONF, load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("sweep_cuts", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("sweep_cuts")
 
 
 def command(runs_dir, cuts):

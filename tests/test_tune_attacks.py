@@ -1,6 +1,5 @@
 """The search for an attack's settings, on the tiny experiment and against figures made up."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from experiment import load_script
 
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
 from crafter_pl.audit.bootstrap import IdentityBootstrap
@@ -22,12 +22,7 @@ FACES = 14  # of 11 people: of three of them two
 
 @pytest.fixture(scope="module")
 def tune():
-    spec = importlib.util.spec_from_file_location("tune_attacks", ROOT / "scripts" / "tune_attacks.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tune_attacks"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["tune_attacks"]
+    return load_script("tune_attacks")
 
 
 @pytest.fixture
