@@ -69,7 +69,7 @@ def enrol(
         if not isinstance(cloak, Cloak):
             raise UserError(f"--cloaks {name}: {type(cloak).__name__} is not a cloak (Fawkes, LowKey)")
         batches = enrolled["image"].split(_BATCH)
-        cloaked = torch.cat([cloak.cloak(images).float() for images in tqdm(batches, name)])
+        cloaked = torch.cat([cloak.cloak(images) for images in tqdm(batches, name)])
         galleries |= {f"{name}, one person": (cloaked, True), f"{name}, everybody": (cloaked, False)}
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
     lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]

@@ -45,7 +45,7 @@ def lowkey(tiny):
 @torch.no_grad()
 def moved(stage, images, cloaked):
     """Each picture's squared distance from itself, by each embedder."""
-    pairs = [(net.embed(images.double()), net.embed(cloaked)) for net in stage.embedders()]
+    pairs = [(net.embed(images), net.embed(cloaked)) for net in stage.embedders()]
     return [(one - other).square().sum(1) for one, other in pairs]
 
 
@@ -53,19 +53,19 @@ def moved(stage, images, cloaked):
 
 
 def test_a_cloak_is_a_picture_and_nobody_elses_business(fawkes, lowkey, faces):
-    """In [0, 1] even with steps that lead far out, and the same to rounding whatever is in the batch."""
+    """In [0, 1] even with steps that lead far out, and the same to the bit whatever is in the batch."""
     images = faces.clone()
     images[0, :, :16], images[1, :, :16] = 0, 1
     for stage in (fawkes(steps=4, lr=0.3, rho=1.0), lowkey(steps=4, lr=0.3)):
         cloaked = stage.cloak(images)
-        assert cloaked.dtype == torch.float64 and not cloaked.requires_grad
+        assert cloaked.dtype == torch.float32 and not cloaked.requires_grad
         assert cloaked.min() == 0 and cloaked.max() == 1
         assert ((cloaked - images).abs().amax((1, 2, 3))[:2] > 0.2).all()
         for part in (slice(0, 1), slice(3, 8)):
-            assert torch.allclose(stage.cloak(images[part]), cloaked[part], atol=1e-9, rtol=0)
+            assert torch.equal(stage.cloak(images[part]), cloaked[part])
         with torch.no_grad():
             assert torch.equal(stage.cloak(images), cloaked)
-            features = stage.task.edge(cloaked.float())
+            features = stage.task.edge(cloaked)
         assert torch.equal(stage.protect(images, torch.arange(len(images))), features)
 
 
@@ -108,7 +108,7 @@ def test_dissimilarity_counts_every_pixel():
 
 def test_fawkes_gets_nearer_to_its_target_within_the_budget(fawkes, faces):
     stage = fawkes(rho=0.01, steps=20)
-    net, original = stage.embedders()[0], faces.double()
+    net, original = stage.embedders()[0], faces
     cloaked = stage.cloak(faces)
     target = stage.targets(net.embed(original))
     before, after = ((net.embed(x) - target).square().sum(1) for x in (original, cloaked))
@@ -168,12 +168,12 @@ def test_the_target_is_the_farthest_candidate(fawkes):
 def test_lowkey_moves_a_face_away_from_itself(lowkey, faces):
     """By both embedders, and blurred, too."""
     stage = lowkey(alpha=0.01, steps=12, lr=0.01)
-    original, cloaked = faces.double(), stage.cloak(faces)
+    original, cloaked = faces, stage.cloak(faces)
     blurred = moved(stage, original, blur(original))
     for before, after in zip(blurred, moved(stage, original, blur(cloaked)), strict=True):
         assert (after > before).all() and after.mean() > 3 * before.mean()
     assert all(after.mean() > 1e-3 for after in moved(stage, original, cloaked))
-    assert 0.06 < (cloaked - original).abs().max() <= 12 * 0.01 + 1e-9
+    assert 0.06 < (cloaked - original).abs().max() <= 12 * 0.01 + 1e-6
 
 
 def test_a_larger_alpha_is_seen_less(lowkey, faces):
@@ -181,8 +181,8 @@ def test_a_larger_alpha_is_seen_less(lowkey, faces):
     for alpha in (0.0, 0.01, 0.1):
         stage = lowkey(alpha=alpha, steps=12, lr=0.01)
         cloaked, nets = stage.cloak(faces), stage.embedders()
-        seen.append(perceptual(early(nets, cloaked), early(nets, faces.double())).mean().item())
-        visible.append(dssim(cloaked, faces.double()).mean().item())
+        seen.append(perceptual(early(nets, cloaked), early(nets, faces)).mean().item())
+        visible.append(dssim(cloaked, faces).mean().item())
         assert stage.store_name() == f"alpha{alpha:g}"
     assert seen[0] > 1.2 * seen[1] > 1.44 * seen[2] > 0
     assert visible[0] > visible[1] > visible[2]
@@ -190,9 +190,9 @@ def test_a_larger_alpha_is_seen_less(lowkey, faces):
 
 def test_the_perceptual_distance_is_of_one_picture(lowkey, faces):
     nets = lowkey().embedders()
-    maps = early(nets, faces.double())
+    maps = early(nets, faces)
     assert len(maps) == 4 and all(torch.allclose(m.norm(dim=1).amax(), m.new_tensor(1.0)) for m in maps)
-    other = faces.double().clone()
+    other = faces.clone()
     other[2] += 0.1 * torch.rand(other[2].shape, generator=torch.Generator().manual_seed(0))
     apart = perceptual(early(nets, other), maps)
     assert apart[2] > 1e-3 and torch.allclose(apart.sum(), apart[2], atol=1e-9)

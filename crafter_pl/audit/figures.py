@@ -74,7 +74,8 @@ def _accepted(embeddings: list[Tensor], panel: Panel, boot: IdentityBootstrap) -
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _in_parts(metric: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, size: int = 256) -> Tensor:
+def _in_parts(metric: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, size: int = 16) -> Tensor:
+    """In small parts: torchmetrics' SSIM takes four times as long for 256 pictures at once (docs/LOG.md)."""
     return torch.cat([metric(x, y) for x, y in zip(a.split(size), b.split(size), strict=True)])
 
 

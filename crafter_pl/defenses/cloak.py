@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,7 @@ class Cloak(Defense):
     should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
 
     A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and `knob`, and
-    implements `cloak`. `fit` shows the cloaks of a few public faces; a subclass may learn in `training_step`.
+    implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in `training_step`.
 
     Attributes:
         kept: the init arguments that are settings of the protection, in the manifest.
@@ -42,20 +41,24 @@ class Cloak(Defense):
             self.use(key, path, Embedder)
 
     def embedders(self) -> list[OracleNet]:
-        """The embedders' nets in double precision.
+        """The embedders' frozen nets."""
+        return [stage.net for stage in self.upstream.values() if isinstance(stage, Embedder)]
 
-        In single precision the sign of a small gradient hangs on rounding, and so a cloak on its batch.
-        """
-        stages = [stage for stage in self.upstream.values() if isinstance(stage, Embedder)]
-        return [copy.deepcopy(stage.net).double() for stage in stages]
+    def search(self, image: Tensor) -> Tensor:
+        """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloaked picture, alike and without gradients."""
+        raise TypeError(f"{type(self).__name__} does not implement search")
 
     def cloak(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked pictures, alike, float64 and without gradients."""
-        raise TypeError(f"{type(self).__name__} does not implement cloak")
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked pictures, alike and without gradients.
+
+        One after the other, as an edge device has them. In a batch the rounding of a picture hangs on the
+        others, and the sign of a small gradient on rounding: a cloak would be another in another batch.
+        """
+        return torch.cat([self.search(image.clone()) for image in images.split(1)])
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` of the cloaked ones."""
-        cloaked = self.cloak(images).to(images)
+        cloaked = self.cloak(images)
         with torch.no_grad():
             return self.task.edge(cloaked)
 
@@ -84,11 +87,11 @@ class Cloak(Defense):
         images = self.spread_images(self.val_split, _PICTURES)
         cloaked = self.cloak(images)
         with torch.no_grad():
-            pairs = [(net.embed(images.double()), net.embed(cloaked)) for net in self.embedders()]
+            pairs = [(net.embed(images), net.embed(cloaked)) for net in self.embedders()]
         cosine = torch.stack([(one * other).sum(1) for one, other in pairs]).mean()
-        figures = {"val/dssim": dssim(cloaked, images.double()).mean(), "val/cosine": cosine}
-        self.log_dict({name: value.float() for name, value in figures.items()}, prog_bar=True)
-        self.log_grid("original_cloaked", torch.cat([images, cloaked.to(images)]), columns=len(images))
+        figures = {"val/dssim": dssim(cloaked, images).mean(), "val/cosine": cosine}
+        self.log_dict(figures, prog_bar=True)
+        self.log_grid("original_cloaked", torch.cat([images, cloaked]), columns=len(images))
 
     # ---- predict ------------------------------------------------------------------------------------------
     def protection(self) -> dict[str, Any]:

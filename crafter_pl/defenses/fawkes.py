@@ -90,23 +90,21 @@ class Fawkes(Cloak):
         return centroids[away.argmax(1)]
 
     @torch.enable_grad()
-    def cloak(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked ones, float64, of a DSSIM of at most ``rho``."""
+    def search(self, image: Tensor) -> Tensor:
+        """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloak, of a DSSIM of at most ``rho``."""
         h, (net,) = self.hparams, self.embedders()
-        original = images.double()
-        target = self.targets(net.embed(original))
-        picture = original.clone().requires_grad_()
+        target = self.targets(net.embed(image))
+        picture = image.clone().requires_grad_()
         optimizer = torch.optim.Adam([picture], lr=h["lr"])
-        best, least = original, original.new_full((len(original),), torch.inf)
+        best, least = image, torch.inf
         for step in range(h["steps"] + 1):
-            distance = (net.embed(picture) - target).square().sum(1)
-            seen = dssim(picture, original)
-            better = (seen <= h["rho"]) & (distance < least)
-            best = torch.where(better[:, None, None, None], picture.detach(), best)
-            least = torch.where(better, distance.detach(), least)
+            distance = (net.embed(picture) - target).square().sum()
+            seen = dssim(picture, image)[0]
+            if seen <= h["rho"] and distance < least:
+                best, least = picture.detach().clone(), distance.item()
             if step < h["steps"]:
                 optimizer.zero_grad()
-                (distance + h["penalty"] * (seen - h["rho"]).relu()).sum().backward()
+                (distance + h["penalty"] * (seen - h["rho"]).relu()).backward()
                 optimizer.step()
                 with torch.no_grad():
                     picture.clamp_(0, 1)

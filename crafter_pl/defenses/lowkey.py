@@ -65,13 +65,12 @@ class LowKey(Cloak):
         self.begin(task_ckpt, embedder=embedder_ckpt, embedder_plain=embedder_plain_ckpt)
 
     @torch.enable_grad()
-    def cloak(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked ones, float64."""
+    def search(self, image: Tensor) -> Tensor:
+        """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloak."""
         h, nets = self.hparams, self.embedders()
-        original = images.double()
-        own = [net.embed(original) for net in nets]
-        maps = early(nets, original)
-        picture = original
+        own = [net.embed(image) for net in nets]
+        maps = early(nets, image)
+        picture = image
         for _ in range(h["steps"]):
             picture = picture.detach().requires_grad_()
             views = (picture, blur(picture))
