@@ -31,14 +31,14 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
     ]
     found = cells(lines, [0, 3])
     assert [(cell.name, cell.run, cell.title) for cell in found[:5]] == [
-        ("noise-scale0.5-laplace", "noise-scale0.5-laplace", "noise (scale 0.5, kind laplace)"),
-        ("noise-scale2-laplace", "noise-scale2-laplace", "noise (scale 2, kind laplace)"),
+        ("noise-laplace-scale0.5", "noise-laplace-scale0.5", "noise (kind laplace, scale 0.5)"),
+        ("noise-laplace-scale2", "noise-laplace-scale2", "noise (kind laplace, scale 2)"),
         ("crafter-beta0.1-crafter_z", "crafter", "crafter_z (beta 0.1)"),
         ("crafter-beta1-crafter_z", "crafter", "crafter_z (beta 1)"),
         ("adversarial_learning-lambda0.5",) * 2 + ("adversarial_learning (lambda 0.5)",),
     ]
     assert [cell.seed for cell in found] == [0] * 5 + [3] * 5
-    assert found[5].name == found[5].run == "noise-scale0.5-laplace-seed3"
+    assert found[5].name == found[5].run == "noise-laplace-scale0.5-seed3"
     assert found[7].run == "crafter-seed3" and found[7].title == found[2].title
 
 
@@ -49,6 +49,14 @@ def test_every_combination_is_a_cell_with_a_name_of_its_own():
         ([Defended("noise")], [], "needs defences and seeds"),
         ([Defended("noise"), Defended("noise")], [0], "the same: noise"),
         ([Defended("noise")], [1, 1], "the same: noise, seed 1"),
+        (
+            [
+                Defended("noise", {"kind": "laplace", "scale": 2}),
+                Defended("noise", {"scale": 2, "kind": "laplace"}),
+            ],
+            [0],
+            r"the same: noise \(kind laplace, scale 2\)",
+        ),
     ],
 )
 def test_a_grid_of_nothing_or_of_twice_the_same_is_refused(lines, seeds, said):

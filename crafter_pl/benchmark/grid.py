@@ -175,6 +175,8 @@ def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
 
 
 def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of values, the settings by name: a cell has one name however they are written."""
+    settings = dict(sorted(settings.items()))
     values = [value if isinstance(value, list) else [value] for value in settings.values()]
     return [dict(zip(settings, choice, strict=True)) for choice in product(*values)]
 

@@ -23,7 +23,8 @@ class Cloak(Defense):
     should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
 
     A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and `knob`, and
-    implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in `training_step`.
+    implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in
+    `training_step`.
 
     Attributes:
         kept: the init arguments that are settings of the protection, in the manifest.
