@@ -55,6 +55,7 @@ class Cloak(Defense):
         One after the other, as an edge device has them. In a batch the rounding of a picture hangs on the
         others, and the sign of a small gradient on rounding: a cloak would be another in another batch.
         """
+        # a copy begins at an aligned address, wherever in the batch the picture was
         return torch.cat([self.search(image.clone()) for image in images.split(1)])
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
