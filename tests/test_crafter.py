@@ -537,8 +537,9 @@ def test_fast_takes_few_light_steps_and_a_polish(crafter, audited):
     try:
         told = stage.protection()
         assert {key: told[key] for key in FAST} == FAST and stage.store_name() == "fast-beta1"
+        stage.protect_options["precision"] = "float64"  # in float32 its large steps may magnify the rounding
         made = stage.protect(images, index)
-        assert distance(stage.protect(images[2:3], index[2:3]), made[2:3]) < 1e-3
+        assert distance(stage.protect(images[2:3], index[2:3]), made[2:3]) < 1e-9
         stage.protect_options["steps"] = 3
         assert stage.protection()["steps"] == 3 and stage.protection()["polish_steps"] == 40
         stage.protect_options["steps"] = 0

@@ -400,6 +400,27 @@ def test_freezing_turns_a_widening_linear_layer_for_single_samples():
     assert net[0].weight.stride() == (5, 1), "the net that was given is not changed"
 
 
+def test_frozen_convolutions_compute_in_their_own_precision_under_autocast():
+    """What a stage trained in bf16-mixed differentiates once and twice; only the linear layers are narrowed."""
+    torch.manual_seed(0)
+    net = freeze(Generator("G1", 6, 32, 8).eval())
+    z = torch.randn(2, 6)
+
+    def derivatives():
+        leaf = z.clone().requires_grad_()
+        images = net(leaf)
+        (first,) = torch.autograd.grad(images.square().sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), leaf)
+        return images, first, second
+
+    exact = derivatives()
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = derivatives()
+    for expected, made in zip(exact, narrow, strict=True):
+        assert made.dtype == torch.float32
+        assert 0 < (made - expected).norm() < 0.05 * expected.norm()
+
+
 def test_freezing_leaves_a_convolution_padded_otherwise():
     net = nn.Sequential(
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same")

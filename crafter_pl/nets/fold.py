@@ -89,6 +89,7 @@ class FrozenConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What ``conv`` returns."""
         if torch.is_grad_enabled() and x.requires_grad:
+            x = x.to(self.conv.weight.dtype)  # autocast narrows what comes before, and not this
             y: Tensor = _Convolve.apply(x, self.conv.weight, self.conv.bias, self.how)
             return y
         return self.conv(x)
