@@ -223,9 +223,10 @@ def test_upstream_stages_say_where_they_are(tiny):
 # The attack
 
 
-def aimed(tiny, target, **settings):
+def aimed(tiny, target, among=None, **settings):
     attack = AdaptiveDecoderAttack(**settings)
     attack.resolve(tiny.folder)
+    attack.among = among
     attack.aim(target)
     return attack
 
@@ -343,8 +344,14 @@ def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
             changed = {"pairs": given["pairs"] + pairs, "epochs": given["epochs"] + epochs}
             torch.save({**content, "adaptation": given | changed}, more / "checkpoints" / "best.ckpt")
             assert Path(aimed(tiny, target).checkpoint("adaptive_black_box")).is_relative_to(chosen)
+            for only in (more, trained):
+                file = str(only / "checkpoints" / "best.ckpt")
+                assert aimed(tiny, target, among=[file]).checkpoint("adaptive_black_box") == file
         (more / "summary.json").unlink()  # not finished
         assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(trained / "checkpoints"))
+        for only in ([], [str(more / "checkpoints" / "best.ckpt")]):
+            with pytest.raises(UserError, match=r"nothing in --adapted was trained against"):
+                aimed(tiny, target, among=only)
     finally:
         shutil.rmtree(more)
 

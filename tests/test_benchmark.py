@@ -15,6 +15,7 @@ from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
 from crafter_pl.benchmark.summary import over_seeds, summarise, write_summary
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
+from crafter_pl.stages import sha256
 
 PLACE = Place(CONF, "synthetic", CONF / "nowhere")
 ALONE = ("--workers", "1")  # no second process to start: `done` has two
@@ -72,6 +73,7 @@ def test_commands():
     assert options(fit) >= {
         ("--name", "crafter-steps3-seed2"),
         ("--seed_everything", "2"),
+        ("--data.order_seed", "2"),
         ("--model.init_args.craft.steps", "3"),
         ("--ckpt_path", "last"),
     }
@@ -271,7 +273,7 @@ def test_a_tiny_benchmark(done, runs_dir):
     labels = ["none", "crafter (beta 1)", "disco", "noise (scale 0.5)", "noise (scale 2.0)"]
     assert [entry["label"] for entry in report["defenses"]] == labels
     assert ["utility_training" in entry for entry in report["defenses"]] == [True, False, False, True, True]
-    assert (done / "seed0" / "pareto.png").is_file()
+    assert (done / "seed0" / "pareto.png").is_file() and (done / "pareto.png").is_file()
     summary = json.loads((done / "benchmark.json").read_text())
     assert set(summary["areas"]) == {"inference", "training"}
     assert list(summary["areas"]["inference"]) == ["none", "crafter", "disco", "noise", "all"]
@@ -323,6 +325,11 @@ def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
     for seed, value in enumerate(values):
         report = json.loads((out / f"seed{seed}" / "report.json").read_text())
         assert report["defenses"][1]["utility"]["mean_auc"]["value"] == value
+        # Noise has the same weights in all seeds: each audit is by the attacker of its own one.
+        attacker = f"adaptive_black_box-noise-scale2{'-seed1' if seed else ''}"
+        file = runs_dir / "synthetic" / attacker / "checkpoints" / "best.ckpt"
+        assert report["settings"]["adapted"] == [str(file)]
+        assert sha256(file) in json.dumps(report["attacks"]["adaptive_black_box"])
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):
@@ -378,7 +385,10 @@ def test_the_front_and_the_areas_are_over_all_seeds(done, runs_dir):
     assert rows["noise (scale 1)"]["on_front"]["utility"] and rows["unprotected"]["on_front"]["utility"]
     assert not rows["noise (scale 2)"]["on_front"]["utility"]
     assert list(found["areas"]["inference"]) == ["none", "noise"]
+    assert (folder / "pareto.png").is_file() is False
     assert "| noise (scale 2) (1 of 2 seeds) |" in write_summary(folder, found).read_text()
+    rows["noise (scale 1)"]["false_security"] = 1
+    assert "| noise (scale 1) (! 1 of 2) |" in write_summary(folder, found).read_text()
 
 
 def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):

@@ -144,6 +144,20 @@ def test_loaders_without_a_trainer(data):
     assert torch.cat([b["index"] for b in batches]).tolist() == data.splits["private_test"].tolist()
 
 
+def test_another_order_of_the_same_pictures():
+    """For more seeds of a training on one split."""
+    orders = {}
+    for own in ({}, {"order_seed": 0}, {"order_seed": 9}):
+        module = FacesDataModule(**TINY | own)
+        module.setup()
+        orders[module.order_seed] = [
+            row for batch in module.train_dataloader() for row in batch["index"].tolist()
+        ]
+        split = set(module.splits["public_train"].tolist())
+        assert set(orders[module.order_seed]) <= split
+    assert len(orders) == 2 and orders[0] != orders[9]
+
+
 def test_a_set_smaller_than_a_batch_still_trains():
     module = FacesDataModule(**TINY | {"batch_size": 1000})
     module.setup()

@@ -401,7 +401,7 @@ def test_freezing_turns_a_widening_linear_layer_for_single_samples():
 
 
 def test_frozen_convolutions_compute_in_their_own_precision_under_autocast():
-    """What a stage trained in bf16-mixed differentiates once and twice; only the linear layers are narrowed."""
+    """What a stage trained in bf16-mixed differentiates twice; only the linear layers are narrowed."""
     torch.manual_seed(0)
     net = freeze(Generator("G1", 6, 32, 8).eval())
     z = torch.randn(2, 6)

@@ -104,7 +104,7 @@ class AdaptiveStage(Stage):
                 raise UserError("where should queries be kept? give --model.init_args.queries_dir FOLDER")
             folder = self.experiment_dir / "queries"
         self.queries = Queries(
-            folder, self.defense, data, seed=data.seed, shard_size=self.hparams["shard_size"]
+            folder, self.defense, data, seed=data.order_seed, shard_size=self.hparams["shard_size"]
         )
         if stage != "fit":
             return
@@ -150,7 +150,7 @@ class AdaptiveStage(Stage):
             pairs,
             batch_size=self.hparams["batch_size"] // world,
             epoch=self.current_epoch,
-            seed=data.seed,
+            seed=data.order_seed,
             rank=rank,
             world=world,
         )
@@ -228,8 +228,9 @@ class AdaptedAttack(Attack):
 
     It looks among the experiment's finished stages whose folder begins with `runs`, the attack's name unless
     a subclass says otherwise: for example ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several
-    that fit it takes the one that has learned from most pairs, and of these in most epochs. On unprotected
-    features, where there is nothing to adapt to, it is the attack that adaptation starts from.
+    that fit it takes the one that has learned from most pairs, and of these in most epochs. Where `among`
+    lists checkpoints it looks at these alone. On unprotected features, where there is nothing to adapt to, it
+    is the attack that adaptation starts from.
 
     A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
     `basic`, which is also its `checkpoints` until it is aimed.
@@ -240,6 +241,7 @@ class AdaptedAttack(Attack):
     ckpt: str | None
     basic: dict[str, str | None]
     experiment_dir: Path | None = None
+    among: list[str] | None = None
 
     @property
     def runs(self) -> str:
@@ -294,16 +296,17 @@ class AdaptedAttack(Attack):
                 )
             return self.ckpt
         assert self.experiment_dir is not None, "resolve() comes before aim()"
-        found = []
-        for folder in sorted(self.experiment_dir.glob(f"{self.runs}*")):
-            best = folder / "checkpoints" / "best.ckpt"
-            if (folder / "summary.json").is_file() and best.is_file():
+        there, found = sorted(self.experiment_dir.glob(f"{self.runs}*/checkpoints/best.ckpt")), []
+        for best in there if self.among is None else map(Path, self.among):
+            folder = best.parent.parent
+            if folder.name.startswith(self.runs) and (folder / "summary.json").is_file():
                 adaptation = read_checkpoint(best).get("adaptation")
                 if adaptation is not None and fits(adaptation, target):
                     found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
         if not found:
+            where = self.experiment_dir if self.among is None else "--adapted"
             raise UserError(
-                f"attack {self.name}: nothing in {self.experiment_dir} was trained against "
+                f"attack {self.name}: nothing in {where} was trained against "
                 f"{_what(target)}; train it first (with --data, if this audit has it): {self._train(target)}"
             )
         return max(found, key=lambda entry: entry[:2])[2]

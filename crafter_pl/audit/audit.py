@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl import __version__
+from crafter_pl.attacks.adaptive import AdaptedAttack
 from crafter_pl.attacks.base import Attack, Ruler
 from crafter_pl.audit import figures, inputs
 from crafter_pl.audit import groups as by_group
@@ -39,6 +40,7 @@ def audit(
     rulers: list[Ruler] | None = None,
     clouds: list[str] | None = None,
     defenses: list[str] | None = None,
+    adapted: list[str] | None = None,
     groups: list[str] | None = None,
     task_ckpt: str | None = None,
     experiment: str = "synthetic",
@@ -73,6 +75,8 @@ def audit(
             defences': the utility in the training scenario, beside that of the trained classifier.
         defenses: checkpoints of the defences behind the stores, where they lie neither beside the store nor
             in the experiment's folder: attackers who adapt query them.
+        adapted: checkpoints of stages that have adapted to these defences: attacks that adapt look at no
+            others (default: at all finished ones of the experiment, and take the one that has learned most).
         groups: attributes by which utility and protection are also reported apart, such as `Male`: the faces
             that have it beside those that have not. One that the data lack is named and left out.
         task_ckpt: checkpoint of the task model (default: the experiment's own).
@@ -133,6 +137,8 @@ def audit(
     entries[1:] = sorted(entries[1:], key=lambda entry: (entry["family"], entry["beta"] or 0.0))
     for adversary in (*attacks, *rulers):
         adversary.resolve(home)
+        if isinstance(adversary, AdaptedAttack):
+            adversary.among = adapted
     notes += inputs.check_aims(attacks, rulers, entries, data.split_hash)
     entries[0]["features"] = team.agree(inputs.encode(task, images, device, batch_size))
 
@@ -223,6 +229,7 @@ def audit(
                 "task_sha256": sha256(task_path),
                 "features": stores,
                 "clouds": clouds,
+                "adapted": adapted,
                 "oracles": oracles,
                 "budget": budget_used,
                 "split": SPLIT,

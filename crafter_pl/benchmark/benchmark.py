@@ -108,7 +108,7 @@ def benchmark(
         "overwrite": True,
     }
     if plan:
-        last = _audits(made, place, audit, grid, folder, options, training)
+        last = _audits(made, place, audit, grid, folder, options, attackers or [], training)
         print(Jobs([*made.values(), *last], folder, workers).plan(), flush=True)
         return folder / "table.md"
     with lock(folder):
@@ -116,7 +116,8 @@ def benchmark(
         jobs.run()
         there = {name: job for name, job in made.items() if jobs.state[name] == DONE}
         protected = [cell for cell in grid if _cell_job(cell) in there]
-        audits = Jobs(_audits(there, place, audit, protected, folder, options, training), folder, workers)
+        last = _audits(there, place, audit, protected, folder, options, attackers or [], training)
+        audits = Jobs(last, folder, workers)
         audits.run()
         audited = [cell for cell in protected if audits.state[_audit_job(cell.seed)] == DONE]
         if audited:
@@ -254,15 +255,18 @@ def _audits(
     grid: list[Cell],
     folder: Path,
     options: dict[str, Any],
+    attackers: list[str],
     training: bool,
 ) -> list[Job]:
-    """The audit of each seed, over the cells that are there."""
+    """The audit of each seed, over the cells that are there, by the attacks that were trained in them."""
     jobs = []
     for seed in sorted({cell.seed for cell in grid}):
         own = [cell for cell in grid if cell.seed == seed]
         args = ["audit", "--config", audit, *place.shared]
         given = {**options, "out": str(folder / f"seed{seed}")}
         given["features"] = option([cell.store(place) for cell in own])
+        runs = [cell.attacked(place, attacker)[0] for cell in own for attacker in attackers]
+        given["adapted"] = option([place.checkpoint(run) for run in runs])
         if training and "fit-cloud" in made:
             clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]
             given["clouds"] = option([place.checkpoint("cloud"), *clouds])

@@ -204,4 +204,4 @@ def option(value: Any) -> str:  # noqa: ANN401 (any setting)
 
 
 def _seeded(options: dict[str, Any], seed: int) -> dict[str, Any]:
-    return {"seed_everything": seed, **options} if seed else options
+    return {"seed_everything": seed, "data.order_seed": seed, **options} if seed else options

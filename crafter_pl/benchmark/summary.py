@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.audit.front import BUDGET, TRAINING, curve, on_front
+from crafter_pl.audit.plots import pareto
 from crafter_pl.audit.verdict import Report, false_security, percent
 from crafter_pl.benchmark.grid import Cell, Place
 from crafter_pl.data.store import write_file
@@ -86,7 +87,7 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
     }
     row["worst_case"] = over_seeds([entry["worst_case"]["eval_acc"] for entry in entries])
     row["by_chance"] = sum(entry["worst_case"]["chance"] for entry in entries) / len(entries)
-    row["false_security"] = any(false_security(entry) for entry in entries)
+    row["false_security"] = sum(false_security(entry) for entry in entries)
     row["on_front"] = {}
     costs = [entry["cost"]["seconds_per_image"] for entry in entries]
     row["seconds_per_image"] = None if None in costs else sum(costs) / len(costs)
@@ -94,12 +95,26 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
-    """Write benchmark.json, table.csv, areas.csv, table.md and table.tex; return the path of table.md."""
+    """Write benchmark.json, three tables, areas.csv and pareto.png; return the path of table.md."""
     write_file(folder / "benchmark.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     write_file(folder / "table.csv", _csv(_flat(summary)).encode())
     write_file(folder / "areas.csv", _csv(_flat_areas(summary)).encode())
     write_file(folder / "table.tex", _latex(summary).encode())
+    if (plot := _pareto(summary)) is not None:
+        write_file(folder / "pareto.png", plot)
     return write_file(folder / "table.md", _markdown(summary).encode())
+
+
+def _pareto(summary: dict[str, Any]) -> bytes | None:
+    """The audit's Pareto plot, of the seeds' means; None of a single defence."""
+    entries = []
+    for row in summary["rows"]:
+        entry: dict[str, Any] = {"name": row["curve"], "settings": {}, "retrains": row["retrains"]}
+        entry |= {"on_front": row["on_front"], "worst_case": {"eval_acc": row["worst_case"]}}
+        for name, figure in (("utility", "mean_auc"), (TRAINING, "mean_auc_training")):
+            entry |= {name: {"mean_auc": row[figure]}} if figure in row else {}
+        entries.append(entry)
+    return pareto({"areas": summary["areas"], "defenses": entries})
 
 
 def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -112,7 +127,7 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in summary["rows"]:
         cells = [
-            row["defence"] + (" (!)" if row["false_security"] else "") + _count(row, summary),
+            row["defence"] + _flagged(row) + _count(row, summary),
             ", ".join(row["retrains"]) or "-",
         ]
         cells.append(_number(row["mean_auc"]))
@@ -126,6 +141,12 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells.append(", ".join(name for key, name in fronts.items() if row["on_front"].get(key)) or "-")
         rows.append(cells)
     return heads, rows
+
+
+def _flagged(row: dict[str, Any]) -> str:
+    """The mark of false security, and of how many seeds, if not of all."""
+    flags, seeds = row["false_security"], len(row["worst_case"]["seeds"])
+    return "" if not flags else " (!)" if flags == seeds else f" (! {flags} of {seeds})"
 
 
 def _count(row: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -185,7 +206,10 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             "the lowest and the highest seed. The front is that of the means."
         )
     if any(row["false_security"] for row in summary["rows"]):
-        notes.append("(!) false security: an attack that knows the defence gets more than any that does not.")
+        notes.append(
+            "(!) false security: an attack that knows the defence gets more than any that does not; with "
+            "numbers: in so many of the seeds."
+        )
     return notes
 
 

@@ -48,6 +48,7 @@ class FacesDataModule(LightningDataModule):
         predict_batch_size: int = 64,
         predict_split: str = "private_test",
         seed: int = 0,
+        order_seed: int | None = None,
         strict: bool = False,
         cache_dir: str | None = None,
         max_memory_mb: int = 2048,
@@ -73,7 +74,8 @@ class FacesDataModule(LightningDataModule):
             batch_size: pictures a training or validation batch, per process.
             predict_batch_size: pictures a batch of `predict`, and so a shard of a feature store.
             predict_split: the part of the data that `predict` works on.
-            seed: of the synthetic people, of the split and of the training order.
+            seed: of the synthetic people and of the split.
+            order_seed: of the training order, and of which public faces an attacker queries (default: seed).
             strict: stop at the first unreadable picture instead of leaving it out.
             cache_dir: keep decoded pictures here, so that the next run starts at once.
             max_memory_mb: above this size the decoded pictures are memory-mapped from disk.
@@ -97,6 +99,7 @@ class FacesDataModule(LightningDataModule):
         self.predict_batch_size = predict_batch_size
         self.predict_split = predict_split
         self.seed = seed
+        self.order_seed = seed if order_seed is None else order_seed
         self.strict = strict
         self.cache_dir = cache_dir
         self.max_memory_mb = max_memory_mb
@@ -240,7 +243,7 @@ class FacesDataModule(LightningDataModule):
         return None if make is None else make(self)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `train_split`, each process its share, in an order set by seed and epoch alone.
+        """The stage's `train_split`, each process its share, in an order set by order_seed and epoch alone.
 
         The last, smaller batch is left out, unless it is the only one. A stage that learns from more than
         faces has a method `train_loader(datamodule)`, which is asked instead.
@@ -250,7 +253,7 @@ class FacesDataModule(LightningDataModule):
         data = self.dataset(self._part_for("train_split", "public_train"))
         world, rank = self._world
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(
-            data, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True
+            data, num_replicas=world, rank=rank, shuffle=True, seed=self.order_seed, drop_last=True
         )
         whole = len(sampler) >= self.batch_size
         return DataLoader(

@@ -101,7 +101,7 @@ class CloudClassifier(Stage):
         if h["train_store"] is None:
             return
         train = h["train_store"] if stage == "fit" else None
-        self.feed = FeaturesDataModule(data, train, h["test_store"], data.batch_size, data.seed)
+        self.feed = FeaturesDataModule(data, train, h["test_store"], data.batch_size, data.order_seed)
         self.feed.trainer = self.trainer
         self.feed.setup(stage)
         for name, part in (("train", self.train_split), ("test", self.val_split)):
