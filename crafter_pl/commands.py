@@ -10,6 +10,7 @@ PASSED_ON = (
     "--trainer.devices",
     "--trainer.precision",
 )
+OWN = "--data.order_seed"  # of these but each training's own: the order of other stages is not changed by it
 
 
 def command(args: list[str]) -> str:
@@ -33,5 +34,6 @@ def passed_on(args: list[str]) -> list[str]:
     for arg in rest:
         name, has_value, _ = arg.partition("=")
         if any(name == option or name.startswith(option + ".") for option in PASSED_ON):
-            kept += [arg] if has_value else [arg, next(rest, "")]
+            given = [arg] if has_value else [arg, next(rest, "")]
+            kept += [] if name == OWN else given
     return kept

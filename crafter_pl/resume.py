@@ -19,7 +19,7 @@ FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_si
 def data_differences(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
     """Data settings that make another split: they differ between two configs; `where` names the first."""
     lines = differences({**old, "model": {}}, {**new, "model": {}}, f"for {where}")
-    return [line for line in lines if not line.startswith("data.batch_size:")]
+    return [line for line in lines if not line.startswith(("data.batch_size:", "data.order_seed:"))]
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in the checkpoint") -> list[str]:

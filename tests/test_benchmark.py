@@ -329,7 +329,7 @@ def test_a_second_seed_shows_the_spread(done, runs_dir, capsys):
         attacker = f"adaptive_black_box-noise-scale2{'-seed1' if seed else ''}"
         file = runs_dir / "synthetic" / attacker / "checkpoints" / "best.ckpt"
         assert report["settings"]["adapted"] == [str(file)]
-        assert sha256(file) in json.dumps(report["attacks"]["adaptive_black_box"])
+        assert sha256(file) in json.dumps(report["defenses"][1]["attacks"]["adaptive_black_box"])
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_in_the_table(done, runs_dir, capsys):

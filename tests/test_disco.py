@@ -25,9 +25,19 @@ def test_which_channels_depends_on_the_picture():
     assert len(masks.round().unique(dim=0)) > 1
 
 
+def test_what_is_pruned_is_nothing_once_it_has_learned():
+    """A factor of 0.001 would hide nothing from a decoder that reads float32."""
+    pruner, features = ChannelPruner(20, 0.8).eval(), torch.rand(6, 20, 4, 4) + 0.1
+    assert ((pruner(features) != 0).flatten(2).all(2).sum(1) == 4).all()
+    for parameter in pruner.score.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert (pruner(features) != 0).all(), "equal scores: all channels are kept, and not none"
+
+
 def test_gradients_reach_the_scores_through_the_soft_threshold():
     torch.manual_seed(0)
     pruner = ChannelPruner(20, 0.5)
+    assert (pruner(torch.rand(4, 20, 4, 4)) != 0).all()
     pruner(torch.rand(4, 20, 4, 4)).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in pruner.parameters())
 

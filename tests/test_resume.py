@@ -7,6 +7,8 @@ import torch
 import yaml
 
 from crafter_pl.cli import main
+from crafter_pl.commands import passed_on
+from crafter_pl.resume import data_differences, differences
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "num_sanity_val_steps": 0}
 DATA = {
@@ -66,3 +68,11 @@ def test_resumed_equals_straight(stage, place, monkeypatch):
     for key, value in straight[0].items():
         assert torch.equal(value, resumed[0][key]), key
     assert straight[1] == resumed[1] and len(straight[1]) == 3
+
+
+def test_the_training_order_is_a_stages_own():
+    """Upstream stages are trained with the data given, each in its own order, which makes no other split."""
+    given = ["fit", "--data", "faces.yaml", "--data.order_seed", "3", "--data.order_seed=3", "--data.seed=1"]
+    assert passed_on(given) == ["--data", "faces.yaml", "--data.seed=1"]
+    old, new = ({"model": {}, "data": {"seed": 0, "order_seed": seed}} for seed in (None, 3))
+    assert data_differences(old, new, "training") == [] and len(differences(old, new)) == 1

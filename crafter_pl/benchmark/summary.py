@@ -87,7 +87,7 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
     }
     row["worst_case"] = over_seeds([entry["worst_case"]["eval_acc"] for entry in entries])
     row["by_chance"] = sum(entry["worst_case"]["chance"] for entry in entries) / len(entries)
-    row["false_security"] = sum(false_security(entry) for entry in entries)
+    row["false_security"] = sum(bool(false_security(entry)) for entry in entries)
     row["on_front"] = {}
     costs = [entry["cost"]["seconds_per_image"] for entry in entries]
     row["seconds_per_image"] = None if None in costs else sum(costs) / len(costs)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class ChannelPruner(nn.Module):
     """Keeps a share of the channels, chosen by a small net: features ``(N, C, h, w)`` -> the same shape.
 
-    The choice is soft: a channel is multiplied by ``sigmoid((score - threshold) / temperature)``, the
-    threshold half way between the lowest score that is kept and the highest that is not. So gradients reach
-    the scores.
+    In training the choice is soft: a channel is multiplied by ``sigmoid((score - threshold) / temperature)``,
+    the threshold half way between the lowest score that is kept and the highest that is not. So gradients
+    reach the scores. In eval mode what is pruned is 0: a small factor hides nothing from who reads float32.
 
     Args:
         channels: C.
@@ -40,7 +40,8 @@ class ChannelPruner(nn.Module):
             return torch.ones_like(scores)
         ordered = scores.sort(dim=1, descending=True).values
         threshold = ordered[:, self.kept - 1 : self.kept + 1].mean(1, keepdim=True)
-        return ((scores - threshold) / self.temperature).sigmoid()
+        soft = ((scores - threshold) / self.temperature).sigmoid()
+        return soft if self.training else torch.where(scores >= threshold, soft, 0.0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Prunes features."""
