@@ -154,9 +154,10 @@ def tradeoff(report: Report) -> bytes:
     order = sorted(range(len(labels)), key=lambda i: "chance" in labels[i])
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
     families = list(dict.fromkeys(entry["family"] for entry in entries))
+    retrained = {entry["family"] for entry in entries if entry.get("retrains")}
     for number, family in enumerate(families[1:] if len(families) > 2 else [], 1):
         handles.append(Line2D([], [], color="0.2", linestyle=LINES[number % len(LINES)]))
-        labels.append(family.replace("_", " "))
+        labels.append(family.replace("_", " ") + " (retrains the backend)" * (family in retrained))
     figure.legend(
         handles,
         labels,
