@@ -349,9 +349,14 @@ def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
                 assert aimed(tiny, target, among=[file]).checkpoint("adaptive_black_box") == file
         (more / "summary.json").unlink()  # not finished
         assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(trained / "checkpoints"))
-        for only in ([], [str(more / "checkpoints" / "best.ckpt")]):
-            with pytest.raises(UserError, match=r"nothing in --adapted was trained against"):
-                aimed(tiny, target, among=only)
+        with pytest.raises(UserError, match="nothing in --adapted was trained against"):
+            aimed(tiny, target, among=[])
+        with pytest.raises(UserError, match=r"adaptive_black_box-lost.*best.ckpt"):
+            aimed(
+                tiny,
+                target,
+                among=[str(more.with_name("adaptive_black_box-lost") / "checkpoints" / "best.ckpt")],
+            )
     finally:
         shutil.rmtree(more)
 

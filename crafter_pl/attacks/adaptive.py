@@ -296,10 +296,12 @@ class AdaptedAttack(Attack):
                 )
             return self.ckpt
         assert self.experiment_dir is not None, "resolve() comes before aim()"
-        there, found = sorted(self.experiment_dir.glob(f"{self.runs}*/checkpoints/best.ckpt")), []
-        for best in there if self.among is None else map(Path, self.among):
-            folder = best.parent.parent
-            if folder.name.startswith(self.runs) and (folder / "summary.json").is_file():
+        given, found = [Path(file) for file in self.among or ()], []
+        if self.among is None:
+            given = sorted(self.experiment_dir.glob(f"{self.runs}*/checkpoints/best.ckpt"))
+            given = [file for file in given if (file.parents[1] / "summary.json").is_file()]
+        for best in given:
+            if best.parents[1].name.startswith(self.runs):
                 adaptation = read_checkpoint(best).get("adaptation")
                 if adaptation is not None and fits(adaptation, target):
                     found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
