@@ -80,6 +80,7 @@ def benchmark(
             after all others are done and reported.
     """
     place = Place(Path(configs), experiment, Path(runs_dir), data, fit_options or {})
+    attackers = attackers or []
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     workers = (gpus or os.cpu_count() or 1) if workers is None else workers
@@ -91,14 +92,14 @@ def benchmark(
     for stage in place.fit_options:
         place.config(stage)
     grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
-    _check_audit(audit, place, budget, oracles, attackers or [])
+    _check_audit(audit, place, budget, oracles, attackers)
     planned = _Plan(place)
     for stage in [*oracles, *(stages or [])]:
         planned.fit(place.command("fit", stage, None, {}))
     if training:
         planned.fit(place.command("fit", SCENARIO, "cloud", {}))
     for cell in grid:
-        planned.cell(cell, attackers or [], training)
+        planned.cell(cell, attackers, training)
     made = planned.made
     options = {
         "budget": budget,
@@ -108,7 +109,7 @@ def benchmark(
         "overwrite": True,
     }
     if plan:
-        last = _audits(made, place, audit, grid, folder, options, attackers or [], training)
+        last = _audits(made, place, audit, grid, folder, options, attackers, training)
         print(Jobs([*made.values(), *last], folder, workers).plan(), flush=True)
         return folder / "table.md"
     with lock(folder):
@@ -116,7 +117,7 @@ def benchmark(
         jobs.run()
         there = {name: job for name, job in made.items() if jobs.state[name] == DONE}
         protected = [cell for cell in grid if _cell_job(cell) in there]
-        last = _audits(there, place, audit, protected, folder, options, attackers or [], training)
+        last = _audits(there, place, audit, protected, folder, options, attackers, training)
         audits = Jobs(last, folder, workers)
         audits.run()
         audited = [cell for cell in protected if audits.state[_audit_job(cell.seed)] == DONE]
