@@ -2,9 +2,8 @@
 
 import csv
 import hashlib
-import json
+import io
 import math
-import os
 import random
 import re
 import resource
@@ -24,15 +23,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from crafter_pl.errors import UserError
+from crafter_pl.files import new_file, to_json, write_file
 from crafter_pl.stages.base import sha256
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def peak_memory_mb() -> float:
@@ -70,14 +62,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Saves `checkpoint` at `path`; with the option `FOR_USE` without what only training goes on from."""
         if storage_options == FOR_USE:
             checkpoint = {key: part for key, part in checkpoint.items() if key not in FOR_TRAINING_ALONE}
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        content = io.BytesIO()  # torch hides what a full disk says while it writes a file
+        torch.save(checkpoint, content)
+        with new_file(path) as stream:
+            stream.write(content.getbuffer())
 
 
 class BestAndLast(Checkpoint):
@@ -198,7 +186,7 @@ class MetricsCSV(Checkpoint):
             ",".join(columns),
             *(",".join(str(row.get(name, "")) for name in columns) for row in self.rows),
         ]
-        write_text(self.path, "\n".join(lines) + "\n")
+        write_file(self.path, "\n".join(lines) + "\n")
 
 
 class Summary(Callback):
@@ -250,7 +238,7 @@ class Summary(Callback):
             "best_sha256": sha256(best),
             "metrics": metrics,
         }
-        write_text(self.path, json.dumps(summary, indent=2) + "\n")
+        write_file(self.path, to_json(summary, indent=2))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -283,7 +271,7 @@ class SaveConfig(SaveConfigCallback):
             number += 1
             path = self.folder / f"{self.verb}-{number}.yaml"
         if not path.is_file():
-            write_text(path, text)
+            write_file(path, text)
         if self.verb == "fit" and not split.is_file():
             trainer.datamodule.write_split_csv(split)  # type: ignore[attr-defined]
 

@@ -1,7 +1,6 @@
 """May this command touch that run? Checkpoints against configs, finished runs, one writer at a time."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json
 from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
@@ -94,7 +94,7 @@ def finished(run_dir: Path, max_epochs: int | None) -> str | None:
     path = run_dir / "summary.json"
     if not path.is_file():
         return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_json(path, f"delete {run_dir} and train again")
     done = summary["max_epochs"]
     if max_epochs is not None and done is not None and 0 <= done < max_epochs:
         return None

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from crafter_pl.audit.verdict import percent, percent_range
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
-from crafter_pl.data.store import write_file
 from crafter_pl.errors import UserError
+from crafter_pl.files import to_json, write_file
 from crafter_pl.stages.base import read_checkpoint
 
 
@@ -83,7 +83,7 @@ def sweep(
     ]:
         raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
     rows = [_row(base, arch, cut, folder / cut / "report.json") for cut in cuts]
-    write_file(folder / "cuts.json", json.dumps(rows, indent=1).encode())
+    write_file(folder / "cuts.json", to_json(rows))
     write_file(folder / "cuts.png", _plot(rows, arch))
     return write_file(folder / "table.md", _table(rows).encode())
 

@@ -37,11 +37,11 @@ from crafter_pl.audit import inputs
 from crafter_pl.audit.audit import audit
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.metrics import identity_similarity
-from crafter_pl.audit.report import write_bytes
 from crafter_pl.audit.team import Team
 from crafter_pl.code import ATTACKING, code_hash
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json, to_json, write_file
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import sha256
 from crafter_pl.stages.oracle import IdentityOracle
@@ -251,7 +251,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     """Attacks with every setting that is not in ``out``.json yet; results in the order of ``settings``."""
     file = out.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    done = read_json(file, "delete it: every setting is tried again") if file.is_file() else {}
     keys, todo = [], []
     for setting, attack in zip(settings, attacks, strict=True):
         attack.resolve(out.parent.parent)
@@ -275,7 +275,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
             attack.reconstruct(bench.features[:2])  # the first call of a process is slower
             began = time.perf_counter()
         done[key] = {"setting": setting, **measure(bench, attack)}
-        write_bytes(file, (json.dumps(done, indent=1) + "\n").encode())
+        write_file(file, to_json(done))
         left = (time.perf_counter() - began) / number * (len(todo) - number)
         value = done[key]["similarity"]
         print(
@@ -285,7 +285,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
             flush=True,
         )
     results = [done[key] for key in keys]
-    write_bytes(out.with_suffix(".csv"), as_csv(results).encode())
+    write_file(out.with_suffix(".csv"), as_csv(results))
     return results
 
 
@@ -418,7 +418,7 @@ def write_setting(file: Path, place: tuple[str | int, ...], setting: Setting) ->
         raise by_hand from error
     if yaml.safe_load(text) != wanted:
         raise by_hand
-    write_bytes(file, text.encode())
+    write_file(file, text)
 
 
 def yaml_value(value: Any) -> str:

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit.report import write_bytes
 from crafter_pl.code import ATTACKING, code_hash
 from crafter_pl.errors import UserError
+from crafter_pl.files import write_file
 
 
 def cache_key(features: Tensor, description: dict[str, object], batch_size: int, seed: int) -> str:
@@ -124,7 +124,7 @@ class Reconstructions:
                     raise ValueError(f"attack {attack.name} returned {shapes}")
                 if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
                     raise ValueError(f"attack {attack.name} returned pictures outside [0, 1]")
-                write_bytes(self._file(number), save({"images": images.clamp(0, 1).contiguous()}))
+                write_file(self._file(number), save({"images": images.clamp(0, 1).contiguous()}))
                 bar.update(len(batch))
 
 

@@ -16,9 +16,10 @@ from crafter_pl import __version__
 from crafter_pl.audit.cells import STYLE, heading, inline, number, rate, table, words
 from crafter_pl.audit.front import TRAINING
 from crafter_pl.audit.plots import COLOURS, MARKERS, errors, save
-from crafter_pl.audit.report import read_report, rebuild, write_bytes
+from crafter_pl.audit.report import read_report, rebuild
 from crafter_pl.audit.verdict import Report, percent
 from crafter_pl.errors import UserError
+from crafter_pl.files import write_file
 
 SCENARIOS = {"utility": "inference", TRAINING: "training"}
 
@@ -84,7 +85,7 @@ def compare(folders: list[Path], out: Path) -> Path:
                 f"The report in {one} is damaged ({error!r}). Run its audit again with --overwrite true."
             ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, _page(reports, places).encode())
+    write_file(out, _page(reports, places))
     print(f"compared {len(reports)} audits: {out}", flush=True)
     return out
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +21,12 @@ from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
 from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json, to_json, write_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 GALLERY = "gallery.safetensors"  # the pictures of the grid, so that `rebuild` needs nothing else
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file at once: a crash leaves the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def complete(report: Report) -> Report:
@@ -54,7 +47,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     report = complete(report)
-    text = json.dumps(report, indent=1, allow_nan=False).encode()
+    text = to_json(report).encode()
     pictures = {"tradeoff": plots.tradeoff(report)}
     for over in plots.AXES:
         if (curve := plots.adaptation(report, over)) is not None:
@@ -79,7 +72,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
         (out / "groups.md").unlink(missing_ok=True)  # of an earlier audit by groups
     files |= {"report.json": text, "report.html": render(report, gallery, pictures).encode()}
     for name, data in files.items():
-        write_bytes(out / name, data)
+        write_file(out / name, data)
     return out / "report.html"
 
 
@@ -94,13 +87,8 @@ def read_report(folder: Path) -> Report:
         raise UserError(
             f"no report in {folder}: report.json is missing; run the audit with --out {folder} first"
         )
-    try:
-        report: Report = json.loads(file.read_text())
-        schema = report.get("schema")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"The report in {folder} is damaged ({error!r}). Run the audit again with --overwrite true."
-        ) from error
+    report: Report = read_json(file, "run the audit again with --overwrite true")
+    schema = report.get("schema") if isinstance(report, dict) else None
     if schema != 1:
         raise UserError(f"{file} has schema {schema}, expected 1. Run the audit again.")
     return report

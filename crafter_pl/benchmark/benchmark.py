@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json
 from crafter_pl.nets import bf16_is_slow
 from crafter_pl.resume import lock
 from crafter_pl.runner import StageCLI
@@ -198,7 +198,10 @@ class _Plan:
         if not summary.is_file():
             return False
         cli = StageCLI(args)
-        done, asked = json.loads(summary.read_text())["max_epochs"], cli.options.trainer.max_epochs
+        done, asked = (
+            read_json(summary, "delete its folder and train again")["max_epochs"],
+            cli.options.trainer.max_epochs,
+        )
         if done != asked:
             raise UserError(
                 f"{summary.parent} was trained for {done} epochs, and the benchmark asks for {asked}: give "

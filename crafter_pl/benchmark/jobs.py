@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.commands import command
-from crafter_pl.data.store import write_file
+from crafter_pl.errors import UserError
+from crafter_pl.files import read_json, to_json, write_file
 from crafter_pl.stages.base import sha256
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
@@ -157,15 +157,15 @@ class Jobs:
 
     def _mark(self, job: Job, seconds: float) -> None:
         mark = {"commands": job.commands, "inputs": self._inputs(job), "outputs": self._hashes(job.outputs)}
-        write_file(self._marked(job), json.dumps({**mark, "seconds": seconds}, indent=1).encode())
+        write_file(self._marked(job), to_json({**mark, "seconds": seconds}))
 
     def _is_done(self, job: Job) -> bool:
         """Whether the same commands have made what is there from what is there."""
         if not job.commands:
             return True
         try:
-            mark: dict[str, Any] = json.loads(self._marked(job).read_text())
-        except (OSError, ValueError):
+            mark: dict[str, Any] = read_json(self._marked(job), "")
+        except (OSError, UserError):
             return False
         outputs = self._hashes(job.outputs)
         same = mark.get("commands") == job.commands and mark.get("outputs") == outputs

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from crafter_pl.audit.front import BUDGET, TRAINING, curve, on_front
 from crafter_pl.audit.plots import pareto
+from crafter_pl.audit.report import read_report
 from crafter_pl.audit.verdict import Report, false_security, percent
 from crafter_pl.benchmark.grid import Cell, Place
-from crafter_pl.data.store import write_file
+from crafter_pl.files import to_json, write_file
 
 
 def over_seeds(figures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -36,10 +36,7 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
         place: of the runs.
         seconds: that each job took when it was run.
     """
-    reports = {
-        seed: json.loads((folder / f"seed{seed}" / "report.json").read_text())
-        for seed in sorted({cell.seed for cell in grid})
-    }
+    reports = {seed: read_report(folder / f"seed{seed}") for seed in sorted({cell.seed for cell in grid})}
     titles = {cell.store(place): cell.title for cell in grid}
     found: dict[str, list[Report]] = {}
     for report in reports.values():
@@ -96,7 +93,7 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
     """Write benchmark.json, three tables, areas.csv and pareto.png; return the path of table.md."""
-    write_file(folder / "benchmark.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+    write_file(folder / "benchmark.json", to_json(summary))
     write_file(folder / "table.csv", _csv(_flat(summary)).encode())
     write_file(folder / "areas.csv", _csv(_flat_areas(summary)).encode())
     write_file(folder / "table.tex", _latex(summary).encode())

@@ -9,8 +9,6 @@ the one in the file `fingerprint`.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from crafter_pl.data.transport import TRANSPORTS, decode, encode
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json, to_json, write_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -98,22 +97,7 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
                 f"{folder / name} is missing, so the store is not finished; run predict again with the same "
                 "settings"
             )
-    return write_file(folder / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_file(file: Path, data: bytes, mode: int = 0o666) -> Path:
-    """Write a file whole or not at all, and its folder if it is not there; `mode` as `os.open` takes it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return file
+    return write_file(folder / MANIFEST, to_json(manifest, indent=2))
 
 
 def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
@@ -185,10 +169,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{file} is missing: the store is not finished; run predict again with the same settings to go on"
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); {_AGAIN}") from error
+    manifest = read_json(file, _AGAIN)
     if not isinstance(manifest, dict):
         raise UserError(f"{file} is not a manifest, but a {type(manifest).__name__}; {_AGAIN}")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.data.store import write_file
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
+from crafter_pl.files import expand, read_json, to_json, write_file
 from crafter_pl.runner import Crafting
 from crafter_pl.stages.base import sha256
 
@@ -85,7 +85,7 @@ def export(
         "encoder_sha256": defense.upstream_files["task"][1],
         "opset": OPSET if onnx else None,
     }
-    folder = Path(os.path.expanduser(out))
+    folder = Path(expand(out))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not _is(folder / MANIFEST, made):
             raise UserError(f"{shown(out)} holds something else: choose another --out, or delete it")
@@ -111,8 +111,8 @@ def export(
             inputs = {"images": [3, size, size], **({"noise": [noise]} if noise else {})}
             made["graphs"][name] = _write(part, name, net.eval(), inputs, onnx) | {"output": ["N", *shape]}
         made["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
-        write_file(part / "README.md", _readme(made).encode())
-        write_file(part / MANIFEST, (json.dumps(made, indent=2, allow_nan=False) + "\n").encode())
+        write_file(part / "README.md", _readme(made))
+        write_file(part / MANIFEST, to_json(made, indent=2))
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -127,9 +127,9 @@ def export(
 def _is(file: Path, made: dict[str, Any]) -> bool:
     """Whether this is the manifest of such an export."""
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = read_json(file, "")
         return all(there.get(key) == value for key, value in json.loads(json.dumps(made)).items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, UserError, AttributeError):
         return False
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from crafter_pl.crafting.noise import keyed_bits
-from crafter_pl.data.store import write_file
 from crafter_pl.edge.faces import Place
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
+from crafter_pl.files import read_json, to_json, write_file
 
 _VERSION = 1
 _ORDER = 2**40  # a stream of keyed numbers that no defence uses
@@ -70,8 +70,9 @@ class Ledger:
         self.seed = secrets.randbits(63) if seed is None else seed
 
     def _read(self, seed: int | None) -> None:
+        way_out = f"delete it and {self.store}, or choose another --out"
+        content = read_json(self.file, way_out)
         try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
             if content["version"] != _VERSION:
                 raise ValueError(f"version {content['version']}")
             self.seed, self.planned = int(content["seed"]), bool(content["planned"])
@@ -80,9 +81,7 @@ class Ledger:
                 self.photos[path] = Photo(faces=faces, **photo)
             there = dict(content["settings"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.file} cannot be read ({error}): delete it and {self.store}, or choose another --out"
-            ) from error
+            raise UserError(f"{self.file} cannot be read ({error}): {way_out}") from error
         other = [
             f"{key}: {there.get(key)!r} there, {self.settings.get(key)!r} here"
             for key in sorted(there.keys() | self.settings.keys())
@@ -107,7 +106,7 @@ class Ledger:
             "settings": self.settings,
             "photos": {path: asdict(photo) for path, photo in self.photos.items()},
         }
-        write_file(self.file, (json.dumps(content, indent=1) + "\n").encode(), mode=0o600)
+        write_file(self.file, to_json(content), mode=0o600)
 
     def plan(self, listed: list[str]) -> None:
         """Give the faces of the photographs `listed` their indices, in an order drawn from the seed.

@@ -1,0 +1,116 @@
+"""The one way to write a file, to read JSON that comes from outside, and to understand a path.
+
+No torch here: the command line, the edge and the cloud use it alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from crafter_pl.errors import UserError
+
+MAX_JSON_BYTES = 256 * 2**20  # the largest of ours, a ledger of a million photographs, is smaller
+
+
+@contextmanager
+def new_file(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file `path` when the block ends well, and are gone when it does not.
+
+    The file is written beside its place, forced to the disk and moved there: a reader, a crash or `kill -9`
+    meets the old file or the new one. Its folder is made if it is not there.
+
+    Args:
+        path: of the file.
+        mode: its permissions, as `os.open` takes them.
+
+    Raises:
+        OSError: the disk is full, the place is read-only, ...; it names `path`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial), os.fsencode(partial)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file by itself
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: bytes | str, mode: int = 0o666) -> Path:
+    """Write a file whole or not at all, see `new_file`; text as UTF-8, names in it as the bytes they are."""
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    with new_file(path, mode) as stream:
+        stream.write(data)
+    return Path(path)
+
+
+def to_json(content: Any, indent: int | None = 1) -> str:  # noqa: ANN401 (whatever JSON holds)
+    """JSON text with a line's end.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(content, indent=indent, allow_nan=False) + "\n"
+
+
+def parse_json(text: str | bytes, where: str, way_out: str) -> Any:  # noqa: ANN401 (whatever JSON holds)
+    """JSON that somebody else may have written, within limits.
+
+    Args:
+        text: of at most `MAX_JSON_BYTES`; bytes are UTF-8.
+        where: names it in the message.
+        way_out: the end of the message: what to do about it.
+
+    Raises:
+        UserError: it is no JSON, too deep or too large, has a name twice in one object, or a number that is
+            not finite.
+    """
+    try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"over {MAX_JSON_BYTES >> 20} MB")
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise UserError(f"{where} cannot be read as JSON (nested too deeply); {way_out}") from error
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read as JSON ({error}); {way_out}") from error
+
+
+def read_json(path: str | Path, way_out: str) -> Any:  # noqa: ANN401 (whatever JSON holds)
+    """The content of a JSON file, see `parse_json`; a file that cannot be opened is an `OSError`."""
+    with open(path, "rb") as stream:
+        return parse_json(stream.read(MAX_JSON_BYTES + 1), str(path), way_out)
+
+
+def expand(text: str) -> str:
+    """A path as it was meant: a leading `~`, and `$VARIABLES` that are set, unless it exists as it stands."""
+    return text if os.path.lexists(text) else os.path.expanduser(os.path.expandvars(text))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; two members of one name are what two readers understand differently."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice in one object")
+    return made
+
+
+def _finite(text: str) -> float:
+    """A number; JSON knows no others than finite ones."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return number
