@@ -6,8 +6,6 @@ import io
 import math
 import random
 import re
-import resource
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,13 +22,8 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, to_json, write_file
+from crafter_pl.memory import peak_memory_mb
 from crafter_pl.stages.base import sha256
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held so far, resident, in MB (on Linux `Summary` starts it anew)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:

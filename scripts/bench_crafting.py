@@ -23,7 +23,6 @@ import argparse
 import copy
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +42,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter, CrafterGenerator, Defense, load_defense
 from crafter_pl.defenses.crafter import FAST, RELEASED
 from crafter_pl.errors import UserError
+from crafter_pl.memory import peak_memory_mb
 from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.runner import import_stages
@@ -199,7 +199,7 @@ def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> d
     if args.device.startswith("cuda"):
         found["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     else:
-        found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found["peak_memory_mb"] = peak_memory_mb()
     if quality:
         few = batch if name == "reference" else 1  # its critic's work is shared by the batch
         found["encoder_forwards"] = factor * operations(

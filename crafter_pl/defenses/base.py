@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from crafter_pl.data.store import (
 )
 from crafter_pl.data.transport import TRANSPORTS, bytes_each
 from crafter_pl.errors import UserError
+from crafter_pl.memory import peak_memory_mb
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
@@ -215,7 +215,7 @@ class Defense(Stage):
         sizes = [len(loader.dataset.index_of(number)) for number in range(len(loader.dataset))]
         cost: dict[str, float | None] = {
             "seconds_per_image": self._seconds / self._timed if self._timed else None,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_mb(),
             "bytes_per_image": bytes_each(self._plan["shape"], self.transport),
         }
         shards = {shard_name(number): size for number, size in enumerate(sizes)}

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from crafter_pl.edge.listing import photographs
 from crafter_pl.edge.photos import MAX_PIXELS, Refused, open_photo, shown
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
+from crafter_pl.memory import peak_memory_mb
 from crafter_pl.progress import Steps
 from crafter_pl.runner import Crafting
 
@@ -239,7 +239,7 @@ def _craft(
             file.unlink()
     cost = {
         "seconds_per_image": seconds / count if count else None,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory_mb(),
         "bytes_per_image": bytes_each(protector.feature_shape, protector.defense.transport),
     }
     return shards, cost, count > 0
