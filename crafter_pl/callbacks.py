@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import math
+import os
 import random
 import re
 import time
@@ -19,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from torch import Tensor
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, to_json, write_file
@@ -61,15 +63,61 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             stream.write(content.getbuffer())
 
 
+def whole_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch that ends saw all its batches: no limit, callback or signal has cut it short."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+class Finite(Callback):
+    """Ends `fit` where the loss or a weight is no finite number, before anything of it is kept."""
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self.losses: list[Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Remembers the loss, and looks now and then: a look waits for the device."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            self.losses.append(loss.detach())
+        if (batch_idx + 1) % self.every == 0:
+            self._look(trainer, pl_module, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks once more before the checkpoint."""
+        self._look(trainer, pl_module, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, batch: int) -> None:
+        bad = [not _finite(loss) for loss in self.losses]
+        first = batch - len(bad) + bad.index(True) + 1 if any(bad) else batch
+        what = "the loss" if any(bad) else "a weight"
+        wrong = any(bad) or not all(map(_finite, pl_module.state_dict().values()))
+        self.losses = []
+        if trainer.strategy.reduce_boolean_decision(wrong, all=False):
+            raise UserError(
+                f"{what} is no finite number in epoch {trainer.current_epoch + 1} at batch {first}: nothing "
+                "of this epoch is kept; give a smaller learning rate (--model.init_args.lr), or "
+                "--trainer.precision 32-true"
+            )
+
+
 class BestAndLast(Checkpoint):
     """`best.ckpt` by the stage's own monitor (without one the newest) and `last.ckpt`, after every epoch.
 
     Training goes on from the last; the best is for use, and has no optimizer's state. Lightning's
-    ModelCheckpoint renews last.ckpt only in epochs that improve on the best.
+    ModelCheckpoint renews last.ckpt only in epochs that improve on the best. A finished run that goes on for
+    longer keeps its best until it is finished again: `next.ckpt` takes its place then (`Summary`).
     """
 
-    def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
+    def __init__(self, folder: Path, monitor: str | None, mode: str, extends: bool = False) -> None:
         self.folder, self.monitor, self.sign = folder, monitor, -1.0 if mode == "min" else 1.0
+        self.file = folder / ("next.ckpt" if extends else "best.ckpt")
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +130,9 @@ class BestAndLast(Checkpoint):
             self.best = state_dict["best"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves both; a score that is not a number counts as the worst."""
+        """Saves both, unless the epoch was cut short; a score that is not a number counts as the worst."""
+        if not whole_epoch(trainer):
+            return
         better = self.monitor is None
         if self.monitor is not None and self.monitor in trainer.callback_metrics:
             score = self.sign * float(trainer.callback_metrics[self.monitor])
@@ -90,7 +140,7 @@ class BestAndLast(Checkpoint):
             better = trainer.strategy.broadcast(self.best is None or score > self.best)
             self.best = score if better else self.best
         if better:
-            trainer.save_checkpoint(self.folder / "best.ckpt", storage_options=FOR_USE)
+            trainer.save_checkpoint(self.file, storage_options=FOR_USE)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +149,7 @@ class BestAndLast(Checkpoint):
         Raises:
             UserError: names the monitor and what is logged.
         """
-        if self.monitor is not None and self.best is None:
+        if self.monitor is not None and self.best is None and (self.folder / "last.ckpt").is_file():
             raise UserError(
                 f"{type(pl_module).__name__} is watched by {self.monitor!r}, which it never logged "
                 f"(it logs {', '.join(sorted(trainer.callback_metrics))}): is there a validation pass?"
@@ -168,7 +218,9 @@ class MetricsCSV(Checkpoint):
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the epoch's row."""
+        """Adds the epoch's row, unless the epoch was cut short."""
+        if not whole_epoch(trainer):
+            return
         seconds = round(time.perf_counter() - self.started, 3)
         row = {"epoch": trainer.current_epoch, "seconds": seconds, **scalars(trainer.callback_metrics)}
         if not trainer.is_global_zero:
@@ -183,7 +235,10 @@ class MetricsCSV(Checkpoint):
 
 
 class Summary(Callback):
-    """`summary.json` at the end of `fit`: the mark of a finished stage, with its final figures and cost."""
+    """`summary.json` at the end of `fit`: the mark of a finished stage, with its final figures and cost.
+
+    A run that a limit, a callback or a signal has ended early gets none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -204,14 +259,15 @@ class Summary(Callback):
         """Adds the time of the interrupted run."""
         self.seconds_before = state_dict["seconds"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes away the mark of a finished run that is trained for longer."""
-        if trainer.is_global_zero:
-            self.path.unlink(missing_ok=True)
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the summary; a stage adds figures of its own by the attribute `final_metrics` (a dict)."""
         best = self.path.parent / "checkpoints" / "best.ckpt"
+        longer = best.with_name("next.ckpt")
+        ended = trainer.current_epoch >= (trainer.max_epochs or 0) and whole_epoch(trainer)
+        if not trainer.is_global_zero or not ended or not (best.is_file() or longer.is_file()):
+            return
+        if longer.is_file():
+            os.replace(longer, best)
         logged: dict[str, Any] = trainer.callback_metrics
         if not logged:  # no epoch was left to run: the run was killed after its last checkpoint
             rows = rows_before(trainer.current_epoch, self.path.parent / "metrics.csv")
@@ -220,8 +276,6 @@ class Summary(Callback):
                 name: value for name, value in row.items() if value and name not in ("epoch", "seconds")
             }
         metrics = scalars({**logged, **getattr(pl_module, "final_metrics", {})})
-        if not trainer.is_global_zero or not best.is_file():
-            return
         summary = {
             "stage": getattr(pl_module, "stage_name", type(pl_module).__name__),
             "epochs": trainer.current_epoch,
@@ -229,7 +283,7 @@ class Summary(Callback):
             "seconds": round(self.state_dict()["seconds"], 1),
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "best_sha256": sha256(best),
-            "metrics": metrics,
+            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         write_file(self.path, to_json(summary, indent=2))
 

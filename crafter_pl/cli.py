@@ -5,6 +5,7 @@ This module is light on purpose: torch and Lightning are imported when a verb ne
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -69,8 +70,13 @@ class Terminated(BaseException):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 a user's mistake, 130 Ctrl+C, 143 SIGTERM."""
+    """Runs one command.
+
+    Returns:
+        Its exit code: 0 done, 2 a user's mistake, 130 Ctrl+C, 141 the output was closed, 143 SIGTERM.
+    """
     args = list(sys.argv[1:] if args is None else args)
+    _print_anything()
     if args[:1] in (["-h"], ["--help"]):
         print(HELP)
         return 0
@@ -86,6 +92,9 @@ def main(args: list[str] | None = None) -> int:
         return _interrupted("terminated", args, 143)
     except UserError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # `| head -1`: nobody reads what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _interrupted("its output was closed", args, 141)
     except OSError as error:  # a folder that cannot be written, a full disk
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
@@ -102,24 +111,15 @@ def _run(args: list[str]) -> int:
     if not args or args[0] not in VERBS:
         what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
         raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
-    from argparse import ArgumentError
-
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from crafter_pl import runner
+    from crafter_pl.options import blamed, expanded
 
     _quiet()
     _end_with_parent()
+    args = expanded(args)
     try:
-        _call(*args) if args[0] in FUNCTIONS else runner.run(args)
-    except (ArgumentError, MisconfigurationException) as error:
-        raise UserError(str(error)) from error
-    except ValueError as error:
-        # jsonargparse wraps what a class raises when it is built.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+        with blamed(args):
+            _call(*args) if args[0] in FUNCTIONS else runner.run(args)
     except SystemExit as stop:
         # Lightning turns Ctrl+C into SystemExit(1); --help is SystemExit(0).
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -154,11 +154,20 @@ def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
     if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
         raise UserError("a token on the command line can be seen by others: give --token_file FILE")
+    from crafter_pl.options import expanded
+
     function = resolve_name(FUNCTIONS[verb])
     made = parser(verb, function)
-    config = made.instantiate(made.parse_args(list(args)))
+    config = made.instantiate(expanded(made.parse_args(list(args))))
     del config["config"]
     function(**config)
+
+
+def _print_anything() -> None:
+    """No character ends a program: what a terminal's encoding has not is printed as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> int:

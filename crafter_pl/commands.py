@@ -18,13 +18,18 @@ def command(args: list[str]) -> str:
     return f"python -m crafter_pl {shlex.join(args)}"
 
 
-def resume_command(args: list[str]) -> str:
-    """The shell command that goes on where `args` (of a `fit`) stopped."""
+def without(args: list[str], *options: str) -> list[str]:
+    """`args` without some options and their values."""
     kept: list[str] = []
     for before, arg in zip(["", *args], args, strict=False):
-        if "--ckpt_path" not in (before, arg) and not arg.startswith("--ckpt_path="):
+        if before not in options and arg.partition("=")[0] not in options:
             kept.append(arg)
-    return command([*kept, "--ckpt_path", "last"])
+    return kept
+
+
+def resume_command(args: list[str]) -> str:
+    """The shell command that goes on where `args` (of a `fit`) stopped."""
+    return command([*without(args, "--ckpt_path"), "--ckpt_path", "last"])
 
 
 def passed_on(args: list[str]) -> list[str]:

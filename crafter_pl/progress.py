@@ -3,19 +3,23 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from crafter_pl.callbacks import scalars
+from crafter_pl.resume import batches_done
 
 
 class Board(TensorBoardLogger):
     """TensorBoard events straight in the run's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), name="", version="", default_hp_metric=False)
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
+        # What was logged after the checkpoint that a run goes on from is logged anew: it is not shown twice.
+        again: dict[str, Any] = {} if checkpoint is None else {"purge_step": batches_done(checkpoint)}
+        super().__init__(str(folder), name="", version="", default_hp_metric=False, **again)
 
     def save(self) -> None:
         """Writes no hparams.yaml: `<verb>.yaml` beside it holds every setting."""

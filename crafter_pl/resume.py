@@ -89,17 +89,33 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
     return model
 
 
-def finished(run_dir: Path, max_epochs: int | None) -> str | None:
-    """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None."""
+def summary(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, else None."""
     path = run_dir / "summary.json"
     if not path.is_file():
         return None
-    summary = read_json(path, f"delete {run_dir} and train again")
-    done = summary["max_epochs"]
-    if max_epochs is not None and done is not None and 0 <= done < max_epochs:
+    way_out = f"delete {run_dir} and train again"
+    found = read_json(path, way_out)
+    try:
+        # Earlier versions wrote one where a limit had ended a run.
+        return found if int(found["epochs"]) >= int(found["max_epochs"]) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no summary of a run ({error!r}): {way_out}") from error
+
+
+def finished(run_dir: Path, max_epochs: int | None) -> str | None:
+    """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None."""
+    found = summary(run_dir)
+    if found is None or (max_epochs is not None and found["max_epochs"] < max_epochs):
         return None
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary["metrics"].items())
-    return f"is finished ({summary['epochs']} epochs, {summary['seconds']:.0f} s) in {run_dir}: {metrics}"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
+    return f"is finished ({found['epochs']} epochs, {found['seconds']:.0f} s) in {run_dir}: {metrics}"
+
+
+def batches_done(checkpoint: Path) -> int:
+    """How many batches a run had stepped through at a checkpoint: the step of its next entry in a log."""
+    loops = read_checkpoint(checkpoint)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
 
 
 @contextmanager

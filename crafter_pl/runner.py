@@ -15,12 +15,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from crafter_pl import callbacks as cb
-from crafter_pl import resume
+from crafter_pl import options, resume
 from crafter_pl.cli import VERBS
-from crafter_pl.commands import command, passed_on, resume_command
+from crafter_pl.commands import command, passed_on, resume_command, without
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.transport import Transport
 from crafter_pl.errors import UserError
@@ -89,8 +90,8 @@ def run(args: list[str]) -> None:
         todo = [] if cli.finished() else list(cli.missing_upstream({}).values())
         if todo and cli.multi_process:
             head = "several processes cannot share the training of upstream stages: first run, in this order,"
-            one = [command([*job, "--trainer.devices", "1"]) for job in todo]
-            raise UserError("\n  ".join([head, *one]))
+            one = [without(job, "--trainer.devices", "--trainer.num_nodes") for job in todo]
+            raise UserError("\n  ".join([head, *(command([*job, "--trainer.devices", "1"]) for job in one)]))
         for number, job in enumerate(todo, 1):
             _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
             StageCLI(job).go(loaded)
@@ -177,7 +178,7 @@ class StageCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)
         """Parses `args`; unlike the inherited method it does not warn where a program calls `main([...])`."""
-        self.config = parser.parse_args(args)
+        self.config = options.expanded(parser.parse_args(args))
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the settings alone: the inherited method replaces those given by the checkpoint's."""
@@ -187,6 +188,7 @@ class StageCLI(LightningCLI):
         self.options: Namespace = self.config[self.verb]
         module, _, name = self.options.model.class_path.rpartition(".")
         self.stage: type[Stage] = getattr(importlib.import_module(module), name)
+        options.check(self.verb, self.options, self.stage.monitor)
         self.name: str = self.options.name or self.stage.stage_name
         self.experiment_dir = Path(self.options.runs_dir, self.options.experiment)
         self.run_dir = self.experiment_dir / self.name
@@ -215,7 +217,9 @@ class StageCLI(LightningCLI):
     @property
     def multi_process(self) -> bool:
         """Whether this command runs, or will start, more than one process."""
-        world = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        world = int(os.environ.get("WORLD_SIZE") or 1)
+        if SLURMEnvironment.detect():  # as Lightning decides it: not in an interactive allocation
+            world = max(world, int(os.environ["SLURM_NTASKS"]))
         devices = str(self.options.trainer.devices)
         if devices in ("auto", "-1"):
             count = torch.cuda.device_count()
@@ -226,7 +230,7 @@ class StageCLI(LightningCLI):
     def missing_upstream(self, found: dict[Path, list[str]]) -> dict[Path, list[str]]:
         """Adds to `found` the commands that train unfinished upstream stages, in the order to run them."""
         for stage, folder in self.upstream.items():
-            if (folder / "summary.json").is_file() or folder in found:
+            if resume.summary(folder) is not None or folder in found:
                 continue
             cli = StageCLI(self.upstream_command(stage))
             if cli.run_dir != folder:
@@ -287,6 +291,28 @@ class StageCLI(LightningCLI):
             _say(f"{self.name} {line}")
         return line is not None
 
+    def stopped_early(self) -> None:
+        """Says how to go on with a run that a limit or a callback has ended.
+
+        Raises:
+            UserError: it has not finished a single epoch.
+        """
+        if self.options.trainer.fast_dev_run:
+            _say(f"{self.name}: fast_dev_run, nothing is kept")
+            return
+        limits = ("--trainer.max_time", "--trainer.max_steps")
+        longer = without(self.args, *limits)
+        if not (self.run_dir / "checkpoints" / "last.ckpt").is_file():
+            raise UserError(
+                f"{self.name} was stopped before its first epoch was finished, so nothing is kept; without "
+                f"what stopped it: {command(longer)}"
+            )
+        done, of = self.trainer.fit_loop.epoch_progress.current.completed, self.trainer.max_epochs
+        _say(
+            f"{self.name} was stopped early, after {done} of {of} epochs, and is not finished: go on without "
+            f"what stopped it ({resume_command(longer)})"
+        )
+
     def _last_line(self) -> str | None:
         if self.verb != "fit":
             return None
@@ -324,7 +350,8 @@ class StageCLI(LightningCLI):
 
     def go(self, loaded: Loaded) -> None:
         """Builds everything and runs the verb; data that upstream stages have loaded are not loaded again."""
-        with resume.lock(self.run_dir) if self.verb == "fit" else nullcontext():
+        alone = resume.lock(self.run_dir) if self.verb == "fit" else nullcontext()
+        with alone, options.blamed(self.args, self.run_dir):
             checkpoint = self.checkpoint()
             if self.finished():
                 return
@@ -333,7 +360,8 @@ class StageCLI(LightningCLI):
             self.datamodule = self._share(loaded)
             if self.verb == "fit":
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
-                self.finished()
+                if not self.finished() and self.trainer.is_global_zero:
+                    self.stopped_early()
             elif self.verb == "predict":
                 self._enough_batches()
                 self.trainer.predict(self.model, self.datamodule, return_predictions=False)
@@ -381,10 +409,7 @@ class StageCLI(LightningCLI):
             self.model.protect_options = asdict(self.config_init.predict.protect)
         self.model.run_dir, self.model.experiment_dir = self.run_dir, self.experiment_dir
         self.save_config_kwargs = {"folder": self.run_dir, "verb": self.verb}
-        try:
-            self.trainer = self.instantiate_trainer(**self._trainer_options())
-        except (ValueError, TypeError) as error:
-            raise UserError(f"--trainer: {error}") from error
+        self.trainer = self.instantiate_trainer(**self._trainer_options(checkpoint))
 
     def _precision(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """The config's precision; float32 for bfloat16 where that would be slow."""
@@ -394,7 +419,7 @@ class StageCLI(LightningCLI):
         _say(f"note: {self.name} runs in float32: this processor has no instructions for {given}")
         return "32-true"
 
-    def _trainer_options(self) -> dict[str, Any]:
+    def _trainer_options(self, checkpoint: Path | None) -> dict[str, Any]:
         """What the trainer gets beside the config's own settings: logger, callbacks, checkpoint writer."""
         given, init, folder = self.options.trainer, self.config_init[self.verb].trainer, self.run_dir
         seed = self.options.seed_everything
@@ -403,15 +428,23 @@ class StageCLI(LightningCLI):
         if keep:
             more = [
                 cb.EpochStart(torch.initial_seed() if seed is False else seed),
+                cb.Finite(),
                 cb.Summary(folder / "summary.json"),
                 cb.MetricsCSV(folder / "metrics.csv"),
-                cb.BestAndLast(folder / "checkpoints", self.stage.monitor, self.stage.mode),
+                cb.BestAndLast(
+                    folder / "checkpoints",
+                    self.stage.monitor,
+                    self.stage.mode,
+                    resume.summary(folder) is not None,
+                ),
             ]
         bar = given.enable_progress_bar is not False
         if bar:
             tty = sys.stderr.isatty()
             more.insert(0, TQDMProgressBar(10) if tty else LineProgress(f"{self.verb} {self.name}"))
-        logger = Board(folder) if self.verb != "predict" else False
+        logger = (
+            Board(folder, checkpoint if self.verb == "fit" else None) if self.verb != "predict" else False
+        )
         return {
             "default_root_dir": str(folder),
             "logger": logger if given.logger is None else init.logger,

@@ -12,6 +12,7 @@ from crafter_pl.nets import AmortizerNet
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.prior import GanPrior
+from crafter_pl.stages.schedules import Cosine
 from crafter_pl.stages.task import TaskModel
 
 
@@ -67,7 +68,7 @@ class Amortizer(Stage):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """Adam with a cosine decay over the epochs."""
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(self.trainer.max_epochs or 1, 1))
+        schedule = Cosine(optimizer, max(self.trainer.max_epochs or 1, 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def _losses(self, images: Tensor) -> Tensor:

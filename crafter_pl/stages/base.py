@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from crafter_pl.errors import UserError
+from crafter_pl.stages.schedules import OneCycle
 
 StageT = TypeVar("StageT", bound="Stage")
 
@@ -170,9 +171,7 @@ class Stage(L.LightningModule):
         nothing.
         """
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise
-        )
+        schedule = OneCycle(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

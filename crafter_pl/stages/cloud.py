@@ -115,7 +115,8 @@ class CloudClassifier(Stage):
                 encoder_sha256=digest,
                 split=part,
             )
-            if stage != "fit" and protected_by(manifest) != h["learned_from"]:
+            learned = {"version": 1, **(h["learned_from"] or {})}  # older than versions: 1
+            if stage != "fit" and protected_by(manifest) != learned:
                 raise UserError(
                     f"{self.feed.stores[name]} is not of the defence that this classifier has learned from"
                 )

@@ -1,0 +1,177 @@
+"""Options that Lightning takes without a word or answers with a traceback, as one message."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from crafter_pl.errors import UserError
+from crafter_pl.files import expand, write_file
+
+_HOME = Path(__file__).parent
+
+
+def _count(least: int, most: float = float("inf")) -> tuple[Callable[[Any], bool], str]:
+    """A whole number from ``least`` to ``most``."""
+    return lambda v: least <= v <= most, f"at least {least}" + ("" if most > 2**40 else f", at most {most}")
+
+
+def _share(more: bool = True) -> tuple[Callable[[Any], bool], str]:
+    """A share of the batches, or how many of them; none only where there may be ``more`` than nothing."""
+    return (
+        lambda v: (0 < v <= 1) if isinstance(v, float) else v >= (1 if more else 0),
+        "a share above 0.0 and up to 1.0, or a number of batches from 1",
+    )
+
+
+# What is wrong whatever the stage: the option, when it is right, and how to say that.
+_EVERY = {
+    "seed_everything": _count(0, 2**32 - 1),
+    "data.batch_size": _count(1),
+    "data.predict_batch_size": _count(1),
+    "data.image_size": _count(4),
+    "data.max_memory_mb": _count(0),
+    "trainer.num_nodes": _count(1),
+    "trainer.num_sanity_val_steps": _count(-1),
+    "trainer.overfit_batches": (
+        lambda v: v == 0 or _share()[0](v),
+        "0 for none, a share up to 1.0, or a number of batches from 1",
+    ),
+    "trainer.log_every_n_steps": _count(0),
+    "trainer.reload_dataloaders_every_n_epochs": _count(0),
+}
+_OF_FIT = {
+    "trainer.max_epochs": (
+        lambda v: v >= 1,
+        "at least 1: stages plan their learning rate over all epochs (--trainer.max_time ends a run early)",
+    ),
+    "trainer.max_steps": (lambda v: v == -1 or v >= 1, "-1 for no limit, or at least 1"),
+    "trainer.min_epochs": _count(0),
+    "trainer.min_steps": _count(0),
+    "trainer.accumulate_grad_batches": _count(1),
+    "trainer.check_val_every_n_epoch": _count(1),
+    "trainer.val_check_interval": _share(),
+    "trainer.limit_train_batches": _share(),
+    "trainer.limit_val_batches": (lambda v: v >= 0 and (v <= 1 or isinstance(v, int)), "not below 0"),
+    "trainer.gradient_clip_val": (lambda v: v > 0, "above 0, or null for none"),
+}
+_OF_VERB = {
+    "fit": _OF_FIT,
+    "validate": {"trainer.limit_val_batches": _share()},
+    "test": {"trainer.limit_test_batches": _share()},
+    "predict": {"trainer.limit_predict_batches": (lambda v: v == 1.0, "1.0: a store is of a whole split")},
+}
+
+
+def check(verb: str, options: Namespace, monitor: str | None) -> None:
+    """Refuses, before anything is touched, values with which a verb cannot do what it is for.
+
+    Args:
+        verb: fit, validate, test or predict.
+        options: of that verb.
+        monitor: the logged figure that picks the stage's best checkpoint.
+
+    Raises:
+        UserError: names the option, its value and what it may be.
+    """
+    for name, (right, what) in {**_EVERY, **_OF_VERB[verb]}.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not right(value):
+            raise UserError(f"--{name} is {value}; give {what}")
+    trainer = options.trainer
+    if verb == "fit" and trainer.max_epochs is None and (trainer.max_time or trainer.max_steps != -1):
+        raise UserError("--trainer.max_epochs is missing: a stage plans its learning rate over all epochs")
+    if verb != "fit" or trainer.fast_dev_run or not (monitor or "").startswith("val/"):
+        return
+    each, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if trainer.limit_val_batches == 0:
+        raise UserError(
+            f"--trainer.limit_val_batches is 0, but {monitor} picks the best checkpoint: give more"
+        )
+    if each is not None and epochs is not None and each > epochs:
+        raise UserError(
+            f"--trainer.check_val_every_n_epoch {each} is more than --trainer.max_epochs {epochs}, but "
+            f"{monitor}, a figure of the validation, picks the best checkpoint: give at most {epochs}"
+        )
+
+
+@contextmanager
+def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
+    """Turns what Lightning, torch or another library raises into a message that names the options given.
+
+    What our own code raises is left alone, but for the errors that an impossible number makes anywhere.
+
+    Args:
+        args: the command.
+        folder: for the traceback, which becomes ``error.txt``; null: a temporary file.
+
+    Raises:
+        UserError: with the error's first line, the options, and where the whole traceback is.
+    """
+    try:
+        yield
+    except (UserError, OSError, torch.distributed.DistError):
+        raise
+    except (ArgumentError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        cause: BaseException | None = error  # jsonargparse wraps what a class raises when it is built
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_HOME)
+        lost = isinstance(error, RuntimeError) and "gloo" in str(error)  # another process, see `cli.main`
+        if lost or (ours and not isinstance(error, (ValueError, ArithmeticError))):
+            raise
+        head = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        given = _given(args)
+        text = f"{type(error).__name__}: {head[:300]}" if head else type(error).__name__
+        place = _keep(traceback.format_exc(), folder)
+        if isinstance(error, torch.OutOfMemoryError):
+            text = "no memory left on the device: give a smaller --data.batch_size"
+        raise UserError(
+            f"{text}\n  options: {given or 'those of the config alone'}\n  traceback: {place}"
+        ) from error
+
+
+def _given(args: list[str]) -> str:
+    """The options of a command with their values, without its configs."""
+    text = " ".join(args[1:])
+    return re.sub(r"(^| )(-c|--config)[ =]\S+", "", text).strip()
+
+
+def _keep(text: str, folder: Path | None) -> Path:
+    if folder is None:
+        with tempfile.NamedTemporaryFile("w", prefix="crafter_pl-", suffix=".txt", delete=False) as file:
+            file.write(text)
+        return Path(file.name)
+    return write_file(folder / "error.txt", text)
+
+
+def expanded(value: Any) -> Any:  # noqa: ANN401 (whatever a config holds)
+    """Settings, or one command, in which every text that is a path from `~` or `$HOME` is meant as such."""
+    if isinstance(value, str):
+        name, equals, path = value.partition("=")
+        if equals and name.startswith("--"):
+            return f"{name}={expanded(path)}"
+        return expand(value) if value.startswith(("~", "$")) else value
+    if isinstance(value, list):
+        return [expanded(one) for one in value]
+    if isinstance(value, dict):
+        return {key: expanded(one) for key, one in value.items()}
+    if isinstance(value, Namespace):
+        for key, one in list(vars(value).items()):
+            value[key] = expanded(one)
+    return value
