@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,3 +116,32 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"the number {text[:20]} is not finite")
     return number
+
+
+def tidy(folder: str | Path, name: str | None = None) -> None:
+    """Remove what `kill -9` left half-written in a folder: `.NAME.PID.tmp`, whose process runs no more here.
+
+    Args:
+        folder: where; it need not be there.
+        name: of the file or folder that was to be made; None: any.
+    """
+    made = ".+" if name is None else re.escape(name)
+    for entry in os.listdir(folder) if os.path.isdir(folder) else ():
+        found = re.fullmatch(rf"\.{made}\.([0-9]{{1,9}})\.tmp", entry, re.DOTALL)
+        if found is None or _runs(int(found[1])):
+            continue
+        path = Path(folder, entry)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -217,7 +217,7 @@ class CloudAPI(LitAPI):
         self, request: Annotated[Features, Depends(receive)]
     ) -> tuple[Tensor, list[int] | None]:
         """A checked request -> features float32 ``(n, C, h, w)``, and their numbers."""
-        return torch.from_numpy(request.array(self.facts.shape)), request.index
+        return torch.from_numpy(request.array()), request.index
 
     def batch(self, inputs: list[tuple[Tensor, list[int] | None]]) -> Any:  # noqa: ANN401 (LitServe's)
         """Several requests' features in one tensor, and where each begins and what its numbers are."""

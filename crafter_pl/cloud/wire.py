@@ -1,13 +1,13 @@
-"""What may come in over the network: a safetensors body with features, read without trusting a byte of it.
+"""Features that somebody else has written, sent over the network or in a store: no byte of them is trusted.
 
 The format is that of the `safetensors` library: eight bytes with the length of the header, the header as
-JSON, then the tensors' bytes without gaps. It is read here and not by the library, since a body holds four
-tensors at most: nothing is allocated by what a header says, and every refusal is a line for the sender.
+JSON, then the tensors' bytes without gaps. It is read here and not by the library, which takes a name twice
+in the header. There are four tensors at most: nothing is allocated by what a header says, and every refusal
+is a line for the sender.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,29 @@ from typing import Any
 
 import numpy as np
 
+from crafter_pl.errors import UserError
+from crafter_pl.files import parse_json
+
 MAX_HEADER = 64 * 1024  # bytes; that of a shard with its hashes has 300
 TRANSPORT = {"F32": "<f4", "F16": "<f2", "I8": "<i1"}  # what features may be sent as
+_TYPES = {**TRANSPORT, "I64": "<i8"}
+_OTHERS = {
+    b"--": "form data",
+    b"{": "JSON",
+    b"[": "JSON",
+    b"\x1f\x8b": "gzip",
+    b"PK": "a zip",
+    b"\x80": "a pickle",
+}
 CODING = ("scale", "offset")  # of features sent as I8, see `crafter_pl.data.transport`
-CLAIMS = ("encoder_sha256", "defense_sha256")  # metadata keys, and manifest entries of a feature store
 
 
 class Refused(Exception):
     """A body that is not taken: one line for its sender."""
+
+
+class Foreign(Refused):
+    """A body that is no safetensors at all."""
 
 
 @dataclass(frozen=True)
@@ -31,40 +46,45 @@ class Features:
     """A body that was taken.
 
     Attributes:
+        sent: the type that they were sent in, a key of `TRANSPORT`.
         dtype: numpy's name of what `data` is in, little-endian.
         data: the finite features, row by row.
         count: how many they are.
+        shape: ``(C, h, w)`` of each.
         index: int64, the sender's numbers of them; None: there were none.
         metadata: of the header.
     """
 
+    sent: str
     dtype: str
     data: bytes
     count: int
+    shape: tuple[int, ...]
     index: list[int] | None
     metadata: dict[str, str]
 
-    def array(self, shape: Sequence[int]) -> np.ndarray:
+    def array(self) -> np.ndarray:
         """The features as float32 ``(n, C, h, w)``."""
-        rows = np.frombuffer(self.data, self.dtype).reshape(self.count, *shape)
+        rows = np.frombuffer(self.data, self.dtype).reshape(self.count, *self.shape)
         return rows.astype(np.float32)
 
 
-def read_features(body: bytes, shape: Sequence[int]) -> Features:
+def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
     """Read one feature or a shard of a feature store.
 
     Args:
         body: safetensors with `features`, float32, float16 or int8 ``(C, h, w)`` or ``(n, C, h, w)``; with
             int8 also `scale` and `offset`, float32 ``(n,)``; and if the sender likes `index`, int64 ``(n,)``.
-        shape: ``(C, h, w)`` of the features that the classifier takes.
+        shape: ``(C, h, w)`` of the features that the reader takes; None: any, ``(n, C, h, w)`` alone.
 
     Raises:
+        Foreign: the body is something else.
         Refused: the body is malformed, of another shape or type, or not finite.
     """
     header, data = _split(body)
     metadata = _metadata(header.pop("__metadata__", {}))
     if strange := sorted(header.keys() - {"features", "index", *CODING}):
-        raise Refused(f"tensor {strange[0][:40]!r} is not expected: send features, and index if you like")
+        raise Refused(f"tensor {strange[0][:40]!r} is not expected: features, and index, are")
     if "features" not in header:
         raise Refused("there is no tensor features in the body")
     spans = {name: _span(name, entry, len(data)) for name, entry in header.items()}
@@ -77,20 +97,25 @@ def read_features(body: bytes, shape: Sequence[int]) -> Features:
         raise Refused(f"the header describes {at} bytes of tensors, the body has {len(data)}")
     dtype, sizes, begin, end = spans["features"]
     if dtype not in TRANSPORT:
-        raise Refused(f"features are {dtype}: send F32, F16 or I8")
-    if tuple(sizes[-3:]) != tuple(shape) or len(sizes) not in (3, 4):
+        raise Refused(f"features are {dtype}: F32, F16 or I8 are taken")
+    if shape is None and len(sizes) != 4:
+        raise Refused(f"features have the shape {sizes}, not (n, C, h, w)")
+    if shape is not None and (tuple(sizes[-3:]) != tuple(shape) or len(sizes) not in (3, 4)):
         wanted = ", ".join(map(str, shape))
         raise Refused(f"features have the shape {sizes}: this classifier takes ({wanted}) or (n, {wanted})")
     count = sizes[0] if len(sizes) == 4 else 1
-    if not count:
+    if not prod(sizes):
         raise Refused("there is no feature in the body: features have the shape of none")
     rows, kind = np.frombuffer(data[begin:end], TRANSPORT[dtype]).reshape(count, -1), TRANSPORT[dtype]
     if coded := (dtype == "I8") or spans.keys() & {*CODING}:
         rows, kind = _decoded(rows, dtype, spans, data), "<f4"
-    if not (finite := np.isfinite(rows).all(1)).all():
-        raise Refused(f"feature {int(np.argmin(finite))} of the body is not finite (NaN or infinite)")
     index = _index(spans["index"], data, count) if "index" in spans else None
-    return Features(kind, rows.tobytes() if coded else bytes(data[begin:end]), count, index, metadata)
+    if not (finite := np.isfinite(rows).all(1)).all():
+        row = int(np.argmin(finite))
+        which = f"feature {row}" if index is None else f"feature {row} (index {index[row]})"
+        raise Refused(f"{which} is not finite (NaN or infinite)")
+    sent = rows.tobytes() if coded else bytes(data[begin:end])
+    return Features(dtype, kind, sent, count, tuple(sizes[-3:]), index, metadata)
 
 
 def _decoded(
@@ -125,35 +150,21 @@ def claimed_hash(name: str, metadata: dict[str, str], header: str | None) -> str
 
 def _split(body: bytes) -> tuple[dict[str, Any], memoryview]:
     """The header and the tensors' bytes."""
-    if len(body) < 8:
-        raise Refused(f"a body of {len(body)} bytes is no safetensors file")
-    length = int.from_bytes(body[:8], "little")
-    if length > MAX_HEADER or length > len(body) - 8:
+    if not body:
+        raise Refused("the body is empty")
+    length, room = int.from_bytes(body[:8], "little"), len(body) - 8
+    if body[8:9] != b"{" or length > 10**8:  # the library's limit
+        other = next((kind for start, kind in _OTHERS.items() if body.startswith(start)), None)
+        raise Foreign("the body is no safetensors file" + (f" but {other}" if other else ""))
+    if length > min(MAX_HEADER, room):
         raise Refused(
-            f"no safetensors file, or a truncated one: its first 8 bytes announce a header of {length} "
-            f"bytes, the body has {len(body) - 8} more, and {MAX_HEADER} are the most"
+            f"the body is truncated: its header has {length} bytes (at most {MAX_HEADER}), {room} are there"
         )
     try:
-        header = json.loads(
-            body[8 : 8 + length].decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise Refused("the safetensors header is no JSON") from error
-    if not isinstance(header, dict):
-        raise Refused("the safetensors header is no JSON object")
+        header: dict[str, Any] = parse_json(body[8 : 8 + length], "the safetensors header", "write it anew")
+    except UserError as error:
+        raise Refused(str(error)[:250]) from error
     return header, memoryview(body)[8 + length :]
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, none of whose keys comes twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise Refused("a name comes twice in the safetensors header")
-    return made
-
-
-def _no_constant(name: str) -> None:
-    raise Refused(f"{name} in the safetensors header")
 
 
 def _metadata(entry: object) -> dict[str, str]:
@@ -167,12 +178,12 @@ def _span(name: str, entry: object, room: int) -> tuple[str, list[int], int, int
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise Refused(f"{name} must have dtype, shape and data_offsets in the safetensors header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in (*TRANSPORT, "I64"):
-        raise Refused(f"{name} is of type {str(dtype)[:20]!r}: send features as F32, F16 or I8, index as I64")
+    if not isinstance(dtype, str) or dtype not in _TYPES:
+        raise Refused(f"{name} is of type {str(dtype)[:20]!r}: features are F32, F16 or I8, index is I64")
     if not _naturals(shape) or len(shape) > 4 or not _naturals(offsets) or len(offsets) != 2:
         raise Refused(f"{name}: shape must be up to 4, data_offsets 2 whole numbers that are not negative")
     begin, end = offsets
-    width = {"F32": 4, "F16": 2, "I8": 1, "I64": 8}[dtype]
+    width = np.dtype(_TYPES[dtype]).itemsize
     if not begin <= end <= room or end - begin != width * prod(shape):
         raise Refused(
             f"{name}: data_offsets {begin} to {end} do not hold {shape} numbers of {width} bytes within the "
@@ -188,7 +199,7 @@ def _naturals(value: object) -> bool:
 def _index(span: tuple[str, list[int], int, int], data: memoryview, count: int) -> list[int]:
     dtype, shape, begin, end = span
     if dtype != "I64" or shape != [count]:
-        raise Refused(f"index is {dtype} {shape}: send I64 [{count}], a number for each feature, or no index")
+        raise Refused(f"index is {dtype} {shape}: I64 [{count}], a number for each feature, is taken")
     numbers: list[int] = np.frombuffer(data[begin:end], "<i8").tolist()
     if len(set(numbers)) < len(numbers):
         raise Refused("a number comes twice in index")

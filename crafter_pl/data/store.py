@@ -9,18 +9,19 @@ the one in the file `fingerprint`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from crafter_pl.data.transport import TRANSPORTS, decode, encode
+from crafter_pl.cloud.wire import Features, Refused, read_features
+from crafter_pl.data.transport import TRANSPORTS, encode
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.files import read_json, tidy, to_json, write_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -37,6 +38,9 @@ _REQUIRED = {
     "count": int,
     "shards": dict,
 }
+_SENT = {"F32": "float32", "F16": "float16", "I8": "int8"}  # `TRANSPORTS` by safetensors' names
+_SHARD = re.compile(r"shard-[0-9]{5,12}\.safetensors")
+_MOST = 2**31  # of a size or a count: more is no store
 _AGAIN = "delete it and run predict again; finished shards are kept"
 
 
@@ -83,7 +87,7 @@ def write_shard(
 
 
 def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
-    """Write the manifest, atomically, once every shard that it lists is there.
+    """Write the manifest, atomically, once every shard that it lists is there; tidy what killed writers left.
 
     Raises:
         ValueError: an entry is missing or of the wrong type, or the counts do not add up.
@@ -97,6 +101,7 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
                 f"{folder / name} is missing, so the store is not finished; run predict again with the same "
                 "settings"
             )
+    tidy(folder)
     return write_file(folder / MANIFEST, to_json(manifest, indent=2))
 
 
@@ -106,7 +111,7 @@ def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
     if not file.is_file():
         return False
     try:
-        return torch.equal(_read_shard(file)[1], index.cpu())
+        return _read_shard(file).index == index.tolist()
     except UserError:
         return False
 
@@ -249,77 +254,52 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
         UserError: it is missing, damaged, or not as the manifest says; it names the shard.
     """
     file, count = Path(folder) / name, manifest["shards"][name]
-    features, index, dtype = _read_shard(file)
-    if dtype != TRANSPORTS[manifest["dtype"]]:
-        raise UserError(f"{file}: features in {dtype}, the manifest says {manifest['dtype']}; {_AGAIN}")
-    if len(index) != count:
-        raise UserError(f"{file} holds {len(index)} features, the manifest says {count}; {_AGAIN}")
-    if list(features.shape[1:]) != manifest["shape"]:
+    shard = _read_shard(file)
+    if (sent := _SENT[shard.sent]) != manifest["dtype"]:
+        raise UserError(f"{file}: features in {sent}, the manifest says {manifest['dtype']}; {_AGAIN}")
+    if shard.count != count:
+        raise UserError(f"{file} holds {shard.count} features, the manifest says {count}; {_AGAIN}")
+    if list(shard.shape) != manifest["shape"]:
         raise UserError(
-            f"{file}: features of shape {tuple(features.shape[1:])}, the manifest says "
-            f"{tuple(manifest['shape'])}; {_AGAIN}"
+            f"{file}: features of shape {shard.shape}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
         )
-    return features, index
+    return torch.from_numpy(shard.array()), torch.tensor(shard.index)
 
 
-def _read_shard(file: Path) -> tuple[Tensor, Tensor, torch.dtype]:
-    """One shard's features as received, its index, and the type it was sent in; checked by themselves."""
+def _read_shard(file: Path) -> Features:
+    """One shard, checked by itself."""
     if not file.is_file():
         raise UserError(
             f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
         )
     try:
-        tensors = load(file.read_bytes())
-        features, index = tensors["features"], tensors["index"]
-    except (SafetensorError, KeyError, ValueError) as error:
+        shard = read_features(file.read_bytes())
+    except Refused as error:
         raise UserError(f"{file} is truncated or damaged ({error}); {_AGAIN}") from error
-    coding = ["scale", "offset"] if features.dtype == torch.int8 else []  # see `encode`
-    if set(tensors) != {"features", "index", *coding}:
-        expected = " and ".join(["features", "index", *coding])
-        raise UserError(f"{file} holds {', '.join(sorted(tensors))}, expected {expected} alone; {_AGAIN}")
-    if (
-        features.dtype not in TRANSPORTS.values()
-        or features.ndim != 4
-        or index.dtype != torch.int64
-        or index.shape != features.shape[:1]
-        or any(tensors[name].shape != index.shape or tensors[name].dtype != torch.float32 for name in coding)
-    ):
-        raise UserError(
-            f"{file}: expected features (n, C, h, w) in {', '.join(TRANSPORTS)}, index int64 and what else "
-            f"there is (n,), got {features.dtype} {tuple(features.shape)} and {index.dtype} "
-            f"{tuple(index.shape)}; {_AGAIN}"
-        )
-    received = decode(tensors)
-    if not bool((finite := torch.isfinite(received).flatten(1).all(1)).all()):
-        raise UserError(f"{file}: the features of picture {int(index[~finite][0])} are not finite; {_AGAIN}")
-    if len(torch.unique(index)) != len(index):
-        raise UserError(f"{file}: a picture is in this shard twice; {_AGAIN}")
-    return received, index, features.dtype
+    if shard.index is None:
+        raise UserError(f"{file} is truncated or damaged (there is no tensor index in it); {_AGAIN}")
+    return shard
 
 
 def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str) -> None:
+    def wrong(what: str, got: object) -> Exception:
+        return error(f"{where}: {what}, got {repr(got)[:80]}; {_AGAIN}")
+
     for entry, kind in _REQUIRED.items():
-        if not isinstance(manifest.get(entry), kind):
-            raise error(
-                f"{where}: entry {entry!r} must be {kind.__name__}, got {manifest.get(entry)!r}; {_AGAIN}"
-            )
-    if not isinstance(manifest.get("seed", 0), int):  # `protect` tells it to nobody
-        raise error(f"{where}: entry 'seed' must be int, got {manifest['seed']!r}; {_AGAIN}")
-    shards = manifest["shards"]
-    if (
-        manifest["format_version"] != FORMAT_VERSION
-        or manifest["dtype"] not in TRANSPORTS
-        or len(manifest["shape"]) != 3
-        or not shards
-    ):
-        raise error(
-            f"{where}: expected format version {FORMAT_VERSION}, dtype one of {', '.join(TRANSPORTS)}, three "
-            f"sizes in shape, and shards; {_AGAIN}"
-        )
-    if not all(Path(name).name == name and isinstance(count, int) for name, count in shards.items()):
-        raise error(f"{where}: shards must map file names to counts; {_AGAIN}")
-    if sum(shards.values()) != manifest["count"]:
-        raise error(
-            f"{where}: the shards hold {sum(shards.values())} features together, count says "
-            f"{manifest['count']}; {_AGAIN}"
-        )
+        if type(value := manifest.get(entry)) is not kind:
+            raise wrong(f"entry {entry!r} must be {kind.__name__}", value)
+    if type(seed := manifest.get("seed", 0)) is not int:  # `protect` tells it to nobody
+        raise wrong("entry 'seed' must be int", seed)
+    shape, shards, count = manifest["shape"], manifest["shards"], manifest["count"]
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise wrong(f"format_version must be {FORMAT_VERSION}", manifest["format_version"])
+    if manifest["dtype"] not in TRANSPORTS:
+        raise wrong(f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
+    if len(shape) != 3 or not all(type(size) is int and 0 < size < _MOST for size in shape):
+        raise wrong("shape must be three sizes", shape)
+    if not shards or not all(_SHARD.fullmatch(name) for name in shards):
+        raise wrong("shards must map file names, such as shard-00000.safetensors, to counts", shards)
+    if not all(type(size) is int and 0 < size < _MOST for size in shards.values()):
+        raise wrong("shards must map file names to counts from 1", shards)
+    if sum(shards.values()) != count:
+        raise wrong(f"the shards hold {sum(shards.values())} features together, count says {count}", shards)

@@ -129,12 +129,12 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
         """A group's features, mixed; the group before is forgotten."""
         if self._group is None or self._group[0] != (epoch, number):
             self._group = None
+            shards = [read_shard(self.folder, name, self.manifest) for name in names]
             sizes = [self.shards[name] for name in names]
-            features = torch.empty(sum(sizes), *self.manifest["shape"])
+            features = torch.empty(sum(sizes), *self.manifest["shape"])  # as large as what was read
             index = torch.empty(sum(sizes), dtype=torch.int64)
             order = torch.randperm(sum(sizes), generator=_generator(self.seed, epoch, number + 1))
-            for name, places in zip(names, order.split(sizes), strict=True):
-                own_features, own_index = read_shard(self.folder, name, self.manifest)
+            for (own_features, own_index), places in zip(shards, order.split(sizes), strict=True):
                 features[places] = own_features[: len(places)]
                 index[places] = own_index[: len(places)]
             self._group = ((epoch, number), features, index)
