@@ -26,15 +26,13 @@ def _count(least: int, most: float = float("inf")) -> tuple[Callable[[Any], bool
     return lambda v: least <= v <= most, f"at least {least}" + ("" if most > 2**40 else f", at most {most}")
 
 
-def _share(more: bool = True) -> tuple[Callable[[Any], bool], str]:
-    """A share of the batches, or how many of them; none only where there may be ``more`` than nothing."""
-    return (
-        lambda v: (0 < v <= 1) if isinstance(v, float) else v >= (1 if more else 0),
-        "a share above 0.0 and up to 1.0, or a number of batches from 1",
-    )
+_SHARE = (
+    lambda v: 0 < v <= 1 or (v > 1 and v == int(v)),
+    "a share above 0.0 and up to 1.0, or a number of batches from 1",
+)
 
 
-# What is wrong whatever the stage: the option, when it is right, and how to say that.
+# Of every verb, whatever the stage: the option, when it is right, and how to say that.
 _EVERY = {
     "seed_everything": _count(0, 2**32 - 1),
     "data.batch_size": _count(1),
@@ -44,7 +42,7 @@ _EVERY = {
     "trainer.num_nodes": _count(1),
     "trainer.num_sanity_val_steps": _count(-1),
     "trainer.overfit_batches": (
-        lambda v: v == 0 or _share()[0](v),
+        lambda v: v == 0 or _SHARE[0](v),
         "0 for none, a share up to 1.0, or a number of batches from 1",
     ),
     "trainer.log_every_n_steps": _count(0),
@@ -60,15 +58,15 @@ _OF_FIT = {
     "trainer.min_steps": _count(0),
     "trainer.accumulate_grad_batches": _count(1),
     "trainer.check_val_every_n_epoch": _count(1),
-    "trainer.val_check_interval": _share(),
-    "trainer.limit_train_batches": _share(),
-    "trainer.limit_val_batches": (lambda v: v >= 0 and (v <= 1 or isinstance(v, int)), "not below 0"),
+    "trainer.val_check_interval": _SHARE,
+    "trainer.limit_train_batches": _SHARE,
+    "trainer.limit_val_batches": (lambda v: v == 0 or _SHARE[0](v), "not below 0"),
     "trainer.gradient_clip_val": (lambda v: v > 0, "above 0, or null for none"),
 }
 _OF_VERB = {
     "fit": _OF_FIT,
-    "validate": {"trainer.limit_val_batches": _share()},
-    "test": {"trainer.limit_test_batches": _share()},
+    "validate": {"trainer.limit_val_batches": _SHARE},
+    "test": {"trainer.limit_test_batches": _SHARE},
     "predict": {"trainer.limit_predict_batches": (lambda v: v == 1.0, "1.0: a store is of a whole split")},
 }
 

@@ -13,9 +13,17 @@ from crafter_pl.audit.team import Team
 from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.store import PHOTOGRAPHS, seedless
 from crafter_pl.defenses.base import PROTECT, Defense, load_defense
+from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.crafter_generator import CrafterGenerator
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
 from crafter_pl.errors import UserError
+
+_ANSWERS = (
+    "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
+    "reads about a third of the people from those"
+)
+_MOVED = "an attacker who has learnt from public faces that it has protected names most of the people again"
 
 
 class Protector:
@@ -52,10 +60,14 @@ class Protector:
         max_pixels: int = MAX_PIXELS,
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
-        """Load a defence of any kind from its checkpoint.
+        """Load a defence of any kind from its checkpoint, and say in one line what it leaves.
+
+        A Crafter protects by ``method="answers"`` with ``beta=0`` unless told otherwise: it holds better than
+        Crafter against attackers who adapt.
 
         Args:
-            checkpoint: of the defence; the upstream checkpoints that it names must be where they were.
+            checkpoint: of the defence; the upstream checkpoints that it names must be where they were, or in
+                the same folder of runs.
             device: auto, cpu, cuda, cuda:1, ...
             faces: `largest` face of a picture, `all`, or `none` where the picture is a face already.
             margin: how much more around the face than in the encoder's training pictures, see `Finder`.
@@ -75,13 +87,21 @@ class Protector:
             raise UserError(f"no option {', '.join(strange)}; a defence has {', '.join((*PROTECT, 'seed'))}")
         device = Team(device).device
         defense = load_defense(checkpoint).to(device)
+        if isinstance(defense, Crafter) and protect.get("method") is None:
+            protect = {"beta": 0.0, **protect, "method": "answers"}
         if (frame := defense.task.frame) is None and faces != "none":
             text = "does not know how its training pictures frame a face: cut as CelebA's"
             print(f"note: {checkpoint} {text}", flush=True)
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense, finder, max_pixels, protect.get("seed"))
         defense.protect_options = {**protect, "seed": protector.seed}
-        defense.in_force()  # refuses options that it does not have
+        force = defense.in_force()  # refuses options that it does not have
+        by_answers = isinstance(defense, CrafterGenerator) or force.get("method") == "answers"
+        name = force.get("method", defense.stage_name)
+        print(
+            f"note: protected by {name}: {_ANSWERS if by_answers else _MOVED} (docs/threat-model.md)",
+            flush=True,
+        )
         return protector
 
     @property

@@ -254,6 +254,33 @@ def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _upstream(path: Path, key: str, file: str, digest: str) -> Path:
+    """The file that a checkpoint was trained on: where it was, or beside the checkpoint in a moved folder.
+
+    A relative path is one from the working directory of the training, which is looked for above the
+    checkpoint.
+
+    Raises:
+        UserError: it is nowhere, or another file is in its place.
+    """
+    above = path.absolute().parents
+    places = [Path(file), *(folder / file for folder in above if not Path(file).is_absolute())]
+    places += [folder / Path(*Path(file).parts[-3:]) for folder in above[2:3]]  # EXPERIMENT/STAGE/checkpoints
+    there = [place for place in places if place.is_file()]
+    if not there:
+        raise UserError(
+            f"{path} was trained on {file} (stage {key}), which is missing; it was looked for from "
+            f"{Path.cwd()} and the folders above {path}: bring it back, or train {path} again"
+        )
+    for place in there:
+        if sha256(place) == digest:
+            return place
+    raise UserError(
+        f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but {there[0]} "
+        f"has {sha256(there[0])[:12]}…; train {path} again, or bring the old {file} back"
+    )
+
+
 def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] | None = None) -> StageT:
     """Rebuilds a stage from its own checkpoint: frozen, in eval mode, on the CPU.
 
@@ -273,20 +300,13 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
     if checkpoint.get("stage_class") != cls.__name__:
         saved = checkpoint.get("stage_class") or "something else"
         raise UserError(f"{path} is a checkpoint of {saved}, expected one of {cls.__name__}")
-    for key, (file, digest) in checkpoint.get("upstream", {}).items():
-        if not Path(file).is_file():
-            raise UserError(
-                f"{path} was trained on {file} (stage {key}), which is missing; "
-                f"bring it back or train {path} again"
-            )
-        if sha256(file) != digest:
-            raise UserError(
-                f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but that "
-                f"file now has {sha256(file)[:12]}…; train {path} again, or bring the old {file} back"
-            )
+    found = {
+        f"{key}_ckpt": str(_upstream(path, key, file, digest))
+        for key, (file, digest) in checkpoint.get("upstream", {}).items()
+    }
     try:
         # As Lightning's load_from_checkpoint, which reads the file again and walks the whole call stack.
-        settings, taken = checkpoint["hyper_parameters"], signature(cls).parameters
+        settings, taken = {**checkpoint["hyper_parameters"], **found}, signature(cls).parameters
         every = any(one.kind is one.VAR_KEYWORD for one in taken.values())  # else the class's own alone
         stage = cls(**{key: value for key, value in settings.items() if every or key in taken})
         stage.on_load_checkpoint(checkpoint)
