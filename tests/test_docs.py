@@ -1,17 +1,20 @@
-"""The documentation: each verb with its options, links that lead somewhere, pages that fetch nothing."""
+"""The documentation: commands parse, links lead somewhere, figures agree, pages fetch nothing."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
 
-from crafter_pl.cli import VERBS, main
+from crafter_pl.cli import FUNCTIONS, VERBS, main, parser
+from crafter_pl.runner import StageCLI, import_stages
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -47,6 +50,46 @@ def test_every_verb_has_its_section_and_its_options_are_there(verb, capsys):
     assert {option for option in named if not option.startswith("--model.init_args.")} <= known
 
 
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def shown(page: Path, folder: Path) -> list[list[str]]:
+    """The words of every `python -m crafter_pl` that a page shows, as bash hands them over."""
+    record, stub = folder / "record.jsonl", folder / "bin" / "python"
+    stub.parent.mkdir()
+    record.touch()
+    write = "import json, sys; open(sys.argv[1], 'a').write(json.dumps(sys.argv[2:]) + '\\n')"
+    stub.write_text(f'#!/bin/bash\nexec {sys.executable} -c "{write}" {record} "$@"\n')
+    stub.chmod(0o755)
+    alone = {"PATH": str(stub.parent), "HOME": str(folder)}  # nothing else is found, so nothing else runs
+    text = "\n".join(blocks(page, "bash"))
+    subprocess.run(["/bin/bash", "-c", text], env=alone, cwd=folder, capture_output=True, timeout=60)
+    words = [json.loads(line) for line in record.read_text().splitlines()]
+    return [line[2:] for line in words if line[:2] == ["-m", "crafter_pl"]]
+
+
+COMMANDS = [page for page in (ROOT / "README.md", *PAGES) if page.name not in ("extend.md", "LOG.md")]
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
+def test_every_command_shown_parses(page, tmp_path, monkeypatch):
+    """Those of extend.md are run, in test_docs_examples.py."""
+    commands = shown(page, tmp_path)
+    lines = "".join(blocks(page, "bash")).splitlines()
+    assert len(commands) >= sum(line.startswith("python -m crafter_pl") for line in lines)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "mine.yaml").write_text(blocks(DOCS / "data.md", "yaml")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
+    import_stages()
+    for verb, *words in (line for line in commands if line[0] in VERBS):
+        if verb in FUNCTIONS:
+            parser(verb, resolve_name(FUNCTIONS[verb])).parse_args(words)
+        else:
+            StageCLI([verb, *words])
+
+
 @pytest.mark.parametrize("page", [*PAGES, *GENERATED.values()], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
@@ -56,6 +99,25 @@ def test_links_lead_somewhere(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+def test_the_readme_is_read_to_the_end():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+    for page in (ROOT / "README.md", DOCS / "results.md"):
+        assert not [line for line in page.read_text().splitlines() if len(line) > 200], page.name
+
+
+def test_the_readmes_table_is_that_of_the_results():
+    text = (DOCS / "results.md").read_text()
+    section = text.split("\n## CelebA subset, beside the paper\n")[1].split("\n## ")[0]
+    parts = re.split(r"\n(?=\|)|\n\n", section)
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(table) == 4
+    for name, *cells in (line.split("|")[1:-1] for line in table):
+        of = name.strip()
+        source = " ".join(part for part in parts if part.startswith((f"| {of} |", f"{of}, by")))
+        figures = set(re.findall(r"\d+\.\d+", " ".join(cells)))
+        assert len(figures) > 4 and figures <= set(re.findall(r"\d+\.\d+", source)), of
 
 
 def test_every_page_is_in_the_navigation():
