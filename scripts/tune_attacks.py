@@ -38,7 +38,6 @@ from crafter_pl.audit.audit import audit
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.metrics import identity_similarity
 from crafter_pl.audit.team import Team
-from crafter_pl.code import ATTACKING, code_hash
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
@@ -208,7 +207,7 @@ def make_bench(given: Any, home: Path, faces: int) -> Bench:
             parts = [task.edge(part.to(device)).float().cpu() for part in pictures.split(given.batch_size)]
         return torch.cat(parts)
 
-    hashes = [code_hash(ATTACKING), sha256(task_path), *(sha256(path) for path in given.oracles)]
+    hashes = [sha256(task_path), *(sha256(path) for path in given.oracles)]
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return Bench(
         images,

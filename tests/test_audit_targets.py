@@ -21,6 +21,8 @@ OWN, OTHER = "d" * 64, "0" * 64
 class FakeDefense:
     """A defence with a beta that `predict` may change, and a cloud of its own."""
 
+    version = 1
+
     def __init__(self, digest: str = OWN, name: str = "crafter") -> None:
         self.digest, self.name = digest, name
         self.protect_options: dict[str, Any] = {}
@@ -173,6 +175,7 @@ def test_two_stores_of_one_checkpoint_have_options_of_their_own(lab: SimpleNames
         ({}, None, "no checkpoint in"),
         ({}, OTHER, "has other weights"),
         ({"settings": {"beta": 2.0, "steps": 7}}, OWN, "has other settings: steps"),
+        ({"version": 2}, OWN, "made by version 2 of crafter, this crafter_pl has version 1"),
     ],
 )
 def test_a_defence_that_is_not_at_hand_is_noted_and_stops_attacks_that_need_it(

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from crafter_pl.attacks.queries import Queries
 from crafter_pl.cli import main
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.data.store import read_store
@@ -75,6 +76,17 @@ def test_its_store_and_its_modules(tiny, trained, faces):
         same = torch.allclose(defense.cloud_module()(clean), task.cloud(clean), atol=1e-3)
         assert same == ("cloud" not in retrains)
     assert not any(p.requires_grad for p in defense.parameters())
+
+
+def test_stores_and_queries_hang_on_its_version(tiny, trained, tmp_path, monkeypatch, capsys):
+    """What `predict` calls complete and what attackers have crafted are never of two versions."""
+    name, runs_dir, defense = trained
+    go = command(tiny, "predict", name, runs_dir, "--protect.out", str(tmp_path / "store"))
+    key = Queries(tmp_path, defense, tiny.data()).key
+    assert main(go) == 0 and main(go) == 0 and "is complete already" in capsys.readouterr().out
+    monkeypatch.setattr(type(defense), "version", 99)
+    assert main(go) == 2 and "versions of the defence" in capsys.readouterr().err
+    assert Queries(tmp_path, defense, tiny.data()).key != key
 
 
 def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):

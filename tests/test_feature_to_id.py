@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from crafter_pl.attacks import FeatureToID, FeatureToIdentity, Ruler, Target
 from crafter_pl.cli import main
+from crafter_pl.data.features import protected_by
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
@@ -102,8 +103,7 @@ def test_private_people_alone(train):
 def test_crafted_features_from_the_store(adapted, plain, tiny, train_store, tiny_store):
     stage, data = load_stage(adapted, FeatureToIdentity), tiny.data()
     manifest = read_manifest(train_store)
-    expected = {key: manifest[key] for key in ("defense", "settings", "defense_sha256")}
-    assert stage.train_split == "private_train" and stage.hparams["learned_from"] == expected
+    assert stage.train_split == "private_train" and stage.hparams["learned_from"] == protected_by(manifest)
     assert stage.hparams["public_identities"] == data.public_identities.tolist()  # its start's classes
     for part, store in (("private_train", train_store), ("private_test", tiny_store)):
         stage.trainer = type("T", (), {"datamodule": data})()
@@ -168,6 +168,7 @@ def test_the_ruler_names_people(plain, runs_dir, tiny):
     assert told == {
         "name": "feature_to_id",
         "class": "FeatureToID",
+        "version": 1,
         "settings": {"adapted": False},
         "checkpoints": {"feature_to_id": sha256(plain)},
     }
@@ -179,6 +180,7 @@ def test_it_takes_the_net_that_learned_from_this_defence(plain, adapted, tiny_st
     manifest = read_manifest(tiny_store)
     other = {**manifest, "settings": {**manifest["settings"], "beta": 9.0}}
     retrained = {**manifest, "defense_sha256": "0" * 64}
+    newer = {**manifest, "version": manifest["version"] + 1}
     seeded = {**manifest, "settings": {**manifest["settings"], "seed": 5}}
     unseeded = {**manifest, "settings": {k: v for k, v in manifest["settings"].items() if k != "seed"}}
     for target, path in (
@@ -189,6 +191,7 @@ def test_it_takes_the_net_that_learned_from_this_defence(plain, adapted, tiny_st
         (Target(seeded, None), adapted),
         (Target(unseeded, None), adapted),
         (Target(retrained, None), plain),
+        (Target(newer, None), plain),
     ):
         ruler.aim(target)
         assert ruler.describe()["checkpoints"] == {"feature_to_id": sha256(path)}

@@ -1,18 +1,14 @@
 """Queries: crafted once, whoever asks; public pictures alone; the same for any number of processes."""
 
 import copy
-import shutil
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from experiment import DATA, shards
 from torch.nn import functional as F
 
-from crafter_pl import code
-from crafter_pl.attacks import queries as queries_module
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_manifest, read_store, shard_name
@@ -27,11 +23,12 @@ class Blur:
     class task:
         hparams = {"image_size": 32}  # noqa: RUF012
 
-    def __init__(self, shift=0.0):
-        self.shift, self.asked = shift, []
+    def __init__(self, shift=0.0, version=1):
+        self.shift, self.version, self.asked = shift, version, []
 
     def manifest(self, split_hash, split):
         about = {"format_version": 1, "defense": "blur", "settings": {"shift": self.shift}}
+        about |= {"version": self.version}
         about |= {"encoder_sha256": "e", "split_hash": split_hash, "split": split, "shape": [3, 4, 4]}
         return {**about, "dtype": "float32", "seed": 0, "defense_sha256": "w"}
 
@@ -75,39 +72,19 @@ def test_it_is_a_feature_store(tmp_path, data):
         assert sorted(index.tolist()) == sorted(queries.order()[:held].tolist())
 
 
-def test_what_features_depend_on_names_the_folder(tmp_path, data, monkeypatch):
+def test_what_features_depend_on_names_the_folder(tmp_path, data):
     folders = {
         Queries(tmp_path, Blur(shift), data, seed=seed, shard_size=size).folder
         for shift, seed, size in ((0, 0, 4), (0, 0, 4), (1, 0, 4), (0, 1, 4), (0, 0, 8))
     }
-    for name, value in (("crop", "none"), ("source", "folder")):
+    for name, value in (("crop", "none"), ("source", "folder"), ("version", 9)):
         changed = copy.copy(data)
         setattr(changed, name, value)
         folders.add(Queries(tmp_path, Blur(), changed, shard_size=4).folder)
-    monkeypatch.setattr(queries_module, "code_hash", lambda parts: "changed")
-    folders.add(Queries(tmp_path, Blur(), data, shard_size=4).folder)
-    assert len(folders) == 4 + 3 and {folder.parent for folder in folders} == {tmp_path}
+    folders.add(Queries(tmp_path, Blur(version=2), data, shard_size=4).folder)
+    assert len(folders) == 4 + 4 and {folder.parent for folder in folders} == {tmp_path}
     orders = [Queries(tmp_path, Blur(), data, seed=seed).order().tolist() for seed in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
-
-
-def test_the_hash_of_the_code(tmp_path, monkeypatch):
-    package = Path(code.__file__).parent
-    fresh = code.code_hash.__wrapped__
-    before = {parts: fresh(parts) for parts in (code.CRAFTING, code.ATTACKING)}
-    assert len(set(before.values())) == 2
-    for part in {*code.CRAFTING, *code.ATTACKING}:
-        shutil.copytree(package / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "__file__", str(tmp_path / "code.py"))
-    assert {parts: fresh(parts) for parts in before} == before
-    for part, changes in (("attacks", code.ATTACKING), ("data", code.CRAFTING)):
-        with (tmp_path / part / "__init__.py").open("a") as file:
-            file.write("# changed\n")
-        after = {parts: fresh(parts) for parts in before}
-        assert [parts for parts in before if after[parts] != before[parts]] == [changes]
-        before = after
-    monkeypatch.setattr(code, "__version__", "9")
-    assert not set(before.values()) & {fresh(parts) for parts in before}
 
 
 @pytest.mark.parametrize("split", ["private_test", "private_train", "all_private", "oracle", "public"])

@@ -73,7 +73,7 @@ def test_a_search_from_grid_to_config(tune, tiny, run, capsys, monkeypatch):
     _, more = run("--attack", "white_box", "--grid", "steps=[0,1]", "lr=[0.1]", "restarts=[1]")
     assert [attack.steps for attack in calls] == [1] and len(more) == 4
     assert [r for r in more if r["setting"]["steps"] != 1] == results
-    monkeypatch.setattr(tune, "code_hash", lambda parts: "changed")
+    monkeypatch.setattr(WhiteBoxAttack, "version", 99)
     run("--attack", "white_box", "--grid", "steps=[1]", "lr=[0.1]", "restarts=[1]")
     assert 1 in [attack.steps for attack in calls[1:]]
 

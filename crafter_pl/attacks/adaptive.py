@@ -71,6 +71,7 @@ class AdaptiveStage(Stage):
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
             "defense": self.defense.stage_name,
+            "version": self.defense.version,
             "settings": self.defense.in_force(),
             "defense_sha256": self.defense.weights_hash(),
         }
@@ -270,8 +271,9 @@ class AdaptedAttack(Attack):
         """On unprotected features as the attack that it is there: the audit makes its pictures once."""
         described = super().describe()
         if self.target is None:
-            basic = next(cls for cls in type(self).__mro__ if not issubclass(cls, AdaptedAttack))
-            described["class"] = basic.__name__
+            kinds = [cls for cls in type(self).__mro__ if issubclass(cls, Attack)]
+            basic = next(cls for cls in kinds if not issubclass(cls, AdaptedAttack))
+            described |= {"class": basic.__name__, "version": basic.version}
         return described
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:

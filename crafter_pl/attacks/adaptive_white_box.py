@@ -210,6 +210,7 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
             whose own are in its checkpoint.
     """
 
+    version = 1
     stage_class = AdaptiveWhiteBox
 
     def __init__(

@@ -20,6 +20,8 @@ class AveragedAttack(Wrapper):
         name: how the report calls it.
     """
 
+    version = 1
+
     def __init__(self, base: Attack | None = None, name: str = "averaged") -> None:
         super().__init__(base, name)
 

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -40,10 +40,10 @@ class Target:
 
 
 def fits(learned: dict[str, Any] | None, target: Target) -> bool:
-    """Whether something was learned from exactly this defence: class, settings but for the seed, weights.
+    """Whether something was learned from exactly this defence: class, version, settings, weights; any seed.
 
     Args:
-        learned: ``defense``, ``settings`` and ``defense_sha256``, as a manifest has them.
+        learned: ``defense``, ``version``, ``settings`` and ``defense_sha256``, as a manifest has them.
         target: the defence.
     """
     if learned is None:
@@ -53,6 +53,7 @@ def fits(learned: dict[str, Any] | None, target: Target) -> bool:
         digest = target.defense.weights_hash()
     return (
         learned["defense"] == target.manifest["defense"]
+        and learned.get("version", 1) == target.manifest.get("version", 1)  # older than versions: 1
         and _plain(learned["settings"]) == _plain(target.manifest["settings"])
         and learned["defense_sha256"] == digest
     )
@@ -63,8 +64,14 @@ def _plain(settings: dict[str, Any]) -> str:
 
 
 class Adversary(ABC):
-    """What attacks and rulers share: whom they aim at, their checkpoints, and how a report describes them."""
+    """What attacks and rulers share: whom they aim at, their checkpoints, and how a report describes them.
 
+    Class attributes:
+        version: raised by hand whenever equal checkpoints, settings and features give another result than
+            before; reconstructions that are kept name it (tests/versions.py).
+    """
+
+    version: ClassVar[int] = 1
     name: str
     checkpoints: dict[str, str | None]
     target: Target | None = None
@@ -145,11 +152,12 @@ class Adversary(ABC):
         """Its own settings, as JSON takes them."""
 
     def describe(self) -> dict[str, Any]:
-        """Name, settings and the SHA-256 of every checkpoint: what results depend on besides features."""
+        """Name, version, settings and the SHA-256 of every checkpoint: all that counts besides features."""
         files = {stage: sha256(path) for stage, path in self.checkpoints.items() if path is not None}
         return {
             "name": self.name,
             "class": type(self).__name__,
+            "version": self.version,
             "settings": self.settings(),
             "checkpoints": files,
         }

@@ -119,6 +119,8 @@ class DecoderAttack(Attack):
         batch_size: features decoded at a time.
     """
 
+    version = 1
+
     def __init__(self, ckpt: str | None = None, name: str = "black_box", batch_size: int = 64) -> None:
         self.name = name
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Ruler, Target, fits
+from crafter_pl.data.features import protected_by
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
@@ -145,8 +146,7 @@ class FeatureToIdentity(Stage):
             )
         self.stored[part] = index, features
         if part == "private_train":
-            about = ("defense", "settings", "defense_sha256")
-            self.hparams["learned_from"] = {key: manifest.get(key) for key in about}
+            self.hparams["learned_from"] = protected_by(manifest)
 
     def classes(self, identity: Tensor) -> Tensor:
         """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
@@ -220,6 +220,8 @@ class FeatureToID(Ruler):
         name: how the report calls it; also the stage folder looked in.
         batch_size: features judged at a time.
     """
+
+    version = 1
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class HybridAttack(Attack):
         name: how the report calls it.
     """
 
+    version = 1
+
     def __init__(
         self,
         task_ckpt: str | None = None,

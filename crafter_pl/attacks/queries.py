@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crafter_pl.code import CRAFTING, code_hash
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import (
     MANIFEST,
@@ -36,10 +35,10 @@ class Queries:
     """(Crafted feature, picture) pairs of public faces: all that an adaptive attacker learns from.
 
     The store of a split is ``<folder>/<key>/<split>``, where the key is a hash of all that the features
-    depend on, our code too: whichever attack or run asks for the same pairs finds them. Its pictures are in
-    an order set by the seed alone, so that more pairs extend fewer. It is an ordinary feature store, whose
-    manifest is written again as it grows; a shard that is being crafted when a run stops is the only thing
-    lost.
+    depend on, the same as the fingerprint of a store of `predict`: whichever attack or run asks for the same
+    pairs finds them. Its pictures are in an order set by the seed alone, so that more pairs extend fewer. It
+    is an ordinary feature store, whose manifest is written again as it grows; a shard that is being crafted
+    when a run stops is the only thing lost.
     """
 
     def __init__(
@@ -70,8 +69,7 @@ class Queries:
         self.defense, self.data, self.seed, self.shard_size = defense, data, seed, shard_size
         about = {**defense.manifest(data.split_hash, ""), "query_seed": seed, "shard_size": shard_size}
         self.transport: str = about["dtype"]  # what an attacker queries has travelled like what it attacks
-        about |= {"source": data.source, "image_size": data.image_size, "crop": data.crop}
-        about |= {"code": code_hash(CRAFTING)}
+        about |= {"pictures": data.pictures}
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
         self.images = PublicPictures(data)

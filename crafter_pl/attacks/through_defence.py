@@ -42,6 +42,7 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             from ``F``.
     """
 
+    version = 1
     stage_class = DefenseSurrogate
 
     def __init__(

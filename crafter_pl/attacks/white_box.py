@@ -60,6 +60,8 @@ class WhiteBoxAttack(Attack):
         name: how the report calls it.
     """
 
+    version = 1
+
     def __init__(
         self,
         task_ckpt: str | None = None,
@@ -139,7 +141,8 @@ class WhiteBoxAttack(Attack):
         with torch.no_grad():
             if restart == 0 and self.amortizer is not None:
                 return self.enter(self.amortizer(features))
-            return self.enter(keyed_normal(self.seed, index, self.latent_dim, stream=restart))
+            cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
+            return self.enter(cold)
 
     def _search(self, features: Tensor, index: Tensor) -> Tensor:
         """The latents ``(N, P)`` of the best start of each face."""

@@ -44,5 +44,6 @@ class Wrapper(Attack):
         return self.base.reconstruct(features)
 
     def settings(self) -> dict[str, Any]:
-        """Those of the attack that inverts, under its class."""
-        return {"base": {"class": type(self.base).__name__, **self.base.settings()}}
+        """Those of the attack that inverts, with its class and version."""
+        base = self.base
+        return {"base": {"class": type(base).__name__, "version": base.version, **base.settings()}}

@@ -1,8 +1,8 @@
 """Reconstructions, made once: an audit that was interrupted goes on where it stopped.
 
 An attack may take hours. What it has made is kept in `out/cache`, a file a batch, in a folder named by a hash
-of everything that it depends on: the bytes of the features, the attack's settings, the SHA-256 of its
-checkpoints and the code. Batches do not depend on each other, so any number of processes may share them.
+of everything that it depends on: the bytes of the features, the attack's version and settings, the
+SHA-256 of its checkpoints. Batches do not depend on each other, so any number of processes may share them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.code import ATTACKING, code_hash
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
 
@@ -30,14 +29,14 @@ def cache_key(features: Tensor, description: dict[str, object], batch_size: int,
 
     Args:
         features: `(N, C, h, w)`.
-        description: `Attack.describe()`: class, settings, hashes of the checkpoints. The name does not count:
-            two attacks that differ in nothing else share their reconstructions.
+        description: `Attack.describe()`: class, version, settings, hashes of the checkpoints. The name does
+            not count: two attacks that differ in nothing else share their reconstructions.
         batch_size: how many features the attack is handed at a time.
         seed: what the global random numbers are seeded with before each batch.
     """
     digest = hashlib.sha256(features.contiguous().numpy().tobytes())
     matters = {key: value for key, value in description.items() if key != "name"}
-    rest = [list(features.shape), str(features.dtype), matters, batch_size, seed, code_hash(ATTACKING)]
+    rest = [list(features.shape), str(features.dtype), matters, batch_size, seed]
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 

@@ -92,7 +92,10 @@ def compare(folders: list[Path], out: Path) -> Path:
 
 def conditions(report: Report) -> dict[str, str]:
     """What two audits must share for their figures to be comparable, by name, as text to compare."""
-    attacks = {name: [own.get("class"), own.get("settings")] for name, own in report["attacks"].items()}
+    attacks = {
+        name: [own.get("class"), own.get("version", 1), own.get("settings")]
+        for name, own in report["attacks"].items()
+    }
     for name, own in report["attacks"].items():
         if not own.get("adaptive"):  # the nets of one that adapts differ with the defence
             attacks[name].append(own.get("checkpoints"))

@@ -98,6 +98,11 @@ class Published:
         defense = copy.copy(self.loaded[path])  # the same weights, options of its own
         if defense.weights_hash() != manifest["defense_sha256"]:
             raise UserError(f"{path} has other weights")
+        if (made := manifest.get("version", 1)) != defense.version:  # older than versions: 1
+            raise UserError(
+                f"the store was made by version {made} of {manifest['defense']}, this crafter_pl has version "
+                f"{defense.version} and would answer queries otherwise: craft the store again"
+            )
         settings, trained = manifest["settings"], json.loads(json.dumps(defense.in_force()))
         changed = [key for key in OPTIONS if key in settings and settings[key] != trained.get(key)]
         defense.protect_options = {key: settings[key] for key in changed}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -24,8 +24,13 @@ def _same(batch: Any) -> Any:  # noqa: ANN401 (the type that DataLoader asks for
 
 
 class FacesDataModule(LightningDataModule):
-    """Faces with attributes and identities, split into public and private people."""
+    """Faces with attributes and identities, split into public and private people.
 
+    Class attributes:
+        version: raised by hand whenever equal settings give other pictures than before (tests/versions.py).
+    """
+
+    version: ClassVar[int] = 1
     faces: Faces
     splits: split.Splits
     split_hash: str
@@ -114,6 +119,12 @@ class FacesDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
+
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """What a picture's pixels hang on besides its place in the split; feature stores name it."""
+        made = {"source": self.source, "image_size": self.image_size, "crop": self.crop}
+        return {**made, "version": self.version}
 
     # Loading
 

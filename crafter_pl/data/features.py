@@ -95,9 +95,10 @@ class FeaturesDataModule(LightningDataModule):
 
 
 def protected_by(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What made a store: the defence, its settings but for the seed, the hash of its weights."""
+    """What made a store: the defence and its version, settings but for the seed, the hash of its weights."""
     return {
         "defense": manifest["defense"],
+        "version": manifest.get("version", 1),  # older than versions: 1
         "settings": seedless(manifest["settings"]),
         "defense_sha256": manifest.get("defense_sha256"),
     }

@@ -38,6 +38,7 @@ class AdversarialLearning(Retrained):
     """
 
     stage_name = "adversarial_learning"
+    version = 1
     knob = "lambda_"
     kept: ClassVar[tuple[str, ...]] = (
         "lambda_",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,13 @@ class Defense(Stage):
 
     A subclass implements `protect` and `protection` (its settings in force), and holds the task model
     upstream.
+
+    Class attributes:
+        version: raised by hand whenever equal weights, settings and pictures give other features than before;
+            stores, attackers' queries and what has learnt from them name it (tests/versions.py).
     """
+
+    version: ClassVar[int] = 1
 
     def protect(self, images: Tensor, index: Tensor) -> Tensor:
         """Turns pictures into features that may leave the edge.
@@ -162,8 +168,8 @@ class Defense(Stage):
             there = "unknown"
         if there not in (None, self._plan["fingerprint"]):
             raise UserError(
-                f"{self._folder} holds features of other settings or checkpoints; choose another "
-                "--protect.out, or delete the folder"
+                f"{self._folder} holds features of other settings, checkpoints or versions of the defence; "
+                "choose another --protect.out, or delete the folder"
             )
         if self.trainer.is_global_zero and not claim.is_file():
             write_file(claim, f"{self._plan['fingerprint']}\n".encode())
@@ -173,6 +179,7 @@ class Defense(Stage):
         return {
             "format_version": FORMAT_VERSION,
             "defense": self.stage_name,
+            "version": self.version,
             "settings": self.in_force(),
             "encoder_sha256": self.upstream_files["task"][1],
             "split_hash": split_hash,
@@ -186,7 +193,7 @@ class Defense(Stage):
 
     def _manifest(self) -> dict[str, Any]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        plan = self.manifest(data.split_hash, data.predict_split)
+        plan = {**self.manifest(data.split_hash, data.predict_split), "pictures": data.pictures}
         # What the shards depend on besides the pictures: all of that, and the batch size.
         text = json.dumps([plan, data.predict_batch_size])
         return {**plan, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}

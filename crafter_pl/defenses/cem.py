@@ -49,6 +49,7 @@ class Cem(AdversarialLearning):
     """
 
     stage_name = "cem"
+    version = 1
     knob = "sigma"
     kept: ClassVar[tuple[str, ...]] = (
         *("sigma", "entropy", "tau", "gamma", "centres", "class_attributes", "seed"),

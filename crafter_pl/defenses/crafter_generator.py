@@ -66,6 +66,7 @@ class CrafterGenerator(Defense):
     """
 
     stage_name = "crafter_generator"
+    version = 1
     monitor = None
     kept: ClassVar[tuple[str, ...]] = (
         *("sees", "beta", "task_weight", "width", "lr", "start_steps"),

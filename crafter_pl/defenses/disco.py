@@ -34,6 +34,7 @@ class Disco(AdversarialLearning):
     """
 
     stage_name = "disco"
+    version = 1
     knob = "ratio"
     kept: ClassVar[tuple[str, ...]] = ("ratio", "temperature", *AdversarialLearning.kept)
 

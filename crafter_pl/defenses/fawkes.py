@@ -37,6 +37,7 @@ class Fawkes(Cloak):
     """
 
     stage_name = "fawkes"
+    version = 1
     knob = "rho"
     kept: ClassVar[tuple[str, ...]] = ("rho", "penalty", "steps", "lr", "candidates", "seed")
     total: Tensor

@@ -43,6 +43,7 @@ class LowKey(Cloak):
     """
 
     stage_name = "lowkey"
+    version = 1
     knob = "alpha"
     kept: ClassVar[tuple[str, ...]] = ("alpha", "steps", "lr")
 

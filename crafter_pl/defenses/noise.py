@@ -32,6 +32,7 @@ class Noise(Defense):
     """
 
     stage_name = "noise"
+    version = 1
     count: Tensor
     mean: Tensor
     square: Tensor

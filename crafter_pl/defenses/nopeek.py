@@ -23,6 +23,7 @@ class NoPeek(Retrained):
     """
 
     stage_name = "nopeek"
+    version = 1
     knob = "lambda_"
     kept = ("lambda_", "lr")
 

@@ -39,6 +39,7 @@ class Tiprdc(Retrained):
     """
 
     stage_name = "tiprdc"
+    version = 1
     knob = "lambda_"
     kept = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
 
