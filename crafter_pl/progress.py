@@ -77,14 +77,26 @@ class Steps:
         done: how many of them were done before.
         unit: what one step is.
         interval: in seconds.
+        quiet: another process shows it.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, unit: str = "", interval: float = 10.0) -> None:
-        self.name, self.total, self.done, self.unit, self.interval = name, total, done, unit, interval
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        unit: str = "",
+        interval: float = 10.0,
+        quiet: bool = False,
+    ) -> None:
+        self.name, self.total, self.done, self.unit = name, total, done, unit
+        self.interval, self.quiet = interval, quiet
         self.before = done
         self.started = self.printed = time.perf_counter()
         self.bar = (
-            tqdm(total=total, initial=done, desc=name, unit=f" {unit}") if sys.stderr.isatty() else None
+            tqdm(total=total, initial=done, desc=name, unit=f" {unit}")
+            if sys.stderr.isatty() and not quiet
+            else None
         )
 
     def say(self, text: str) -> None:
@@ -102,7 +114,7 @@ class Steps:
             self.bar.update(count)
             return
         now, measured = time.perf_counter(), self.done - self.before
-        if measured <= 0:
+        if measured <= 0 or self.quiet:
             return
         left = (now - self.started) / measured * (self.total - self.done)
         if now - self.printed >= self.interval or (measured == count and left >= self.interval):

@@ -45,6 +45,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
+from crafter_pl.progress import Steps
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import load_stage, read_checkpoint
 
@@ -163,23 +164,25 @@ def trajectory(
     settings, _, _, seed = stage.settings_in_force()
     beta = settings.beta if beta is None else beta
     settings = replace(settings, steps=wanted[-1], beta=beta)
-    kept: dict[int, list[torch.Tensor]] = {steps: [] for steps in wanted}
+    kept: dict[int, list[torch.Tensor]] = {count: [] for count in wanted}
 
     def keep(step: int, _: dict[str, float], features: torch.Tensor) -> None:
         if step + 1 in kept:
             kept[step + 1].append(features.float().cpu().clone())
-        print(f"reference: outer step {step + 1} of {wanted[-1]}", end="\r", file=sys.stderr, flush=True)
+        steps.step()
 
+    batches = -(-len(rows["index"]) // batch)
+    steps = Steps("reference", batches * wanted[-1], unit="outer steps")
     for at in range(0, len(rows["index"]), batch):
         images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
         with torch.no_grad():
             clean = stage.task.edge(images)
         stage.reference(clean, index, settings, seed, keep)
-    print(file=sys.stderr)
+    steps.close()
     points = []
-    for steps, parts in kept.items():
-        points.append({"beta": beta, "steps": steps, **judge(args, data, rows, torch.cat(parts))})
-        _line(f"  beta {beta:g}, {steps} steps", points[-1])
+    for count, parts in kept.items():
+        points.append({"beta": beta, "steps": count, **judge(args, data, rows, torch.cat(parts))})
+        _line(f"  beta {beta:g}, {count} steps", points[-1])
     return points
 
 

@@ -17,7 +17,6 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.verdict import rate_with_range
@@ -25,6 +24,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.defenses.cloak import Cloak
 from crafter_pl.errors import UserError
+from crafter_pl.progress import Steps
 from crafter_pl.runner import import_stages
 from crafter_pl.stages import Embedder, load_stage
 
@@ -69,7 +69,12 @@ def enrol(
         if not isinstance(cloak, Cloak):
             raise UserError(f"--cloaks {name}: {type(cloak).__name__} is not a cloak (Fawkes, LowKey)")
         batches = enrolled["image"].split(_BATCH)
-        cloaked = torch.cat([cloak.cloak(images) for images in tqdm(batches, name)])
+        parts, steps = [], Steps(name, len(enrolled["image"]), unit="pictures")
+        for images in batches:
+            parts.append(cloak.cloak(images))
+            steps.step(len(images))
+        steps.close()
+        cloaked = torch.cat(parts)
         galleries |= {f"{name}, one person": (cloaked, True), f"{name}, everybody": (cloaked, False)}
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
     lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]

@@ -251,16 +251,16 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     file = out.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     done = read_json(file, "delete it: every setting is tried again") if file.is_file() else {}
-    keys, todo = [], []
+    keys, todo, notes = [], [], []
     for setting, attack in zip(settings, attacks, strict=True):
         attack.resolve(out.parent.parent)
         attack.aim(None)
-        notes = inputs.check_adversary(attack, bench.split_hash)
+        notes += inputs.check_adversary(attack, bench.split_hash)
         text = json.dumps([attack.describe(), setting, bench.key], sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
         if keys[-1] not in done:
             todo.append((keys[-1], setting, attack))
-    for note in notes:
+    for note in dict.fromkeys(notes):
         print(f"note: {note}", flush=True)
     print(
         f"{len(settings)} settings, {len(settings) - len(todo)} done before; {len(bench.images)} faces of "

@@ -124,6 +124,12 @@ def test_reconstructions_are_made_once(lab: SimpleNamespace, monkeypatch: pytest
     assert len(list((lab.out / "cache").iterdir())) == 3, "what is not used any more is gone"
 
 
+def test_a_log_shows_no_bar(lab: SimpleNamespace, capfd: pytest.CaptureFixture[str]) -> None:
+    lab.run(attacks=[Echo()])
+    shown = capfd.readouterr()
+    assert "\r" not in shown.out + shown.err and "%|" not in shown.err
+
+
 def test_two_audits_in_one_folder(lab: SimpleNamespace) -> None:
     """The one that ends first would remove reconstructions that the other needs."""
     lab.out.mkdir(parents=True)

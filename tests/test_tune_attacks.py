@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -130,6 +132,19 @@ def test_one_person_alone_is_refused(tune, run, monkeypatch):
         UserError, match="1 people of public_val have two pictures or more, and --faces is 14"
     ):
         run("--attack", "black_box", "--grid", "batch_size=[64]")
+
+
+def test_what_must_be_noted_of_any_setting_is_said(tune, tmp_path, monkeypatch, capsys):
+    bench = SimpleNamespace(split_hash="s", key=[], images=[0], boot=SimpleNamespace(people=2))
+    found = iter([["first"], [], ["both", "first"]])
+    monkeypatch.setattr(tune.inputs, "check_adversary", lambda attack, split_hash: next(found))
+    made = {"similarity": {"value": 0.5, "ci95": [0.4, 0.6]}}
+    monkeypatch.setattr(tune, "measure", lambda bench, attack: made | dict.fromkeys(tune.COLUMNS[1:], 0.1))
+    attacks = [Mock(describe=lambda number=number: {"number": number}) for number in range(3)]
+    bench.features, bench.device = [], "cpu"
+    tune.search(bench, tmp_path / "tuning" / "x", [{"a": n} for n in range(3)], attacks)
+    said = capsys.readouterr().out
+    assert said.count("note: first\n") == 1 and "note: both\n" in said
 
 
 def made_up(*rows):

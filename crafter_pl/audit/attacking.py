@@ -16,6 +16,7 @@ from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.cache import Reconstructions, cache_key
 from crafter_pl.audit.inputs import Entry
 from crafter_pl.audit.verdict import title
+from crafter_pl.progress import Steps
 
 Moment = (
     dict[str, int] | None
@@ -99,11 +100,14 @@ class Attacking:
         return [number for number in job.made.missing() if number % self.world == self.rank]
 
     def _make(self, attack: Attack, job: _Job, numbers: list[int]) -> None:
-        kind = job.kind()
+        kind, faces = job.kind(), job.made.faces(numbers)
         job.attack.prepare(self.device)
         began = time.monotonic()
-        job.made.make(job.attack, numbers, job.name())
-        faces = job.made.faces(numbers)
+        steps = Steps(job.name(), faces, unit="faces", quiet=self.rank > 0)
+        try:
+            job.made.make(job.attack, numbers, steps.step)
+        finally:
+            steps.close()
         self.seconds[attack.name][kind] = (time.monotonic() - began) / faces
         self.left[attack.name][kind] -= faces
 

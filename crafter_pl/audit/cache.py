@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.errors import UserError
@@ -97,7 +97,7 @@ class Reconstructions:
             )
         return torch.cat(there)
 
-    def make(self, attack: Attack, numbers: list[int], title: str) -> None:
+    def make(self, attack: Attack, numbers: list[int], done: Callable[[int], None]) -> None:
         """Lets an attack that is prepared at some of the batches.
 
         Random numbers are seeded anew for each batch, so that its pictures do not depend on who makes them
@@ -106,25 +106,24 @@ class Reconstructions:
         Args:
             attack: aimed and prepared.
             numbers: of the batches.
-            title: for the progress line.
+            done: told after each batch how many faces it had.
 
         Raises:
             ValueError: if the attack breaks its contract (shape, finite, range).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=self.faces(numbers), desc=title, unit="face") as bar:
-            for number in numbers:
-                batch = self.batches[number]
-                with torch.random.fork_rng():
-                    torch.manual_seed(self.seed + number * self.batch_size)
-                    images = attack.reconstruct(batch).detach().float().cpu()
-                if images.shape != (len(batch), *self.image_shape):
-                    shapes = f"{tuple(images.shape)}, expected {(len(batch), *self.image_shape)}"
-                    raise ValueError(f"attack {attack.name} returned {shapes}")
-                if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-                    raise ValueError(f"attack {attack.name} returned pictures outside [0, 1]")
-                write_file(self._file(number), save({"images": images.clamp(0, 1).contiguous()}))
-                bar.update(len(batch))
+        for number in numbers:
+            batch = self.batches[number]
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed + number * self.batch_size)
+                images = attack.reconstruct(batch).detach().float().cpu()
+            if images.shape != (len(batch), *self.image_shape):
+                shapes = f"{tuple(images.shape)}, expected {(len(batch), *self.image_shape)}"
+                raise ValueError(f"attack {attack.name} returned {shapes}")
+            if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
+                raise ValueError(f"attack {attack.name} returned pictures outside [0, 1]")
+            write_file(self._file(number), save({"images": images.clamp(0, 1).contiguous()}))
+            done(len(batch))
 
 
 def remove_unused(folder: Path, used: set[Path]) -> None:
