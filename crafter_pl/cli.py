@@ -130,12 +130,13 @@ def _run(args: list[str]) -> int:
 
 def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     """The options of a verb that is a function: its arguments, or a YAML file with any of them."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile
 
+    from crafter_pl.parsing import Parser
     from crafter_pl.runner import import_stages
 
     import_stages()
-    made = ArgumentParser(
+    made = Parser(
         prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False
     )
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")

@@ -139,9 +139,7 @@ def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
         place = _keep(traceback.format_exc(), folder)
         if isinstance(error, torch.OutOfMemoryError):
             text = "no memory left on the device: give a smaller --data.batch_size"
-        raise UserError(
-            f"{text}\n  options: {given or 'those of the config alone'}\n  traceback: {place}"
-        ) from error
+        raise UserError(f"{text} (options: {given or 'of the config alone'}; traceback: {place})") from error
 
 
 def _given(args: list[str]) -> str:

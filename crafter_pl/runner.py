@@ -177,18 +177,18 @@ class StageCLI(LightningCLI):
             parser.add_class_arguments(Protect, "protect")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)
-        """Parses `args`; unlike the inherited method it does not warn where a program calls `main([...])`."""
+        """Parses and checks `args`; unlike the inherited method, without a warning in a program."""
         self.config = options.expanded(parser.parse_args(args))
+        self.options: Namespace = self.config[self.verb]
+        module, _, name = self.options.model.class_path.rpartition(".")
+        self.stage: type[Stage] = getattr(importlib.import_module(module), name)
+        options.check(self.verb, self.options, self.stage.monitor)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the settings alone: the inherited method replaces those given by the checkpoint's."""
 
     def before_instantiate_classes(self) -> None:
         """Finds the stage, its folder and the default checkpoints of its upstream stages."""
-        self.options: Namespace = self.config[self.verb]
-        module, _, name = self.options.model.class_path.rpartition(".")
-        self.stage: type[Stage] = getattr(importlib.import_module(module), name)
-        options.check(self.verb, self.options, self.stage.monitor)
         self.name: str = self.options.name or self.stage.stage_name
         self.experiment_dir = Path(self.options.runs_dir, self.options.experiment)
         self.run_dir = self.experiment_dir / self.name

@@ -361,7 +361,7 @@ def test_faces_that_cannot_be_crafted(go, folder, monkeypatch, capsys):
 def test_other_settings_are_refused(go, folder, tiny, capsys):
     assert go(photos=[folder / "b"]) == 0
     for options, words in (
-        (["--protect.beta", "2"], "protect.beta: 1.0 there, 2.0 here"),
+        (["--protect.beta", "2"], "protect.beta: 0.0 there, 2.0 here"),
         (["--margin", "0.1"], "margin: 0.0 there, 0.1 here"),
         (["--batch_size", "5"], "batch_size: 4 there, 5 here"),
         (["--protect.seed", "3"], "protect.seed: another"),
@@ -410,7 +410,8 @@ def test_progress_tells_the_time_left(capsys, monkeypatch):
 
 
 def test_python(tiny, folder, tmp_path):
-    protector = crafter_pl.Protector.load(tiny.ckpt("crafter"), faces="none", steps=2, seed=4, device="cpu")
+    plain = {"faces": "none", "method": "crafter", "steps": 2, "seed": 4, "device": "cpu"}
+    protector = crafter_pl.Protector.load(tiny.ckpt("crafter"), **plain)
     file = folder / "a" / "portrait_of_00.png"
     array = np.asarray(Image.open(file))
     first = protector.protect(file)
@@ -446,13 +447,24 @@ def test_a_checkpoint_without_a_frame_is_noted(tiny, monkeypatch, capsys):
     load = protector_module.load_defense(tiny.ckpt("crafter"))
     assert load.task.frame is not None
     template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
-    assert capsys.readouterr().out == "" and not np.allclose(template, Finder("none").template)
+    assert "frame a face" not in capsys.readouterr().out
+    assert not np.allclose(template, Finder("none").template)
     monkeypatch.setattr(load.task, "frame", None)
     template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
     assert "does not know how its training pictures frame a face" in capsys.readouterr().out
     assert np.allclose(template, Finder("none").template)
     Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none")
-    assert capsys.readouterr().out == ""
+    assert "frame a face" not in capsys.readouterr().out
+
+
+def test_the_default_is_not_what_adapting_attackers_undo(tiny, capsys):
+    """Answers with beta 0, also of a Crafter that was trained without the cloud's answers (the paper's)."""
+    force = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none").defense.in_force()
+    assert (force["method"], force["beta"]) == ("answers", 0)
+    assert "gallery" in capsys.readouterr().out
+    asked = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", method="crafter")
+    assert asked.defense.in_force()["method"] == "crafter"
+    assert "gets most of the people back" in capsys.readouterr().out
 
 
 def test_importing_the_package_is_light():

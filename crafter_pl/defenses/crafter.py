@@ -275,7 +275,7 @@ class Crafter(Defense):
             critic, settings = "per_batch", replace(RELEASED, beta=settings.beta)
         if method == "fast":
             settings = replace(settings, **FAST)
-        if method == "answers" and not settings.task_weight:  # the paper's: with beta 0 any weight is the same
+        if method == "answers" and not settings.task_weight:  # with beta 0 any weight is the same
             settings = replace(settings, task_weight=1.0)
         settings = replace(settings, **changes)
         if settings.steps < 1:

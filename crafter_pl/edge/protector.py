@@ -23,7 +23,8 @@ _ANSWERS = (
     "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
     "reads about a third of the people from those"
 )
-_MOVED = "an attacker who has learnt from public faces that it has protected names most of the people again"
+_MOVED = "an attacker who has learnt from public faces that it has crafted gets most of the people back"
+_OTHER = "what an attacker who has learnt from faces that it has protected gets stands in docs/defenses.md"
 
 
 class Protector:
@@ -96,12 +97,10 @@ class Protector:
         protector = cls(defense, finder, max_pixels, protect.get("seed"))
         defense.protect_options = {**protect, "seed": protector.seed}
         force = defense.in_force()  # refuses options that it does not have
-        by_answers = isinstance(defense, CrafterGenerator) or force.get("method") == "answers"
-        name = force.get("method", defense.stage_name)
-        print(
-            f"note: protected by {name}: {_ANSWERS if by_answers else _MOVED} (docs/threat-model.md)",
-            flush=True,
-        )
+        leaves = _MOVED if isinstance(defense, Crafter) else _OTHER
+        if isinstance(defense, CrafterGenerator) or force.get("method") == "answers":
+            leaves = _ANSWERS
+        print(f"note: protected by {force.get('method', defense.stage_name)}: {leaves}", flush=True)
         return protector
 
     @property
