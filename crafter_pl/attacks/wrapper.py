@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ class Wrapper(Attack):
         self.name = name
         self.checkpoints = self.base.checkpoints
         self.adaptive = self.adaptive or self.base.adaptive
+
+    @abstractmethod
+    def observe(self, queries: Tensor) -> Tensor:
+        """What the attack that inverts gets of several queries of each face, ``(K, N, C, h, w)``."""
 
     def aim(self, target: Target | None) -> None:
         """Tells the attack that inverts, too."""

@@ -1,0 +1,102 @@
+"""What a command line gets wrong, in plain words: jsonargparse speaks of its own types."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from argparse import ArgumentError
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin
+
+from jsonargparse import ArgumentParser
+
+from crafter_pl.errors import UserError
+
+T = TypeVar("T")
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "{NAME: VALUE}"}
+_OWN = re.compile(  # lines that say nothing to a user
+    r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected an? |Not a valid subclass"
+    r"|Subclass types expect|a class path \(str\)|a dict (with|without) |Problem with given class_path|$"
+)
+
+
+def listed(value: list[T] | T | None) -> list[T]:
+    """The value of an option that takes one or many: one is a list of one, none an empty list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong with an option in one message."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as inherited)
+        """As inherited.
+
+        Raises:
+            UserError: names the option, its value, what is wrong, and what may be given.
+        """
+        try:
+            return super().parse_args(*args, **options)
+        except ArgumentError as error:
+            hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+            raise UserError(plain(str(error), hints)) from error
+
+
+def plain(message: str, hints: dict[str, Any]) -> str:
+    """A message of jsonargparse without its types.
+
+    Args:
+        message: of its `error`.
+        hints: the types of the options, by name.
+    """
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    if not keys:
+        return message
+    option, value = f"--{'.'.join(keys)}", re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
+    given = value[1].strip() if value else ""
+    if nested := re.fullmatch(r"NestedArg\(key='(.+?)', val=(.*)\)", given):
+        option, given = f"{option}.{nested[1]}", nested[2].strip("'\"")
+    head = message[: value.start()] if value else message
+    lines = [line.strip().removeprefix("- ").strip() for line in head.splitlines()]
+    wrong = [re.sub(r'^Parser key "[^"]+": *', "", line) for line in lines]
+    wrong = [line for line in dict.fromkeys(wrong) if not _OWN.match(line)]
+    missing = re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", head)
+    if missing:
+        wrong = [f"there is no file {missing[1]}"]
+    elif unknown := re.search(r"Expected a dot import path string: (\S+)", head):
+        wrong.insert(0, f"there is no class {unknown[1]}")
+    wanted = _form(f"--{keys[0]}", hints.get(keys[0])) if len(keys) == 1 else ""
+    wanted = wanted or _expected(head)
+    text = f"{option} {given}".strip()
+    text += f": {'; '.join(wrong)}" if wrong else ""
+    return f"{text}; give {wanted}" if wanted else text
+
+
+def _expected(head: str) -> str:
+    """What the innermost type of a message takes; empty where the message says it otherwise."""
+    if choices := re.findall(r"Literal\[([^\]]*)\]", head):
+        return f"one of {choices[-1]}".replace("'", "")
+    kinds = re.findall(r"Expected a <class '(\w+)'>", head)
+    return " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
+
+
+def _form(option: str, hint: Any) -> str:  # noqa: ANN401 (any type)
+    """What an option that takes one or many is given, as on the command line; empty for others."""
+    many = [one for one in (hint, *get_args(hint)) if get_origin(one) is list]
+    if not many:
+        return ""
+    (kind,) = get_args(many[0])
+    if is_dataclass(kind):
+        first, *more = (field.name for field in fields(kind))
+        return f'one or a list: {option} "{{{first}: ...}}" (and {", ".join(more)}), or "[{{...}}, {{...}}]"'
+    if inspect.isclass(kind) and inspect.isabstract(kind):
+        names = sorted(cls.__name__ for cls in _below(kind) if not inspect.isabstract(cls))
+        many_of = f'{option} "[{{class_path: {names[0]}, init_args: {{...}}}}, ...]"'
+        return f"a class or a list: {option} {names[0]}, or {many_of}; there are {', '.join(names)}"
+    what = _WORDS.get(getattr(kind, "__name__", ""), "one")
+    return f'{what} or a list: {option} A, or {option} "[A, B]"'
+
+
+def _below(cls: type) -> set[type]:
+    return {cls, *(deeper for sub in cls.__subclasses__() for deeper in _below(sub))}
