@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT / "tests"))  # tiny_stage.py, by its name in configs
 torch.set_num_threads(1)
 
 
+from tiny_runs import conf  # noqa: E402, F401 (a fixture)
+
+
 @pytest.fixture
 def runs_dir(tmp_path):
     """An empty folder of runs."""

@@ -85,3 +85,10 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.epoch and batch_idx == 1:
             raise KeyboardInterrupt
+
+
+class Stop(Callback):
+    """Ends the run in the second batch of the third epoch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or (trainer.current_epoch == 2 and batch_idx == 1)
