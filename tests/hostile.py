@@ -1,12 +1,13 @@
 """Files that no program should trust: one of each kind, and the line that `protect` says of it."""
 
+import io
 import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, features
 
 
 def smooth(size=(40, 48)):
@@ -15,12 +16,28 @@ def smooth(size=(40, 48)):
     return Image.fromarray(np.stack([x, y, np.full_like(x, 90)], -1).astype(np.uint8))
 
 
+def encoded(kind, picture=None, **options):
+    """A picture as the bytes of a file."""
+    made = io.BytesIO()
+    (picture or smooth()).save(made, kind, **options)
+    return made.getvalue()
+
+
+def scanned(times):
+    """A progressive JPEG whose last scan is there so many times: sound, and hours of work if it is large."""
+    whole = encoded("JPEG", quality=90, progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * times + b"\xff\xd9"
+
+
+def chunk(name, data, check=None):
+    """A chunk of a PNG; `check` is a wrong sum."""
+    check = zlib.crc32(name + data) if check is None else check
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+
 def png(size, bits, colour, rows, more=b""):
     """A PNG by hand: header, other chunks, pixels."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + more + pixels + chunk(b"IEND", b"")
@@ -34,17 +51,15 @@ def refused(folder: Path) -> dict[str, str]:
     smooth().save(folder / "cut.png")
     written = (folder / "cut.png").read_bytes()
     bomb = png((60000, 60000), 8, 2, b"")
-    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2 * PngImagePlugin.MAX_TEXT_CHUNK))
-    talkative = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     files = {
         "cut.jpg": (whole[: len(whole) // 2], "damaged or truncated"),
         "beheaded.jpg": (whole[:3], "damaged or truncated (its header cannot be read)"),
         "cut.png": (written[: len(written) // 2], "damaged or truncated"),
+        "cut.webp": (encoded("WEBP", quality=92)[:200], "damaged or truncated"),
         "flipped.png": (written[:60] + bytes([written[60] ^ 255]) + written[61:], "damaged or truncated"),
         "zero.jpg": (b"", "empty"),
         "bomb.png": (bomb, "too many pixels (over 178000000)"),
-        "chatter.png": (png((8, 8), 8, 0, bytes(72), talkative), "damaged or truncated"),
-        "scans.jpg": (whole + b"\xff\xda" * 200, "too long to decode (a JPEG of 20"),
+        "scans.jpg": (scanned(3000), "too long to decode (a JPEG of over 100 scans)"),
         "notes.txt": (b"hello", "no photograph (JPEG, PNG,"),
         "page.jpg": (b"<html><script>alert(1)</script></html>", "no photograph"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n", "no photograph"),
@@ -67,7 +82,7 @@ def refused(folder: Path) -> dict[str, str]:
     (folder / "b\x1b[31m\n.jpg").write_bytes(b"x")
     (folder / os.fsdecode(b"\xff\xfe.jpg")).write_bytes(b"x")
     return lines | {
-        "wide.png": "too many pixels (8000 x 8000, over --max_pixels 50000000)",
+        "wide.png": "too many pixels (8000 x 8000, over ",
         "one.png": "too small (1 x 1, --min_size 32)",
         "floats.tif": "unusual pixels (mode F:",
         "dangling.jpg": "a link to nothing",
@@ -135,3 +150,91 @@ def taken(folder: Path) -> dict[str, str]:
         "odd_exif.jpg": "",
         "broken_exif.jpg": "",
     }
+
+
+def described(segment=b"", before=b"") -> bytes:
+    """A JPEG with a segment of its application's behind the first, or in its place."""
+    whole = encoded("JPEG", quality=92)
+    return whole[:2] + (before + whole[20:] if before else segment + whole[2:])
+
+
+def tiff(whole: bytes, *rows: tuple[int, int, int, int], after: int = 0) -> bytes:
+    """A TIFF with other entries (tag, type, count, value) in its directory, and the place of the next one."""
+    (at,) = struct.unpack_from("<I", whole, 4)
+    (count,) = struct.unpack_from("<H", whole, at)
+    entries = [struct.unpack_from("<HHII", whole, at + 2 + 12 * k) for k in range(count)]
+    new = {entry[0]: entry for entry in [*entries, *rows]}
+    table = b"".join(struct.pack("<HHII", *new[tag]) for tag in sorted(new))
+    place = len(whole) + len(whole) % 2
+    head = whole[:4] + struct.pack("<I", place) + whole[8:] + bytes(len(whole) % 2)
+    return head + struct.pack("<H", len(new)) + table + struct.pack("<I", after)
+
+
+def misdescribed() -> dict[str, bytes]:
+    """Files whose pixels are those of `smooth`, and whose metadata, or what follows, is broken."""
+
+    def segment(code, body):
+        return b"\xff" + bytes([code]) + struct.pack(">H", len(body) + 2) + body
+
+    whole, webp, zeros = encoded("PNG"), encoded("WEBP", quality=92), zlib.compress(bytes(2**22))
+    other = Image.new("RGB", smooth().size, (0, 0, 255))
+    moving = {"save_all": True, "append_images": [other, other]}
+    files = {
+        "jfif.jpg": described(before=segment(0xE0, b"JFIF")),
+        "adobe.jpg": described(segment(0xEE, b"Adobe")),
+        "icc.jpg": described(segment(0xE2, b"ICC_PROFILE\0")),
+        "mpf.jpg": described(segment(0xE2, b"MPF\0" + b"\xff" * 30)),
+        "photoshop.jpg": described(segment(0xED, b"Photoshop 3.0\x008BIM\3")),
+        "xmp.jpg": described(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0\xff<tiff:Orientation>9")),
+        "comment.jpg": described(segment(0xFE, b"\xff\xd9\xff\xda" * 99)),
+        "film.jpg": described() + b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 999,
+        "junk.png": whole + b"junk",
+        "junk.webp": webp + b"junk" * 9,
+        "profile.webp": encoded("WEBP", quality=92, icc_profile=b"\xff" * 9),
+        "cut.webp": encoded("WEBP", quality=92, exif=b"Exif\0\0MM\0*" + bytes(900))[:-300],
+        "second.webp": encoded("WEBP", quality=92, **moving)[:-30],
+        "second.gif": encoded("GIF", **moving)[:-40],
+        "second.png": encoded("PNG", **moving)[:-60],
+    }
+    chunks = {
+        "text": chunk(b"zTXt", b"a\0\0" + zeros),
+        "profile": chunk(b"iCCP", b""),
+        "bomb": chunk(b"iCCP", b"x\0\0" + zeros),
+        "sum": chunk(b"tEXt", b"a\0b", check=5),
+        "words": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\5\0\0\xff"),
+        "size": chunk(b"pHYs", b"\0"),
+        "gamma": chunk(b"gAMA", b""),
+        "frames": chunk(b"acTL", b"\0"),
+    }
+    files |= {f"{name}.png": whole[:33] + made + whole[33:] for name, made in chunks.items()}
+    entries = {
+        "exif": (34665, 4, 1, 2**31),
+        "place": (34853, 4, 1, 3),
+        "size": (282, 2, 4, 0x41414141),
+        "profile": (34675, 12, 2, 9),
+        "turn": (274, 2, 4, 0x41414141),
+        "xmp": (700, 5, 1, 2**31),
+    }
+    for name, options in {"raw": {}, "lzw": {"compression": "tiff_lzw"}}.items():
+        plain = encoded("TIFF", **options)
+        files |= {f"{entry}_{name}.tif": tiff(plain, row) for entry, row in entries.items()}
+        files[f"next_{name}.tif"] = tiff(plain, after=2**31 - 5)
+    broken = [
+        b"",
+        b"MM\0!" + bytes(20),
+        bytes(16),
+        b"II*\0\xff\xff\xff\x7f",
+        b"MM\0*\0\0\0\x08\xff\xff" + bytes(9),
+    ]
+    broken.append(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\5\0\0\0\1\xff\xff\xff\xff\0\0\0\0")  # a turn by a fraction
+    exif = Image.Exif()
+    exif[0x010E] = "described in words"
+    for number, data in enumerate(broken):
+        files[f"exif{number}.jpg"] = described(segment(0xE1, b"Exif\0\0" + data))
+        files[f"exif{number}.png"] = whole[:33] + chunk(b"eXIf", data) + whole[33:]
+        files[f"exif{number}.webp"] = encoded("WEBP", quality=92, exif=b"Exif\0\0" + data)
+        if features.check("avif"):
+            sound, length = encoded("AVIF", exif=exif.tobytes()), len(exif.tobytes()) - 6
+            at = max(sound.find(b"MM\0*"), sound.find(b"II*\0"))
+            files[f"exif{number}.avif"] = sound[:at] + (data + bytes(length))[:length] + sound[at + length :]
+    return files

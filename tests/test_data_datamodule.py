@@ -247,6 +247,16 @@ def test_folder_with_a_variable_in_its_root_and_a_cache(people, tmp_path):
     assert again.split_hash == module.split_hash  # the path is no part of it
 
 
+def test_a_folder_with_a_dollar_in_its_name(people):
+    moved = people.rename(people.with_name("a$b"))
+    (people.parent / "c$d").mkdir()
+    module = FacesDataModule(root=str(moved), cache_dir=str(people.parent / "c$d"), **FOLDER)
+    module.setup()
+    assert len(module.faces) == 48 and len(list((people.parent / "c$d").iterdir())) == 2
+    with pytest.raises(UserError, match=r"--data.cache_dir \$NOT_SET/x: the variable in it is not set"):
+        FacesDataModule(root=str(moved), cache_dir="$NOT_SET/x", **FOLDER).setup()
+
+
 def test_roots_that_are_missing(tmp_path):
     for source in ("celeba", "lfw", "folder"):
         with pytest.raises(

@@ -1,12 +1,19 @@
+import io
 import os
+import resource
 import shutil
+import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from crafter_pl import progress
 from crafter_pl.data import decoding
 from crafter_pl.data.decoding import Decoding, decode, decode_all
 from crafter_pl.data.sources import LFW_PAPER_COLUMNS, load_celeba, load_folder, load_lfw
@@ -238,6 +245,181 @@ def test_folder_without_pictures(tmp_path):
         load_folder(tmp_path / "people", HOW)
 
 
+# As people have them
+
+
+def same(one, other):
+    assert one.identity.tolist() == other.identity.tolist() and torch.equal(one.images, other.images)
+    assert one.attributes.tolist() == other.attributes.tolist()
+    assert one.attribute_names == other.attribute_names
+
+
+def test_celeba_one_folder_deeper_and_in_its_own_folders(celeba):
+    plain = load_celeba(celeba, HOW)
+    (celeba / "img_align_celeba").rename(celeba / "x")
+    (celeba / "img_align_celeba").mkdir()
+    (celeba / "x").rename(celeba / "img_align_celeba" / "img_align_celeba")
+    same(load_celeba(celeba, HOW), plain)
+    for name in ("Img", "Anno", "Eval"):
+        (celeba / name).mkdir()
+    (celeba / "img_align_celeba" / "img_align_celeba").rename(celeba / "Img" / "img_align_celeba")
+    for name in ("identity_CelebA.txt", "list_attr_celeba.txt"):
+        (celeba / name).rename(celeba / "Anno" / name)
+    same(load_celeba(celeba, HOW), plain)
+
+
+def test_celeba_labels_as_csv(celeba):
+    plain = load_celeba(celeba, HOW)
+    for file, head in (("list_attr_celeba", ""), ("list_eval_partition", "image_id,partition\r\n")):
+        lines = (celeba / f"{file}.txt").read_text().splitlines()
+        if not head:
+            head, lines = "image_id," + ",".join(lines[1].split()) + "\r\n", lines[2:]
+        rows = "\r\n".join(",".join(line.split()) for line in lines)
+        (celeba / f"{file}.csv").write_text("\ufeff" + head + rows, encoding="utf-8")
+        (celeba / f"{file}.txt").unlink()
+    same(load_celeba(celeba, HOW), plain)
+    text = (celeba / "list_attr_celeba.csv").read_text(encoding="utf-8")
+    (celeba / "list_attr_celeba.csv").write_text(text.replace(",", ";"), encoding="utf-8")
+    same(load_celeba(celeba, HOW), plain)
+    (celeba / "list_attr_celeba.csv").write_text(text.replace("000002.jpg,1", "000002.jpg,2"))
+    with pytest.raises(UserError, match=r"list_attr_celeba.csv, line 3: .*1 or -1"):
+        load_celeba(celeba, HOW)
+    (celeba / "identity_CelebA.txt").unlink()
+    with pytest.raises(UserError, match=r"identity_CelebA.txt is missing.*Kaggle"):
+        load_celeba(celeba, HOW)
+
+
+def test_celeba_png_beside_labels_that_say_jpg(celeba):
+    plain = load_celeba(celeba, HOW)
+    (celeba / "img_align_celeba").rename(celeba / "img_align_celeba_png")
+    for file in (celeba / "img_align_celeba_png").iterdir():
+        Image.open(file).save(file.with_suffix(".png"))
+        file.unlink()
+    faces = load_celeba(celeba, HOW)
+    same(faces, plain)
+    assert faces.file_names == [f"{k:06d}.png" for k in range(1, 6)] and faces.notes == plain.notes
+    picture(celeba / "img_align_celeba_png" / "000001.webp")  # one of two: nobody knows which
+    assert load_celeba(celeba, HOW).file_names == [f"{k:06d}.png" for k in range(2, 6)]
+    picture(celeba / "img_align_celeba_png" / "000001.jpg")
+    assert load_celeba(celeba, HOW).file_names[:2] == ["000001.jpg", "000002.png"]
+
+
+def test_lfw_in_other_folders(lfw):
+    plain = load_lfw(lfw, HOW)
+    people = (lfw / "lfw-deepfunneled").rename(lfw / "x")
+    for place in ("lfw_funneled", "lfw", "lfw-deepfunneled/lfw-deepfunneled"):
+        (lfw / place).parent.mkdir(exist_ok=True)
+        people = people.rename(lfw / place)
+        same(load_lfw(lfw, HOW), plain)
+        assert load_lfw(lfw, HOW).file_names == plain.file_names
+
+
+@pytest.mark.parametrize(
+    ("source", "root", "meant"),
+    [
+        ("celeba", "celeba/img_align_celeba", "celeba"),
+        ("celeba", ".", "celeba"),
+        ("lfw", "lfw/lfw-deepfunneled", "lfw"),
+        ("lfw", ".", "lfw"),
+        ("folder", ".", "people"),
+    ],
+)
+def test_the_folder_above_or_below_is_named(request, tmp_path, source, root, meant):
+    request.getfixturevalue(source)
+    (tmp_path / "people" / "loose.png").unlink(missing_ok=True)
+    load = {"celeba": load_celeba, "lfw": load_lfw, "folder": load_folder}[source]
+    with pytest.raises(UserError, match=rf"did you mean {tmp_path / meant}\?"):
+        load(tmp_path / root, HOW)
+
+
+def test_what_counts_is_the_content_and_other_files_are_named(folder, caplog):
+    for name in ("a.bmp", "a.tif", "a.GIF", "wrong.jfif"):
+        Image.new("RGB", (12, 12)).save(folder / "bob" / name, format=None if name != "wrong.jfif" else "PNG")
+    for name in ("raw.CR2", "raw.cr2", "Thumbs.db", ".DS_Store", "._b.png", "desktop.ini", ".hidden.png"):
+        (folder / "bob" / name).write_bytes(b"x")
+    for name in ("@eaDir", "__MACOSX", ".cache"):
+        picture(folder / name / "b.png")
+    picture(folder / "bob" / "holiday" / "b.png")
+    faces = load_folder(folder, HOW)
+    assert [name for name in faces.file_names if name.startswith("bob")] == [
+        "bob/a.GIF",
+        "bob/a.bmp",
+        "bob/a.tif",
+        "bob/b.png",
+        "bob/wrong.jfif",
+    ]
+    assert faces.identity_names == ["ann", "bob"] and "unreadable_pictures" not in faces.notes
+    (line,) = [record.getMessage() for record in caplog.records if "endings" in record.getMessage()]
+    assert "2 .cr2" in line and "1 .txt" in line and "db" not in line and "ini" not in line
+    assert any("1 folders" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_odd_file_costs_itself_alone(folder, strict):
+    odd = {
+        "dds": b"DDS " + bytes(124),
+        "pdf": b"%PDF-1.4",
+        "random": os.urandom(2000),
+        "bomb": b"BM" + b"\xff" * 60,
+    }
+    for name, data in odd.items():
+        (folder / "bob" / f"{name}.jpg").write_bytes(data)
+    os.mkfifo(folder / "bob" / "pipe.jpg")
+    if strict:
+        with pytest.raises(UserError, match=r"bomb.jpg is no readable picture"):
+            load_folder(folder, Decoding(8, strict=True))
+    else:
+        faces = load_folder(folder, HOW)
+        assert len(faces) == 5 and faces.notes["unreadable_pictures"] == 5
+
+
+# Names
+
+
+def test_names_are_bytes(tmp_path, caplog, monkeypatch):
+    """Latin-1 under UTF-8, and a terminal that knows ASCII alone."""
+    odd, person = os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"Ren\xe9e")
+    picture(tmp_path / "people" / person / odd)
+    picture(tmp_path / "people" / "中" / "b.png")
+    (tmp_path / "people" / person / os.fsdecode(b"bad\xe9.png")).write_text("broken")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    faces = load_folder(
+        tmp_path / "people", Decoding(8, cache_dir=tmp_path / os.fsdecode(b"c\xe9"), max_memory_mb=0)
+    )
+    assert faces.file_names == [f"{person}/{odd}", "中/b.png"] and faces.identity_names == [person, "中"]
+    assert all(record.getMessage().isascii() for record in caplog.records) and caplog.records
+    with pytest.raises(UserError) as error:
+        load_folder(tmp_path / "people", Decoding(8, strict=True))
+    assert str(error.value).isascii()
+
+
+def test_names_are_equal_on_every_system(tmp_path):
+    for form in ("NFC", "NFD"):
+        picture(tmp_path / form / normalize(form, "Zoë") / normalize(form, "é.png"))
+        picture(tmp_path / form / "Zoz" / "b.png")
+    one, other = (load_folder(tmp_path / form, HOW) for form in ("NFC", "NFD"))
+    assert one.file_names == other.file_names == ["Zoz/b.png", "Zoë/é.png"]
+    assert one.identity_names == other.identity_names
+
+
+@pytest.mark.parametrize("path", ["Zoë/a.png", "Zoe/é.png"])
+def test_two_names_in_two_normal_forms_are_refused(tmp_path, path):
+    for form in ("NFC", "NFD"):
+        picture(tmp_path / normalize(form, path))
+    with pytest.raises(UserError, match="normal forms"):
+        load_folder(tmp_path, HOW)
+
+
+def test_labels_find_pictures_in_either_normal_form(lfw):
+    text = (lfw / "lfw_attributes.txt").read_text().replace("Cy", "Zoë")
+    (lfw / "lfw_attributes.txt").write_text(text, encoding="utf-8")
+    old = lfw / "lfw-deepfunneled" / "Cy"
+    for file in old.iterdir():
+        file.rename(file.with_name(normalize("NFD", file.name.replace("Cy", "Zoë"))))
+    old.rename(old.with_name(normalize("NFD", "Zoë")))
+    assert load_lfw(lfw, HOW).identity_names == ["Ann_Bee", "Zoë"]
+
+
 # Unreadable pictures
 
 
@@ -385,12 +567,50 @@ def test_too_large_for_memory_is_mapped_from_disk(folder, tmp_path, monkeypatch,
     assert not list(tmp_path.glob("crafter_pl-faces-*"))
 
 
-def test_progress_is_shown_for_many_pictures_only(folder, capsys, monkeypatch):
+def test_long_decoding_shows_the_projects_progress(folder, capsys, monkeypatch):
     load_folder(folder, HOW)
-    assert "decoding" not in capsys.readouterr().err
-    monkeypatch.setattr(decoding, "_PROGRESS_FROM", 2)
+    assert "decoding" not in capsys.readouterr().out
+    monkeypatch.setattr(progress, "Steps", partial(progress.Steps, interval=0.0))
     load_folder(folder, HOW)
-    assert "decoding" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "decoding 5/5 pictures" in captured.out and "\r" not in captured.out + captured.err
+
+
+@contextmanager
+def small_disk(size):
+    """No file grows beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_full_disk_is_an_error_and_leaves_nothing(folder, tmp_path, monkeypatch, cached, reserve):
+    monkeypatch.setattr(decoding.tempfile, "tempdir", str(tmp_path))
+    if not reserve:  # as where the system cannot
+        monkeypatch.setattr(decoding, "_reserve", lambda *_: None)
+    before = sorted(tmp_path.iterdir())
+    how = Decoding(32, max_memory_mb=0, cache_dir=tmp_path / "cache" if cached else None)
+    with small_disk(4000), pytest.raises(OSError, match=r"large|space") as error:
+        load_folder(folder, how)
+    assert str(tmp_path) in str(error.value)
+    assert [path for path in tmp_path.iterdir() if path.name != "cache"] == before
+    assert not cached or not list((tmp_path / "cache").iterdir())
+
+
+def test_pictures_are_never_written_through_a_mapping(folder, tmp_path, monkeypatch):
+    """A full disk would end the process with SIGBUS."""
+    modes = []
+    plain = np.memmap
+    monkeypatch.setattr(
+        np, "memmap", lambda *args, mode, **more: modes.append(mode) or plain(*args, mode=mode, **more)
+    )
+    load_folder(folder, Decoding(8, max_memory_mb=0, cache_dir=tmp_path / "cache"))
+    assert modes == ["c"]
 
 
 def test_decode_all_returns_positions(folder):

@@ -1,10 +1,14 @@
+import csv
 import hashlib
+import os
+from dataclasses import replace
+from unicodedata import normalize
 
 import pytest
 import torch
 
 from crafter_pl.data.faces import Faces
-from crafter_pl.data.split import PARTS, check_split, make_split, split_hash, write_split_csv
+from crafter_pl.data.split import PARTS, check_split, make_split, split_hash, split_rows, write_split_csv
 from crafter_pl.errors import UserError
 
 
@@ -83,6 +87,34 @@ def test_the_hash_is_the_same_on_every_machine():
         split_hash(faces_of(COUNTS), splits)
         == "6175818d0ccbd9f8d08ae09e07f0530d09682ede3d5ef689853f555810d3c60b"
     )
+
+
+def named(file, person):
+    faces = faces_of(COUNTS)
+    return replace(
+        faces, file_names=[file, *faces.file_names[1:]], identity_names=[person, *faces.identity_names[1:]]
+    )
+
+
+def test_names_are_bytes_and_of_one_normal_form(tmp_path):
+    odd = named(os.fsdecode(b"caf\xe9.jpg"), os.fsdecode(b"Ren\xe9e"))
+    splits = make_split(odd, **SETTINGS)
+    write_split_csv(tmp_path / "split.csv", odd, splits)
+    written = (tmp_path / "split.csv").read_bytes()
+    assert b"caf\xe9.jpg,Ren\xe9e," in written
+    assert split_hash(odd, splits) == hashlib.sha256(written.partition(b"\n")[2]).hexdigest()
+    mac, linux = (named(normalize(form, "é.jpg"), normalize(form, "Zoë")) for form in ("NFD", "NFC"))
+    one, other = make_split(mac, **SETTINGS), make_split(linux, **SETTINGS)
+    assert all(torch.equal(one[part], other[part]) for part in PARTS)
+    assert split_hash(mac, one) == split_hash(linux, other)
+
+
+def test_the_csv_of_odd_names_is_read_as_it_was_written(tmp_path):
+    faces = named('a,"b"\n\r.jpg', "Icon\r")
+    splits = make_split(faces, **SETTINGS)
+    write_split_csv(tmp_path / "split.csv", faces, splits)
+    with open(tmp_path / "split.csv", newline="", encoding="utf-8") as file:
+        assert [tuple(row) for row in csv.reader(file)][1:] == split_rows(faces, splits)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,16 @@ def test_a_truncated_image_object():
 
 
 def test_listing(folder):
-    for name in ("b.jpg", "a.jpg", ".hidden.jpg", "deep/er/c.jpg", ".cache/d.jpg", "store/e.jpg"):
+    for name in (
+        "b.jpg",
+        "a.jpg",
+        ".hidden.jpg",
+        "deep/er/c.jpg",
+        ".cache/d.jpg",
+        "store/e.jpg",
+        "Thumbs.db",
+        "@eaDir/f.jpg",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
     (folder / "z.jpg").symlink_to(folder / "a.jpg")

@@ -16,6 +16,7 @@ from crafter_pl.data.decoding import Decoding
 from crafter_pl.data.faces import FaceBatches, Faces, FaceSet
 from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.errors import UserError
+from crafter_pl.files import expand
 
 
 def _same(batch: Any) -> Any:  # noqa: ANN401 (the type that DataLoader asks for)
@@ -160,16 +161,12 @@ class FacesDataModule(LightningDataModule):
             return synthetic_faces(self.people, self.images_per_person, self.image_size, self.seed)
         if self.root is None:
             raise UserError(f"source {self.source} needs the folder of the pictures: give --data.root PATH")
-        root = Path(os.path.expanduser(os.path.expandvars(self.root)))
-        if "$" in str(root):
-            raise UserError(
-                f"--data.root {self.root}: the variable in it is not set; export it or give the path itself"
-            )
+        root = self._folder("root", self.root)
         decoding = Decoding(
             self.image_size,
             self.crop,
             self.strict,
-            None if self.cache_dir is None else Path(os.path.expandvars(self.cache_dir)).expanduser(),
+            None if self.cache_dir is None else self._folder("cache_dir", self.cache_dir),
             self.max_memory_mb,
         )
         if self.source == "celeba":
@@ -181,6 +178,16 @@ class FacesDataModule(LightningDataModule):
                 "attribute_columns are given, but a folder has no attributes: drop them (--data.*)"
             )
         return sources.load_folder(root, decoding)
+
+    def _folder(self, option: str, given: str) -> Path:
+        """A folder as it was meant."""
+        path = expand(given)
+        if "$" in path and not os.path.lexists(path):
+            raise UserError(
+                f"--data.{option} {given}: the variable in it is not set; export it, or give a folder that "
+                "exists"
+            )
+        return Path(path)
 
     def _rows(self, part: str) -> Tensor:
         if part in split.UNIONS:

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from crafter_pl.data.pictures import Refused, open_picture, quiet, shown
 from crafter_pl.errors import UserError
+from crafter_pl.files import new_file, read_json, to_json, write_file
 
 log = logging.getLogger(__name__)
 
 # Side and centre (x, y) of the face in pictures of the official geometries, in pixels.
 _OFFICIAL_CROPS = {(178, 218): (128, 89.0, 119.0), (250, 250): (150, 125.0, 125.0)}
-_PROGRESS_FROM = 2000
-_CACHE_VERSION = 1
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_AT_ONCE = 256  # pictures between two reports; so many more are decoded before an error or Ctrl+C is heard
+_CACHE_VERSION = 2  # raised when a picture file gives other pixels than before
 _MEND = "mend or remove it, or leave it out with --data.strict false"
 
 
@@ -73,42 +66,30 @@ def square(size: tuple[int, int], crop: str | int, file: Path) -> tuple[float, f
     elif isinstance(crop, int):
         if crop > side:
             raise UserError(
-                f"{file} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or give "
-                "auto"
+                f"{shown(file)} is {width} x {height}, smaller than the crop of {crop}; lower --data.crop or "
+                "give auto"
             )
         side = float(crop)
     return x - side / 2, y - side / 2, x + side / 2, y + side / 2
-
-
-def upright(picture: Image.Image, pixels: Image.Image | None = None) -> Image.Image:
-    """A picture, or other `pixels` of it, turned as its EXIF data say.
-
-    Pillow's own `exif_transpose` writes the EXIF data anew, and fails where they are odd.
-    """
-    pixels = picture if pixels is None else pixels
-    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    return pixels if turn is None else pixels.transpose(turn)
 
 
 def decode(file: Path, image_size: int, crop: str | int = "auto") -> np.ndarray:
     """One picture file as uint8 `(3, S, S)`, RGB, cut to a square and resized with antialiasing.
 
     Raises:
-        UserError: the crop is larger than the picture.
-        OSError: the file is no readable picture (also ValueError or SyntaxError, from Pillow).
+        UserError: the crop is larger than the picture; `Refused`: the file is no readable picture.
     """
-    with Image.open(file) as opened:
-        picture = upright(opened)
-        width, height = picture.size
-        box = square(picture.size, crop, file)
-        # JPEG can be decoded at 1/2, 1/4, 1/8: as small as still leaves two pixels for each one wanted.
-        want = 2 * image_size / (box[2] - box[0])
-        drafted = picture.draft("RGB", (max(1, round(width * want)), max(1, round(height * want))))
-        ratio = (
-            1.0 if drafted is None else drafted[1][2] / width
-        )  # exact: the picture's own sides are rounded up
-        scaled = (box[0] * ratio, box[1] * ratio, box[2] * ratio, box[3] * ratio)
-        small = picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=scaled)
+
+    def shrink(size: tuple[int, int]) -> float:
+        """Leaves two pixels for each one wanted."""
+        left, _, right, _ = square(size, crop, file)
+        return 2 * image_size / (right - left)
+
+    opened = open_picture(file, shrink=shrink)
+    left, top, right, bottom = (side * opened.scale for side in square(opened.size, crop, file))
+    small = opened.pixels.resize(
+        (image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
+    )
     return np.asarray(small).transpose(2, 0, 1)
 
 
@@ -126,62 +107,112 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
     Raises:
         UserError: an unreadable picture when `strict`; no readable picture at all; a picture smaller than the
             crop.
+        OSError: no room on the disk for the cache, or for what does not fit into memory.
     """
     size = len(names) * 3 * how.image_size**2
     mapped = size > how.max_memory_mb * 2**20
-    if how.cache_dir is None:
-        if not mapped:
-            pictures = np.empty((len(names), 3, how.image_size, how.image_size), dtype=np.uint8)
-            kept = _fill(pictures, root, names, how)
-            return torch.from_numpy(pictures)[: len(kept)], kept
-        folder = Path(tempfile.mkdtemp(prefix="crafter_pl-faces-"))
+    if how.cache_dir is not None:
+        return _cached(how.cache_dir, root, names, how, mapped)
+    if not mapped:
+        pictures = np.empty((len(names), 3, how.image_size, how.image_size), dtype=np.uint8)
+        rows = iter(pictures)
+        kept = _decode(root, names, how, lambda picture: np.copyto(next(rows), picture))
+        return torch.from_numpy(pictures)[: len(kept)], kept
+    with tempfile.TemporaryDirectory(prefix="crafter_pl-faces-") as folder:
         log.warning(
             "the decoded pictures take %d MB: they are memory-mapped from %s (see --data.cache_dir)",
             size >> 20,
             folder,
         )
-        images_file, kept = _write(folder, "faces", root, names, how)
-        images = _open(images_file, len(kept), how.image_size, mapped=True)
-        images_file.unlink()  # the mapping keeps the bytes until the process ends
-        folder.rmdir()
-        return images, kept
-    key = _key(root, names, how)
-    if (found := _from_cache(how, key, mapped)) is None:
-        how.cache_dir.mkdir(parents=True, exist_ok=True)
-        images_file, kept = _write(how.cache_dir, f"faces-{key}", root, names, how)
-        found = _open(images_file, len(kept), how.image_size, mapped), kept
-    if how.strict and len(found[1]) < len(names):
-        missing = names[min(set(range(len(names))) - set(found[1]))]
-        raise UserError(f"{root / missing} is no readable picture; {_MEND}")
-    return found
+        file = Path(folder) / "faces.bin"
+        kept = _write(file, root, names, how)
+        return _open(file, len(kept), how.image_size, mapped=True), kept  # the mapping keeps the bytes
 
 
-def _fill(images: np.ndarray, root: Path, names: Sequence[str], how: Decoding) -> list[int]:
-    """Decode into the first rows of `images`; returns the positions of the readable ones."""
+def _cached(
+    folder: Path, root: Path, names: Sequence[str], how: Decoding, mapped: bool
+) -> tuple[Tensor, list[int]]:
+    """The cache's pictures, decoded into it first where there are none or they are incomplete."""
+    stem = f"faces-{_key(root, names, how)}"
+    images, index = folder / f"{stem}.bin", folder / f"{stem}.json"
+    kept = _index(index, images, len(names), how.image_size)
+    if kept is None:
+        kept = _write(images, root, names, how)
+        write_file(index, to_json({"count": len(names), "kept": kept}, indent=None))
+    else:
+        log.info("decoded pictures taken from %s", images)
+    if how.strict and len(kept) < len(names):
+        missing = names[min(set(range(len(names))) - set(kept))]
+        raise UserError(f"{shown(root / missing)} is no readable picture; {_MEND}")
+    return _open(images, len(kept), how.image_size, mapped), kept
+
+
+def _index(index: Path, images: Path, count: int, image_size: int) -> list[int] | None:
+    """The positions of the pictures in a cache file; None where it is missing, incomplete or damaged."""
+    try:
+        record = read_json(index, "")
+        kept = [int(position) for position in record["kept"]]
+        whole = images.stat().st_size == len(kept) * 3 * image_size**2
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return None
+    ordered = all(one < other for one, other in pairwise([-1, *kept, count]))
+    return kept if whole and kept and ordered and record.get("count") == count else None
+
+
+def _write(file: Path, root: Path, names: Sequence[str], how: Decoding) -> list[int]:
+    """Decode into a file, one picture after another: a full disk is an error here, and not in a mapping."""
+    with new_file(file) as stream:
+        _reserve(stream, len(names) * 3 * how.image_size**2)
+        kept = _decode(root, names, how, lambda picture: stream.write(picture.tobytes()))
+        stream.truncate()  # here, where the last picture ends
+    return kept
+
+
+def _reserve(stream: BinaryIO, size: int) -> None:
+    """Takes the room of a file before the work is done, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+
+
+def _decode(
+    root: Path, names: Sequence[str], how: Decoding, take: Callable[[np.ndarray], object]
+) -> list[int]:
+    """Hand over the readable pictures in order; returns their positions in `names`."""
 
     def attempt(name: str) -> np.ndarray | None:
         try:
             return decode(root / name, how.image_size, how.crop)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Refused as refused:
             if how.strict:
-                raise UserError(f"{root / name} is no readable picture ({error}); {_MEND}") from error
-            log.warning("left out %s: no readable picture (%s)", root / name, error)
+                raise UserError(
+                    f"{shown(root / name)} is no readable picture ({refused}); {_MEND}"
+                ) from refused
+            log.warning("left out %s: %s", shown(root / name), refused)
             return None
 
+    from crafter_pl.progress import Steps  # it imports the stages, and they this
+
     kept: list[int] = []
-    step = 1024
-    progress = tqdm(total=len(names), desc="decoding", unit=" pictures", disable=len(names) <= _PROGRESS_FROM)
-    with progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(names), step):
-            for offset, picture in enumerate(pool.map(attempt, names[start : start + step])):
-                if picture is not None:
-                    images[len(kept)] = picture
-                    kept.append(start + offset)
-            progress.update(min(step, len(names) - start))
+    steps = Steps("decoding", len(names), unit="pictures")
+    try:
+        with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(names), _AT_ONCE):
+                some = names[start : start + _AT_ONCE]
+                for position, picture in enumerate(pool.map(attempt, some), start):
+                    if picture is not None:
+                        take(picture)
+                        kept.append(position)
+                steps.step(len(some))
+    finally:
+        steps.close()
     if not kept:
-        raise UserError(
-            f"none of the {len(names)} pictures in {root} is readable, {names[0] if names else ''} first"
-        )
+        first = f", {shown(names[0])} first" if names else ""
+        raise UserError(f"none of the {len(names)} pictures in {shown(root)} is readable{first}")
     return kept
 
 
@@ -189,56 +220,21 @@ def _key(root: Path, names: Sequence[str], how: Decoding) -> str:
     """A hash of the files (name, size, time of change) and the options that shape the result."""
     digest = hashlib.sha256(f"{_CACHE_VERSION} {how.image_size} {how.crop}\n".encode())
     for name in names:
+        digest.update(os.fsencode(name) + b"\0")
         try:
             status = (root / name).stat()
         except OSError:  # such as a link to nothing: no readable picture, until it changes
-            digest.update(f"{name}\0\n".encode())
+            digest.update(b"\n")
         else:
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:20]
-
-
-def _write(
-    folder: Path, stem: str, root: Path, names: Sequence[str], how: Decoding
-) -> tuple[Path, list[int]]:
-    """Decode into `<stem>.bin`, then write `<stem>.json`, each under a temporary name first."""
-    final, partial = folder / f"{stem}.bin", folder / f"{stem}.{os.getpid()}.tmp"
-    shape = (len(names), 3, how.image_size, how.image_size)
-    images = np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)
-    try:
-        kept = _fill(images, root, names, how)
-        images.flush()
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)
-    if how.cache_dir is not None:
-        partial.write_text(json.dumps({"count": len(names), "kept": kept}))
-        os.replace(partial, folder / f"{stem}.json")
-    return final, kept
-
-
-def _from_cache(how: Decoding, key: str, mapped: bool) -> tuple[Tensor, list[int]] | None:
-    """The cache's pictures, or None where there are none or they are incomplete."""
-    assert how.cache_dir is not None
-    images, index = how.cache_dir / f"faces-{key}.bin", how.cache_dir / f"faces-{key}.json"
-    if not (images.is_file() and index.is_file()):
-        return None
-    try:
-        record = json.loads(index.read_text())
-        kept, count = [int(position) for position in record["kept"]], int(record["count"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    if images.stat().st_size != count * 3 * how.image_size**2 or not 0 < len(kept) <= count:
-        return None
-    log.info("decoded pictures taken from %s", images)
-    return _open(images, len(kept), how.image_size, mapped), kept
 
 
 def _open(file: Path, count: int, image_size: int, mapped: bool) -> Tensor:
     """The first `count` pictures of a file of raw bytes."""
     size = count * 3 * image_size**2
     if mapped:
-        flat = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+        flat: np.ndarray = np.memmap(file, dtype=np.uint8, mode="c", shape=(size,))
     else:
-        flat = torch.from_numpy(np.fromfile(file, dtype=np.uint8, count=size))
-    return flat.view(count, 3, image_size, image_size)
+        flat = np.fromfile(file, dtype=np.uint8, count=size)
+    return torch.from_numpy(flat).view(count, 3, image_size, image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Faces:
         identity: int64 `(N,)`, the source's own number of the person.
         attribute_names: `A` names in the order of the columns.
         identity_names: the people's names, in ascending order of their numbers.
-        file_names: `N` names, stable from one machine to the next.
+        file_names: `N` names, stable from one machine to the next. Names are in Unicode's normal form C;
+            bytes in them that are no UTF-8 are surrogates, as `surrogateescape` makes them.
         notes: how many pictures or rows were dropped, by reason.
     """
 
@@ -35,7 +37,9 @@ class Faces:
     notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
+        """Bring names into one form; refuse parts that do not fit together."""
+        self.identity_names = [normalize("NFC", name) for name in self.identity_names]
+        self.file_names = [normalize("NFC", name) for name in self.file_names]
         count = len(self.images)
         lengths = {len(self.attributes), len(self.identity), len(self.file_names), count}
         if len(lengths) != 1 or self.images.ndim != 4 or self.images.dtype != torch.uint8:

@@ -1,22 +1,29 @@
-"""Real faces from disk: CelebA's and LFW's official layouts, and a plain folder a person."""
+"""Real faces from disk: CelebA's and LFW's layouts as people have them, and a plain folder a person."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from unicodedata import normalize
 
 import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
 from crafter_pl.data.faces import Faces
+from crafter_pl.data.pictures import ENDINGS, is_junk, shown, text_of
 from crafter_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
 LFW_PAPER_COLUMNS = [0, 1, 2, 7, 9, 14, 16, 17, 19, 25]
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+_CELEBA_FOLDERS = ("img_align_celeba", "img_align_celeba_png")
+_LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
+_KAGGLE = "; Kaggle's copy of CelebA has none: get it from CelebA's own page (Anno/identity_CelebA.txt)"
 
 
 def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None = None) -> Faces:
@@ -24,6 +31,8 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
 
     A picture needs a row in `identity_CelebA.txt` and one in `list_attr_celeba.txt`. The third file,
     `list_eval_partition.txt`, is checked if it is there, and not used: the split is by identity (`split.py`).
+    Pictures may be one folder deeper, or PNG beside labels that say .jpg; label files may be CSV, and in the
+    official folders `Anno` and `Eval`.
 
     Args:
         root: the folder that holds them.
@@ -33,48 +42,39 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
-    folder = _need_folder(root, "img_align_celeba", "the CelebA pictures")
+    folder = _find(root, _CELEBA_FOLDERS, _holds_pictures, "the CelebA pictures")
     identity = {
-        name: _number(value, at, "an identity number")
-        for at, name, (value,) in _rows(root / "identity_CelebA.txt", 0, 1)
+        row.name: _number(row.values[0], row.at, "an identity number")
+        for row in _table(_needed(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
     }
-    lines = _rows(root / "list_attr_celeba.txt", 2, None)
-    header = _read_lines(root / "list_attr_celeba.txt")[:2]
-    names = header[1].split() if len(header) == 2 else []
-    if not names or not header[0].strip().isdigit():
-        raise UserError(
-            f"{root / 'list_attr_celeba.txt'}: line 1 must be the number of rows, line 2 the attribute names"
-        )
-    if int(header[0]) != len(lines):
-        log.warning(
-            "%s announces %s rows and has %d", root / "list_attr_celeba.txt", header[0].strip(), len(lines)
-        )
+    names, rows = _table(_needed(root, folder, "list_attr_celeba"), None)
     columns = _columns(attribute_columns, list(range(len(names))), len(names))
     labels: dict[str, list[int]] = {}
-    for at, name, values in lines:
-        if len(values) != len(names) or not set(values) <= {"1", "-1"}:
+    for row in rows:
+        if len(row.values) != len(names) or not set(row.values) <= {"1", "-1"}:
             raise UserError(
-                f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} values: "
-                f"{' '.join(values)[:40]!r}"
+                f"{row.at}: expected a file name and {len(names)} values of 1 or -1, got {len(row.values)} "
+                f"values: {' '.join(row.values)[:40]!r}"
             )
-        labels[name] = [int(values[column] == "1") for column in columns]
-    if (partition := root / "list_eval_partition.txt").exists():
-        for at, _, (value,) in _rows(partition, 0, 1):
-            if value not in ("0", "1", "2"):
-                raise UserError(f"{at}: the partition must be 0, 1 or 2, got {value!r}")
+        labels[row.name] = [int(row.values[column] == "1") for column in columns]
+    if (partition := _label_file(root, folder, "list_eval_partition")) is not None:
+        for row in _table(partition, 1)[1]:
+            if row.values[0] not in ("0", "1", "2"):
+                raise UserError(f"{row.at}: the partition must be 0, 1 or 2, got {row.values[0]!r}")
 
-    pictures = {entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(PICTURE_ENDINGS)}
-    chosen = sorted(pictures & identity.keys() & labels.keys())
+    pictures = _pictures(((entry.name, entry) for entry in os.scandir(folder)), folder)
+    row_of = _rows_of(pictures, identity.keys() | labels.keys())
+    chosen = sorted(name for name, row in row_of.items() if row in identity and row in labels)
     notes = {
-        "rows_without_picture": len((identity.keys() | labels.keys()) - pictures),
+        "rows_without_picture": len((identity.keys() | labels.keys()) - set(row_of.values())),
         "pictures_without_row": len(pictures) - len(chosen),
     }
     return _assemble(
         folder,
-        chosen,
-        [identity[n] for n in chosen],
+        {name: pictures[name] for name in chosen},
+        [identity[row_of[name]] for name in chosen],
         None,
-        [labels[n] for n in chosen],
+        [labels[row_of[name]] for name in chosen],
         [names[c] for c in columns],
         notes,
         how,
@@ -86,6 +86,8 @@ def load_lfw(
 ) -> Faces:
     """Read LFW: `lfw-deepfunneled/<Name>/<Name>_NNNN.jpg`, and `lfw_attributes.txt`, by the scores' sign.
 
+    The folder of people may also be `lfw_funneled` or `lfw`, or one folder deeper.
+
     Args:
         root: the folder that holds them.
         how: size, crop and cache of the pictures.
@@ -96,29 +98,29 @@ def load_lfw(
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
-    folder = _need_folder(root, "lfw-deepfunneled", "the LFW pictures")
+    folder = _find(root, _LFW_FOLDERS, _holds_people, "the LFW pictures")
     files = _people_folders(folder)
-    people = {person: number for number, person in enumerate(sorted({Path(f).parent.name for f in files}))}
+    people = _people(files)
     notes: dict[str, int] = {}
     names: list[str] = []
     labels: dict[str, list[int]] = {}
     if require_attributes:
-        names, labels = _lfw_attributes(root / "lfw_attributes.txt", attribute_columns)
-        known = {Path(f).stem for f in files}
+        file = _needed(root, folder, "lfw_attributes", "; or do without: --data.require_attributes false")
+        names, labels = _lfw_attributes(file, attribute_columns)
+        known = {PurePosixPath(f).stem for f in files}
         notes["rows_without_picture"] = len(labels.keys() - known)
         notes["pictures_without_row"] = len(known - labels.keys())
-        files = [f for f in files if Path(f).stem in labels]
+        files = {f: path for f, path in files.items() if PurePosixPath(f).stem in labels}
     elif attribute_columns is not None:
         raise UserError(
             "attribute_columns are given but require_attributes is false: drop one of the two (--data.*)"
         )
-    identity = [people[Path(f).parent.name] for f in files]
     return _assemble(
         folder,
         files,
-        identity,
+        [people[f.partition("/")[0]] for f in files],
         list(people),
-        [labels[Path(f).stem] if names else [] for f in files],
+        [labels[PurePosixPath(f).stem] if names else [] for f in files],
         names,
         notes,
         how,
@@ -126,7 +128,7 @@ def load_lfw(
 
 
 def load_folder(root: Path, how: Decoding) -> Faces:
-    """Read `root/<person>/*.jpg|jpeg|png|webp`, a folder a person; there are no attributes.
+    """Read `root/<person>/<picture>`, a folder a person; there are no attributes.
 
     Args:
         root: the folder of the people's folders.
@@ -135,16 +137,15 @@ def load_folder(root: Path, how: Decoding) -> Faces:
     Raises:
         UserError: the folder is missing or holds no such pictures.
     """
-    files = _people_folders(_need_folder(root.parent, root.name, "the people's folders"))
-    people = {person: number for number, person in enumerate(sorted({Path(f).parent.name for f in files}))}
-    loose = sum(
-        entry.is_file() and entry.name.lower().endswith(PICTURE_ENDINGS) for entry in os.scandir(root)
-    )
-    notes = {"pictures_outside_a_person": loose}
+    if not root.is_dir():
+        raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
+    files = _people_folders(root)
+    people = _people(files)
+    notes = {"pictures_outside_a_person": sum(map(_is_picture, os.scandir(root)))}
     return _assemble(
         root,
         files,
-        [people[Path(f).parent.name] for f in files],
+        [people[f.partition("/")[0]] for f in files],
         list(people),
         [[] for _ in files],
         [],
@@ -155,7 +156,7 @@ def load_folder(root: Path, how: Decoding) -> Faces:
 
 def _assemble(
     folder: Path,
-    files: list[str],
+    files: dict[str, str],
     identity: list[int],
     people: list[str] | None,
     labels: list[list[int]],
@@ -166,17 +167,18 @@ def _assemble(
     """Decode the pictures and put the rows of the readable ones together; `people` are names by number."""
     if not files:
         raise UserError(
-            f"{folder} and its label files have no picture in common ({dict(notes)}); do they belong "
+            f"{shown(folder)} and its label files have no picture in common ({dict(notes)}); do they belong "
             "together?"
         )
-    images, kept = decode_all(folder, files, how)
+    names = list(files)
+    images, kept = decode_all(folder, list(files.values()), how)
     notes = {
         reason: count
         for reason, count in {**notes, "unreadable_pictures": len(files) - len(kept)}.items()
         if count
     }
     for reason, count in notes.items():
-        log.warning("%s: %d %s", folder, count, reason.replace("_", " "))
+        log.warning("%s: %d %s", shown(folder), count, reason.replace("_", " "))
     numbers = torch.tensor([identity[k] for k in kept], dtype=torch.long)
     present = torch.unique(numbers).tolist()
     return Faces(
@@ -187,54 +189,225 @@ def _assemble(
         identity=numbers,
         attribute_names=attribute_names,
         identity_names=[str(number) if people is None else people[number] for number in present],
-        file_names=[files[k] for k in kept],
+        file_names=[names[k] for k in kept],
         notes=notes,
     )
+
+
+# Finding pictures
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder's entry is meant as a picture; what it holds is for the opener to say."""
+    return entry.name.lower().endswith(ENDINGS) and not is_junk(entry.name) and not entry.is_dir()
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(map(_is_picture, os.scandir(folder)))
+
+
+def _holds_people(folder: Path) -> bool:
+    if not folder.is_dir() or any((folder / name).is_dir() for name in _LFW_FOLDERS):
+        return False  # or it is an archive's folder around that of the people
+    return any(_holds_pictures(folder / person) for person in sorted(os.listdir(folder)))
+
+
+def _find(root: Path, names: tuple[str, ...], holds: Callable[[Path], bool], what: str) -> Path:
+    """The folder of pictures: one of `names` under `root`, or in that a folder of the same name.
+
+    Raises:
+        UserError: there is none; says where one is, above `root` or one below.
+    """
+
+    def within(base: Path) -> Path | None:
+        places = [base / more / name for name in names for more in ("", name, "Img")]
+        return next(filter(holds, places), None)
+
+    if (found := within(root)) is not None:
+        if found != root / names[0]:
+            log.warning("the pictures are taken from %s", shown(found))
+        return found
+    here = Path(os.path.abspath(root))
+    meant = [
+        base for base in (here.parent, here.parent.parent) if (at := within(base)) and here in (at, at.parent)
+    ]
+    meant += (
+        [each for each in sorted(root.iterdir()) if each.is_dir() and within(each)] if root.is_dir() else []
+    )
+    hint = f"; did you mean {' or '.join(map(shown, meant))}?" if meant else ""
+    wrong = "holds none" if (root / names[0]).is_dir() else "is missing"
+    raise UserError(f"{shown(root / names[0])} {wrong}: no folder of {what} (--data.root){hint}")
+
+
+def _pictures(entries: Iterable[tuple[str, os.DirEntry[str]]], folder: Path) -> dict[str, str]:
+    """Which files are pictures, by name; others are counted by their endings.
+
+    Args:
+        entries: paths below `folder`, and what is there.
+        folder: where they are.
+    """
+    chosen, others = [], Counter[str]()
+    for path, entry in entries:
+        if _is_picture(entry):
+            chosen.append(path)
+        elif not is_junk(entry.name) and not entry.is_dir():
+            others[os.path.splitext(entry.name)[1].lower() or "without any"] += 1
+    if others:
+        counts = ", ".join(f"{count} {shown(ending)}" for ending, count in others.most_common(10))
+        log.warning("%s: left out by their endings: %s", shown(folder), counts)
+    return _named(chosen, folder)
+
+
+def _named(paths: Iterable[str], folder: Path) -> dict[str, str]:
+    """Paths below a folder by the names that they have on every system: UTF-8, Unicode's normal form C.
+
+    Raises:
+        UserError: two have one name.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        name = normalize("NFC", text_of(path))
+        if name in named:
+            raise UserError(
+                f"{shown(folder)} holds {shown(name)} twice, in two normal forms of Unicode "
+                f"({named[name]!a} and {path!a}): rename or remove one"
+            )
+        named[name] = path
+    return named
+
+
+def _people_folders(root: Path) -> dict[str, str]:
+    """The pictures `<person>/<picture>` under `root`, paths by name, in the order of the names.
+
+    Raises:
+        UserError: there are none, or two people have one name.
+    """
+    people = [entry for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)]
+    _named((person.name for person in people), root)
+    inside = [(f"{person.name}/{entry.name}", entry) for person in people for entry in os.scandir(person)]
+    files = _pictures(inside, root)
+    if not files:
+        meant = [person.path for person in people if _holds_people(Path(person.path))]
+        hint = f"; did you mean {' or '.join(map(shown, sorted(meant)))}?" if meant else ""
+        raise UserError(
+            f"{shown(root)} holds no pictures: expected <person>/<picture>, ending in {', '.join(ENDINGS)}"
+            f"{hint}"
+        )
+    if deeper := sum(entry.is_dir() and not is_junk(entry.name) for _, entry in inside):
+        log.warning("%s: left out %d folders inside a person's", shown(root), deeper)
+    return dict(sorted(files.items()))
+
+
+def _people(files: Iterable[str]) -> dict[str, int]:
+    """The people's numbers by name."""
+    return {person: number for number, person in enumerate(sorted({f.partition("/")[0] for f in files}))}
+
+
+def _rows_of(pictures: Iterable[str], rows: set[str]) -> dict[str, str]:
+    """The row of each picture: of its name, or else the only one whose name differs in the ending alone."""
+    row_of = {name: name for name in pictures if name in rows}
+    free, others = _by_stem(rows - row_of.keys()), _by_stem(name for name in pictures if name not in row_of)
+    other = {
+        names[0]: free[stem][0]
+        for stem, names in others.items()
+        if len(names) == 1 and len(free.get(stem, ())) == 1
+    }
+    if other:
+        log.warning(
+            "%d pictures have another ending than in the label files, %s for %s first",
+            len(other),
+            *map(shown, min(other.items())),
+        )
+    return row_of | other
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    return stems
 
 
 # Reading label files
 
 
-def _need_folder(root: Path, name: str, what: str) -> Path:
-    folder = root / name
-    if not folder.is_dir():
-        hint = next((f"; did you mean {deeper.parent}?" for deeper in root.glob(f"*/{name}")), "")
-        raise UserError(f"{folder} is missing: no folder of {what} (--data.root){hint}")
-    return folder
+class _Row(NamedTuple):
+    """A row of a label file: its place, for messages; the picture's name; the values."""
+
+    at: str
+    name: str
+    values: list[str]
+
+
+def _label_file(root: Path, folder: Path, stem: str) -> Path | None:
+    """A label file under its official name: beside the pictures, or in CelebA's own folders for them."""
+    places = (root, root / "Anno", root / "Eval", folder.parent)
+    files = (place / f"{stem}{ending}" for place in places for ending in (".txt", ".csv"))
+    return next(filter(Path.is_file, files), None)
+
+
+def _needed(root: Path, folder: Path, stem: str, more: str = "") -> Path:
+    if (file := _label_file(root, folder, stem)) is None:
+        raise UserError(
+            f"{shown(root / stem)}.txt is missing; it belongs beside the pictures, under its official name"
+            f"{more}"
+        )
+    return file
 
 
 def _read_lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing; it belongs beside the pictures, under its official name"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as text: {error}") from error
+    text = normalize("NFC", file.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    if "\0" in text:
+        raise UserError(f"{shown(file)} cannot be read as text: save it in UTF-8")
+    return text.splitlines()
 
 
-def _rows(file: Path, skip: int, width: int | None) -> list[tuple[str, str, list[str]]]:
-    """The rows of a label file after `skip` lines: (place, for messages; file name; values).
+def _cells(line: str, separator: str | None) -> list[str]:
+    return line.split() if separator is None else [cell.strip(' "') for cell in line.split(separator)]
 
-    Each has `width` values, if that is given.
+
+def _table(file: Path, width: int | None) -> tuple[list[str], list[_Row]]:
+    """The columns' names, where it has them, and the rows of CelebA's label files, official or CSV.
+
+    Args:
+        file: either kind, whatever its ending.
+        width: how many values a row has; None: as many as there are named columns.
+
+    Raises:
+        UserError: names file and line.
     """
-    rows, seen = [], set()
-    for number, line in enumerate(_read_lines(file)[skip:], start=skip + 1):
-        if not (cells := line.split()):
+    lines = _read_lines(file)
+    at = shown(file)
+    separator = next((mark for mark in ",;" if lines and mark in lines[0]), None)
+    columns: list[str] = []
+    skip = 0
+    if separator is not None and not _is_number((head := _cells(lines[0], separator))[1]):
+        columns, skip = head[1:], 1
+    elif width is None:
+        columns, skip = lines[1].split() if len(lines) > 1 else [], 2
+        if separator is not None or not columns or not lines[0].strip().isdecimal():
+            raise UserError(f"{at}: line 1 must be the number of rows, line 2 the attribute names")
+    rows: dict[str, _Row] = {}
+    for number, line in enumerate(lines[skip:], start=skip + 1):
+        if not line.strip():
             continue
-        at = f"{file}, line {number}"
-        if width is not None and len(cells) != width + 1:
-            raise UserError(f"{at}: expected a file name and {width} value, got {line[:60]!r}")
-        if cells[0] in seen:
-            raise UserError(f"{at}: a second row for {cells[0]}; remove one of them")
-        seen.add(cells[0])
-        rows.append((at, cells[0], cells[1:]))
-    return rows
+        name, *values = _cells(line, separator)
+        if width is not None and len(values) != width:
+            raise UserError(f"{at}, line {number}: expected a file name and {width} value, got {line[:60]!r}")
+        if name in rows:
+            raise UserError(f"{at}, line {number}: a second row for {shown(name)}; remove one of them")
+        rows[name] = _Row(f"{at}, line {number}", name, values)
+    if skip == 2 and int(lines[0]) != len(rows):
+        log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
+    return columns, list(rows.values())
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def _number(text: str, at: str, what: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"{at}: expected {what}, got {text!r}")
     return int(text)
 
@@ -252,21 +425,25 @@ def _columns(chosen: list[int] | None, default: list[int], width: int) -> list[i
 def _lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], dict[str, list[int]]]:
     """The names of the chosen columns, and the labels by the picture's name without its ending."""
     lines = _read_lines(file)
-    header = lines[1].lstrip("#").strip("\t ").split("\t") if len(lines) > 1 else []
-    if header[:2] != ["person", "imagenum"]:
-        raise UserError(f"{file}, line 2: expected a header that starts '#, person, imagenum', tab-separated")
-    names = header[2:]
+    separator, between = ("\t", "tabs") if any("\t" in line for line in lines[:2]) else (",", "commas")
+    heads = [_cells(line.lstrip("#").strip(), separator) for line in lines[:2]]
+    skip = next((number for number, head in enumerate(heads, 1) if head[:2] == ["person", "imagenum"]), 0)
+    if not skip:
+        raise UserError(
+            f"{shown(file)}, line 2: expected a header that starts '#, person, imagenum', tab-separated"
+        )
+    names = heads[skip - 1][2:]
     columns = _columns(chosen, LFW_PAPER_COLUMNS, len(names))
     labels: dict[str, list[int]] = {}
-    for number, line in enumerate(lines[2:], start=3):
+    for number, line in enumerate(lines[skip:], start=skip + 1):
         if not line.strip():
             continue
-        at, cells = f"{file}, line {number}", line.split("\t")
+        at, cells = f"{shown(file)}, line {number}", _cells(line, separator)
         if len(cells) != len(names) + 2:
-            raise UserError(f"{at}: expected {len(names) + 2} cells separated by tabs, got {len(cells)}")
+            raise UserError(f"{at}: expected {len(names) + 2} cells separated by {between}, got {len(cells)}")
         stem = f"{cells[0].replace(' ', '_')}_{_number(cells[1], at, 'a picture number'):04d}"
         if stem in labels:
-            raise UserError(f"{at}: a second row for {stem}; remove one of them")
+            raise UserError(f"{at}: a second row for {shown(stem)}; remove one of them")
         try:
             scores = [float(cells[2 + column]) for column in columns]
         except ValueError:
@@ -277,23 +454,3 @@ def _lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], di
             )
         labels[stem] = [int(score > 0) for score in scores]
     return [names[column].replace(" ", "_") for column in columns], labels
-
-
-def _people_folders(root: Path) -> list[str]:
-    """The pictures `<person>/<file>` under `root`, sorted.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = [
-        f"{person.name}/{entry.name}"
-        for person in os.scandir(root)
-        if person.is_dir() and not person.name.startswith(".")
-        for entry in os.scandir(person)
-        if entry.name.lower().endswith(PICTURE_ENDINGS)
-    ]
-    if not files:
-        raise UserError(
-            f"{root} holds no pictures: expected <person>/<picture>, ending in {', '.join(PICTURE_ENDINGS)}"
-        )
-    return sorted(files)

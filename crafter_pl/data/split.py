@@ -7,10 +7,9 @@ the audit.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +17,9 @@ import torch
 from torch import Tensor
 
 from crafter_pl.data.faces import Faces
+from crafter_pl.data.pictures import shown
 from crafter_pl.errors import UserError
+from crafter_pl.files import write_file
 
 PARTS = ("public_train", "public_val", "private_train", "private_test")
 UNIONS = {
@@ -112,7 +113,12 @@ def _rows_of_people(faces: Faces) -> dict[str, list[int]]:
 
 def _draw(seed: int, purpose: str, name: str) -> bytes:
     """A sorting key that shuffles names, the same on every machine."""
-    return hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).digest()
+    return hashlib.sha256(_bytes(f"{seed}\n{purpose}\n{name}")).digest()
+
+
+def _bytes(text: str) -> bytes:
+    """Names as the bytes they are."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def check_split(faces: Faces, splits: Splits) -> None:
@@ -124,7 +130,8 @@ def check_split(faces: Faces, splits: Splits) -> None:
     pictures = torch.cat([splits[part] for part in PARTS]).sort().values
     if len(twice := pictures[1:][pictures[1:] == pictures[:-1]]):
         raise UserError(
-            f"the split holds picture {faces.file_names[int(twice[0])]} twice; its parts must not overlap"
+            f"the split holds picture {shown(faces.file_names[int(twice[0])])} twice; its parts must not "
+            "overlap"
         )
     people = {part: set(faces.identity[splits[part]].tolist()) for part in PARTS}
     people["private"] = people.pop("private_train") | people.pop("private_test")
@@ -133,7 +140,7 @@ def check_split(faces: Faces, splits: Splits) -> None:
             if one < other and (shared := people[one] & people[other]):
                 raise UserError(
                     f"the split has {len(shared)} people in both {one} and {other}, "
-                    f"{faces.name_of(min(shared))} first; no person may be in two of them"
+                    f"{shown(faces.name_of(min(shared)))} first; no person may be in two of them"
                 )
 
 
@@ -150,7 +157,9 @@ def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
     rows.sort()
     for one, other in pairwise(rows):
         if one[0] == other[0]:
-            raise UserError(f"two pictures have the name {one[0]}; file names must be unique in a data set")
+            raise UserError(
+                f"two pictures have the name {shown(one[0])}; file names must be unique in a data set"
+            )
     return rows
 
 
@@ -158,17 +167,16 @@ def split_hash(faces: Faces, splits: Splits) -> str:
     """SHA-256 over the rows `file,person,part`, sorted: equal on every machine for the same split."""
     digest = hashlib.sha256()
     for row in split_rows(faces, splits):
-        digest.update((",".join(row) + "\n").encode())
+        digest.update(_bytes(",".join(row) + "\n"))
     return digest.hexdigest()
 
 
 def write_split_csv(path: str | Path, faces: Faces, splits: Splits) -> None:
     """Write the split as `file,person,part`, sorted, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "person", "part"])
-        writer.writerows(split_rows(faces, splits))
-    os.replace(partial, path)
+    rows = [("file", "person", "part"), *split_rows(faces, splits)]
+    write_file(path, "".join(",".join(map(_quoted, row)) + "\n" for row in rows))
+
+
+def _quoted(text: str) -> str:
+    """A cell of a CSV; Python's own writer leaves a carriage return in a name as it is."""
+    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from crafter_pl.edge.photos import Refused, shown
+from crafter_pl.data.pictures import Refused, is_junk, shown
 
 
 def photographs(given: list[str], leave_out: set[Path]) -> tuple[list[str], list[tuple[str, Refused]]]:
     """Lists the files given, and those in the folders given and below, sorted.
 
-    Hidden files (their name begins with a dot) in folders are left out without a word, and links to folders
-    are not followed. Two names of one file count once: an attacker with two features of one picture knows
-    more.
+    Hidden files (their name begins with a dot) in folders, and what systems leave there, are left out without
+    a word, and links to folders are not followed. Two names of one file count once: an attacker with two
+    features of one picture knows more.
 
     Args:
         given: files and folders; `~` is expanded.
@@ -53,13 +53,13 @@ def photographs(given: list[str], leave_out: set[Path]) -> tuple[list[str], list
             folders[:] = sorted(
                 each
                 for each in folders
-                if not each.startswith(".")
+                if not is_junk(each)
                 and each not in links
                 and Path(os.path.realpath(os.path.join(folder, each))) not in leave_out
             )
             for each in sorted(files):
                 path = os.path.join(folder, each)
-                if not each.startswith(".") and Path(os.path.realpath(path)) not in leave_out:
+                if not is_junk(each) and Path(os.path.realpath(path)) not in leave_out:
                     add(path)
         if len(paths) + len(refused) == before:
             refused.append((top, Refused("no files in it")))
