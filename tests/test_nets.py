@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 import torchvision
+from closeness import near
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,7 +86,8 @@ def test_image_encoder_and_critic(size):
     assert scores.shape == (3,)
     assert len([m for m in critic.layers if isinstance(m, nn.Conv2d)]) == (5 if size >= 64 else 4)
     # No layer mixes the samples of a batch.
-    assert torch.allclose(scores[1:2], critic(pictures(3, size)[1:2]), atol=1e-6)
+    critic, images = critic.double(), pictures(3, size).double()
+    assert near(critic(images[1:2]), critic(images)[1:2])
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 8), (64, 16), (112, 28), (128, 32), (112, 7), (64, 64)])
@@ -111,15 +113,15 @@ def test_decoder_of_the_paper_halves_its_channels():
 def test_oracles(backbone, grey, size):
     torch.manual_seed(0)
     net = OracleNet(backbone, 5, size, grey, width=4, embedding=12).eval()
-    images = pictures(3, size)
+    net, images = net.double(), pictures(3, size).double()
     embeddings = net.embed(images)
     assert embeddings.shape == (3, 12)
-    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert near(embeddings.norm(dim=1), torch.ones(3))
     cosines = net.cosines(embeddings)
     assert cosines.shape == (3, 5) and cosines.abs().max() <= 1 + 1e-6
     swapped = images[:, [1, 2, 0]]
-    assert torch.allclose(net.embed(to_grey(images).expand(-1, 3, -1, -1)), embeddings, atol=1e-4) == grey
-    assert not torch.allclose(net.embed(swapped), embeddings, atol=1e-4)
+    assert near(net.embed(to_grey(images).expand(-1, 3, -1, -1)), embeddings) == grey
+    assert not near(net.embed(swapped), embeddings)
 
 
 @torch.no_grad()
@@ -128,7 +130,7 @@ def test_facenet_from_scratch():
     net = OracleNet("facenet", 4, 32).eval()
     embeddings = net.embed(pictures(2, 32))
     assert embeddings.shape == (2, 512)
-    assert torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert near(embeddings.norm(dim=1), torch.ones(2))
     assert not torch.allclose(embeddings[0], embeddings[1], atol=1e-4)
 
 
@@ -189,15 +191,14 @@ def whole(arch, state_from, outputs):
 @torch.no_grad()
 def test_edge_and_cloud_are_the_whole_net(arch, cut, shape):
     torch.manual_seed(0)
-    net = calibrated(SplitClassifier(arch, cut, 5))
-    images = pictures(2, 64)
+    net = calibrated(SplitClassifier(arch, cut, 5)).double()
+    images = pictures(2, 64).double()
     features = net.encode(images)
     assert features.shape[1:] == shape
     assert torch.equal(net.encoder_module()(images), features)
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    expected = whole(arch, net, 5)(torchvision.transforms.functional.normalize(images, mean, std))
-    assert torch.allclose(net.classify(features), expected, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-4)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).tolist()  # as the net has them
+    expected = whole(arch, net, 5).double()(torchvision.transforms.functional.normalize(images, mean, std))
+    assert near(net.classify(features), expected) and near(net(images), expected)
     assert expected.std() > 1e-3
 
 
@@ -289,13 +290,12 @@ def test_download_without_a_network(monkeypatch):
 )
 def test_folded_net_is_the_same_function(net, shape):
     torch.manual_seed(0)
-    original = calibrated(net())
+    original = calibrated(net()).double()
     before = {name: value.clone() for name, value in original.state_dict().items()}
     folded = fold_batchnorm(original)
-    x = torch.rand(4, *shape)
+    x = torch.rand(4, *shape, dtype=torch.float64)
     with torch.no_grad():
-        expected = original(x)
-        assert torch.allclose(folded(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert near(folded(x), original(x))
         original.train()
         assert not torch.allclose(folded.train()(x), original(x), rtol=1e-2)  # the copy learns no statistics
     assert not any(p.requires_grad for p in folded.parameters())
@@ -323,9 +323,9 @@ def test_fold_leaves_a_convolution_whose_output_is_used_twice():
             return self.norm(y) + y
 
     torch.manual_seed(0)
-    net = calibrated(Twice())
-    x = torch.rand(2, 3, 4, 4)
-    assert torch.allclose(fold_batchnorm(net)(x), net(x), atol=1e-6)
+    net = calibrated(Twice()).double()
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    assert near(fold_batchnorm(net)(x), net(x))
 
 
 # Frozen convolutions
@@ -360,14 +360,14 @@ def test_a_frozen_convolution_has_the_same_value_and_derivatives(conv, side):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
     assert torch.autograd.gradgradcheck(frozen, (x[:1].detach().requires_grad_(),), fast_mode=True)
     with torch.no_grad():
-        assert torch.equal(frozen(x), plain(x))
+        assert near(frozen(x), plain(x))
 
 
 def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
     """By PyTorch's own double backward every convolution computes a gradient for its weight besides."""
     torch.manual_seed(0)
     net = nn.Sequential(Generator("G1", 6, 32, 8), SplitClassifier("resnet18", "layer1", 2).encoder_module())
-    z = torch.randn(2, 6)
+    net, z = net.double(), torch.randn(2, 6, dtype=torch.float64)
 
     def convolutions(frozen):
         seen = Counter()
@@ -387,7 +387,7 @@ def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
     plain, expected = convolutions(fold_batchnorm(net))
     frozen, product = convolutions(freeze(net))
     assert (plain, frozen) == (2 * count, count)
-    assert torch.allclose(product, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert near(product, expected)
 
 
 def test_freezing_turns_a_widening_linear_layer_for_single_samples():

@@ -1,0 +1,24 @@
+"""Comparing results that are computed in floating point, on any processor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rounding(like: Tensor, steps: int = 1) -> float:
+    """What rounding may do to values as large as these after some steps, on any processor.
+
+    A step (a net's forward pass, an optimiser's update) adds up hundreds of terms in some order, layer after
+    layer: a hundred units in the last place of its largest value are allowed for it.
+    """
+    scale = like.abs().max().item() if like.numel() else 0.0
+    return 100 * steps * torch.finfo(like.dtype).eps * scale
+
+
+def near(found: Tensor, expected: Tensor, steps: int = 1) -> bool:
+    """Whether two results differ by rounding alone; the coarser of their types counts."""
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    coarse = max((found.dtype, expected.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    size = expected.detach().to(coarse)
+    return bool((found.double() - expected.double()).abs().max() <= rounding(size, steps))
