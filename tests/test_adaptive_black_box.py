@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import near
 from experiment import in_subprocess, shards
 from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch.nn import functional as F
@@ -239,7 +240,7 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     attack.prepare("cpu")
     with torch.no_grad():
         expected = load_stage(best, AdaptiveBlackBox).reconstruct(features)
-    assert torch.allclose(attack.reconstruct(features), expected, atol=1e-6)
+    assert near(attack.reconstruct(features), expected)
     # Also where it inverts the mean of several queries.
     averaged = AveragedAttack(AdaptiveDecoderAttack())
     averaged.resolve(tiny.folder)
@@ -247,7 +248,7 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     assert averaged.describe()["checkpoints"] == {"adaptive_black_box": sha256(best)}
     averaged.prepare("cpu")
     seen = averaged.observe(torch.stack([features - 1, features + 1]))
-    assert torch.allclose(averaged.reconstruct(seen), expected, atol=1e-4)
+    assert near(averaged.reconstruct(seen), expected, steps=10)
     # The seed is the defender's; a store of an older version has no hash, but its checkpoint has.
     settings = {**manifest["settings"], "seed": 5}
     attack.aim(Target({**manifest, "settings": settings}, None))
@@ -260,7 +261,7 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     basic = DecoderAttack(tiny.ckpt("black_box"))
     basic.prepare("cpu")
     assert {**attack.describe(), "name": ""} == {**basic.describe(), "name": ""}
-    assert torch.allclose(attack.reconstruct(features), basic.reconstruct(features), atol=1e-6)
+    assert near(attack.reconstruct(features), basic.reconstruct(features))
 
 
 @pytest.mark.parametrize("change", ["beta", "weights", "defense", "no weights"])
@@ -276,12 +277,12 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
         del other["defense_sha256"]
     with pytest.raises(UserError, match=r"nothing in .* was trained against") as error:
         aimed(tiny, Target(other, None))
-    line = str(error.value).partition("if this audit has it): ")[2]
+    line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
     assert f"--runs_dir {tiny.runs_dir}" in line
     assert f"--model.init_args.beta {other['settings']['beta']}" in line
     assert ("--model.init_args.crafter_ckpt" in line) == (change == "defense")
-    assert f"--name adaptive_black_box-{other['defense']}-beta" in line
+    assert f"--name adaptive_black_box-{other['defense']}-" in line
     with pytest.raises(UserError, match="was not trained against"):
         aimed(tiny, Target(other, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
 
@@ -293,7 +294,7 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
         path = tiny.folder / run / "checkpoints" / "best.ckpt"
         with pytest.raises(UserError) as error:
             aimed(tiny, Target(other, None, checkpoint=str(path)))
-        line = str(error.value).partition("if this audit has it): ")[2]
+        line = str(error.value).partition("train it first: ")[2]
         assert f"--name adaptive_black_box-{run}-beta1" in line
         assert (f"--model.init_args.crafter_ckpt {path}" in line) == (run == "crafter_z")
     published = Published(tiny.folder, "cpu")
@@ -301,6 +302,24 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
         store = tiny.folder / run / "features" / "x"
         target, _ = published.target(str(store), {**other, "settings": {}})
         assert target.checkpoint == str(tiny.folder / found / "checkpoints" / "best.ckpt")
+
+
+def test_a_run_of_any_name_is_found_and_others_are_named(tiny, trained, manifest):
+    target, mine = Target(manifest, None), tiny.folder / "mine"
+    other = {**manifest, "settings": {**manifest["settings"], "beta": 0.5}}
+    try:
+        shutil.copytree(trained, mine)
+        content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+        content["adaptation"]["pairs"] += 1
+        torch.save(content, mine / "checkpoints" / "best.ckpt")
+        assert Path(aimed(tiny, target).checkpoint("adaptive_black_box")).is_relative_to(mine)
+        with pytest.raises(UserError, match=r"mine learnt from crafter with beta 1\.0"):
+            aimed(tiny, Target(other, None))
+        content["upstream"]["black_box"][1] = "0" * 64  # another decoder to begin with
+        torch.save(content, mine / "checkpoints" / "best.ckpt")
+        assert Path(aimed(tiny, target).checkpoint("adaptive_black_box")).is_relative_to(trained)
+    finally:
+        shutil.rmtree(mine)
 
 
 def test_earlier_rounds_as_attacks(tiny, trained, manifest):
@@ -370,6 +389,7 @@ def pair(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "40", "--trainer.callbacks+=ranks.Losses"]
     more += ["--model.init_args.lr", "1e-4"]  # that of the first steps of a round of ordinary length
+    more += ["--trainer.precision", "64-true"]  # two processes add up in another order
 
     def command(name, *extra):
         return fit(tiny, name, *more, "--model.init_args.queries_dir", str(folder / name), *extra)
@@ -387,8 +407,7 @@ def losses(tiny, name):
 def test_two_processes_give_the_losses_of_one(tiny, pair):
     one, two = losses(tiny, "one"), losses(tiny, "two")
     assert len(one) == len(two) == 5 + 5 + 10 + 10
-    assert one[:5] == pytest.approx(two[:5], abs=1e-5)
-    assert one == pytest.approx(two, abs=1e-3)  # rounding grows
+    assert one == pytest.approx(two, rel=1e-9)
     assert not same(weights(tiny.folder / "one", "round-00"), weights(tiny.folder / "one", "round-01"))
 
 

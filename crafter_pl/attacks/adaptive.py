@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from crafter_pl.attacks.base import Attack, Target, fits
+from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
 from crafter_pl.attacks.queries import Queries
-from crafter_pl.commands import command
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import PROTECT, Defense, load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, read_checkpoint
+from crafter_pl.stages.base import Stage, read_checkpoint, sha256
+from crafter_pl.training import finished
 
 SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises
@@ -227,11 +228,11 @@ class AdaptiveStage(Stage):
 class AdaptedAttack(Attack):
     """An attack by a stage that has adapted: for each defence the one trained against exactly that one.
 
-    It looks among the experiment's finished stages whose folder begins with `runs`, the attack's name unless
-    a subclass says otherwise: for example ``adaptive_black_box`` and ``adaptive_black_box-beta1``; of several
-    that fit it takes the one that has learned from most pairs, and of these in most epochs. Where `among`
-    lists checkpoints it looks at these alone. On unprotected features, where there is nothing to adapt to, it
-    is the attack that adaptation starts from.
+    It looks among the experiment's finished runs of its stage, whatever they are called: at those that began
+    with the nets that it uses on unprotected features, and at those whose name begins with `runs`, the
+    attack's name unless a subclass says otherwise. Of several that fit it takes the one that has learned from
+    most pairs, and of these in most epochs. Where `among` lists checkpoints it looks at these alone. On
+    unprotected features, where there is nothing to adapt to, it is the attack that adaptation starts from.
 
     A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
     `basic`, which is also its `checkpoints` until it is aimed.
@@ -298,48 +299,74 @@ class AdaptedAttack(Attack):
                 )
             return self.ckpt
         assert self.experiment_dir is not None, "resolve() comes before aim()"
-        given, found = [Path(file) for file in self.among or ()], []
-        if self.among is None:
-            given = sorted(self.experiment_dir.glob(f"{self.runs}*/checkpoints/best.ckpt"))
-            given = [file for file in given if (file.parents[1] / "summary.json").is_file()]
-        for best in given:
-            if best.parents[1].name.startswith(self.runs):
-                adaptation = read_checkpoint(best).get("adaptation")
-                if adaptation is not None and fits(adaptation, target):
-                    found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
+        stage = self.stage_class.stage_name
+        there = finished(self.experiment_dir, stage) if self.among is None else map(Path, self.among)
+        found, others = [], []
+        for best in there:
+            kind, adaptation, began = _about(str(best), sha256(best) if best.is_file() else "")
+            if adaptation is None or kind != self.stage_class.__name__:
+                continue
+            if not fits(adaptation, target):
+                others.append(f"{best.parent.parent.name} learnt from {_other(adaptation, target)}")
+            elif not self._starts_alike(best, began):
+                others.append(f"{best.parent.parent.name} started from another net than this attack does")
+            else:
+                found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
         if not found:
-            where = self.experiment_dir if self.among is None else "--adapted"
+            where = f"{self.experiment_dir}/*" if self.among is None else "--adapted"
+            looked = "; ".join(others) or f"no other run is of the stage {stage}"
             raise UserError(
-                f"attack {self.name}: nothing in {where} was trained against "
-                f"{_what(target)}; train it first (with --data, if this audit has it): {self._train(target)}"
+                f"attack {self.name}: nothing in {where} was trained against {_what(target)} ({looked}); "
+                f"train it first: {self._train(target)}"
             )
         return max(found, key=lambda entry: entry[:2])[2]
 
+    def _starts_alike(self, best: Path, began: dict[str, Any]) -> bool:
+        """Whether a run bears this attack's name, or began with the nets that it uses itself."""
+        mine = {key: file for key, file in self.basic.items() if key in began and file is not None}
+        alike = all(Path(file).is_file() and sha256(file) == began[key][1] for key, file in mine.items())
+        return alike or best.parent.parent.name.startswith(self.runs)
+
     def _train(self, target: Target) -> str:
         """The command that trains the stage against this defence."""
-        assert self.experiment_dir is not None
-        experiment, settings = self.experiment_dir.name, target.manifest["settings"]
-        stage = f"attacks/{self.stage_class.stage_name}.yaml"
-        config = Path("configs", experiment, stage)
-        args = ["fit", "--config", str(config if config.is_file() else Path("configs", stage))]
-        args += ["--experiment", experiment] if experiment != "synthetic" else []
-        runs_dir = str(self.experiment_dir.parent)
-        args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        options = settings if target.defense is None else target.defense.protect_options
-        told = {key: options[key] for key in PROTECT if options.get(key) is not None}
-        own = self.experiment_dir / target.manifest["defense"] / "checkpoints" / "best.ckpt"
-        checkpoint = Path(own if target.checkpoint is None else target.checkpoint)
-        beta = f"-beta{settings['beta']:g}" if settings.get("beta") is not None else ""
-        beta += f"-{settings['transport']}" if "transport" in settings else ""
-        args += ["--name", f"{self.runs}-{checkpoint.parent.parent.name}{beta}"]
-        args += [part for key, value in told.items() for part in (f"--model.init_args.{key}", str(value))]
+        assert self.experiment_dir is not None and self.commands is not None
+        stage, (checkpoint, name) = self.stage_class.stage_name, place_of(target, self.experiment_dir)
+        more = ["--name", f"{self.runs}-{name}"]
+        more += [
+            part
+            for key, value in options_of(target).items()
+            for part in (f"--model.init_args.{key}", str(value))
+        ]
         taken = inspect.signature(self.stage_class).parameters
         for start, file in self.basic.items():
             if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
-                args += [f"--model.init_args.{start}_ckpt", file]
+                more += [f"--model.init_args.{start}_ckpt", file]
         if checkpoint.resolve() != (self.experiment_dir / "crafter" / "checkpoints" / "best.ckpt").resolve():
-            args += ["--model.init_args.crafter_ckpt", str(checkpoint)]
-        return command(args)
+            more += ["--model.init_args.crafter_ckpt", str(checkpoint)]
+        return self.commands.fit(stage, *more)
+
+
+@lru_cache(maxsize=256)
+def _about(path: str, digest: str) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
+    """A checkpoint's class, what it has adapted to, and the hashes of what it began with."""
+    content = read_checkpoint(path)
+    return content.get("stage_class"), content.get("adaptation"), content.get("upstream", {})
+
+
+def _other(adaptation: dict[str, Any], target: Target) -> str:
+    """What a run has learnt from, as far as it is something else."""
+    if adaptation["defense"] != target.manifest["defense"]:
+        return str(adaptation["defense"])
+    mine, its = target.manifest["settings"], adaptation["settings"]
+    differs = [
+        f"{key} {its.get(key)}"
+        for key in sorted(mine.keys() | its.keys() - {"seed"})
+        if its.get(key) != mine.get(key)
+    ]
+    if not differs:
+        other = "version" if adaptation.get("version", 1) != target.manifest.get("version", 1) else "weights"
+        return f"another {other} of {adaptation['defense']}"
+    return f"{adaptation['defense']} with {', '.join(differs)}"
 
 
 def _what(target: Target) -> str:

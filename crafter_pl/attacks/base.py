@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crafter_pl.data.store import seedless
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import named_run, sha256
+from crafter_pl.training import Commands
 
 if TYPE_CHECKING:
     from crafter_pl.defenses.base import Defense
@@ -75,6 +76,7 @@ class Adversary(ABC):
     name: str
     checkpoints: dict[str, str | None]
     target: Target | None = None
+    commands: Commands | None = None  # what its messages name; `resolve` sets it
     adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
     def aim_at(self, target: Target | None) -> None:
@@ -115,6 +117,11 @@ class Adversary(ABC):
             )
         return self.target.backend[part]
 
+    @property
+    def learnt(self) -> bool:
+        """Whether it knows what it is aimed at: one that does not shows no protection, whatever it gets."""
+        return self.target is None or self.adaptive
+
     def observe(self, queries: Tensor) -> Tensor:
         """What it makes of several protected features of each face, ``(K, N, C, h, w)``.
 
@@ -125,6 +132,7 @@ class Adversary(ABC):
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Finds in the experiment's folder the checkpoints that were left null or named by their run."""
+        self.commands = self.commands or Commands(Path(experiment_dir))
         for stage, path in self.checkpoints.items():
             if run := named_run(stage, path):
                 self.checkpoints[stage] = str(Path(experiment_dir) / run / "checkpoints" / "best.ckpt")
@@ -185,12 +193,36 @@ class Attack(Adversary):
         return []
 
 
-class Ruler(Adversary):
-    """Names people straight from features. It holds private labels, as no attacker does.
+def options_of(target: Target) -> dict[str, Any]:
+    """The options of `PROTECT` that put a defence's settings in force."""
+    from crafter_pl.defenses.base import PROTECT  # which needs this module's neighbours
 
-    A report shows rulers apart and never in the worst case: they bound what is left in the feature, they do
-    not show what an attacker gets.
+    options = target.manifest["settings"] if target.defense is None else target.defense.protect_options
+    return {key: options[key] for key in PROTECT if options.get(key) is not None}
+
+
+def place_of(target: Target, home: Path) -> tuple[Path, str]:
+    """Where a defence's checkpoint is or should be, and what a run that learns from it adds to its name."""
+    own = home / str(target.manifest["defense"]) / "checkpoints" / "best.ckpt"
+    checkpoint = own if target.checkpoint is None else Path(target.checkpoint)
+    settings = target.manifest["settings"]
+    words = [checkpoint.parent.parent.name]
+    words += [settings["method"]] if settings.get("method") not in (None, target.manifest["defense"]) else []
+    words += [f"beta{settings['beta']:g}"] if settings.get("beta") is not None else []
+    words += [settings["transport"]] if "transport" in settings else []
+    return checkpoint, "-".join(words)
+
+
+class Ruler(Adversary):
+    """Names people straight from features, having learnt from other pictures with their names.
+
+    So does an attacker who has named photographs of the users. Reports show rulers apart and not in the worst
+    case, which is over attackers without any.
     """
+
+    def train(self, target: Target) -> list[str]:
+        """The commands that let it learn from this defence; by default none is known."""
+        return []
 
     @property
     @abstractmethod

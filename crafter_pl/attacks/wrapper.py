@@ -38,6 +38,7 @@ class Wrapper(Attack):
 
     def resolve(self, experiment_dir: str | Path) -> None:
         """Finds the checkpoints of the attack that inverts."""
+        self.base.commands = self.commands
         self.base.resolve(experiment_dir)
 
     def prepare(self, device: str) -> None:
