@@ -3,7 +3,7 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the same sums on any machine
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the same sums here and in every subprocess
 
 import pytest
 import torch

@@ -132,7 +132,7 @@ def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedPr
         files = [Path(folder, name) for name in ("out", "err")]
         process = context.Process(target=_forked, args=(args, env, *files))
         process.start()
-        process.join(200)
+        process.join(900)  # a slow machine is no fault
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -95,10 +95,10 @@ def test_coverage_is_that_of_people_not_pictures() -> None:
 def test_a_full_size_auc_interval_takes_seconds() -> None:
     rng = np.random.default_rng(0)
     boot = IdentityBootstrap(rng.integers(0, 60, 500), 1000)
-    start = time.perf_counter()
+    start = time.process_time()  # others may keep the machine busy
     replicates = boot.auc_replicates(rng.normal(size=(500, 40)), rng.random((500, 40)) < 0.3)
     assert replicates.shape == (1000, 40)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_bad_input_is_refused() -> None:

@@ -115,7 +115,7 @@ def test_the_script_asks_for_what_it_needs():
 )
 def test_what_is_started(slurm, tmp_path, args, sizes):
     job = slurm(RECORD, *args, SLURM_NTASKS_PER_NODE=str(sizes[0]))
-    assert job.wait(timeout=60) == 0
+    assert job.wait(timeout=600) == 0
     launched = (tmp_path / "record").read_text().splitlines()
     assert launched[0] == "--kill-on-bad-exit=1"
     made = Parsed(launched[1:])
@@ -131,18 +131,18 @@ def test_what_is_started(slurm, tmp_path, args, sizes):
 
 def test_a_job_without_a_command_is_refused(slurm, tmp_path):
     job = slurm(RECORD, "fit")
-    assert job.wait(timeout=60) == 2 and not (tmp_path / "record").exists()
+    assert job.wait(timeout=600) == 2 and not (tmp_path / "record").exists()
 
 
 def test_a_job_ends_with_the_code_of_its_tasks(slurm, tmp_path):
     job = slurm("exit 2", "fit", "configs/crafter.yaml")
-    assert job.wait(timeout=60) == 2
+    assert job.wait(timeout=600) == 2
     assert not (tmp_path / "scontrol").exists()  # a mistake is not repeated
 
 
 def test_the_signal_puts_the_job_back_into_the_queue(slurm, tmp_path):
-    job = slurm('touch "$RECORD"; sleep 5', "fit", "configs/crafter.yaml")
-    until = time.monotonic() + 60
+    job = slurm('touch "$RECORD"; sleep 600', "fit", "configs/crafter.yaml")
+    until = time.monotonic() + 600
     while not (tmp_path / "record").exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(job.pid, signal.SIGUSR1)  # the script alone
@@ -159,7 +159,7 @@ def test_two_nodes_craft_the_store_of_one(slurm, tiny, tiny_store, tmp_path):
     verb, _, *args = tiny.command("predict", "crafter")
     args += ["--trainer.accelerator", "cpu", "--protect.out", str(out)]
     job = slurm(TASKS, verb, *args)
-    said, _ = job.communicate(timeout=200)
+    said, _ = job.communicate(timeout=600)
     assert job.returncode == 0, said
     assert shards(out) == shards(tiny_store)
 
@@ -186,7 +186,7 @@ def test_the_commands_of_the_page(line, slurm, tmp_path, monkeypatch):
         script = next(word for word in words if word.endswith(".sbatch"))
         assert ROOT / script == SCRIPT
         job = slurm(RECORD, *words[words.index(script) + 1 :])
-        assert job.wait(timeout=60) == 0
+        assert job.wait(timeout=600) == 0
         words = (tmp_path / "record").read_text().splitlines()[1:]
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
