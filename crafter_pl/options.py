@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, write_file
+from crafter_pl.parsing import plain
 
 _HOME = Path(__file__).parent
 
@@ -87,6 +89,9 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not right(value):
             raise UserError(f"--{name} is {value}; give {what}")
     trainer = options.trainer
+    cores = os.cpu_count() or 1
+    if not torch.cuda.is_available() and (count := device_count(trainer)) > max(8, cores):
+        raise UserError(f"--trainer.devices asks for {count} processes of the {cores} processors here")
     if verb == "fit" and trainer.max_epochs is None and (trainer.max_time or trainer.max_steps != -1):
         raise UserError("--trainer.max_epochs is missing: a stage plans its learning rate over all epochs")
     if verb != "fit" or trainer.fast_dev_run or not (monitor or "").startswith("val/"):
@@ -101,6 +106,14 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
             f"--trainer.check_val_every_n_epoch {each} is more than --trainer.max_epochs {epochs}, but "
             f"{monitor}, a figure of the validation, picks the best checkpoint: give at most {epochs}"
         )
+
+
+def device_count(trainer: Namespace) -> int:
+    """How many processes the trainer will start on this machine."""
+    devices = str(trainer.devices)
+    if devices in ("auto", "-1"):
+        return max(torch.cuda.device_count(), 1)
+    return int(devices) if devices.isdigit() else len(devices.strip("[], ").split(","))
 
 
 @contextmanager
@@ -120,7 +133,9 @@ def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
         yield
     except (UserError, OSError, torch.distributed.DistError):
         raise
-    except (ArgumentError, MisconfigurationException) as error:
+    except ArgumentError as error:
+        raise UserError(plain(str(error), {})) from error
+    except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except Exception as error:
         cause: BaseException | None = error  # jsonargparse wraps what a class raises when it is built

@@ -220,11 +220,7 @@ class StageCLI(LightningCLI):
         world = int(os.environ.get("WORLD_SIZE") or 1)
         if SLURMEnvironment.detect():  # as Lightning decides it: not in an interactive allocation
             world = max(world, int(os.environ["SLURM_NTASKS"]))
-        devices = str(self.options.trainer.devices)
-        if devices in ("auto", "-1"):
-            count = torch.cuda.device_count()
-        else:
-            count = int(devices) if devices.isdigit() else len(devices.strip("[], ").split(","))
+        count = options.device_count(self.options.trainer)
         return world > 1 or int(self.options.trainer.num_nodes) > 1 or count > 1
 
     def missing_upstream(self, found: dict[Path, list[str]]) -> dict[Path, list[str]]:
