@@ -44,7 +44,7 @@ class Tally:
 
 
 class Server:
-    """`python -m crafter_pl serve` in a process of its own, on a free port.
+    """`python -m crafter_pl serve` in a process and a group of its own, on a free port.
 
     Raises:
         RuntimeError: it ended before it answered; the message is what it has printed.
@@ -59,6 +59,7 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True,
         )
         assert self.process.stdout is not None
         self.printed = ""

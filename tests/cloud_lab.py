@@ -86,4 +86,4 @@ class Running(Server):
         if connection is None:
             own.close()
         kind = answer.getheader("content-type", "")
-        return answer.status, json.loads(text) if "json" in kind else text.decode(), dict(answer.headers)
+        return answer.status, json.loads(text) if text and "json" in kind else text.decode(), dict(answer.headers)

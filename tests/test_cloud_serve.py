@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from closeness import near
 from cloud_lab import Running, body
 from load_test_serve import alive
 from test_cloud_wire import MALFORMED
@@ -67,7 +68,7 @@ def test_a_shard_of_a_store_as_it_is(server, lab, cloud):
     status, answers, _ = ask(server, data, X_Encoder_SHA256=manifest["encoder_sha256"])
     assert status == 200 and [one["index"] for one in answers["answers"]] == index.tolist()
     assert list(answers["answers"][0]["attributes"]) == list(facts.attributes)
-    torch.testing.assert_close(probabilities(answers), classify(features), atol=1e-4, rtol=0)
+    assert near(probabilities(answers), classify(features), steps=10)
 
     status, answers, _ = ask(server, data)
     assert status == 422 and "encoder_sha256" in answers["detail"]
@@ -80,7 +81,7 @@ def test_one_feature(server, cloud, dtype):
     status, answers, _ = ask(server, body(feature, server.encoder))
     assert status == 200 and [one["index"] for one in answers["answers"]] == [None]
     expected = classify(feature.float().unsqueeze(0))
-    torch.testing.assert_close(probabilities(answers), expected, atol=1e-4, rtol=0)
+    assert near(probabilities(answers), expected, steps=10)
 
 
 def test_requests_are_batched_and_nobody_gets_anothers_answer(server, cloud):
@@ -94,7 +95,7 @@ def test_requests_are_batched_and_nobody_gets_anothers_answer(server, cloud):
         for feature in features[number]:
             data = body(feature, server.encoder, [number])
             status, answers, _ = server.ask("/classify", data, connection, **BEARER)
-            close = torch.allclose(probabilities(answers), classify(feature.unsqueeze(0)), atol=1e-4)
+            close = near(probabilities(answers), classify(feature.unsqueeze(0)), steps=10)
             if status != 200 or answers["answers"][0]["index"] != number or not close:
                 wrong.append((number, answers))
 
@@ -211,15 +212,45 @@ def test_large_bodies(server, cloud):
         ("POST", "/shutdown", {}, 404),
         ("POST", "/../etc/passwd", {}, 404),
         ("POST", "/classify", {"Content-Encoding": "gzip"}, 415),
-        ("POST", "/classify", {"Content-Type": "multipart/form-data; boundary=x"}, 422),
-        ("POST", "/classify", {"Content-Type": "application/x-www-form-urlencoded"}, 422),
-        ("POST", "/classify", {"Content-Type": "application/json"}, 422),
-        ("POST", "/classify", {"Content-Type": "application/python-pickle"}, 422),
+        ("POST", "/classify", {"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ("POST", "/classify", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ("POST", "/classify", {"Content-Type": "application/json"}, 415),
+        ("POST", "/classify", {"Content-Type": "application/python-pickle"}, 415),
+        ("POST", "/classify", {"Content-Type": "Application/Octet-Stream; a=b"}, 422),
     ],
 )
 def test_other_requests(server, method, path, headers, status):
     data = b"x" if method in ("POST", "PUT") else None
     assert server.ask(path, data, method=method, **BEARER, **headers)[0] == status
+
+
+@pytest.mark.parametrize("path", ["/health", "/info", "/metrics", "/docs", "/openapi.json"])
+def test_head_is_get_without_a_body(server, path):
+    status, page, asked = server.ask(path, **BEARER)
+    head, empty, headers = server.ask(path, method="HEAD", **BEARER)
+    assert (status, head, empty) == (200, 200, "") and page
+    assert path == "/metrics" or headers["content-length"] == asked["content-length"]
+    status, _, headers = server.ask(path, method="OPTIONS", **BEARER)
+    assert status == 405 and set(headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert server.ask("/classify", method="HEAD", **BEARER)[2]["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"--x\r\nContent-Disposition", b'{"features": [1]}', b"\x1f\x8b\x08\0\0\0\0\0", b"features=1"],
+)
+def test_what_is_no_safetensors_is_told_how_it_must_be_sent(server, data):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl calls any body
+    status, answer, _ = ask(server, data, **form)
+    assert status == (415 if data else 422)
+    assert "--data-binary @FILE" in answer["detail"] and not re.search(r"\d", answer["detail"])
+
+
+def test_curls_name_for_a_body_does_not_matter(server, cloud):
+    data = body(torch.zeros(cloud[0].shape), server.encoder)
+    for kind in ("application/x-www-form-urlencoded", "application/json", "application/octet-stream"):
+        assert ask(server, data, Content_Type=kind)[0] == 200
+    assert ask(server, data, Content_Encoding="Identity")[0] == 200
 
 
 HEAD = f"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
@@ -237,6 +268,8 @@ HEAD = f"POST /classify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n
         (HEAD + b"Content-Length: 9999999999\r\n\r\nx", 413),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (HEAD + b"X: " + b"y" * 200_000 + b"\r\n\r\n", 400),
+        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (HEAD + b"Authorization: Bearer x\r\nContent-Length: 1\r\n\r\nx", 400),
         (HEAD + b"Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx", 422),
     ],
 )
@@ -248,6 +281,25 @@ def test_broken_http(server, sent, status):
         except ConnectionError:
             line = b""
     assert not line or line.startswith(b"HTTP/1.1 %d " % status)  # or it has hung up on us
+
+
+@pytest.mark.parametrize("name", ["X-Encoder-SHA256", "x-defense-sha256", "Content-Type", "content-encoding"])
+def test_a_header_twice_is_refused(server, cloud, name):
+    """Not even where the two are equal: who comes after us may read the other one."""
+    data = body(torch.zeros(cloud[0].shape), server.encoder)
+    lines = f"{name}: {server.encoder}\r\n".encode() * 2 + b"Content-Length: %d\r\n\r\n" % len(data)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(HEAD + lines + data)
+        answer = sock.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ") and name.lower().encode() in answer.splitlines()[-1]
+
+
+def test_a_client_that_has_closed_its_side_gets_its_answer(server, cloud):
+    data = body(torch.zeros(cloud[0].shape), server.encoder)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
 
 
 def test_clients_that_hang_up(server, cloud):
@@ -348,6 +400,35 @@ def test_killed_classifier(server, clients):
     assert max(seconds for _, outcome, seconds in seen if outcome == 503) < 3
     assert counts(server)["classifier_restarts_total"] == before + 1
     assert server.children()["worker"] != worker
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGTERM], 0), ([signal.SIGINT], 130), ([signal.SIGTERM] * 2, 143)]
+)
+def test_a_signal_to_the_whole_group(lab, cloud, signals, code):
+    """As a terminal and systemd send it: what waits is answered; after a second signal it is told at once."""
+    server = Running(lab.ckpt("task"))
+    data, outcomes = body(torch.randn(cloud[0].shape), server.encoder), []
+    worker = server.children()["worker"]
+    os.kill(worker, signal.SIGSTOP)  # so that all wait
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(server.ask("/classify", data)[0])) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    while server.ask("/metrics")[1].count("requests_in_flight 7\n") < 1:
+        time.sleep(0.05)
+    for number in signals:
+        os.killpg(server.process.pid, number)
+        time.sleep(0.4)
+    os.kill(worker, signal.SIGCONT) if len(signals) == 1 else None
+    ended = time.monotonic()
+    server.printed += server.process.communicate(timeout=30)[0]
+    for thread in threads:
+        thread.join()
+    assert server.process.returncode == code and time.monotonic() - ended < 9
+    assert outcomes == [200 if len(signals) == 1 else 503] * 6
+    assert "Traceback" not in server.printed and not alive(worker)
 
 
 def test_killed_server(server, clients):

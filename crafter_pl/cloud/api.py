@@ -25,11 +25,12 @@ from torch import Tensor
 
 from crafter_pl.cloud.classifier import Facts, classify, load_classifier
 from crafter_pl.cloud.metrics import Metrics
-from crafter_pl.cloud.wire import Features, Refused, claimed_hash, read_features
+from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read_features
 
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
 _LARGE = 1 << 18  # bytes; larger bodies are checked beside the event loop
+_HOW = "send the file as it is: curl --data-binary @FILE -H 'Content-Type: application/octet-stream'"
 
 
 class Answer(BaseModel):
@@ -60,23 +61,26 @@ class Door:
         self.facts, self.max_body, self.metrics = facts, max_body, metrics
 
     async def read(self, request: Request) -> bytes:
-        """The body, if it is not too large, too slow or compressed.
+        """The body, if it is not too large, too slow, compressed or empty.
 
         Raises:
-            HTTPException: it is (413, 408, 415); it ended early (400); too much is waiting (503).
+            HTTPException: it is (413, 408, 415, 422); it ended early (400); too much is waiting (503).
         """
         too_large = HTTPException(413, f"the body is larger than {self.max_body} bytes: send smaller shards")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "compressed bodies are not taken: send safetensors as it is")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HTTPException(415, f"compressed bodies are not taken: {_HOW}")
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self.max_body:
             raise too_large
         try:
-            return await asyncio.wait_for(self._collect(request, too_large), READ_SECONDS)
+            body = await asyncio.wait_for(self._collect(request, too_large), READ_SECONDS)
         except asyncio.TimeoutError:
             raise HTTPException(408, f"the body took longer than {READ_SECONDS:g} s to arrive") from None
         except ClientDisconnect:
             raise HTTPException(400, "the body ended early") from None
+        if not body:
+            raise HTTPException(422, f"the body is empty: {_HOW}")
+        return body
 
     async def _collect(self, request: Request, too_large: HTTPException) -> bytes:
         parts, total = [], 0
@@ -89,17 +93,28 @@ class Door:
             parts.append(part)
         return b"".join(parts)
 
-    def check(self, body: bytes, encoder: str | None, defense: str | None) -> Features:
+    def check(self, body: bytes, encoder: str | None, defense: str | None, kind: str = "") -> Features:
         """The features in a body, of the encoder and the defence that this classifier belongs to.
 
+        Args:
+            body: of the request.
+            encoder: the header X-Encoder-SHA256.
+            defense: the header X-Defense-SHA256.
+            kind: the header Content-Type. curl calls a file a form by itself, so a sound body is taken under
+                any name.
+
         Raises:
-            HTTPException: the body is malformed (422) or of another encoder or defence (409).
+            HTTPException: the body is malformed (422), something else, as its name says (415), or of another
+                encoder or defence (409).
         """
         facts = self.facts
         try:
             features = read_features(body, facts.shape)
             encoder = claimed_hash("encoder_sha256", features.metadata, encoder)
             defense = claimed_hash("defense_sha256", features.metadata, defense)
+        except Foreign as foreign:
+            named = kind.partition(";")[0].strip().lower() not in ("", "application/octet-stream")
+            raise HTTPException(415 if named else 422, f"{foreign}: {_HOW}") from None
         except Refused as refused:
             raise HTTPException(422, str(refused)) from None
         for name, mine, theirs in (
@@ -132,9 +147,8 @@ async def receive(
     if not door.metrics.ready:
         raise HTTPException(503, "the classifier is starting: send it again later", {"Retry-After": "5"})
     body = await door.read(request)
-    if len(body) < _LARGE:
-        return door.check(body, x_encoder_sha256, x_defense_sha256)
-    return await asyncio.to_thread(door.check, body, x_encoder_sha256, x_defense_sha256)
+    given = body, x_encoder_sha256, x_defense_sha256, request.headers.get("content-type", "")
+    return door.check(*given) if len(body) < _LARGE else await asyncio.to_thread(door.check, *given)
 
 
 class PatientLoop(BatchedLoop):
@@ -197,7 +211,6 @@ class CloudAPI(LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads the net; sees to it that this process and LitServe's queues end with the server."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the server's
         threading.Thread(target=self._end_with_server, daemon=True).start()
         self.net, facts = load_classifier(self.checkpoint)
         if facts != self.facts:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 from crafter_pl.errors import UserError
 
@@ -60,9 +63,10 @@ def serve(
             f"--host {host} can be reached from other machines: give --token_file FILE, or, if everybody who "
             "reaches it may ask, --open_to_all true"
         )
-    _bind(
+    for sock in _bind(
         host, port
-    ).close()  # a port that is taken shows now; held, it would be inherited by LitServe's queues
+    ):  # what is taken shows now; held, it would be inherited by LitServe's queues
+        sock.close()
     try:
         from crafter_pl.cloud.api import CloudAPI
         from crafter_pl.cloud.server import CloudServer
@@ -77,17 +81,16 @@ def serve(
     _, facts = load_classifier(checkpoint)
     api = CloudAPI(checkpoint, facts, device, max_batch_size, batch_timeout)
     server = CloudServer(api, token, int(max_body_mb * 2**20), timeout)
-    with server.started(), _bind(host, port) as sock:
-        sock.listen(2048)
+    with server.started(), contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(sock) for sock in _bind(host, port)]
         where = f"[{host}]" if ":" in host else host
         shape = "x".join(map(str, facts.shape))
-        print(
+        said = (
             f"{checkpoint}: {len(facts.attributes)} attributes from features {shape} of the encoder "
-            f"{facts.encoder_sha256[:12]}…\nanswers at http://{where}:{sock.getsockname()[1]}/classify, "
-            f"{'with' if token else 'without'} a token; described at /docs; Ctrl+C ends it",
-            flush=True,
+            f"{facts.encoder_sha256[:12]}…\nanswers at http://{where}:{socks[0].getsockname()[1]}/classify, "
+            f"{'with' if token else 'without'} a token; described at /docs; Ctrl+C ends it"
         )
-        server.serve(sock)
+        server.serve(socks, lambda: print(said, flush=True))
 
 
 def read_token(file: str | Path) -> str:
@@ -117,35 +120,52 @@ def read_token(file: str | Path) -> str:
     return token
 
 
-def _addresses(host: str, port: int = 0) -> list[tuple[int, tuple[str, int]]]:
-    """Family and address of a host's name."""
+def _addresses(host: str, port: int = 0) -> list[tuple[socket.AddressFamily, Any]]:
+    """Family and address of all that a host's name means.
+
+    Raises:
+        UserError: it means nothing.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, ValueError) as error:  # ValueError: a NUL in it
         raise UserError(f"--host {host} is no address of this machine: give 127.0.0.1 or another") from error
-    return [(int(family), (str(address[0]), port)) for family, _, _, _, address in found]
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 def _loopback(host: str) -> bool:
-    return all(
-        ipaddress.ip_address(address.partition("%")[0]).is_loopback for _, (address, _) in _addresses(host)
-    )
+    addresses = [str(address[0]).partition("%")[0] for _, address in _addresses(host)]
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket on the address.
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets on all addresses of a host's name that this machine has, on one port.
 
     Raises:
-        UserError: it is taken or not this machine's.
+        UserError: one is taken, or this machine has none of them.
     """
-    family, address = _addresses(host, port)[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise UserError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}): give another --port or --host"
-        ) from error
-    return sock
+    addresses = _addresses(host, port)
+    socks: list[socket.socket] = []
+    failed: list[OSError] = []
+    with contextlib.ExitStack() as made:
+        for family, address in addresses:
+            try:
+                with contextlib.ExitStack() as own:
+                    sock = own.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6 and len(addresses) > 1:
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    sock.bind((address[0], socks[0].getsockname()[1] if socks else port, *address[2:]))
+                    made.push(own.pop_all())
+                    socks.append(sock)
+            except OSError as error:
+                failed.append(error)
+        # "localhost" often has an IPv6 address on a machine without IPv6.
+        missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if failed and not (socks and all(error.errno in missing for error in failed)):
+            why = failed[0].strerror or failed[0]
+            raise UserError(
+                f"cannot listen on {host}, port {port} ({why}): give another --port or --host"
+            ) from failed[0]
+        made.pop_all()
+    return socks

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
-import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -24,9 +23,11 @@ from litserve.utils import LitAPIStatus, WorkerSetupStatus, wrap_litserve_start
 
 from crafter_pl.cloud.api import CloudAPI, Door
 from crafter_pl.cloud.gate import Gate
+from crafter_pl.cloud.listener import Listener, Protocol, later
 from crafter_pl.errors import UserError
 
 LOST = "the classifier was lost while the request waited: send it again"
+_NO_QUEUES = "LitServe's queues were lost: start the server again"
 _LOOK_EVERY = 0.1  # seconds between two looks at the classifying process
 
 
@@ -61,15 +62,19 @@ class CloudServer(LitServer):
         self.app.add_middleware(Gate, token=token, metrics=self.metrics)
         self._describe(max_body, token is not None)
 
-    def serve(self, sock: socket.socket) -> None:
-        """Answers requests on a bound socket until Ctrl+C or SIGTERM; to be called within `started`.
+    def serve(self, sockets: list[socket.socket], listening: Callable[[], None]) -> None:
+        """Answers requests on bound sockets until Ctrl+C or SIGTERM; to be called within `started`.
+
+        Args:
+            sockets: one for each address.
+            listening: called once requests are taken.
 
         Raises:
             UserError: the process that classifies was lost and could not be started again.
         """
         config = uvicorn.Config(
             self.app,
-            http="h11",  # httptools reads headers of any length
+            http=Protocol,
             ws="none",
             lifespan="on",
             log_level="error",
@@ -79,8 +84,8 @@ class CloudServer(LitServer):
             timeout_keep_alive=60,
             timeout_graceful_shutdown=10,
         )
-        self._http = uvicorn.Server(config)
-        self._http.run(sockets=[sock])
+        self._http = Listener(config, listening)
+        self._http.run(sockets)
         if self.failure:
             raise UserError(self.failure)
 
@@ -91,26 +96,25 @@ class CloudServer(LitServer):
         Raises:
             UserError: that process does not start.
         """
+        running = contextlib.ExitStack()
         try:
-            with _no_interrupts(), contextlib.ExitStack() as stack:
-                stack.enter_context(wrap_litserve_start(self))
-                running = stack.pop_all()
-            with running:
-                while not self._ready():
-                    if not self.inference_workers[0].is_alive():
-                        raise UserError("the classifier's process did not start: see its message above")
-                    time.sleep(0.05)
-                self.metrics.ready = True
-                yield
-        except (OSError, EOFError) as error:
-            if self.failure is None:
-                raise
-            raise UserError(self.failure) from error  # LitServe misses its queues when it ends
+            with later():
+                running.enter_context(wrap_litserve_start(self))
+            while not self._started():
+                if not self.inference_workers[0].is_alive():
+                    raise UserError("the classifier's process did not start: see its message above")
+                time.sleep(0.05)
+            self.metrics.ready = True
+            yield
         finally:
-            mine = {self.api.manager_pid, *(worker.pid for worker in self.inference_workers)}
-            for process in multiprocessing.active_children():
-                if process.pid in mine:  # a failure has left it
-                    process.kill()
+            with later():
+                for worker in self.inference_workers:
+                    worker.kill()  # it is deaf to what LitServe sends
+                with contextlib.suppress(OSError, EOFError):  # queues that were lost are missed
+                    running.close()
+                for process in multiprocessing.active_children():
+                    if process.pid == self.api.manager_pid:
+                        process.kill()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -133,7 +137,7 @@ class CloudServer(LitServer):
                     self._fail(uid, 504, f"no answer within {self.timeout:g} s: send it again later")
             alive = {process.pid for process in multiprocessing.active_children()}
             if self.api.manager_pid not in alive:
-                self._give_up("LitServe's queues were lost: start the server again")
+                self._give_up(_NO_QUEUES)
                 return
             with contextlib.suppress(OSError, EOFError):  # the queues, just now: see the next look
                 self._look_after_classifier(lost=self.inference_workers[0].pid not in alive)
@@ -150,7 +154,7 @@ class CloudServer(LitServer):
         self.metrics.ready = False
         self.metrics.restarts += 1
         print("the classifier's process was lost; starting another", file=sys.stderr, flush=True)
-        with _no_interrupts():
+        with later():
             self.inference_workers[0] = self.launch_single_inference_worker(self.api, 0)
 
     def _fail(self, uid: str, status: int, detail: str) -> None:
@@ -165,6 +169,12 @@ class CloudServer(LitServer):
             self._fail(uid, 503, LOST)
         assert self._http is not None
         self._http.should_exit = True
+
+    def _started(self) -> bool:
+        try:
+            return self._ready()
+        except (OSError, EOFError) as error:
+            raise UserError(_NO_QUEUES) from error
 
     def _ready(self) -> bool:
         return all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values())
@@ -200,11 +210,12 @@ class CloudServer(LitServer):
             "responses": {
                 str(status): {"description": why}
                 for status, why in {
+                    400: "no HTTP, a body that ends early, or a header twice that may be there once",
                     401: "the token is missing or wrong",
                     408: "the body took too long to arrive",
                     409: "the features are of another encoder or defence",
                     413: "the body is too large",
-                    415: "the body is compressed",
+                    415: "the body is compressed, or something else than safetensors",
                     422: "the body is malformed, or its features are of another shape or type or not finite",
                     503: "too many requests, or the classifier is starting or was lost: send it again later",
                     504: "no answer in time",
@@ -227,17 +238,3 @@ class CloudServer(LitServer):
             return page
 
         self.app.openapi = openapi
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Processes that are started here are deaf to Ctrl+C from their first moment: it is the server's."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread: nobody's Ctrl+C comes here
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
