@@ -11,7 +11,6 @@ pixels of a face or a feature close to an unprotected one are among the bytes th
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import socket
 import sys
@@ -21,16 +20,15 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
+from crafter_pl.cloud.wire import Refused, read_features
 from crafter_pl.data.store import MANIFEST, read_manifest
-from crafter_pl.data.transport import decode
 from crafter_pl.edge.faces import cut
 from crafter_pl.edge.ledger import Ledger, private_file
 from crafter_pl.edge.photos import open_photo
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
+from crafter_pl.files import parse_json, read_json, to_json, write_file
 
 PIECE = 48  # bytes: a run of a file or of pixels that long is no coincidence
 CLOSE = 0.05  # of the unprotected feature's norm: what is nearer gives it away
@@ -48,7 +46,11 @@ class Relay:
     def _accept(self) -> None:
         while True:
             client, _ = self.socket.accept()
-            server = socket.create_connection(self.target)
+            try:
+                server = socket.create_connection(self.target)
+            except OSError:
+                client.close()
+                continue
             threading.Thread(target=self._pass, args=(client, server, self.sent), daemon=True).start()
             threading.Thread(target=self._pass, args=(server, client, None), daemon=True).start()
 
@@ -66,10 +68,10 @@ class Relay:
 
 def ask(url: str, store: Path, wire: Path, out: Path) -> None:
     """Posts every shard; writes the answers by photograph and face."""
-    found = re.fullmatch(r"http://([\w.]+):(\d+)(/\w+)", url)
+    found = re.fullmatch(r"http://(\[[^]]+\]|[\w.-]+):(\d+)(/\w+)", url)
     if found is None:
         raise UserError(f"{url} is no address as serve prints it: http://HOST:PORT/classify")
-    relay, manifest = Relay(found[1], int(found[2])), read_manifest(store)
+    relay, manifest = Relay(found[1].strip("[]"), int(found[2])), read_manifest(store)
     headers = {"X-Encoder-SHA256": manifest["encoder_sha256"]}
     headers |= {"X-Defense-SHA256": manifest["defense_sha256"]}
     answers: dict[int, dict[str, float]] = {}
@@ -78,17 +80,27 @@ def ask(url: str, store: Path, wire: Path, out: Path) -> None:
         request = urllib.request.Request(f"http://127.0.0.1:{relay.port}{found[3]}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                answers |= {one["index"]: one["attributes"] for one in json.load(answer)["answers"]}
+                said = parse_json(
+                    answer.read(), f"the answer to {name}", "ask a server that serve has started"
+                )
+                answers |= {one["index"]: one["attributes"] for one in said["answers"]}
         except urllib.error.HTTPError as error:
             raise UserError(f"the server refused {name}: {error.read().decode()[:300]}") from error
-    wire.write_bytes(relay.sent)
-    photos = json.loads(private_file(store).read_text(encoding="utf-8"))["photos"]
+        except OSError as error:
+            raise UserError(f"no answer from {url} to {name} ({error}): is serve running?") from error
+    write_file(wire, bytes(relay.sent))
+    photos = _ledger(store)["photos"]
     told = {
         path: [answers[face["index"]] for face in photo["faces"] if face["index"] in answers]
         for path, photo in photos.items()
     }
-    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_file(out, to_json(told))
     print(f"{len(answers)} faces of {len(told)} photographs: {out}; {len(relay.sent)} bytes left: {wire}")
+
+
+def _ledger(store: Path) -> dict:
+    """The ledger's content as it is."""
+    return read_json(private_file(store), "run protect again")
 
 
 def bodies(wire: bytes) -> list[bytes]:
@@ -106,7 +118,7 @@ def bodies(wire: bytes) -> list[bytes]:
 def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
     """What went over the wire and should not have, in words; empty: nothing."""
     protector = Protector.load(checkpoint, device="cpu", faces="none")
-    ledger = Ledger(store, json.loads(private_file(store).read_text(encoding="utf-8"))["settings"], None)
+    ledger = Ledger(store, _ledger(store)["settings"], None)
     leaks, faces = [], []
     for path, photo in ledger.photos.items():
         if _pieces(Path(path).read_bytes(), wire):
@@ -124,15 +136,13 @@ def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
     sent = []
     for body in bodies(wire):
         try:
-            tensors = load(body)
-            sent.append(decode(tensors))
-        except (SafetensorError, KeyError) as error:
-            leaks.append(f"a body that is no shard of features ({error})")
-            continue
-        if strange := sorted(tensors.keys() - {"features", "index", "scale", "offset"}):
-            leaks.append(f"tensors besides features: {', '.join(strange)}")
-    if not faces or not sent:
+            sent.append(torch.from_numpy(read_features(body).array()))
+        except Refused as refused:
+            leaks.append(f"a body that is no shard of features ({refused})")
+    if not faces or not bodies(wire):
         raise UserError("there is nothing to check: no face, or nothing was sent")
+    if not sent:
+        return leaks
     with torch.no_grad():
         clean = protector.defense.task.edge(torch.stack(faces).float().div(255)).flatten(1)
     distance = torch.cdist(torch.cat(sent).flatten(1), clean) / clean.norm(dim=1)
@@ -187,6 +197,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -81,7 +81,7 @@ def test_leaks_are_found(trip, tiny):
     with_pixels = request(save({**load(body), "image": pixels}))
     assert wire.check(with_pixels, store, checkpoint) == [
         f"pixels of a face in {photo}",
-        "tensors besides features: image",
+        "a body that is no shard of features (tensor 'image' is not expected: features, and index, are)",
     ]
     task = Protector.load(checkpoint, device="cpu", faces="none").defense.task
     with torch.no_grad():

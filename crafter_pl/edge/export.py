@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import expand, read_json, to_json, write_file
+from crafter_pl.files import expand, read_json, tidy, to_json, write_file
 from crafter_pl.runner import Crafting
 from crafter_pl.stages.base import sha256
 
@@ -65,6 +66,7 @@ def export(
     Raises:
         UserError: a package is missing, it is no checkpoint of a defence, OUT holds something else, or a
             graph does not do what torch does.
+        OSError: the disk is full, the place is read-only, ...; it names OUT.
     """
     onnx = format == "all"
     names = ("onnx", "onnxscript", "onnxruntime") if onnx else ()
@@ -85,7 +87,8 @@ def export(
         "encoder_sha256": defense.upstream_files["task"][1],
         "opset": OPSET if onnx else None,
     }
-    folder = Path(expand(out))
+    folder = Path(os.path.abspath(expand(out)))
+    tidy(folder.parent, folder.name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not _is(folder / MANIFEST, made):
             raise UserError(f"{shown(out)} holds something else: choose another --out, or delete it")
@@ -104,8 +107,9 @@ def export(
     }
     plan: list[tuple[str, nn.Module, int]] = [("encoder", task.net.encoder_module(), 0)]
     plan += [] if graph is None else [("protect", graph, defense.edge_noise)]
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # see `tidy`
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a process of this number
         part.mkdir(parents=True)
         for name, net, noise in plan:
             inputs = {"images": [3, size, size], **({"noise": [noise]} if noise else {})}
@@ -114,6 +118,10 @@ def export(
         write_file(part / "README.md", _readme(made))
         write_file(part / MANIFEST, to_json(made, indent=2))
         os.replace(part, folder)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, shown(out)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for name, about in made["graphs"].items():
@@ -143,24 +151,25 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
     example = _examples(inputs, 2)  # torch takes a size of 1 as fixed
     with torch.no_grad():
         program = torch.export.export(net, example, dynamic_shapes=dynamic)
-        torch.export.save(program, part / f"{name}.pt2")
+        torch.export.save(program, stream := io.BytesIO())
+        write_file(part / f"{name}.pt2", stream.getvalue())
         runs: dict[str, Graph] = {"torch": net}
         runs["torch.export"] = torch.export.load(part / f"{name}.pt2").module()
         if onnx:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that all inputs have one batch; deprecations inside torch
-                torch.onnx.export(
+                graph = torch.onnx.export(
                     program,
                     example,
-                    part / f"{name}.onnx",
                     dynamo=True,
                     opset_version=OPSET,
                     input_names=list(inputs),
                     output_names=["features"],
                     dynamic_shapes=dynamic,
-                    external_data=False,
                     verbose=False,
                 )
+            assert graph is not None
+            write_file(part / f"{name}.onnx", graph.model_proto.SerializeToString())
             runs["onnxruntime"] = _session(part / f"{name}.onnx")
         differences = {}
         for kind, run in list(runs.items())[1:]:

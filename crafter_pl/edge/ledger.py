@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from crafter_pl.crafting.noise import keyed_bits
 from crafter_pl.edge.faces import Place
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.files import read_json, tidy, to_json, write_file
 
 _VERSION = 1
 _ORDER = 2**40  # a stream of keyed numbers that no defence uses
@@ -50,7 +50,7 @@ class Ledger:
     """
 
     def __init__(self, store: Path, settings: dict[str, Any], seed: int | None) -> None:
-        """Read the ledger of a store that was begun, or begin one.
+        """Read the ledger of a store that was begun, or begin one; tidy what a killed process left of both.
 
         Raises:
             UserError: it was begun with other settings, or there are features without a ledger.
@@ -59,6 +59,8 @@ class Ledger:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.photos: dict[str, Photo] = {}
         self.planned = False
+        tidy(store)
+        tidy(self.file.parent, self.file.name)
         if self.file.is_file():
             self._read(seed)
             return
@@ -75,11 +77,12 @@ class Ledger:
         try:
             if content["version"] != _VERSION:
                 raise ValueError(f"version {content['version']}")
-            self.seed, self.planned = int(content["seed"]), bool(content["planned"])
+            self.seed, self.planned = content["seed"], content["planned"]
             for path, photo in content["photos"].items():
                 faces = [Face(Place(**face.pop("place")), **face) for face in photo.pop("faces")]
                 self.photos[path] = Photo(faces=faces, **photo)
             there = dict(content["settings"])
+            self._check()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.file} cannot be read ({error}): {way_out}") from error
         other = [
@@ -95,6 +98,22 @@ class Ledger:
                 f"another --out, or delete it and {self.file}:"
             )
             raise UserError("\n  ".join([head, *other]))
+
+    def _check(self) -> None:
+        """Raises ValueError where a value is none that `save` writes."""
+        faces = self.faces()
+        index = [face.index for face in faces]
+        known = range(len(index)) if self.planned else [-1] * len(index)
+        reasons = [photo.skipped for photo in self.photos.values()] + [face.lost for face in faces]
+        sound = {
+            "seed": type(self.seed) is int and -(2**63) <= self.seed < 2**64,
+            "planned": type(self.planned) is bool,
+            "index": all(type(number) is int for number in index) and sorted(index) == list(known),
+            "place": all(type(value) in (int, float) for face in faces for value in astuple(face.place)),
+            "lost": all(isinstance(reason, str | None) for reason in reasons),
+        }
+        if wrong := [name for name, good in sound.items() if not good]:
+            raise ValueError(f"{wrong[0]} is nothing that protect writes")
 
     def save(self) -> None:
         """Write it, atomically, for its owner's eyes alone."""
