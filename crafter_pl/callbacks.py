@@ -25,12 +25,8 @@ from torch import Tensor
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
+from crafter_pl.progress import scalars
 from crafter_pl.stages.base import sha256
-
-
-def scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Logged figures as plain numbers, by name."""
-    return {name: float(value) for name, value in sorted(metrics.items())}
 
 
 def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:

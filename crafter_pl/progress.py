@@ -9,16 +9,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from crafter_pl.callbacks import scalars
-from crafter_pl.resume import batches_done
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """Logged figures as plain numbers, by name."""
+    return {name: float(value) for name, value in sorted(metrics.items())}
 
 
 class Board(TensorBoardLogger):
     """TensorBoard events straight in the run's folder."""
 
-    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        # What was logged after the checkpoint that a run goes on from is logged anew: it is not shown twice.
-        again: dict[str, Any] = {} if checkpoint is None else {"purge_step": batches_done(checkpoint)}
+    def __init__(self, folder: Path, step: int | None = None) -> None:
+        # What was logged from the step on at which a run goes on is logged anew: it is not shown twice.
+        again: dict[str, Any] = {} if step is None else {"purge_step": step}
         super().__init__(str(folder), name="", version="", default_hp_metric=False, **again)
 
     def save(self) -> None:

@@ -438,9 +438,8 @@ class StageCLI(LightningCLI):
         if bar:
             tty = sys.stderr.isatty()
             more.insert(0, TQDMProgressBar(10) if tty else LineProgress(f"{self.verb} {self.name}"))
-        logger = (
-            Board(folder, checkpoint if self.verb == "fit" else None) if self.verb != "predict" else False
-        )
+        step = resume.batches_done(checkpoint) if self.verb == "fit" and checkpoint is not None else None
+        logger = False if self.verb == "predict" else Board(folder, step)
         return {
             "default_root_dir": str(folder),
             "logger": logger if given.logger is None else init.logger,

@@ -22,6 +22,7 @@ from torch import Tensor
 from crafter_pl.data.pictures import Refused, open_picture, quiet, shown
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, read_json, to_json, write_file
+from crafter_pl.progress import Steps
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +195,6 @@ def _decode(
                 ) from refused
             log.warning("left out %s: %s", shown(root / name), refused)
             return None
-
-    from crafter_pl.progress import Steps  # it imports the stages, and they this
 
     kept: list[int] = []
     steps = Steps("decoding", len(names), unit="pictures")
