@@ -380,6 +380,18 @@ def test_a_head_must_arrive_in_time(monkeypatch):
     assert asyncio.run(talk(b"nonsense\r\n\r\n")) == [b"400"]
 
 
+def test_a_checkpoint_that_is_gone_when_the_classifier_starts_again_is_one_line(lab, tmp_path, capsys):
+    other = Facts("TaskModel", ("a",), (1, 2, 2), "e" * 64, None)
+    for checkpoint, words in (
+        (str(tmp_path / "gone.ckpt"), "no checkpoint"),
+        (lab.ckpt("task"), "is another"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            CloudAPI(checkpoint, other, "cpu", 4, 0.0).setup("cpu")
+        said = capsys.readouterr().err
+        assert ended.value.code == 1 and words in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("ready", [True, False])
 def test_what_waits_gets_an_error_when_a_process_is_lost(ready):
     """Without queues there is no server; nor where a new process is lost before it was ready."""

@@ -193,8 +193,8 @@ def test_what_a_killed_export_left_is_removed(go, runs, tmp_path):
     there.mkdir()
     file = runs / "noise" / "checkpoints" / "best.ckpt"
     code = (
-        "import os, sys; from crafter_pl.edge import export; "
-        "export._write = lambda part, *_: (part / 'encoder.pt2').write_bytes(b'x') and os.kill(os.getpid(), 9)"
+        "import os, sys; from crafter_pl.edge import export; kill = lambda: os.kill(os.getpid(), 9); "
+        "export._write = lambda part, *_: (part / 'encoder.pt2').write_bytes(b'x') and kill()"
         "; export.export(*sys.argv[1:], format='torch')"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "edge"), str(file)])

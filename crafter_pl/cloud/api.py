@@ -7,6 +7,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from queue import Empty, Queue
@@ -26,6 +27,7 @@ from torch import Tensor
 from crafter_pl.cloud.classifier import Facts, classify, load_classifier
 from crafter_pl.cloud.metrics import Metrics
 from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read_features
+from crafter_pl.errors import UserError
 
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
@@ -212,9 +214,13 @@ class CloudAPI(LitAPI):
     def setup(self, device: str) -> None:
         """Loads the net; sees to it that this process and LitServe's queues end with the server."""
         threading.Thread(target=self._end_with_server, daemon=True).start()
-        self.net, facts = load_classifier(self.checkpoint)
-        if facts != self.facts:
-            raise RuntimeError(f"{self.checkpoint} is another one than when the server started")
+        try:
+            self.net, facts = load_classifier(self.checkpoint)
+            if facts != self.facts:
+                raise UserError(f"{self.checkpoint} is another one than when the server started")
+        except UserError as error:
+            print(f"the classifier does not start: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
         self.net.to(self.net_device)
         classify(self.net, torch.zeros(1, *facts.shape, device=self.net_device), 1)
 
