@@ -86,4 +86,5 @@ class Running(Server):
         if connection is None:
             own.close()
         kind = answer.getheader("content-type", "")
-        return answer.status, json.loads(text) if text and "json" in kind else text.decode(), dict(answer.headers)
+        content = json.loads(text) if text and "json" in kind else text.decode()
+        return answer.status, content, dict(answer.headers)

@@ -149,8 +149,6 @@ def _alone(store: Path) -> Iterator[None]:
             raise UserError(
                 f"another process is writing {shown(store)}: wait for it, or choose another --out"
             ) from error
-        for file in [*store.glob("*.tmp"), *store.parent.glob(f"{private_file(store).name}.*.tmp")]:
-            file.unlink()  # of a process that was killed
         try:
             yield
         finally:
