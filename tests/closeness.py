@@ -10,10 +10,12 @@ def rounding(like: Tensor, steps: int = 1) -> float:
     """What rounding may do to values as large as these after some steps, on any processor.
 
     A step (a net's forward pass, an optimiser's update) adds up hundreds of terms in some order, layer after
-    layer: a hundred units in the last place of its largest value are allowed for it.
+    layer: a hundred units in the last place of the largest value are allowed for it; a hundred thousand in
+    float64, where there is room for sums that cancel.
     """
     scale = like.abs().max().item() if like.numel() else 0.0
-    return 100 * steps * torch.finfo(like.dtype).eps * scale
+    units = 1e5 if like.dtype == torch.float64 else 100
+    return units * steps * torch.finfo(like.dtype).eps * scale
 
 
 def near(found: Tensor, expected: Tensor, steps: int = 1) -> bool:

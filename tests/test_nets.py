@@ -418,7 +418,7 @@ def test_frozen_convolutions_compute_in_their_own_precision_under_autocast():
         narrow = derivatives()
     for expected, made in zip(exact, narrow, strict=True):
         assert made.dtype == torch.float32
-        assert 0 < (made - expected).norm() < 0.05 * expected.norm()
+        assert 0 < (made - expected).norm() < 0.2 * expected.norm()
 
 
 def test_freezing_leaves_a_convolution_padded_otherwise():
