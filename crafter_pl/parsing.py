@@ -98,5 +98,6 @@ def _form(option: str, hint: Any) -> str:  # noqa: ANN401 (any type)
     return f'{what} or a list: {option} A, or {option} "[A, B]"'
 
 
-def _below(cls: type) -> set[type]:
-    return {cls, *(deeper for sub in cls.__subclasses__() for deeper in _below(sub))}
+def _below(cls: type[Any]) -> set[type[Any]]:
+    subclasses: list[type[Any]] = cls.__subclasses__()
+    return {cls}.union(*map(_below, subclasses))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +44,11 @@ class Commands:
 
     Attributes:
         home: RUNS_DIR/EXPERIMENT.
-        data: the options that give them its data, see `data_options`.
+        data: the settings of its data, see `settings_of`.
     """
 
     home: Path
-    data: Sequence[str] = ()
+    data: dict[str, Any] = field(default_factory=dict)
 
     def config(self, stage: str) -> Path | None:
         """The config of a stage: the experiment's own, or the one for all; None: there is neither."""
@@ -63,11 +63,15 @@ class Commands:
         args = [verb, "--config", str(config)]
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        return [*args, *self.data, *more]
+        args += data_options(self.data) if self.data else []
+        return [*args, *more]
 
     def fit(self, stage: str, *more: str) -> str:
         """The command that trains a stage, and about how long that took before."""
-        return command(self.args("fit", stage, *more)) + self.minutes(stage)
+        run = more[more.index("--name") + 1] if "--name" in more else stage
+        last = (self.home / run / "checkpoints" / "last.ckpt").is_file()
+        args = self.args("fit", stage, *more, *(["--ckpt_path", "last"] if last else []))
+        return command(args) + self.minutes(stage)
 
     def minutes(self, stage: str) -> str:
         """How long a run or a stage took in this experiment, else in another of the folder; or nothing."""
@@ -79,23 +83,25 @@ class Commands:
         return ""
 
 
-def data_options(data: FacesDataModule) -> list[str]:
+def settings_of(data: FacesDataModule) -> dict[str, Any]:
+    """The settings that data were made with, for `Commands`; nothing of the data themselves."""
+    taken = signature(type(data)).parameters
+    return {name: getattr(data, name) for name in taken if name not in _OF_PREDICT}
+
+
+def data_options(settings: dict[str, Any]) -> list[str]:
     """The options that give a command these data: the config that is nearest to them, and what differs."""
-    taken = {
-        name: one.default for name, one in signature(type(data)).parameters.items() if name not in _OF_PREDICT
-    }
-    mine = _effective({name: getattr(data, name) for name in taken if hasattr(data, name)})
-    found = []
-    for file in sorted(CONFIGS.rglob("*.yaml")):
-        told = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(told, dict) and told and told.keys() <= signature(type(data)).parameters.keys():
-            other = _effective({**taken, **told})
+    from crafter_pl.data.datamodule import FacesDataModule
+
+    default = {name: one.default for name, one in signature(FacesDataModule).parameters.items()}
+    mine, found = _effective(settings), []
+    for file in [None, *sorted(CONFIGS.rglob("*.yaml"))]:
+        told = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file is None or (isinstance(told, dict) and told and told.keys() <= default.keys()):
+            other = _effective({**default, **told})
             differs = [name for name in mine if mine[name] != other[name]]
-            found.append((len(differs), len(file.parts), file, differs))
-    _, _, file, differs = min(
-        found, default=(0, 0, None, [name for name in mine if mine[name] != taken[name]])
-    )
-    options = [] if file is None else ["--data", str(file)]
+            found.append((file is None, len(differs), ["--data", str(file)] if file else [], differs))
+    _, _, options, differs = min(found, key=lambda one: one[:2])
     return options + [part for name in differs for part in (f"--data.{name}", _text(mine[name]))]
 
 

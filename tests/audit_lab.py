@@ -136,7 +136,8 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     monkeypatch.setattr(inputs, "load_oracle", lambda path: stages[Path(path).name])
     monkeypatch.setattr(inputs, "trained_on", lambda path: splits.get(Path(path).name, SPLIT_HASH))
     for module in (inputs, figures, audit_module):
-        monkeypatch.setattr(module, "sha256", lambda path: SHA if path == Path("task") else f"of {path}")
+        digest = lambda path: SHA if Path(path).name == "task" else f"of {Path(path).name}"  # noqa: E731
+        monkeypatch.setattr(module, "sha256", digest)
     data = FakeData()
     images = data.all["image"]
     swapped = images.roll(PICTURES, 0)  # everybody's feature shows the next person
@@ -145,14 +146,22 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     base = {
         "data": data,
         "features": stores,
-        "oracles": ["colour", "turned"],
-        "task_ckpt": "task",
+        "task_ckpt": str(tmp_path / "task"),
         "batch_size": 5,
     }
     base |= {"runs_dir": str(tmp_path / "runs"), "experiment": "e", "bootstrap": 50, "device": "cpu"}
     out = tmp_path / "runs" / "e" / "audit"
 
+    def file(name: str) -> str:
+        (tmp_path / name).touch()
+        return str(tmp_path / name)
+
+    base["oracles"] = [file("colour"), file("turned")]
+    file("task")
+
     def run(**changes: Any) -> dict[str, Any]:
+        if "oracles" in changes:
+            changes["oracles"] = [one if "/" in one else file(one) for one in changes["oracles"]]
         page = audit(**(base | {"attacks": [Echo(), Blank("blank")]} | changes))
         assert page == out / "report.html" and page.is_file()
         return json.loads((out / "report.json").read_text())

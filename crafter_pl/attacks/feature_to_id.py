@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Ruler, Target, fits
+from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
+from crafter_pl.commands import command
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
@@ -17,6 +18,7 @@ from crafter_pl.stages.augment import flip, warp
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.recogniser import cosface_loss
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.training import finished
 
 
 class FeatureToIdentity(Stage):
@@ -210,13 +212,15 @@ class FeatureToIdentity(Stage):
 class FeatureToID(Ruler):
     """The trained `FeatureToIdentity` as a ruler of what identity is left in features.
 
-    It measures unprotected features, and features of a defence that none of ``adapted`` has learned from, by
-    ``ckpt``; the features of a defence that one of ``adapted`` has learned from by that one.
+    It measures the features of a defence by the one that has learned from exactly these, unprotected features
+    by ``ckpt``. Where there is none for a defence it takes ``ckpt``, too: what that one misses shows no
+    protection, and reports say so (`learnt`).
 
     Args:
         ckpt: checkpoint of a `FeatureToIdentity` that learned from unprotected features; null finds the
             experiment's own.
-        adapted: checkpoints of those that learned from protected features, each from its defence's.
+        adapted: checkpoints of those that learned from protected features, each from its defence's; null
+            finds the experiment's own, whatever the runs are called.
         name: how the report calls it; also the stage folder looked in.
         batch_size: features judged at a time.
     """
@@ -231,14 +235,17 @@ class FeatureToID(Ruler):
         batch_size: int = 256,
     ) -> None:
         self.name, self.batch_size = name, batch_size
-        self.adapted = list(adapted or [])
+        self.adapted = adapted
         self.checkpoints = {name: ckpt}
         self._plain = ckpt
 
     def resolve(self, experiment_dir: str | Path) -> None:
-        """Finds the experiment's own checkpoint where none was given."""
+        """Finds the experiment's own checkpoints where none were given."""
         super().resolve(experiment_dir)
         self._plain = self.checkpoints[self.name]
+        if self.adapted is None:
+            runs = finished(Path(experiment_dir), FeatureToIdentity.stage_name)
+            self.adapted = [str(path) for path in runs if str(path) != self._plain]
 
     def aim(self, target: Target | None) -> None:
         """Chooses the net that has learned from this defence's features, if there is one; after `resolve`."""
@@ -246,10 +253,33 @@ class FeatureToID(Ruler):
         self.checkpoints[self.name] = self._plain
         if target is None:
             return
-        for path in self.adapted:
-            learned = read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
-            if fits(learned, target):
+        for path in self.adapted or ():
+            if fits(_learned_from(path), target):
                 self.checkpoints[self.name] = path
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the net that it took has learned from the features that it is aimed at."""
+        return self.target is None or fits(_learned_from(self.checkpoint(self.name)), self.target)
+
+    def train(self, target: Target) -> list[str]:
+        """Protect ``private_train``, then learn from it, from the unprotected one's weights on."""
+        assert self.commands is not None
+        home = self.commands.home
+        checkpoint, name = place_of(target, home)
+        defense, run = target.manifest["defense"], checkpoint.parent.parent
+        store = home / run.name / "features" / f"private_train-{name}"
+        options = {f"protect.{key}": value for key, value in options_of(target).items()}
+        more = [] if run.name == defense else ["--name", run.name]
+        more += [] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]
+        more += ["--data.predict_split", "private_train", "--protect.out", str(store)]
+        more += [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store)]
+        learn += ["--model.init_args.init_from", self.checkpoint(self.name)]
+        return [
+            command(self.commands.args("predict", defense, *more)),
+            self.commands.fit(FeatureToIdentity.stage_name, *learn),
+        ]
 
     def prepare(self, device: str) -> None:
         """Loads the net."""
@@ -269,4 +299,12 @@ class FeatureToID(Ruler):
 
     def settings(self) -> dict[str, Any]:
         """Whether it learned from the features of the defence that it is aimed at."""
-        return {"adapted": self.checkpoints[self.name] in self.adapted}
+        return {"adapted": self.target is not None and self.learnt}
+
+
+def _learned_from(path: str) -> dict[str, Any] | None:
+    """The defence whose features a `FeatureToIdentity` learned from; None: unprotected ones."""
+    found: dict[str, Any] | None = (
+        read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
+    )
+    return found

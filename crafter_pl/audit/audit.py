@@ -8,7 +8,7 @@ from typing import Any
 from crafter_pl import __version__
 from crafter_pl.attacks.adaptive import AdaptedAttack
 from crafter_pl.attacks.base import Attack, Ruler
-from crafter_pl.audit import figures, inputs
+from crafter_pl.audit import figures, inputs, metrics
 from crafter_pl.audit import groups as by_group
 from crafter_pl.audit.attacking import Attacking
 from crafter_pl.audit.bootstrap import IdentityBootstrap
@@ -24,24 +24,26 @@ from crafter_pl.audit.verdict import title
 from crafter_pl.audit.worst import worst_cases
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
+from crafter_pl.parsing import listed
 from crafter_pl.resume import lock
 from crafter_pl.stages.base import sha256
+from crafter_pl.training import Commands, settings_of
 
 NOT_WRITTEN = ("features", "target", "verdicts", "cloud", "scores")  # parts of an entry that stay in memory
 
 
 def audit(
     data: FacesDataModule,
-    features: list[str] | str,
-    oracles: list[str],
-    attacks: list[Attack] | None = None,
+    features: list[str] | str | None = None,
+    oracles: list[str] | str | None = None,
+    attacks: list[Attack] | Attack | None = None,
     budgets: dict[str, list[Attack]] | None = None,
     budget: str = "standard",
-    rulers: list[Ruler] | None = None,
-    clouds: list[str] | None = None,
-    defenses: list[str] | None = None,
-    adapted: list[str] | None = None,
-    groups: list[str] | None = None,
+    rulers: list[Ruler] | Ruler | None = None,
+    clouds: list[str] | str | None = None,
+    defenses: list[str] | str | None = None,
+    adapted: list[str] | str | None = None,
+    groups: list[str] | str | None = None,
     task_ckpt: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
@@ -61,16 +63,21 @@ def audit(
     handed features alone, in an order that says nothing about them. How long the attacks will take is
     measured on a first batch of each, and printed before the rest.
 
+    Checkpoints are paths, or names of runs of the experiment.
+
     Args:
         data: the faces; the private_test part is audited.
-        features: feature stores to audit, one or more. Stores that differ in their seed alone are several
-            queries of the same faces.
+        features: feature stores to audit, paths or names of the experiment's, one or more (default: the only
+            one of the experiment). Stores that differ in their seed alone are several queries of the same
+            faces.
         oracles: checkpoints of identity oracles; the first gives the paper's Eval Acc, all of them the worst
-            case.
+            case (default: all that the experiment has trained). A run that is not trained yet is left out,
+            and the report says so.
         attacks: what to attack the features with, in place of a budget.
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
-        rulers: what names people straight from features, holding private labels; reported apart.
+        rulers: what names people straight from features, having learnt from other pictures with their names;
+            reported apart.
         clouds: checkpoints of cloud classifiers that have learned from unprotected features and from these
             defences': the utility in the training scenario, beside that of the trained classifier.
         defenses: checkpoints of the defences behind the stores, where they lie neither beside the store nor
@@ -98,31 +105,38 @@ def audit(
         Path of report.html.
 
     Raises:
-        UserError: on missing or mismatched checkpoints, stores or data, or where an attack has nothing that
-            fits a defence.
+        UserError: on missing or mismatched checkpoints, stores or data, where an attack has nothing that fits
+            a defence, or of a single person.
     """
     home = Path(runs_dir) / experiment
-    stores = [features] if isinstance(features, str) else features
     budget_used = budget if attacks is None else None
     default = "audit" if budget_used in (None, "standard") else f"audit-{budget}"
     folder = Path(out) if out is not None else home / default
-    attacks, rulers = inputs.chosen_attacks(attacks, budgets, budget), rulers or []
+    attacks, rulers = inputs.chosen_attacks(attacks, budgets, budget), listed(rulers)
     if (folder / "report.json").exists() and not overwrite:
         raise UserError(f"there is a report in {folder} already: give --overwrite true, or another --out")
-    inputs.check_arguments(attacks, rulers, oracles, bootstrap, batch_size)
+    inputs.check_arguments(attacks, rulers, bootstrap, batch_size)
+    commands = Commands(home, settings_of(data))
+    stores = inputs.found_stores(home, None if features is None else listed(features))
+    panel_files, notes = inputs.found_oracles(commands, listed(oracles))
+    clouds, defenses, adapted = (
+        None if given is None else inputs.found_checkpoints(home, option, listed(given))
+        for option, given in (("clouds", clouds), ("defenses", defenses), ("adapted", adapted))
+    )
+    task_path = inputs.found_task(commands, task_ckpt)
     team = Team(device, devices, num_nodes)
     device = team.device
-    task_path = Path(task_ckpt) if task_ckpt is not None else home / "task" / "checkpoints" / "best.ckpt"
 
     data.setup("test")
-    task, notes = inputs.load_task(task_path, data)
-    task.to(device)
-    panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(oracles, data).items()}
-    apart, remarks = by_group.known_groups(groups, list(data.attribute_names))
-    notes += remarks
-    for remark in remarks if team.rank == 0 else ():
-        print(remark, flush=True)
     rows = data.rows(SPLIT)
+    inputs.check_people(len(rows["identity"].unique()))
+    task, remarks = inputs.load_task(task_path, data)
+    task.to(device)
+    panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(panel_files, data).items()}
+    apart, missing = by_group.known_groups(listed(groups) or None, list(data.attribute_names))
+    notes += [*remarks, *missing]
+    for note in notes if team.rank == 0 else ():
+        print(f"note: {note}", flush=True)
     images = rows["image"]
     published = Published(home, device, defenses)
     entries = []
@@ -136,6 +150,7 @@ def audit(
         inputs.hand_out_clouds(clouds, entries, task_path, data.split_hash)
     entries[1:] = sorted(entries[1:], key=lambda entry: (entry["family"], entry["beta"] or 0.0))
     for adversary in (*attacks, *rulers):
+        adversary.commands = commands
         adversary.resolve(home)
         if isinstance(adversary, AdaptedAttack):
             adversary.among = adapted
@@ -148,6 +163,15 @@ def audit(
         attacking = Attacking(
             attacks, entries, cache, tuple(images.shape[1:]), device, batch_size, seed, team.rank, team.world
         )
+        # What may fail at the people, the labels or the weights of a metric does so before the attacks.
+        boot = IdentityBootstrap(rows["identity"], bootstrap, seed)
+        panel = Panel(panel_nets, images, rows["identity"], device, batch_size)
+        ruled = {
+            ruler.name: figures.rule(ruler, entries, rows["identity"], boot, device, batch_size)
+            for ruler in rulers
+        }
+        if lpips:
+            metrics.lpips(images[:1], images[:1])
         expected = attacking.forecast()
         if team.rank == 0:
             print(expected, flush=True)
@@ -156,8 +180,6 @@ def audit(
         if team.rank > 0:
             return folder / "report.html"  # the first process writes it
 
-        panel = Panel(panel_nets, images, rows["identity"], device, batch_size)
-        boot = IdentityBootstrap(rows["identity"], bootstrap, seed)
         shown = inputs.people_shown(rows["identity"], rows["index"])
         gallery = Gallery(images[shown], [])
         described: dict[str, dict[str, Any]] = {}
@@ -165,6 +187,7 @@ def audit(
             for entry, moment, pictures in attacking(attack):
                 judgement = panel.judge(pictures)
                 result = figures.privacy(judgement, pictures, images, panel, boot, lpips and moment is None)
+                result["learnt"] = attack.learnt and (moment is None or moment["round"] > 0)
                 named = judgement.hits.any(dim=0)[shown].tolist()
                 column = Column(attack.name, title(entry), pictures[shown], named, moment)
                 if moment is None:
@@ -178,10 +201,6 @@ def audit(
                 else:
                     gallery.rounds.append(column)
                     entry.setdefault("history", {}).setdefault(attack.name, []).append({**moment, **result})
-        ruled = {
-            ruler.name: figures.rule(ruler, entries, rows["identity"], boot, device, batch_size)
-            for ruler in rulers
-        }
         replicates = [
             figures.utility(entry, figures.cloud(entry, task, device), data, rows, boot, device, batch_size)
             for entry in entries
@@ -209,7 +228,7 @@ def audit(
                     n for n in data.attribute_names if n not in entries[0]["utility"]["per_attribute"]
                 ],
             },
-            "oracles": figures.describe_oracles(panel, oracles, boot),
+            "oracles": figures.describe_oracles(panel, panel_files, boot),
             "panel": {"accuracy_on_originals": boot.mean(panel.originals.hits.any(dim=0))},
             "attacks": described,
             "rulers": ruled,
@@ -230,7 +249,7 @@ def audit(
                 "features": stores,
                 "clouds": clouds,
                 "adapted": adapted,
-                "oracles": oracles,
+                "oracles": panel_files,
                 "budget": budget_used,
                 "split": SPLIT,
                 "device": device,

@@ -6,7 +6,15 @@ import base64
 from html import escape
 from typing import Any
 
-from crafter_pl.audit.verdict import Report, adaptive, false_security, percent, percent_range, title
+from crafter_pl.audit.verdict import (
+    Report,
+    adaptive,
+    false_security,
+    not_learnt,
+    percent,
+    percent_range,
+    title,
+)
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dde2e8; --tint: #f5f7f9; --red: #b22222; }
@@ -94,12 +102,24 @@ def heading(entry: Report, below: str = "") -> str:
     retrains = ", ".join(entry.get("retrains", []))
     marks = f"<small>retrains {words(retrains)}</small>" if retrains else ""
     if below:
-        marks += f"<small>{below}</small>"
-    elif false_security(entry):
+        return f"<td>{words(title(entry))}{marks}<small>{below}</small></td>"
+    if false_security(entry):
         marks += '<small class="bad">false security</small>'
+    if mark := not_learnt(entry):
+        marks += f'<small class="bad">{mark}</small>'
     return f"<td>{words(title(entry))}{marks}</td>"
 
 
 def known(report: Report, name: str) -> str:
     """An attack's name; one that knows the defence is marked."""
     return f"{name} (adaptive)" if name in adaptive(report) and "adaptive" not in name else name
+
+
+def told(entry: Report, result: Report, name: str) -> str:
+    """What stands below the features in a row of one attack or ruler: its name, and whether it has learnt."""
+    mark = (
+        ""
+        if entry["name"] == "none" or result["learnt"]
+        else '</small><small class="bad">has not learnt from this defence'
+    )
+    return words(name) + mark

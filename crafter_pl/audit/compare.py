@@ -20,6 +20,7 @@ from crafter_pl.audit.report import read_report, rebuild
 from crafter_pl.audit.verdict import Report, percent
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
+from crafter_pl.parsing import listed
 
 SCENARIOS = {"utility": "inference", TRAINING: "training"}
 
@@ -39,7 +40,7 @@ class Row(NamedTuple):
         return float(auc["value"]), float(worst["value"])
 
 
-def report(audits: list[str] | None = None, folder: str | None = None, out: str | None = None) -> Path:
+def report(audits: list[str] | str | None = None, folder: str | None = None, out: str | None = None) -> Path:
     """Compare the audits of several experiments on one page, or write one audit's own page again.
 
     Args:
@@ -61,7 +62,7 @@ def report(audits: list[str] | None = None, folder: str | None = None, out: str 
     if folder:
         return rebuild(folder)
     assert audits and out
-    return compare([Path(one) for one in audits], Path(out))
+    return compare([Path(one) for one in listed(audits)], Path(out))
 
 
 def compare(folders: list[Path], out: Path) -> Path:

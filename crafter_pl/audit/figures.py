@@ -107,7 +107,10 @@ def rule(
             "top1": boot.mean(metrics.topk_hits(logits, label, 1)),
             "top5": boot.mean(metrics.topk_hits(logits, label, 5)),
             "checkpoints": ruler.describe()["checkpoints"],
+            "learnt": ruler.learnt,
         }
+        if not ruler.learnt:
+            entry["rulers"][ruler.name]["train"] = ruler.train(entry["target"])
         described = described or ruler.describe()
     return described
 

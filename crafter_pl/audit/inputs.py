@@ -13,15 +13,18 @@ from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.audit.targets import Published
 from crafter_pl.audit.verdict import title
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import read_manifest, read_store
+from crafter_pl.data.store import MANIFEST, read_manifest, read_store
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage, read_checkpoint, sha256
+from crafter_pl.parsing import listed
+from crafter_pl.stages.base import load_stage, named_run, read_checkpoint, sha256
 from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.training import Commands, finished
 
 SPLIT = "private_test"
 PEOPLE_SHOWN = 8
+PANEL = ("oracle_resnet", "oracle_plain")  # the least that is worth training
 # An entry of `defenses` in the making. What is not written: "features", several queries `(K, N, C, h, w)`;
 # "target", None for unprotected features; "verdicts", the panel's judgement of each attack; "cloud", in the
 # training scenario the classifier that has learned from such features.
@@ -29,7 +32,7 @@ Entry = dict[str, Any]
 
 
 def chosen_attacks(
-    attacks: list[Attack] | None, budgets: dict[str, list[Attack]] | None, budget: str
+    attacks: list[Attack] | Attack | None, budgets: dict[str, list[Attack]] | None, budget: str
 ) -> list[Attack]:
     """The attacks given, or those of the budget.
 
@@ -37,30 +40,143 @@ def chosen_attacks(
         UserError: neither is there.
     """
     if attacks is not None:
-        return attacks
+        return listed(attacks)
     if not budgets or budget not in budgets:
         known = ", ".join(budgets or {}) or "none"
         raise UserError(f"no attacks for --budget {budget}: choose from {known}, or give --attacks")
     return budgets[budget]
 
 
-def check_arguments(
-    attacks: list[Attack], rulers: list[Ruler], oracles: list[str], bootstrap: int, batch_size: int
-) -> None:
+def check_arguments(attacks: list[Attack], rulers: list[Ruler], bootstrap: int, batch_size: int) -> None:
     """Refuse what cannot be audited before anything is computed.
 
     Raises:
-        UserError: nothing to attack or to judge with, two attacks of one name, or a number under 1.
+        UserError: nothing to attack with, two attacks of one name, or a number under 1.
     """
     names = [adversary.name for adversary in (*attacks, *rulers)]
     if not attacks:
-        raise UserError("an audit needs at least one attack: give --attacks")
+        raise UserError("an audit needs at least one attack: give --attacks or a --budget")
     if len(set(names)) < len(names):
         raise UserError(f"two attacks have one name ({', '.join(names)}): give each its own init_args.name")
-    if not oracles:
-        raise UserError("an audit needs an oracle, better two: give their checkpoints with --oracles")
     if bootstrap < 1 or batch_size < 1:
         raise UserError(f"--bootstrap is {bootstrap} and --batch_size {batch_size}; give at least 1 for both")
+
+
+def check_people(count: int) -> None:
+    """Refuse an audit of so few private people that naming them means nothing.
+
+    Raises:
+        UserError: there is but one.
+    """
+    if count < 2:
+        raise UserError(
+            "there is one private person: whoever guesses is right, and no figure of privacy means anything; "
+            "give 2 at least, better 20 (--data.private_people)"
+        )
+
+
+def found_checkpoints(home: Path, option: str, given: list[str]) -> list[str]:
+    """Checkpoints by their paths, or by the names of runs of the experiment.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    paths = []
+    for one in given:
+        run = named_run("", one)
+        path = one if run is None else str(home / run / "checkpoints" / "best.ckpt")
+        if not Path(path).is_file():
+            runs = (
+                ", ".join(sorted(file.parts[-3] for file in home.glob("*/checkpoints/best.ckpt")))
+                or "no runs"
+            )
+            raise UserError(f"--{option} {one}: there is no {path}; {home} has {runs}")
+        paths.append(path)
+    return paths
+
+
+def found_oracles(commands: Commands, given: list[str]) -> tuple[list[str], list[str]]:
+    """The panel's checkpoints, and what the report must note.
+
+    Args:
+        commands: of the experiment.
+        given: paths, or names of runs of the experiment, of which those that are not trained yet are left
+            out; none: all finished oracles of the experiment.
+
+    Raises:
+        UserError: there is none at all, or a path or a name is wrong.
+    """
+    home, notes = commands.home, []
+    if not given:
+        every = {path.parent.parent.name: str(path) for path in finished(home, IdentityOracle.stage_name)}
+        paths = [every[name] for name in (*PANEL, *every) if name in every]
+        paths = list(dict.fromkeys(paths))
+    else:
+        paths = []
+        for one in given:
+            run = named_run("", one)
+            if run is None or (home / run / "summary.json").is_file() or commands.config(run) is None:
+                paths += found_checkpoints(home, "oracles", [one])
+            else:
+                notes.append(f"Oracle {one} is not trained, and not in the panel: {commands.fit(one)}")
+    if not paths:
+        train = [note.partition(": ")[2] for note in notes] or [commands.fit(name) for name in PANEL]
+        raise UserError(
+            "an audit needs an oracle, better two, and "
+            f"{home} has none: give a checkpoint with --oracles, or train them first:\n  "
+            + "\n  ".join(train)
+        )
+    return paths, notes
+
+
+def found_task(commands: Commands, given: str | None) -> Path:
+    """The task model's checkpoint: given by path or name, or the experiment's own.
+
+    Raises:
+        UserError: it is missing.
+    """
+    run = named_run("task", given)
+    path = Path(str(given)) if run is None else commands.home / run / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        way = f"train it first: {commands.fit(run)}" if run else "give the right path (--task_ckpt)"
+        raise UserError(f"the task model {path} is missing; {way}")
+    return path
+
+
+def found_stores(home: Path, given: list[str] | None) -> list[str]:
+    """The feature stores to audit: given by their paths or names, or the only one of the experiment.
+
+    Raises:
+        UserError: none was given, and the experiment has none or several; or a name is not one store's.
+    """
+    manifests = home.glob(f"*/features/*/{MANIFEST}")
+    there = sorted(str(file.parent) for file in manifests if _split_of(file.parent) == SPLIT)
+    listed = f"{home} has " + (", ".join(there) or f"no store of {SPLIT}")
+    if given is None:
+        if len(there) != 1:
+            way = (
+                "name one or several with --features"
+                if there
+                else "make one with predict, or name it with --features"
+            )
+            raise UserError(f"which features are to be audited? {listed}; {way}")
+        return there
+    paths = []
+    for one in given:
+        named = [
+            store for store in there if one in (Path(store).name, Path(store).name.removeprefix(f"{SPLIT}-"))
+        ]
+        if not Path(one).is_dir() and len(named) != 1:
+            raise UserError(f"--features {one}: there is no such store; {listed}")
+        paths.append(one if Path(one).is_dir() else named[0])
+    return paths
+
+
+def _split_of(folder: Path) -> str | None:
+    try:
+        return str(read_manifest(folder)["split"])
+    except (UserError, OSError):
+        return None
 
 
 def trained_on(path: str | Path) -> str | None:
@@ -73,7 +189,7 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
     """The task model, and what the report must note about it.
 
     Raises:
-        UserError: it was made for other attributes or another picture size.
+        UserError: it is missing, or was made for other attributes or another picture size.
     """
     task = load_stage(path, TaskModel)
     if list(task.hparams["attribute_names"]) != list(data.attribute_names):
@@ -161,10 +277,11 @@ def check_adversary(adversary: Adversary, split_hash: str) -> list[str]:
             the pictures whose features it is to name.
     """
     files = {stage: path for stage, path in adversary.checkpoints.items() if path is not None}
-    for stage, path in files.items():
+    for path in files.values():
         if not Path(path).is_file():
             raise UserError(
-                f"attack {adversary.name} needs {path}, which is missing: train the stage {stage!r} first"
+                f"attack {adversary.name} needs {path}, which is missing: train it first: "
+                f"{_train(adversary, Path(path))}"
             )
     others = [stage for stage, path in files.items() if trained_on(path) != split_hash]
     if not others:
@@ -178,6 +295,12 @@ def check_adversary(adversary: Adversary, split_hash: str) -> list[str]:
         f"Attack {adversary.name}: {', '.join(others)} trained on another split. Make sure that it has seen "
         "none of the private people."
     ]
+
+
+def _train(adversary: Adversary, path: Path) -> str:
+    """The command that trains the run of a missing checkpoint."""
+    run = path.absolute().parents[1]
+    return (adversary.commands or Commands(run.parent)).fit(run.name)
 
 
 def unprotected() -> Entry:

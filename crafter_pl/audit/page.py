@@ -9,7 +9,7 @@ import json
 from html import escape
 from typing import Any
 
-from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, table, words
+from crafter_pl.audit.cells import STYLE, heading, inline, known, number, rate, table, told, words
 from crafter_pl.audit.front import BUDGET, TRAINING, curve
 from crafter_pl.audit.grouptable import section
 from crafter_pl.audit.plots import Column, Gallery, png
@@ -89,7 +89,7 @@ def _details(report: Report) -> str:
     rows = []
     for entry in report["defenses"]:
         for name, result in entry["attacks"].items():
-            cells = [heading(entry, words(known(report, name)))]
+            cells = [heading(entry, told(entry, result, known(report, name)))]
             cells += [rate(result["by_oracle"][oracle]) for oracle in oracles]
             cells += [rate(result[key]) for key in ("panel_any", "eval_acc_top5", "panel_any_top5")]
             cells += [rate(result["tar"])] if pairs else []
@@ -149,11 +149,13 @@ def _rulers(report: Report) -> str:
     rows = []
     for entry in report["defenses"]:
         for name, result in entry.get("rulers", {}).items():
-            rows.append(f"{heading(entry, words(name))}{rate(result['top1'])}{rate(result['top5'])}")
+            head = heading(entry, told(entry, result, name))
+            rows.append(f"{head}{rate(result['top1'])}{rate(result['top5'])}")
     rows.append(f"<td>chance of one guess</td><td>{percent(report['data']['chance'])}</td><td></td>")
     return f"""<h2>Rulers that hold private labels</h2>
-<p class="soft">They learnt to name the private people straight from features of other pictures of them. No
-attacker has those labels, so they do not count in the worst case: they show what is left in the feature.</p>
+<p class="soft">They learnt to name the private people straight from features of other pictures of them. Who
+has named photographs of the users gets this. The worst case is over attackers who have none. One that has not
+learnt from a defence shows nothing of its protection.</p>
 {table(["features, ruler", "names the person", "among its top 5"], rows)}
 """
 
@@ -217,6 +219,12 @@ def _json(summary: str, content: Any) -> str:  # noqa: ANN401 (any JSON)
     return f'<details><summary>{summary}</summary><div class="box"><pre>{text}</pre></div></details>'
 
 
+def _lines(text: str) -> str:
+    """A warning with the commands that it names, each on a line of its own."""
+    head, *commands = text.split("\n")
+    return escape(head) + "".join(f"<br><code>{escape(line.strip())}</code>" for line in commands)
+
+
 def render(report: Report, gallery: Gallery, pictures: dict[str, bytes]) -> str:
     """Write the whole page.
 
@@ -229,7 +237,7 @@ def render(report: Report, gallery: Gallery, pictures: dict[str, bytes]) -> str:
     curves = "".join(f"<p>{escape(curve['sentence'])}</p>" for curve in report["curves"])
     flags = {false_security(entry) for entry in report["defenses"]}
     warnings = "".join(
-        f'<p class="{"flag" if text in flags else "warning"}">{escape(text)}</p>'
+        f'<p class="{"flag" if text in flags else "warning"}">{_lines(text)}</p>'
         for text in report["warnings"]
     )
     items = "".join(f"<li>{escape(text)}</li>" for text in limits(report))

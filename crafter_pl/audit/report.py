@@ -19,7 +19,16 @@ from crafter_pl.audit.front import TRAINING
 from crafter_pl.audit.grouptable import markdown, sentences
 from crafter_pl.audit.page import render
 from crafter_pl.audit.plots import Column, Gallery
-from crafter_pl.audit.verdict import Report, curves, percent, percent_range, title, verdict, warnings
+from crafter_pl.audit.verdict import (
+    Report,
+    curves,
+    learnt,
+    percent,
+    percent_range,
+    title,
+    verdict,
+    warnings,
+)
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
 
@@ -91,7 +100,25 @@ def read_report(folder: Path) -> Report:
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != 1:
         raise UserError(f"{file} has schema {schema}, expected 1. Run the audit again.")
+    try:
+        _complete_old(report)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The report in {folder} is damaged ({error!r}). Run the audit again with --overwrite true."
+        ) from error
     return report
+
+
+def _complete_old(report: Report) -> None:
+    """Adds to a report of an earlier version which attacks and rulers have learnt from which defence."""
+    for entry in report["defenses"]:
+        known = entry["name"] == "none"
+        results = [(name, [result]) for name, result in entry["attacks"].items()]
+        for name, points in [*results, *entry.get("history", {}).items()]:
+            for point in points:
+                point.setdefault("learnt", known or bool(report["attacks"][name].get("adaptive")))
+        for result in entry.get("rulers", {}).values():
+            result.setdefault("learnt", known)
 
 
 def rebuild(folder: str) -> Path:
@@ -206,6 +233,7 @@ def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
     moments += [(name, point) for name, points in entry.get("history", {}).items() for point in points]
     for name, result in moments:
         row = {**alike, "attack": name, "adaptive": report["attacks"][name].get("adaptive", False)}
+        row["learnt"] = result["learnt"]
         row |= {key: result[key] for key in ("round", "pairs", "epochs") if key in result}
         for key, value in result.items():
             if isinstance(value, dict) and "value" in value:
@@ -219,6 +247,7 @@ def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
         yield {
             **alike,
             "ruler": name,
+            "learnt": result["learnt"],
             **_cells("top1", result["top1"]),
             **_cells("top5", result["top5"]),
         } | tail
@@ -232,7 +261,8 @@ def text(report: Report) -> str:
     more = ["not adaptive"] if adaptive else []
     both = any(TRAINING in entry for entry in report["defenses"])
     trained = ["training"] if both else []
-    lines = [["features", "mean AUC", *trained, *attacks, *more, "worst case", "(95 %)", "by chance"]]
+    known = ["learnt by"] if report["defenses"][1:] else []  # how many attacks have learnt from the defence
+    lines = [["features", "mean AUC", *trained, *attacks, *more, "worst case", "(95 %)", "by chance", *known]]
     for entry in report["defenses"]:
         worst = entry["worst_case"]
         row = [entry["label"], f"{entry['utility']['mean_auc']['value']:.3f}"]
@@ -245,6 +275,11 @@ def text(report: Report) -> str:
             percent_range(worst["eval_acc"]["ci95"]),
             percent(worst["chance"]),
         ]
+        if known:
+            count = len(learnt(entry))
+            row.append(
+                "" if entry["name"] == "none" else f"{count} of {len(attacks)}" if count else "NO ATTACK"
+            )
         lines.append(row)
     lines.append(
         [
@@ -252,7 +287,7 @@ def text(report: Report) -> str:
             "0.500",
             *["0.500" for _ in trained],
             *[percent(data["chance"])] * len(attacks),
-            *[""] * (3 + len(more)),
+            *[""] * (3 + len(more) + len(known)),
         ]
     )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -267,6 +302,7 @@ def text(report: Report) -> str:
     tail += [
         f"ruler {name}, {title(entry)}: names {percent(own['top1']['value'])} straight from the feature "
         f"({percent_range(own['top1']['ci95'])})"
+        + ("" if own["learnt"] else ", NOT LEARNT FROM THIS DEFENCE: no figure of protection")
         for entry in report["defenses"]
         for name, own in entry.get("rulers", {}).items()
     ]

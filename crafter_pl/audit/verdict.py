@@ -86,7 +86,7 @@ def verdict(report: Report) -> str:
             f"({percent(before['chance'])})."
         )
     after, change, label = entry["worst_case"], entry["change"], entry["label"]
-    tail = _adapted(report, entry)
+    tail = _adapted(entry)
     cost = -change["mean_auc"]["value"]
     price = f"{cost:.3f} of mean AUC ({_auc(none):.3f} to {_auc(entry):.3f})"
     price = (
@@ -103,6 +103,11 @@ def verdict(report: Report) -> str:
             f"No measurable protection: with {label}, {now} of the {faces} are identified by some attack and "
             f"oracle, against {percent(_worst(none))} unprotected, {price}. {tail}"
         )
+    if not_learnt(entry):
+        return (
+            f"No figure of protection: no attack here has learnt from {label}. Those made for unprotected "
+            f"features identify {now} of the {faces}, against {percent(_worst(none))} unprotected, {price}."
+        )
     level = (
         ", which is not measurably more than by chance"
         if after["eval_acc"]["ci95"][0] <= after["chance"]
@@ -112,6 +117,16 @@ def verdict(report: Report) -> str:
         f"With {label}, the share of {faces} that some attack and oracle still identify falls from "
         f"{percent(_worst(none))} to {now}{level}, {price}. {tail}"
     )
+
+
+def learnt(entry: Report) -> list[str]:
+    """The attacks that have learnt from an entry's defence; unprotected features are known to all."""
+    return [name for name, result in entry["attacks"].items() if result["learnt"]]
+
+
+def not_learnt(entry: Report) -> str:
+    """The mark of an entry that no attack has learnt from, so that its rates are no figures of protection."""
+    return "" if entry["name"] == "none" or learnt(entry) else "no attack has learnt from this defence"
 
 
 def adaptive(report: Report) -> list[str]:
@@ -131,12 +146,12 @@ def false_security(entry: Report) -> str | None:
     )
 
 
-def _adapted(report: Report, entry: Report) -> str:
+def _adapted(entry: Report) -> str:
     """The end of the verdict: what knowing the defence gains attackers."""
     if sentence := false_security(entry):
         return sentence
-    if not adaptive(report):
-        return "No attack here knew the defence: one that does may identify more."
+    if not learnt(entry):
+        return "No attack here has learnt from it: one that does may identify more."
     found = entry.get("false_security")
     if not found:
         return "All attacks here know the defence."
@@ -179,6 +194,12 @@ def curves(report: Report) -> list[Report]:
 def warnings(report: Report) -> list[str]:
     """Name everything that makes the verdict weaker than it looks."""
     found = [sentence for entry in report["defenses"] if (sentence := false_security(entry))]
+    if names := [title(entry) for entry in report["defenses"] if not_learnt(entry)]:
+        found.append(
+            f"No attack has learnt from {', '.join(names)}: what it does not identify is not protected. Who "
+            "can query the defence may get more: audit with --budget adaptive, which names what to train."
+        )
+    found += [sentence for entry in report["defenses"] for sentence in _rulers(entry)]
     found += report["notes"]
     if len(report["oracles"]) < 2:
         found.append(
@@ -218,6 +239,20 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
+def _rulers(entry: Report) -> list[str]:
+    """What must be said of rulers that have not learnt from an entry's defence, and how they do."""
+    found = []
+    for name, own in entry.get("rulers", {}).items():
+        if not own["learnt"]:
+            way = "".join(f"\n  {line}" for line in own.get("train", []))
+            found.append(
+                f"Ruler {name} has not learnt from {title(entry)}: the {percent(own['top1']['value'])} that "
+                "it names there are no figure of protection. "
+                + (f"Train it, then audit again:{way}" if way else "Train it on features of this defence.")
+            )
+    return found
+
+
 def _sight(oracle: Report) -> tuple[Any, Any]:
     """How an oracle sees: its backbone, and whether it sees in grey."""
     settings = oracle.get("settings", {})
@@ -247,10 +282,6 @@ def limits(report: Report) -> list[str]:
     budget = report["settings"].get("budget")
     if budget not in (None, "exhaustive"):
         found.append(f"The attacks are those of the budget {budget}; a larger one tries more and harder.")
-    if not adaptive(report):
-        found.append(
-            "No attack here has learnt from crafted features; an attacker who can query the defence may."
-        )
     if any("tar" in result for result in report["defenses"][0]["attacks"].values()):
         found.append(
             "TAR at FAR 1 % compares a reconstruction with other pictures of the person, at the threshold "

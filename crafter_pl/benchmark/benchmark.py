@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crafter_pl.attacks.adaptive import AdaptedAttack
-from crafter_pl.audit.inputs import chosen_attacks
+from crafter_pl.audit.inputs import check_people, chosen_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
@@ -20,21 +20,22 @@ from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.nets import bf16_is_slow
+from crafter_pl.parsing import listed
 from crafter_pl.resume import lock
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage
 
 
 def benchmark(
-    defenses: list[Defended],
+    defenses: list[Defended] | Defended,
     audit: str,
-    oracles: list[str],
-    attackers: list[str] | None = None,
-    stages: list[str] | None = None,
+    oracles: list[str] | str,
+    attackers: list[str] | str | None = None,
+    stages: list[str] | str | None = None,
     fit_options: dict[str, dict[str, Any]] | None = None,
     budget: str = "standard",
     training: bool = True,
-    seeds: list[int] | None = None,
+    seeds: list[int] | int | None = None,
     configs: str = "configs",
     data: str | None = None,
     experiment: str = "synthetic",
@@ -80,7 +81,7 @@ def benchmark(
             after all others are done and reported.
     """
     place = Place(Path(configs), experiment, Path(runs_dir), data, fit_options or {})
-    attackers = attackers or []
+    defenses, oracles, attackers = listed(defenses), listed(oracles), listed(attackers)
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     workers = (gpus or os.cpu_count() or 1) if workers is None else workers
@@ -91,10 +92,10 @@ def benchmark(
             raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
     for stage in place.fit_options:
         place.config(stage)
-    grid = cells(_quick(defenses, device), [0] if seeds is None else seeds)
+    grid = cells(_quick(defenses, device), [0] if seeds is None else listed(seeds))
     _check_audit(audit, place, budget, oracles, attackers)
     planned = _Plan(place)
-    for stage in [*oracles, *(stages or [])]:
+    for stage in [*oracles, *listed(stages)]:
         planned.fit(place.command("fit", stage, None, {}))
     if training:
         planned.fit(place.command("fit", SCENARIO, "cloud", {}))
@@ -139,8 +140,8 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     """Refuses before anything is trained what the audit would refuse at the end.
 
     Raises:
-        UserError: no oracle, a budget that the audit's config does not have, or an attack of it that adapts
-            and is in nobody's training.
+        UserError: no oracle, a single private person, a budget that the audit's config does not have, or an
+            attack of it that adapts and is in nobody's training.
     """
     from crafter_pl.audit.audit import audit as function
     from crafter_pl.cli import parser
@@ -148,8 +149,8 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     if not oracles:
         raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
     made = parser("audit", function)
-    given = ["--config", audit, *place.shared, "--features", "[]", "--oracles", "[]"]
-    read = made.instantiate(made.parse_args(given))
+    read = made.instantiate(made.parse_args(["--config", audit, *place.shared]))
+    check_people(read.data.private_people)
     trained = [Path(attacker).name for attacker in attackers]
     for attack in chosen_attacks(read.attacks, read.budgets, budget):
         if isinstance(attack, AdaptedAttack) and not any(name.startswith(attack.runs) for name in trained):

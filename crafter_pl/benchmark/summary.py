@@ -10,7 +10,7 @@ from typing import Any
 from crafter_pl.audit.front import BUDGET, TRAINING, curve, on_front
 from crafter_pl.audit.plots import pareto
 from crafter_pl.audit.report import read_report
-from crafter_pl.audit.verdict import Report, false_security, percent
+from crafter_pl.audit.verdict import Report, false_security, not_learnt, percent
 from crafter_pl.benchmark.grid import Cell, Place
 from crafter_pl.files import to_json, write_file
 
@@ -85,6 +85,7 @@ def _row(title: str, entries: list[Report]) -> dict[str, Any]:
     row["worst_case"] = over_seeds([entry["worst_case"]["eval_acc"] for entry in entries])
     row["by_chance"] = sum(entry["worst_case"]["chance"] for entry in entries) / len(entries)
     row["false_security"] = sum(bool(false_security(entry)) for entry in entries)
+    row["learnt"] = not any(map(not_learnt, entries))
     row["on_front"] = {}
     costs = [entry["cost"]["seconds_per_image"] for entry in entries]
     row["seconds_per_image"] = None if None in costs else sum(costs) / len(costs)
@@ -141,8 +142,10 @@ def _cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _flagged(row: dict[str, Any]) -> str:
-    """The mark of false security, and of how many seeds, if not of all."""
+    """The mark of false security, and of how many seeds, if not of all; or of no attack having learnt."""
     flags, seeds = row["false_security"], len(row["worst_case"]["seeds"])
+    if not row["learnt"]:
+        return " (no attack has learnt from it)"
     return "" if not flags else " (!)" if flags == seeds else f" (! {flags} of {seeds})"
 
 
@@ -207,6 +210,11 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             "(!) false security: an attack that knows the defence gets more than any that does not; with "
             "numbers: in so many of the seeds."
         )
+    if not all(row["learnt"] for row in summary["rows"]):
+        notes.append(
+            "Where no attack has learnt from a defence its rates are no figures of protection: give "
+            "--attackers and a --budget with their attacks."
+        )
     return notes
 
 
@@ -244,7 +252,7 @@ def _flat(summary: dict[str, Any]) -> list[dict[str, Any]]:
         figures = {key: row[key] for key in ("mean_auc", "mean_auc_training", "worst_case") if key in row}
         flat = {"defence": row["defence"], "retrains": " ".join(row["retrains"])}
         flat |= _columns({**figures, **row["attacks"]})
-        flat |= {key: row[key] for key in ("by_chance", "false_security", "seconds_per_image")}
+        flat |= {key: row[key] for key in ("by_chance", "learnt", "false_security", "seconds_per_image")}
         flat |= {f"on_front_{key}": value for key, value in row["on_front"].items()}
         rows.append(flat)
     return rows
