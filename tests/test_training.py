@@ -1,0 +1,61 @@
+"""Commands that messages name: they run as they stand, on the experiment's own data."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.runner import StageCLI
+from crafter_pl.training import Commands, finished, settings_of
+
+
+def data(file, **changes):
+    return FacesDataModule(**{**yaml.safe_load(Path(file).read_text()), **changes})
+
+
+def parsed(command):
+    """The command's options, read as the command line reads them."""
+    args = command.partition("#")[0].split()[3:]
+    return StageCLI(args)
+
+
+def test_the_data_are_the_experiments_own(tmp_path):
+    for file in ("configs/small.yaml", "configs/synthetic.yaml", "configs/celeba.yaml"):
+        commands = Commands(tmp_path / "mine", settings_of(data(file)))
+        assert commands.args("fit", "prior")[-2:] == ["--data", file]
+    mine = data("configs/small.yaml", people=44, seed=3, root="~/x")
+    cli = parsed(Commands(tmp_path / "mine", settings_of(mine)).fit("oracle_resnet"))
+    told = cli._settings()["data"]
+    for name, value in settings_of(mine).items():
+        assert told[name] == value or (name == "order_seed" and told[name] is None) or name == "root"
+    assert Path(told["root"]).name == "x"
+    assert cli.run_dir == tmp_path / "mine" / "oracle_resnet"
+
+
+def test_a_config_of_the_experiments_own_comes_first():
+    assert Commands(Path("runs/celeba")).config("prior") == Path("configs/celeba/prior.yaml")
+    assert Commands(Path("runs/demo")).config("black_box") == Path("configs/attacks/black_box.yaml")
+    assert Commands(Path("runs/demo")).config("nothing") is None
+    assert (
+        Commands(Path("runs/synthetic")).fit("task") == "python -m crafter_pl fit --config configs/task.yaml"
+    )
+
+
+def test_an_interrupted_run_goes_on_and_minutes_are_known(tmp_path):
+    home = tmp_path / "e"
+    for run, seconds in (("prior", 300.0), ("prior_other", None)):
+        (home / run / "checkpoints").mkdir(parents=True)
+        (home / run / "checkpoints" / "best.ckpt").touch()
+        summary = {"stage": "prior", **({} if seconds is None else {"seconds": seconds})}
+        (home / run / "summary.json").write_text(json.dumps(summary))
+    (home / "prior" / "checkpoints" / "last.ckpt").touch()
+    assert finished(home, "prior") == [
+        home / run / "checkpoints" / "best.ckpt" for run in ("prior", "prior_other")
+    ]
+    said = Commands(home).fit("prior")
+    assert "--ckpt_path last" in said and f"# about 5 min, as {home / 'prior'} took" in said
+    assert "about 5 min" in Commands(tmp_path / "other").fit("prior", "--name", "mine")
+    assert "#" not in Commands(home).fit("oracle_resnet")
+    (home / "prior" / "summary.json").write_text("{")
+    assert finished(home, "prior") == [home / "prior_other" / "checkpoints" / "best.ckpt"]
