@@ -283,7 +283,7 @@ def test_killed_and_resumed_equals_straight(go, folder, where, count, capsys, mo
     assert len(ledger_of(store)["photos"]) == (5 if where == "_examine" else FACES)
     assert private_file(store).stat().st_mode & 0o777 == 0o600
     assert len(list(store.glob("shard-*"))) == (0 if where == "_examine" else 2)
-    (store / "shard-00002.safetensors.1.tmp").write_bytes(b"left by the kill")
+    (store / ".shard-00002.safetensors.999999999.tmp").write_bytes(b"left by the kill")
 
     done = []
     plain = getattr(verb, where)
