@@ -136,9 +136,7 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     from crafter_pl.runner import import_stages
 
     import_stages()
-    made = Parser(
-        prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False
-    )
+    made = Parser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     positional: set[str | int] = set()
     if verb in POSITIONAL:

@@ -89,9 +89,8 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not right(value):
             raise UserError(f"--{name} is {value}; give {what}")
     trainer = options.trainer
-    cores = os.cpu_count() or 1
-    if not torch.cuda.is_available() and (count := device_count(trainer)) > max(8, cores):
-        raise UserError(f"--trainer.devices asks for {count} processes of the {cores} processors here")
+    if not torch.cuda.is_available():
+        check_processes(device_count(trainer), "--trainer.devices")
     if verb == "fit" and trainer.max_epochs is None and (trainer.max_time or trainer.max_steps != -1):
         raise UserError("--trainer.max_epochs is missing: a stage plans its learning rate over all epochs")
     if verb != "fit" or trainer.fast_dev_run or not (monitor or "").startswith("val/"):
@@ -105,6 +104,18 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
         raise UserError(
             f"--trainer.check_val_every_n_epoch {each} is more than --trainer.max_epochs {epochs}, but "
             f"{monitor}, a figure of the validation, picks the best checkpoint: give at most {epochs}"
+        )
+
+
+def check_processes(count: int, option: str) -> None:
+    """Refuses more processes on the CPU than a machine bears: each has a copy of everything.
+
+    Raises:
+        UserError: they are more than its processors, and more than eight.
+    """
+    if count > max(8, cores := os.cpu_count() or 1):
+        raise UserError(
+            f"{option} asks for {count} processes on {cores} processors: give at most {max(8, cores)}"
         )
 
 

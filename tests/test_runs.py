@@ -16,7 +16,7 @@ from crafter_pl import files
 from crafter_pl.cli import main
 from crafter_pl.commands import without
 from crafter_pl.errors import UserError
-from crafter_pl.options import expanded
+from crafter_pl.options import check_processes, expanded
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import load_stage, sha256
 from crafter_pl.stages.schedules import Cosine, OneCycle
@@ -235,3 +235,9 @@ def test_no_character_and_no_reader_ends_a_program(conf):
 def test_options_are_taken_out_with_their_values():
     assert without(["fit", "--a", "1", "--b=2", "--c", "3"], "--a", "--b") == ["fit", "--c", "3"]
     assert main(["nothing"]) == 2
+
+
+def test_a_machine_is_not_buried_in_processes():
+    check_processes(8, "--devices")
+    with pytest.raises(UserError, match="--devices asks for"):
+        check_processes(max(8, os.cpu_count() or 1) + 1, "--devices")

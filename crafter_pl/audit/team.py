@@ -10,6 +10,7 @@ from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from crafter_pl.errors import UserError
+from crafter_pl.options import check_processes
 
 
 class Team:
@@ -38,6 +39,8 @@ class Team:
         self._fabric: Fabric | None = None
         if devices < 1 or num_nodes < 1:
             raise UserError(f"--devices {devices} and --num_nodes {num_nodes} must be at least 1")
+        if device == "cpu":
+            check_processes(devices, "--devices")
         if self.world > 1 and ":" in device:
             raise UserError(
                 f"--device {device} is one device, but --devices {devices} x {num_nodes} asks for more"

@@ -20,6 +20,7 @@ from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.nets import bf16_is_slow
+from crafter_pl.options import check_processes
 from crafter_pl.parsing import listed
 from crafter_pl.resume import lock
 from crafter_pl.runner import StageCLI
@@ -87,6 +88,8 @@ def benchmark(
     workers = (gpus or os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise UserError(f"--workers is {workers}; give at least 1")
+    if not gpus:
+        check_processes(workers, "--workers")
     for name, file in (("audit", audit), ("data", data)):
         if file is not None and not Path(file).is_file():
             raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
