@@ -370,5 +370,7 @@ def _other(adaptation: dict[str, Any], target: Target) -> str:
 
 
 def _what(target: Target) -> str:
-    beta = target.manifest["settings"].get("beta")
-    return str(target.manifest["defense"]) + ("" if beta is None else f" (beta {beta:g})") + " as it is"
+    settings, defense = target.manifest["settings"], str(target.manifest["defense"])
+    words = [f"method {settings['method']}"] if settings.get("method", defense) != defense else []
+    words += [f"beta {settings['beta']:g}"] if settings.get("beta") is not None else []
+    return defense + (f" ({', '.join(words)})" if words else "") + " as it is"

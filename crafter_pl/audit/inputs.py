@@ -151,7 +151,7 @@ def found_stores(home: Path, given: list[str] | None) -> list[str]:
     """
     manifests = home.glob(f"*/features/*/{MANIFEST}")
     there = sorted(str(file.parent) for file in manifests if _split_of(file.parent) == SPLIT)
-    listed = f"{home} has " + (", ".join(there) or f"no store of {SPLIT}")
+    has = f"{home} has " + (", ".join(there) or f"no store of {SPLIT}")
     if given is None:
         if len(there) != 1:
             way = (
@@ -159,7 +159,7 @@ def found_stores(home: Path, given: list[str] | None) -> list[str]:
                 if there
                 else "make one with predict, or name it with --features"
             )
-            raise UserError(f"which features are to be audited? {listed}; {way}")
+            raise UserError(f"which features are to be audited? {has}; {way}")
         return there
     paths = []
     for one in given:
@@ -167,7 +167,7 @@ def found_stores(home: Path, given: list[str] | None) -> list[str]:
             store for store in there if one in (Path(store).name, Path(store).name.removeprefix(f"{SPLIT}-"))
         ]
         if not Path(one).is_dir() and len(named) != 1:
-            raise UserError(f"--features {one}: there is no such store; {listed}")
+            raise UserError(f"--features {one}: there is no such store; {has}")
         paths.append(one if Path(one).is_dir() else named[0])
     return paths
 
