@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from crafter_pl.audit.inputs import check_arguments, chosen_attacks
 from crafter_pl.cli import main
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.store import read_store
-from crafter_pl.defenses import Crafter
 from crafter_pl.defenses.base import Defense, _subclasses
 from crafter_pl.defenses.crafter import RELEASED
 from crafter_pl.runner import StageCLI, import_stages
@@ -206,13 +206,15 @@ def test_the_papers_crafter_runs(tiny, tmp_path):
 @pytest.mark.parametrize("path", DATA, ids=str)
 def test_data_configs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRAFTER_DATA", "/faces")
     cli = command_line(STAGES[0], "--data", str(ROOT / path))
     for key, value in CONTENT[path].items():
-        assert cli.options.data[key] == value, key
+        wanted = os.path.expandvars(value) if isinstance(value, str) else value
+        assert cli.options.data[key] == wanted, key
 
 
 @pytest.mark.parametrize("path", AUDITS, ids=str)
-def test_audit_configs(path, tmp_path, monkeypatch, tiny):
+def test_audit_configs(path, tmp_path, monkeypatch):
     """They parse, and name the files that the other configs' commands write."""
     calls = []
 
@@ -233,17 +235,11 @@ def test_audit_configs(path, tmp_path, monkeypatch, tiny):
     assert list(options["budgets"]) == budgets and options["attacks"] is None
     for budget in options["budgets"]:
         attacks = chosen_attacks(None, options["budgets"], budget)
-        check_arguments(attacks, options["rulers"] or [], options["oracles"], 1, 1)
+        check_arguments(attacks, options["rulers"] or [], 1, 1)
         assert len(attacks) >= 2
     configs = [p for p in STAGES if CONTENT[p].get("experiment", "synthetic") == experiment]
     named = {CONTENT[p].get("name") for p in configs}
-    oracles = [Path(file).parts for file in options["oracles"]]
-    assert len(oracles) >= 2
-    assert all(parts[:2] == ("runs", experiment) and parts[2] in named for parts in oracles)
-    (crafter,) = [p for p in configs if p.name == "crafter.yaml"]
-    craft = CONTENT[crafter]["model"]["init_args"]["craft"]
-    store = Crafter(**tiny.upstream("task", "prior", "amortizer"), craft=craft).store_name()
-    assert options["features"][0] == f"runs/{experiment}/crafter/features/private_test-{store}"
+    assert len(options["oracles"]) >= 2 and set(options["oracles"]) <= named
     data = [CONTENT[p]["data"] for p in configs]
     assert {Path(file).name for file in data} == {Path(CONTENT[path]["data"]).name}
     for attack in (attack for attacks in options["budgets"].values() for attack in attacks):
