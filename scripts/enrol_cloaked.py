@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.verdict import rate_with_range
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.split import check_several
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.defenses.cloak import Cloak
 from crafter_pl.errors import UserError
@@ -59,6 +60,7 @@ def enrol(
     home = Path(runs_dir) / experiment
     data.setup("test")
     enrolled, probes = data.rows("private_test"), data.rows("private_train")
+    check_several(len(enrolled["identity"].unique()), "--data.private_people")
     nets = {
         name: load_stage(home / name / "checkpoints" / "best.ckpt", Embedder)
         for name in recognisers or ["embedder", "embedder_plain"]

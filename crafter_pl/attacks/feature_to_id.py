@@ -11,6 +11,7 @@ from torch import Tensor
 from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
 from crafter_pl.commands import command
 from crafter_pl.data.features import protected_by
+from crafter_pl.data.split import check_several
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
@@ -103,8 +104,9 @@ class FeatureToIdentity(Stage):
             UserError: a store is damaged, made of something else, or incomplete; or ``init_from`` knows other
                 people.
         """
-        super().setup(stage)
         data, h = self.trainer.datamodule, self.hparams  # type: ignore[attr-defined]
+        check_several(len(data.private_identities), "--data.private_people")
+        super().setup(stage)
         for part, store in (("private_train", h["train_store"]), ("private_test", h["test_store"])):
             if store is not None and not (part == "private_train" and stage != "fit"):
                 self._read(store, part)

@@ -23,6 +23,8 @@ from crafter_pl.audit.team import Team
 from crafter_pl.audit.verdict import title
 from crafter_pl.audit.worst import worst_cases
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.split import check_several
+from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
 from crafter_pl.parsing import listed
 from crafter_pl.resume import lock
@@ -115,6 +117,8 @@ def audit(
     attacks, rulers = inputs.chosen_attacks(attacks, budgets, budget), listed(rulers)
     if (folder / "report.json").exists() and not overwrite:
         raise UserError(f"there is a report in {folder} already: give --overwrite true, or another --out")
+    if (folder / "checkpoints").exists() or (folder / MANIFEST).exists():
+        raise UserError(f"{folder} holds a run or a feature store: give another --out")
     inputs.check_arguments(attacks, rulers, bootstrap, batch_size)
     commands = Commands(home, settings_of(data))
     stores = inputs.found_stores(home, None if features is None else listed(features))
@@ -129,7 +133,7 @@ def audit(
 
     data.setup("test")
     rows = data.rows(SPLIT)
-    inputs.check_people(len(rows["identity"].unique()))
+    check_several(len(rows["identity"].unique()), "--data.private_people")
     task, remarks = inputs.load_task(task_path, data)
     task.to(device)
     panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(panel_files, data).items()}

@@ -62,19 +62,6 @@ def check_arguments(attacks: list[Attack], rulers: list[Ruler], bootstrap: int, 
         raise UserError(f"--bootstrap is {bootstrap} and --batch_size {batch_size}; give at least 1 for both")
 
 
-def check_people(count: int) -> None:
-    """Refuse an audit of so few private people that naming them means nothing.
-
-    Raises:
-        UserError: there is but one.
-    """
-    if count < 2:
-        raise UserError(
-            "there is one private person: whoever guesses is right, and no figure of privacy means anything; "
-            "give 2 at least, better 20 (--data.private_people)"
-        )
-
-
 def found_checkpoints(home: Path, option: str, given: list[str]) -> list[str]:
     """Checkpoints by their paths, or by the names of runs of the experiment.
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from crafter_pl.attacks.adaptive import AdaptedAttack
-from crafter_pl.audit.inputs import check_people, chosen_attacks
+from crafter_pl.audit.inputs import chosen_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
+from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
 from crafter_pl.errors import UserError
@@ -153,7 +154,7 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
         raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
     made = parser("audit", function)
     read = made.instantiate(made.parse_args(["--config", audit, *place.shared]))
-    check_people(read.data.private_people)
+    check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
     for attack in chosen_attacks(read.attacks, read.budgets, budget):
         if isinstance(attack, AdaptedAttack) and not any(name.startswith(attack.runs) for name in trained):

@@ -31,6 +31,23 @@ UNIONS = {
 Splits = dict[str, Tensor]
 
 
+def check_several(people: int, option: str) -> None:
+    """Refuses so few people that telling them apart means nothing: whoever guesses is right.
+
+    Args:
+        people: how many there are.
+        option: what sets that.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if people < 2:
+        raise UserError(
+            f"{people} {'person' if people == 1 else 'people'}: nobody can be told apart, and no such figure "
+            f"means anything; give 2 at least, better 20 ({option})"
+        )
+
+
 def make_split(
     faces: Faces,
     private_people: int,

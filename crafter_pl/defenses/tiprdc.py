@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crafter_pl.data.split import check_several
 from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead, MutualInformation
@@ -74,6 +75,7 @@ class Tiprdc(Retrained):
         super().setup(stage)
         if self.hparams["people"] is None:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_several(len(data.public_identities), "public people: --data.people")
             self.hparams["people"] = sorted(data.public_identities.tolist())
             self._build()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_sensitivity_at_specificity
 
+from crafter_pl.data.split import check_several
 from crafter_pl.errors import UserError
 from crafter_pl.stages.recogniser import Recogniser
 
@@ -66,6 +67,7 @@ class Embedder(Recogniser):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             known = data.dataset(self.train_split)
             people = known.faces.identity[known.index].unique().tolist()
+            check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
             self.hparams.update(identities=people, image_size=data.image_size)
             self.build(people)
 

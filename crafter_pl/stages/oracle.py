@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crafter_pl.data.split import check_several
 from crafter_pl.stages.recogniser import Recogniser
 
 
@@ -72,6 +73,7 @@ class IdentityOracle(Recogniser):
         super().setup(stage)
         if self.hparams["identities"] is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_several(len(data.private_identities), "--data.private_people")
             self.hparams["identities"] = data.private_identities.tolist()
             if self.hparams["public_people"]:
                 self.hparams["public_identities"] = data.public_identities.tolist()
