@@ -26,7 +26,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.progress import scalars
-from crafter_pl.stages.base import sha256
+from crafter_pl.stages.base import kept_as, sha256
 
 
 def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:
@@ -208,6 +208,8 @@ class MetricsCSV(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the rows of the epochs before the one that starts now."""
         self.rows = rows_before(trainer.current_epoch, self.path)
+        if len(self.rows) < trainer.current_epoch and trainer.is_global_zero:
+            print(f"note: {self.path} has lost rows of the epochs before {trainer.current_epoch}", flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the epoch's clock."""
@@ -263,6 +265,8 @@ class Summary(Callback):
         if not trainer.is_global_zero or not ended or not (best.is_file() or longer.is_file()):
             return
         if longer.is_file():
+            if best.is_file():  # what was trained on it finds it by its hash
+                os.replace(best, kept_as(best, sha256(best)))
             os.replace(longer, best)
         logged: dict[str, Any] = trainer.callback_metrics
         if not logged:  # no epoch was left to run: the run was killed after its last checkpoint

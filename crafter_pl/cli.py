@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from crafter_pl import __version__
 from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
-from crafter_pl.processes import end_with
+from crafter_pl.processes import LAUNCHER, end_with
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -38,7 +38,6 @@ POSITIONAL = {  # what some of them are given without an option's name
     "protect": ("photos", "photographs, and folders of them"),
     "report": ("audits", "folders of audits to compare, see --out"),
 }
-_LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 VERBS = {
     "fit": "train one stage; upstream stages that are missing are trained first",
     "validate": "score a trained stage on its validation split",
@@ -112,11 +111,12 @@ def _run(args: list[str]) -> int:
         what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
         raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
     from crafter_pl import runner
-    from crafter_pl.options import blamed, expanded
+    from crafter_pl.options import blamed, check_configs, expanded
 
     _quiet()
     _end_with_parent()
     args = expanded(args)
+    check_configs(args)
     try:
         with blamed(args):
             _call(*args) if args[0] in FUNCTIONS else runner.run(args)
@@ -170,7 +170,7 @@ def _print_anything() -> None:
 
 
 def _fail(message: str) -> int:
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     where = "" if rank == "0" else f"[process {rank}] "
     print(f"{where}error: {message}", file=sys.stderr, flush=True)
     return 2
@@ -244,8 +244,8 @@ def _end_with_parent() -> None:
     """
     me = str(os.getpid())
     if "LOCAL_RANK" not in os.environ:
-        os.environ[_LAUNCHER] = me
-    launcher = os.environ.get(_LAUNCHER)
+        os.environ[LAUNCHER] = me
+    launcher = os.environ.get(LAUNCHER)
     if launcher is None or launcher == me:
         return
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")

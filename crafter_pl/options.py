@@ -10,12 +10,14 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, write_file
 from crafter_pl.parsing import plain
@@ -84,6 +86,19 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
     Raises:
         UserError: names the option, its value and what it may be.
     """
+    for part in ("trainer", "data", "model"):
+        if not isinstance(options.get(part), Namespace):
+            raise UserError(f"{part} is {options.get(part)!r}; give NAME: VALUE for each of its settings")
+    for name in ("experiment", "runs_dir"):
+        if not isinstance(options[name], str) or not options[name].strip():
+            raise UserError(f"--{name} is {options[name]!r}; give a name")
+    if options.name is not None and not (re.fullmatch(r"[\w-][\w.-]*", options.name)):
+        raise UserError(f"--name is {options.name!r}; give letters, digits, -, _ and dots")
+    if options.ckpt_path == "":
+        raise UserError("--ckpt_path is empty; give a file, last or best, or leave it out")
+    for name, kind in get_type_hints(FacesDataModule.__init__).items():
+        if name in options.data and options.data[name] is None and type(None) not in get_args(kind):
+            raise UserError(f"--data.{name} is null; give a value, or leave it out")
     for name, (right, what) in {**_EVERY, **_OF_VERB[verb]}.items():
         value = options.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not right(value):
@@ -91,8 +106,12 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
     trainer = options.trainer
     if not torch.cuda.is_available():
         check_processes(device_count(trainer), "--trainer.devices")
-    if verb == "fit" and trainer.max_epochs is None and (trainer.max_time or trainer.max_steps != -1):
+    if verb == "fit" and trainer.max_epochs is None:
         raise UserError("--trainer.max_epochs is missing: a stage plans its learning rate over all epochs")
+    if verb == "fit" and (trainer.min_epochs or 0) > trainer.max_epochs:
+        raise UserError(
+            f"--trainer.min_epochs {trainer.min_epochs} is more than max_epochs {trainer.max_epochs}"
+        )
     if verb != "fit" or trainer.fast_dev_run or not (monitor or "").startswith("val/"):
         return
     each, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
@@ -105,6 +124,48 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
             f"--trainer.check_val_every_n_epoch {each} is more than --trainer.max_epochs {epochs}, but "
             f"{monitor}, a figure of the validation, picks the best checkpoint: give at most {epochs}"
         )
+
+
+def check_configs(args: list[str]) -> None:
+    """Refuses config files, and those that they name, which YAML would take otherwise than they look.
+
+    Raises:
+        UserError: one is no UTF-8 or no YAML, or has a name twice in one section; it names file and line.
+    """
+    seen: set[str] = set()
+    for arg in args:
+        _check_config(Path(arg.rpartition("=")[2] if arg.startswith("-") else arg), seen)
+
+
+def _check_config(file: Path, seen: set[str]) -> None:
+    if file.suffix not in (".yaml", ".yml") or not file.is_file() or str(file) in seen:
+        return
+    seen.add(str(file))
+    try:
+        top = yaml.compose(file.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8 (byte {error.start}): save it as that") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = "" if mark is None else f", line {mark.line + 1}"
+        raise UserError(f"{file}{at}: no YAML ({getattr(error, 'problem', error)})") from error
+    nodes, known = [top], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in known:
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for key, value in node.value:
+                if key.value in names:
+                    raise UserError(f"{file}, line {key.start_mark.line + 1}: {key.value} stands there twice")
+                names.add(str(key.value))
+                nodes.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif node is not None:
+            _check_config(file.parent / str(node.value), seen)
 
 
 def check_processes(count: int, option: str) -> None:
@@ -157,14 +218,15 @@ def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_HOME)
         lost = isinstance(error, RuntimeError) and "gloo" in str(error)  # another process, see `cli.main`
-        if lost or (ours and not isinstance(error, (ValueError, ArithmeticError))):
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        if lost or (ours and not memory and not isinstance(error, (ValueError, ArithmeticError))):
             raise
         head = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         given = _given(args)
         text = f"{type(error).__name__}: {head[:300]}" if head else type(error).__name__
         place = _keep(traceback.format_exc(), folder)
-        if isinstance(error, torch.OutOfMemoryError):
-            text = "no memory left on the device: give a smaller --data.batch_size"
+        if memory:
+            text = "no memory left: give a smaller --data.batch_size, --data.image_size or --data.people"
         raise UserError(f"{text} (options: {given or 'of the config alone'}; traceback: {place})") from error
 
 

@@ -53,10 +53,12 @@ def plain(message: str, hints: dict[str, Any]) -> str:
     keys = re.findall(r'Parser key "([^"]+)":', message)
     if not keys:
         return message
-    option, value = f"--{'.'.join(keys)}", re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
+    option, value = f"--{'.'.join(keys)}", _value(message)
     given = value[1].strip() if value else ""
     if nested := re.fullmatch(r"NestedArg\(key='(.+?)', val=(.*)\)", given):
-        option, given = f"{option}.{nested[1]}", nested[2].strip("'\"")
+        if keys[-1] != nested[1]:
+            option += f".{nested[1]}"
+        given = nested[2].strip("'\"")
     head = message[: value.start()] if value else message
     lines = [line.strip().removeprefix("- ").strip() for line in head.splitlines()]
     wrong = [re.sub(r'^Parser key "[^"]+": *', "", line) for line in lines]
@@ -71,6 +73,12 @@ def plain(message: str, hints: dict[str, Any]) -> str:
     text = f"{option} {given}".strip()
     text += f": {'; '.join(wrong)}" if wrong else ""
     return f"{text}; give {wanted}" if wanted else text
+
+
+def _value(message: str) -> re.Match[str] | None:
+    """Where a message repeats what was given: at its end, or in its only line about a type."""
+    whole = re.search(r"\s*Given value type: [^\n]*\n\s*Given value: (.*)\Z", message, re.DOTALL)
+    return whole or re.search(r"(?:Got|Given) value: (.*)\Z", message, re.DOTALL)
 
 
 def _expected(head: str) -> str:

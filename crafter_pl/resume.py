@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import _get_rank
-
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
+from crafter_pl.processes import rank
 from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
@@ -94,13 +93,14 @@ def summary(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "summary.json"
     if not path.is_file():
         return None
-    way_out = f"delete {run_dir} and train again"
+    way_out = "delete that file and go on with --ckpt_path last: it is written anew"
     found = read_json(path, way_out)
-    try:
-        # Earlier versions wrote one where a limit had ended a run.
-        return found if int(found["epochs"]) >= int(found["max_epochs"]) else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no summary of a run ({error!r}): {way_out}") from error
+    kinds: dict[str, Any] = {"epochs": int, "max_epochs": int, "seconds": (int, float), "metrics": dict}
+    sound = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+    if not sound or not all(isinstance(value, (int, float)) for value in found["metrics"].values()):
+        raise UserError(f"{path} is no summary of a run; {way_out}")
+    # Earlier versions wrote one where a limit had ended a run.
+    return found if found["epochs"] >= found["max_epochs"] else None
 
 
 def finished(run_dir: Path, max_epochs: int | None) -> str | None:
@@ -133,7 +133,7 @@ def lock(
     Raises:
         UserError: another process is at work there.
     """
-    if _get_rank():  # a helper: the first process holds the lock
+    if rank():  # a helper: the first process holds the lock
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from crafter_pl import callbacks as cb
 from crafter_pl import options, resume
@@ -26,6 +25,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.transport import Transport
 from crafter_pl.errors import UserError
 from crafter_pl.nets import bf16_is_slow
+from crafter_pl.processes import rank
 from crafter_pl.progress import Board, LineProgress
 from crafter_pl.stages.base import Stage, load_stage, named_run
 
@@ -107,9 +107,9 @@ def import_stages() -> None:
     importlib.import_module("crafter_pl.audit.oracle")
 
 
-@rank_zero_only
 def _say(text: str) -> None:
-    print(text, flush=True)
+    if rank() == 0:
+        print(text, flush=True)
 
 
 class StageCLI(LightningCLI):
@@ -338,6 +338,11 @@ class StageCLI(LightningCLI):
             raise UserError(
                 f"{self.run_dir} holds a run already: go on with it ({resume_command(self.args)}), "
                 "choose another --experiment or --name, or delete the folder"
+            )
+        if given == "last" and not path.is_file() and any(folder.glob("*.ckpt")):  # type: ignore[union-attr]
+            raise UserError(
+                f"{path} is missing, and {self.run_dir} holds a run that cannot be gone on with without it: "
+                "bring it back, choose another --experiment or --name, or delete the folder"
             )
         if path is None or (given == "last" and not path.is_file()):
             return None

@@ -17,6 +17,7 @@ from crafter_pl.cli import main
 from crafter_pl.commands import without
 from crafter_pl.errors import UserError
 from crafter_pl.options import check_processes, expanded
+from crafter_pl.processes import LAUNCHER, rank
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import load_stage, sha256
 from crafter_pl.stages.schedules import Cosine, OneCycle
@@ -241,3 +242,46 @@ def test_a_machine_is_not_buried_in_processes():
     check_processes(8, "--devices")
     with pytest.raises(UserError, match="--devices asks for"):
         check_processes(max(8, os.cpu_count() or 1) + 1, "--devices")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer: {max_epochs: 1}\ntrainer: {max_epochs: 3}\n", "line 3: trainer stands there twice"),
+        ("trainer: _trainer.yaml\ndata: {image_size: null}\n", "data.image_size is null"),
+        ("trainer: []\n", "trainer"),
+        ("trainer: {max_epochs: null}\n", "max_epochs is missing"),
+        ("experiment: null\ntrainer: _trainer.yaml\n", "--experiment"),
+        ("trainer: {max_epochs: 1\n", "no YAML"),
+        ("# caf\udce9\n", "no text in UTF-8"),
+    ],
+)
+def test_configs_that_say_other_than_they_look(text, words, conf, capsys):
+    model = "" if "UTF-8" in words else "model: {class_path: tiny_stage.Tiny}\n"
+    (conf / "odd.yaml").write_bytes((model + text).encode("utf-8", "surrogateescape"))
+    assert fit("odd") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_is_kept_of_a_run_is_not_overwritten_or_misread(conf, capsys):
+    """A run without its last.ckpt; what was trained on a checkpoint that a longer training has replaced."""
+    assert fit("other", "--trainer.max_epochs", "1") == 0
+    assert fit("tiny", "--ckpt_path", "last") == 0 and summary()["epochs"] == 4
+    assert fit("top", "--trainer.max_epochs", "1", "--ckpt_path", "last") == 0  # on both
+    (RUN / "checkpoints/last.ckpt").unlink()
+    before = sha256(RUN / "checkpoints/best.ckpt")
+    assert fit("tiny", "--ckpt_path", "last") == 2
+    assert "last.ckpt is missing" in capsys.readouterr().err
+    assert sha256(RUN / "checkpoints/best.ckpt") == before
+    for content in ('{"epochs": 1, "max_epochs": 1}', "null", '{"epochs": "1"}'):
+        (RUN / "summary.json").write_text(content)
+        assert fit("other", "--ckpt_path", "last") == 2
+        assert "is no summary" in capsys.readouterr().err
+
+
+def test_a_process_is_not_taken_for_a_helper(conf, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "1")
+    assert rank() == 0
+    monkeypatch.setenv(LAUNCHER, "1")
+    assert rank() == 1

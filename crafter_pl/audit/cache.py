@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,7 +130,5 @@ class Reconstructions:
 def remove_unused(folder: Path, used: set[Path]) -> None:
     """Delete reconstructions that the finished report is not made of: they are private pictures, too."""
     for path in folder.iterdir():
-        if not path.is_dir():  # of an earlier version
-            path.unlink()
-        elif path not in used:
+        if re.fullmatch("[0-9a-f]{32}", path.name) and path not in used:  # see `cache_key`
             shutil.rmtree(path)

@@ -254,6 +254,11 @@ def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def kept_as(file: str | Path, digest: str) -> Path:
+    """Where a checkpoint is kept once a longer training has replaced it."""
+    return Path(file).with_name(f"best-{digest[:12]}.ckpt")
+
+
 def _upstream(path: Path, key: str, file: str, digest: str) -> Path:
     """The file that a checkpoint was trained on: where it was, or beside the checkpoint in a moved folder.
 
@@ -273,8 +278,9 @@ def _upstream(path: Path, key: str, file: str, digest: str) -> Path:
             f"{Path.cwd()} and the folders above {path}: bring it back, or train {path} again"
         )
     for place in there:
-        if sha256(place) == digest:
-            return place
+        for candidate in (place, kept_as(place, digest)):
+            if candidate.is_file() and sha256(candidate) == digest:
+                return candidate
     raise UserError(
         f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but {there[0]} "
         f"has {sha256(there[0])[:12]}…; train {path} again, or bring the old {file} back"
