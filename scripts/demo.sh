@@ -45,7 +45,6 @@ trap - EXIT
 run predict --config configs/crafter.yaml --trainer.accelerator cpu --trainer.devices 2 \
   --data.predict_batch_size 32
 export OMP_NUM_THREADS=$cores
-run audit --config configs/audit.yaml --budget quick --out runs/demo/audit \
-  --features "[runs/demo/crafter/features/private_test-beta0.1]" \
-  --oracles "[runs/demo/oracle_resnet/checkpoints/best.ckpt, runs/demo/oracle_plain/checkpoints/best.ckpt]"
+run audit --config configs/audit.yaml --budget quick --out runs/demo/audit --features crafter/beta0.1 \
+  --oracles "[oracle_resnet, oracle_plain]"
 echo "demo: $SECONDS s"

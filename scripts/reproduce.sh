@@ -12,6 +12,6 @@ done
 stores=()
 for beta in 0.1 0.25 0.5 1; do
   run predict --config configs/crafter.yaml --protect.beta "$beta"
-  stores+=("runs/synthetic/crafter/features/private_test-beta$beta")
+  stores+=("crafter/beta$beta")
 done
 run audit --config configs/audit.yaml --out runs/synthetic/sweep --features "[$(IFS=,; echo "${stores[*]}")]"

@@ -29,26 +29,26 @@ stores=()
 for beta in 0.1 0.25 0.5 1; do
   run predict --config "$configs/crafter.yaml" --protect.beta "$beta" --protect.precision "$precision"
   adapt "crafter-beta$beta" --model.init_args.beta "$beta" --model.init_args.precision "$precision"
-  stores+=("$runs/crafter/features/private_test-beta$beta$suffix")
+  stores+=("crafter/beta$beta$suffix")
 done
 run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision"
 adapt answers-beta0 --model.init_args.method answers --model.init_args.beta 0 --model.init_args.precision "$precision"
-stores+=("$runs/crafter/features/private_test-answers-beta0$suffix")
+stores+=("crafter/answers-beta0$suffix")
 queries=() # of each face several queries, for the attacks on their mean (A3)
 for seed in 1 2 3 4; do
   run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision" \
     --protect.seed "$seed" --protect.name "answers-beta0$suffix-seed$seed"
-  queries+=("$runs/crafter/features/private_test-answers-beta0$suffix-seed$seed")
+  queries+=("crafter/answers-beta0$suffix-seed$seed")
 done
 fit crafter --name crafter_paper --model.init_args.craft.task_weight 0 --model.init_args.critic_task_weight 0
 run predict --config "$configs/crafter.yaml" --name crafter_paper --protect.beta 0.25 --protect.precision "$precision"
 adapt crafter_paper-beta0.25 --model.init_args.beta 0.25 --model.init_args.precision "$precision" \
   --model.init_args.crafter_ckpt "$runs/crafter_paper/checkpoints/best.ckpt"
-stores+=("$runs/crafter_paper/features/private_test-beta0.25$suffix")
+stores+=("crafter_paper/beta0.25$suffix")
 fit adversarial_learning
 run predict --config "$configs/adversarial_learning.yaml"
 adapt adversarial_learning --model.init_args.crafter_ckpt "$runs/adversarial_learning/checkpoints/best.ckpt"
-stores+=("$runs/adversarial_learning/features/private_test-lambda0.5")
+stores+=("adversarial_learning/lambda0.5")
 run audit --config "$configs/audit.yaml" --budget adaptive --out "$runs/adaptive" \
   --features "[$(IFS=,; echo "${stores[*]}")]"
 
@@ -63,4 +63,4 @@ fi
 fit attacks/surrogate --name "surrogate-crafter-beta$default" --model.init_args.beta "$default" \
   --model.init_args.precision "$precision"
 run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/exhaustive" \
-  --features "[$runs/crafter/features/private_test-beta$default$suffix]"
+  --features "crafter/beta$default$suffix"

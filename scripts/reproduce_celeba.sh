@@ -12,4 +12,4 @@ for stage in attacks/black_box attacks/black_box_answers oracle_resnet oracle_pl
   run fit --config "configs/celeba/$stage.yaml" --ckpt_path last
 done
 run predict --config configs/celeba/crafter.yaml
-run audit --config configs/celeba/audit.yaml
+run audit --config configs/celeba/audit.yaml --features crafter/beta0.25

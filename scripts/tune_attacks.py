@@ -41,9 +41,11 @@ from crafter_pl.audit.team import Team
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.parsing import listed
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import sha256
 from crafter_pl.stages.oracle import IdentityOracle
+from crafter_pl.training import Commands, settings_of
 
 SPLIT = "public_val"
 GRIDS = Path(__file__).parent.parent / "configs" / "tune.yaml"
@@ -68,10 +70,10 @@ def main(args: list[str] | None = None) -> None:
     given = parser.instantiate(options)
     place, attack = find(inputs.chosen_attacks(given.attacks, given.budgets, given.budget), options.attack)
     where = ("attacks",) if given.attacks is not None else ("budgets", given.budget)
-    listed = (options.attacks if given.attacks is not None else options.budgets[given.budget])[place]
-    base = listed.get("init_args")
+    told = listed(options.attacks) if given.attacks is not None else options.budgets[given.budget]
+    base = told[place].get("init_args")
     entry = {
-        "class_path": listed.class_path,
+        "class_path": told[place].class_path,
         "init_args": base.as_dict() if base is not None else {},
     }
     grid = read_grid(options.grid) if options.grid else default_grid(attack)
@@ -177,13 +179,13 @@ def make_bench(given: Any, home: Path, faces: int) -> Bench:
     data: FacesDataModule = given.data
     device = Team(given.device).device
     data.setup("test")
-    task_path = Path(given.task_ckpt or home / "task" / "checkpoints" / "best.ckpt")
+    commands = Commands(home, settings_of(data))
+    task_path = inputs.found_task(commands, given.task_ckpt)
     task, notes = inputs.load_task(task_path, data)
     task.to(device)
-    oracles = inputs.load_oracles(given.oracles, data)
-    if not oracles:
-        raise UserError("identity similarity needs an oracle: give --oracles")
-    for note in notes:
+    files, missing = inputs.found_oracles(commands, given.oracles)
+    oracles = inputs.load_oracles(files, data)
+    for note in (*notes, *missing):
         print(f"note: {note}", flush=True)
     everybody = data.dataset(SPLIT)
     rows = spread(everybody.faces.identity[everybody.index], faces)
@@ -207,7 +209,7 @@ def make_bench(given: Any, home: Path, faces: int) -> Bench:
             parts = [task.edge(part.to(device)).float().cpu() for part in pictures.split(given.batch_size)]
         return torch.cat(parts)
 
-    hashes = [sha256(task_path), *(sha256(path) for path in given.oracles)]
+    hashes = [sha256(task_path), *(sha256(path) for path in files)]
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return Bench(
         images,

@@ -26,12 +26,14 @@ def test_oracles_of_the_experiment(tmp_path):
     home = tmp_path / "e"
     commands = Commands(home)
     with pytest.raises(UserError, match=r"train them first:\n.*oracle_resnet.yaml.*\n.*oracle_plain.yaml"):
+        inputs.found_oracles(commands, None)
+    with pytest.raises(UserError, match="needs an oracle"):
         inputs.found_oracles(commands, [])
     with pytest.raises(UserError, match=r"oracle_robust.yaml"):
         inputs.found_oracles(commands, ["oracle_robust"])
     mine, plain = run(home, "mine", "oracle"), run(home, "oracle_plain", "oracle")
     run(home, "task", "task")
-    assert inputs.found_oracles(commands, []) == ([plain, mine], [])
+    assert inputs.found_oracles(commands, None) == ([plain, mine], [])
     found, notes = inputs.found_oracles(commands, ["mine", "oracle_robust", plain])
     assert found == [mine, plain]
     assert len(notes) == 1 and "fit --config configs/oracle_robust.yaml --experiment e" in notes[0]
@@ -49,15 +51,19 @@ def test_stores_of_the_experiment(tmp_path, tiny_store):
     assert inputs.found_stores(home, None) == [str(first)]
     assert inputs.found_stores(home, []) == []
     shutil.copytree(tiny_store, second)
-    with pytest.raises(UserError, match=r"private_test-a, .*private_test-b"):
+    with pytest.raises(UserError, match=r"private_test-a\n.*private_test-b"):
         inputs.found_stores(home, None)
     assert inputs.found_stores(home, ["b", "private_test-a", str(second)]) == [
         str(second),
         str(first),
         str(second),
     ]
-    with pytest.raises(UserError, match=r"--features c: .*private_test-b"):
+    assert inputs.found_stores(home, ["crafter/a"]) == [str(first)]
+    with pytest.raises(UserError, match=r"--features c: [\s\S]*private_test-b"):
         inputs.found_stores(home, ["c"])
+    shutil.copytree(first, home / "other" / "features" / first.name)
+    with pytest.raises(UserError, match="are several"):
+        inputs.found_stores(home, ["a"])
 
 
 def test_the_task_model_of_the_experiment(tmp_path):

@@ -122,7 +122,7 @@ def audit(
     inputs.check_arguments(attacks, rulers, bootstrap, batch_size)
     commands = Commands(home, settings_of(data))
     stores = inputs.found_stores(home, None if features is None else listed(features))
-    panel_files, notes = inputs.found_oracles(commands, listed(oracles))
+    panel_files, notes = inputs.found_oracles(commands, oracles)
     clouds, defenses, adapted = (
         None if given is None else inputs.found_checkpoints(home, option, listed(given))
         for option, given in (("clouds", clouds), ("defenses", defenses), ("adapted", adapted))

@@ -82,25 +82,25 @@ def found_checkpoints(home: Path, option: str, given: list[str]) -> list[str]:
     return paths
 
 
-def found_oracles(commands: Commands, given: list[str]) -> tuple[list[str], list[str]]:
+def found_oracles(commands: Commands, given: list[str] | str | None) -> tuple[list[str], list[str]]:
     """The panel's checkpoints, and what the report must note.
 
     Args:
         commands: of the experiment.
         given: paths, or names of runs of the experiment, of which those that are not trained yet are left
-            out; none: all finished oracles of the experiment.
+            out; None: all finished oracles of the experiment.
 
     Raises:
         UserError: there is none at all, or a path or a name is wrong.
     """
     home, notes = commands.home, []
-    if not given:
+    if given is None:
         every = {path.parent.parent.name: str(path) for path in finished(home, IdentityOracle.stage_name)}
         paths = [every[name] for name in (*PANEL, *every) if name in every]
         paths = list(dict.fromkeys(paths))
     else:
         paths = []
-        for one in given:
+        for one in listed(given):
             run = named_run("", one)
             if run is None or (home / run / "summary.json").is_file() or commands.config(run) is None:
                 paths += found_checkpoints(home, "oracles", [one])
@@ -131,31 +131,39 @@ def found_task(commands: Commands, given: str | None) -> Path:
 
 
 def found_stores(home: Path, given: list[str] | None) -> list[str]:
-    """The feature stores to audit: given by their paths or names, or the only one of the experiment.
+    """The feature stores to audit.
+
+    Args:
+        home: the experiment's folder.
+        given: their paths, or names in the experiment: ``beta1`` or, of a certain run, ``crafter/beta1`` for
+            ``crafter/features/private_test-beta1``; None: the only one that is there.
 
     Raises:
         UserError: none was given, and the experiment has none or several; or a name is not one store's.
     """
-    manifests = home.glob(f"*/features/*/{MANIFEST}")
-    there = sorted(str(file.parent) for file in manifests if _split_of(file.parent) == SPLIT)
-    has = f"{home} has " + (", ".join(there) or f"no store of {SPLIT}")
+    there: dict[str, list[str]] = {}  # by name
+    for folder in sorted(file.parent for file in home.glob(f"*/features/*/{MANIFEST}")):
+        if _split_of(folder) == SPLIT:
+            name, run = folder.name.removeprefix(f"{SPLIT}-"), folder.parent.parent.name
+            for called in {name, folder.name, f"{run}/{name}"}:
+                there.setdefault(called, []).append(str(folder))
+    stores = sorted({store for own in there.values() for store in own})
+    has = "\n  ".join([f"{home} has", *stores]) if stores else f"{home} has no store of {SPLIT}"
     if given is None:
-        if len(there) != 1:
+        if len(stores) != 1:
             way = (
                 "name one or several with --features"
-                if there
-                else "make one with predict, or name it with --features"
+                if stores
+                else "make one with predict, or give --features"
             )
-            raise UserError(f"which features are to be audited? {has}; {way}")
-        return there
+            raise UserError(f"which features are to be audited? {way}; {has}")
+        return stores
     paths = []
     for one in given:
-        named = [
-            store for store in there if one in (Path(store).name, Path(store).name.removeprefix(f"{SPLIT}-"))
-        ]
-        if not Path(one).is_dir() and len(named) != 1:
-            raise UserError(f"--features {one}: there is no such store; {has}")
-        paths.append(one if Path(one).is_dir() else named[0])
+        own = [one] if Path(one).is_dir() else there.get(one, [])
+        if len(own) != 1:
+            raise UserError(f"--features {one}: there {'are several' if own else 'is no'} such store; {has}")
+        paths += own
     return paths
 
 
