@@ -436,7 +436,9 @@ def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
     if how == "exit":
         resumed = in_subprocess(command(how, *TWO, "--ckpt_path", "last"))
         assert resumed.returncode == 0, resumed.stderr
-        assert same(weights(tiny.folder / how), weights(tiny.folder / "two"))
+        mine, straight = weights(tiny.folder / how), weights(tiny.folder / "two")
+        # Lightning reads a checkpoint into float32 before it makes the nets double.
+        assert all(near(mine[key].float(), value.float()) for key, value in straight.items())
         store = next((folder / "two").glob("*/public_train"))
         assert shards(folder / how / store.relative_to(folder / "two")) == shards(store)
 

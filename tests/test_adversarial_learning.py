@@ -99,7 +99,7 @@ def test_the_loss_is_the_one_it_states(play):
 
 
 def test_relative_error():
-    images = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean = images.mean(0, keepdim=True).expand_as(images)
     assert relative_error(images, images) == 0 and relative_error(mean, images).item() == pytest.approx(1)
     assert relative_error(0.5 * (images + mean), images).item() == pytest.approx(0.25)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from closeness import near
 from torch import nn
 
 from crafter_pl.attacks import LayerwiseAttack, WhiteBoxAttack
@@ -98,7 +99,7 @@ def test_neighbours_do_not_matter(beyond):
     whole = toy(**settings).reconstruct(features)
     features[2] *= 3
     other = toy(**settings).reconstruct(features)
-    assert torch.allclose(other[[0, 1, 3, 4]], whole[[0, 1, 3, 4]], atol=1e-6)
+    assert near(other[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])  # the same shapes, so the same sums
     assert not torch.allclose(other[2], whole[2], atol=1e-3)
 
 

@@ -1,10 +1,12 @@
 """What every defence but Crafter promises: its store, its modules, one picture alone as in a batch."""
 
+import copy
 import csv
 import json
 
 import pytest
 import torch
+from closeness import near
 
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.cli import main
@@ -71,9 +73,9 @@ def test_its_store_and_its_modules(tiny, trained, faces):
     with torch.no_grad():
         clean = defense.edge_module()(images)
         assert torch.equal(defense.cloud_module()(features).isfinite().all(), torch.tensor(True))
-        assert torch.allclose(clean, features, atol=1e-5) == (name not in (*NOISY, *CLOAKS))
-        assert torch.allclose(clean, task.edge(images), atol=1e-3) == ("encoder" not in retrains)
-        same = torch.allclose(defense.cloud_module()(clean), task.cloud(clean), atol=1e-3)
+        assert near(features, clean, steps=10) == (name not in (*NOISY, *CLOAKS))
+        assert near(clean, task.edge(images), steps=10) == ("encoder" not in retrains)
+        same = near(defense.cloud_module()(clean), task.cloud(clean), steps=10)
         assert same == ("cloud" not in retrains)
     assert not any(p.requires_grad for p in defense.parameters())
 
@@ -93,7 +95,7 @@ def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
     _, _, defense = trained
     whole = defense.protect(faces["image"], faces["index"])
     alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
-    assert torch.allclose(alone, whole[3:4], atol=1e-5) and not whole.requires_grad
+    assert near(alone, whole[3:4], steps=10) and not whole.requires_grad
     assert torch.equal(whole, defense.protect(faces["image"], faces["index"]))
 
 
@@ -105,15 +107,15 @@ def test_its_graph_does_what_it_does(trained, faces):
         seed, count = defense.seed_in_force() if defense.edge_noise else 0, defense.edge_noise
         noise = keyed_normal(seed, faces["index"], count)
         inputs = [faces["image"], *([noise] if count else [])]
-        assert torch.allclose(graph(*inputs), defense.protect(faces["image"], faces["index"]), atol=1e-5)
+        assert near(graph(*inputs), defense.protect(faces["image"], faces["index"]), steps=10)
 
 
 def test_attackers_can_trace_its_encoder(trained, faces):
     """As the white-box attack does."""
     _, _, defense = trained
     with torch.no_grad():
-        folded = fold_batchnorm(defense.edge_module())(faces["image"])
-        assert torch.allclose(folded, defense.edge_module()(faces["image"]), atol=1e-4)
+        encoder = copy.deepcopy(defense.edge_module()).double()
+        assert near(fold_batchnorm(encoder)(faces["image"].double()), encoder(faces["image"].double()))
 
 
 def test_the_seed_keys_the_noise(trained, faces):
@@ -125,7 +127,7 @@ def test_the_seed_keys_the_noise(trained, faces):
     defense.protect_options = {}
     assert torch.equal(own, other) == (name not in NOISY)
     same_face = defense.protect(image[:1].expand(2, -1, -1, -1), index[:2])
-    assert torch.allclose(same_face[0], same_face[1], atol=1e-5) == (name not in NOISY)
+    assert near(same_face[0], same_face[1], steps=10) == (name not in NOISY)
 
 
 def test_utility_is_watched(trained):
