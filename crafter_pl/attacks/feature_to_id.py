@@ -222,7 +222,7 @@ class FeatureToID(Ruler):
         ckpt: checkpoint of a `FeatureToIdentity` that learned from unprotected features; null finds the
             experiment's own.
         adapted: checkpoints of those that learned from protected features, each from its defence's; null
-            finds the experiment's own, whatever the runs are called.
+            finds the experiment's own, whatever the runs are called. Of several the longest trained counts.
         name: how the report calls it; also the stage folder looked in.
         batch_size: features judged at a time.
     """
@@ -255,14 +255,14 @@ class FeatureToID(Ruler):
         self.checkpoints[self.name] = self._plain
         if target is None:
             return
-        for path in self.adapted or ():
-            if fits(_learned_from(path), target):
-                self.checkpoints[self.name] = path
+        fitting = [path for path in self.adapted or () if fits(_learned_from(path)[0], target)]
+        if fitting:
+            self.checkpoints[self.name] = max(fitting, key=lambda path: _learned_from(path)[1])
 
     @property
     def learnt(self) -> bool:
         """Whether the net that it took has learned from the features that it is aimed at."""
-        return self.target is None or fits(_learned_from(self.checkpoint(self.name)), self.target)
+        return self.target is None or fits(_learned_from(self.checkpoint(self.name))[0], self.target)
 
     def train(self, target: Target) -> list[str]:
         """Protect ``private_train``, then learn from it, from the unprotected one's weights on."""
@@ -304,9 +304,7 @@ class FeatureToID(Ruler):
         return {"adapted": self.target is not None and self.learnt}
 
 
-def _learned_from(path: str) -> dict[str, Any] | None:
-    """The defence whose features a `FeatureToIdentity` learned from; None: unprotected ones."""
-    found: dict[str, Any] | None = (
-        read_checkpoint(path, "feature_to_id").get("hyper_parameters", {}).get("learned_from")
-    )
-    return found
+def _learned_from(path: str) -> tuple[dict[str, Any] | None, int]:
+    """The defence whose features a `FeatureToIdentity` learned from (None: unprotected ones); its epochs."""
+    content = read_checkpoint(path, FeatureToIdentity.stage_name)
+    return content.get("hyper_parameters", {}).get("learned_from"), int(content.get("epoch", 0))
