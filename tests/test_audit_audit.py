@@ -232,10 +232,10 @@ def test_stores_and_stages_that_do_not_fit_are_refused(lab: SimpleNamespace) -> 
     lab.stages["strange"] = FakeOracle("strange", identities=[1, 2, 3])
     with pytest.raises(UserError, match="other people"):
         lab.run(oracles=["colour", "strange"])
-    with pytest.raises(UserError, match="colour and .*colour are the same"):
+    with pytest.raises(UserError, match=r"colour and .*colour are the same"):
         lab.run(oracles=["colour", "turned", "colour"])
     lab.stages["turned"].hparams["image_size"] = 64
-    with pytest.raises(UserError, match="oracle .*turned was trained on pictures of 64 pixels"):
+    with pytest.raises(UserError, match=r"oracle .*turned was trained on pictures of 64 pixels"):
         lab.run()
     lab.splits["colour"] = "another"
     with pytest.raises(UserError, match="another split"):

@@ -134,10 +134,8 @@ def test_predict_goes_on_where_it_stopped(damage, tiny, tiny_store, tmp_path):
     if damage.startswith("manifest"):  # as the messages about a damaged store advise
         (store / "manifest.json").unlink()
     if damage == "unfinished":  # the last shard and the manifest were never written
-        shutil.rmtree(store)
-        in_two = ["--protect.out", str(store), "--trainer.limit_predict_batches", "2"]
-        main(tiny.command("predict", "crafter", *in_two))
-        (store / "manifest.json").unlink(missing_ok=True)
+        for path in (store / "manifest.json", *sorted(store.glob("shard-*"))[2:]):
+            path.unlink(missing_ok=True)
         assert sorted(shards(store)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     kept = {path.name: path.stat().st_mtime_ns for path in store.glob("shard-0000[01]*")}
     assert main(tiny.command("predict", "crafter", "--protect.out", str(store))) == 0
@@ -195,8 +193,8 @@ def test_a_full_disk_leaves_nothing_by_halves(tiny, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(os, "fsync", full)
     assert main(tiny.command("predict", "crafter", "--protect.out", str(tmp_path / "store"))) == 2
-    assert capsys.readouterr().err.startswith("error: No space left on device; give a place")
-    assert list((tmp_path / "store").iterdir()) == []
+    assert "No space left on device; give a place" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("shard-*"))
 
 
 def test_two_processes_write_the_same_bytes(tiny, tiny_store, tmp_path):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from crafter_pl import progress
 from crafter_pl.data import decoding
 from crafter_pl.data.decoding import Decoding, decode, decode_all
 from crafter_pl.data.sources import LFW_PAPER_COLUMNS, load_celeba, load_folder, load_lfw
@@ -570,7 +569,7 @@ def test_too_large_for_memory_is_mapped_from_disk(folder, tmp_path, monkeypatch,
 def test_long_decoding_shows_the_projects_progress(folder, capsys, monkeypatch):
     load_folder(folder, HOW)
     assert "decoding" not in capsys.readouterr().out
-    monkeypatch.setattr(progress, "Steps", partial(progress.Steps, interval=0.0))
+    monkeypatch.setattr(decoding, "Steps", partial(decoding.Steps, interval=0.0))
     load_folder(folder, HOW)
     captured = capsys.readouterr()
     assert "decoding 5/5 pictures" in captured.out and "\r" not in captured.out + captured.err
