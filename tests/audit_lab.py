@@ -30,7 +30,7 @@ def _templates() -> Tensor:
 class FakeData:
     """Pictures are their person's colour with a little noise; two attributes, and one of a single class."""
 
-    source, image_size, split_hash = "fake", SIZE, SPLIT_HASH
+    source, image_size, split_hash, private_people = "fake", SIZE, SPLIT_HASH, PEOPLE
     attribute_names = ("reddish", "noisy", "always")
 
     def __init__(self) -> None:

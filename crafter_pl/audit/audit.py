@@ -120,6 +120,7 @@ def audit(
     if (folder / "checkpoints").exists() or (folder / MANIFEST).exists():
         raise UserError(f"{folder} holds a run or a feature store: give another --out")
     inputs.check_arguments(attacks, rulers, bootstrap, batch_size)
+    check_several(data.private_people, "--data.private_people")
     commands = Commands(home, settings_of(data))
     stores = inputs.found_stores(home, None if features is None else listed(features))
     panel_files, notes = inputs.found_oracles(commands, oracles)
@@ -133,7 +134,6 @@ def audit(
 
     data.setup("test")
     rows = data.rows(SPLIT)
-    check_several(len(rows["identity"].unique()), "--data.private_people")
     task, remarks = inputs.load_task(task_path, data)
     task.to(device)
     panel_nets = {name: oracle.to(device) for name, oracle in inputs.load_oracles(panel_files, data).items()}

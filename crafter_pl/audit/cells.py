@@ -30,6 +30,7 @@ p, li { max-width: 46rem; }
   margin: 1rem 0 .6rem; font-size: 1.12rem; max-width: none; }
 .warning { border-left: 4px solid var(--red); background: #fdf3f3; padding: .6rem 1rem; margin: .5rem 0;
   max-width: none; }
+.warning code { overflow-wrap: anywhere; font-size: .8rem; }
 .flag { border-left: 4px solid var(--red); background: var(--red); color: #fff; padding: .8rem 1rem;
   margin: .5rem 0; font-weight: 600; max-width: none; }
 .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
