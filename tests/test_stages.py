@@ -425,7 +425,8 @@ def test_task_draws_the_lowest_and_highest_scores(count, tiny):
         with torch.no_grad():
             shown = stage.net(grid)[:, number].view(2, columns)
         ranked = scores[:, number].sort().values
-        assert near(shown[0], ranked[:columns]) and near(shown[1], ranked.flip(0)[:columns])
+        for row, extremes in zip(shown, (ranked, ranked.flip(0)), strict=True):
+            assert near(row, extremes[:columns], at_least=1), "small sums of the net's features"
 
 
 def test_oracle_draws_whom_it_takes_each_for(tiny):
