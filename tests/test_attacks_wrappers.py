@@ -100,7 +100,8 @@ def test_wrappers_say_what_they_hold(tiny):
         attack.resolve(tiny.folder)
         told = json.loads(json.dumps(attack.describe()))
         assert told["checkpoints"] == attack.base.describe()["checkpoints"]
-        assert told["settings"]["base"] == {"class": type(attack.base).__name__, **attack.base.settings()}
+        held = {"class": type(attack.base).__name__, "version": attack.base.version}
+        assert told["settings"]["base"] == {**held, **attack.base.settings()}
         target = Target({"defense": "x", "retrains": []}, Known())
         attack.aim(target)
         assert attack.target is target and attack.base.target is target
