@@ -217,7 +217,8 @@ def test_settings_and_description(tiny):
     assert attack.settings() == expected
     told = json.loads(json.dumps(attack.describe()))
     hashes = {stage: sha256(tiny.ckpt(stage)) for stage in ("task", "prior", "amortizer")}
-    assert told == {"name": "strong", "class": "WhiteBoxAttack", "settings": expected, "checkpoints": hashes}
+    held = {"class": "WhiteBoxAttack", "version": attack.version, "settings": expected}
+    assert told == {"name": "strong", **held, "checkpoints": hashes}
     cold = WhiteBoxAttack(amortizer_ckpt="none")
     cold.resolve(tiny.folder)
     assert cold.settings()["amortized"] is False and cold.describe()["checkpoints"].keys() == {

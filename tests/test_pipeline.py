@@ -203,9 +203,10 @@ TWO = ["--device", "cpu", "--devices", "2", "--batch_size", "4"]
 def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path):
     """An adaptive one among them, whose rounds are attacks, too."""
     assert main(tiny.command("fit", "adaptive_black_box", "--name", "adaptive_audited")) == 0
-    adaptive = "--attacks+={class_path: AdaptiveDecoderAttack, init_args: {name: adaptive_audited}}"
-    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4", adaptive)) == 0
-    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO, adaptive))
+    adaptive = ["--attacks+={class_path: AdaptiveDecoderAttack, init_args: {name: adaptive_audited}}"]
+    adaptive += ["--adapted", tiny.ckpt("adaptive_audited")]  # other files' tests train others
+    assert main(tiny.audit("--out", str(tmp_path / "one"), "--batch_size", "4", *adaptive)) == 0
+    two = in_subprocess(tiny.audit("--out", str(tmp_path / "two"), *TWO, *adaptive))
     assert two.returncode == 0, two.stderr
     assert "reconstructions by each of 2 processes" in two.stdout and two.stdout.count("\nAudit of") == 1
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))

@@ -248,6 +248,7 @@ def test_the_defence_may_judge_the_starts(tiny, vivid, mixing, monkeypatch):
 def aimed(tiny, target, **settings):
     attack = ThroughDefenceAttack(**{"steps": 2, "lr": 0.1, "batch_size": 2, **settings})
     attack.resolve(tiny.folder)
+    attack.among = [tiny.ckpt("surrogate")]  # other files' tests train others
     attack.aim(target)
     return attack
 

@@ -130,5 +130,7 @@ class Reconstructions:
 def remove_unused(folder: Path, used: set[Path]) -> None:
     """Delete reconstructions that the finished report is not made of: they are private pictures, too."""
     for path in folder.iterdir():
-        if re.fullmatch("[0-9a-f]{32}", path.name) and path not in used:  # see `cache_key`
+        if path.suffix == ".safetensors":  # of an earlier version
+            path.unlink()
+        elif re.fullmatch("[0-9a-f]{32}", path.name) and path not in used:  # see `cache_key`
             shutil.rmtree(path)
