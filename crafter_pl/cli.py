@@ -229,7 +229,7 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: others are refused
         ".*isinstance\\(treespec, LeafSpec\\).*",  # inside Lightning, about torch's own interface
         ".*but have no logger configured.*",  # predict and --trainer.logger false
-        ".*predict returned None.*",  # stages write what they predict to disk themselves
+        ".*Couldn't infer the batch indices.*",  # batches carry their own numbers
         ".*torch.distributed._sharded_tensor will be deprecated.*",  # inside torch
         ".*contains no parameters.*",  # torchmetrics' LPIPS as LowKey loads it
     ):

@@ -6,7 +6,6 @@ import os
 import pkgutil
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from crafter_pl import options, resume
 from crafter_pl.cli import VERBS
 from crafter_pl.commands import command, passed_on, resume_command, without
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.transport import Transport
+from crafter_pl.defenses.base import Defense, defenses
+from crafter_pl.defenses.options import declare
+from crafter_pl.defenses.predict import FeatureWriter, Protecting
 from crafter_pl.errors import UserError
 from crafter_pl.nets import bf16_is_slow
 from crafter_pl.processes import rank
@@ -40,44 +41,6 @@ OURS = {
 
 
 Loaded = dict[str, FacesDataModule]
-
-
-@dataclass
-class Crafting:
-    """How a defence is to protect (null: as it was trained).
-
-    Args:
-        beta: weight of utility against privacy.
-        steps: outer crafting steps.
-        method: what crafts (`crafter`, `fast`, `crafter_z`, `answers` or `reference`).
-        critic: how the critic is treated during crafting (`fixed`, `adapted` or `per_batch`).
-        precision: of crafting: `bf16`, `float32` or `float64`.
-        refine_steps: of the crafting generator: outer steps of Crafter after its one pass.
-        seed: seed of the crafting noise.
-    """
-
-    beta: float | None = None
-    steps: int | None = None
-    method: str | None = None
-    critic: str | None = None
-    precision: str | None = None
-    refine_steps: int | None = None
-    seed: int | None = None
-
-
-@dataclass
-class Protect(Crafting):
-    """What predict hands to the defence (null: as it was trained).
-
-    Args:
-        out: folder of the feature store.
-        name: how reports call this set of features.
-        transport: how the features travel: `float32`, `float16` or `int8`.
-    """
-
-    out: str | None = None
-    name: str | None = None
-    transport: Transport | None = None
 
 
 def run(args: list[str]) -> None:
@@ -105,6 +68,24 @@ def import_stages() -> None:
         for info in pkgutil.iter_modules(module.__path__):
             importlib.import_module(f"{module.__name__}.{info.name}")
     importlib.import_module("crafter_pl.audit.oracle")
+
+
+def protecting(args: list[str]) -> tuple[type[Defense[Any]], set[str]]:
+    """The class of defence that unparsed arguments name, in a config or as an option, and its options."""
+    found, told = "Defense", set()
+    for word, value in zip(args, [*args[1:], ""], strict=True):
+        name, _, own = word.partition("=")
+        value = own or value
+        if name in ("--config", "-c") and Path(value).is_file():
+            config = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+            model = config.get("model")
+            found = str(model.get("class_path", found) if isinstance(model, dict) else model or found)
+            told |= set(config.get("protect") or {})
+        elif name in ("--model", "--model.class_path"):
+            found = value
+        elif name.startswith("--protect."):
+            told.add(name.removeprefix("--protect."))
+    return defenses().get(found.rpartition(".")[2], Defense), told
 
 
 def _say(text: str) -> None:
@@ -174,7 +155,11 @@ class StageCLI(LightningCLI):
         )
         parser.add_argument("--ckpt_path", type=str | None, help=start)
         if self.verb == "predict":
-            parser.add_class_arguments(Protect, "protect")
+            parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
+            parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
+            defense, told = protecting(self.args)
+            defense.refuse_unknown(told - {"out", "name"})
+            declare(parser, defense.options_class)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)
         """Parses and checks `args`; unlike the inherited method, without a warning in a program."""
@@ -364,8 +349,7 @@ class StageCLI(LightningCLI):
                 if not self.finished() and self.trainer.is_global_zero:
                     self.stopped_early()
             elif self.verb == "predict":
-                self._enough_batches()
-                self.trainer.predict(self.model, self.datamodule, return_predictions=False)
+                self.predict()
             else:
                 getattr(self.trainer, self.verb)(self.model, self.datamodule)
 
@@ -379,17 +363,30 @@ class StageCLI(LightningCLI):
             setattr(data, name, settings[name])
         return data
 
-    def _enough_batches(self) -> None:
-        """Refuses more processes than batches: Lightning would stop in the processes that get none."""
+    def predict(self) -> None:
+        """Protects a split and writes its feature store; goes on with one that was interrupted.
+
+        Raises:
+            UserError: there are more processes than batches, the defence has no such option, or the store's
+                folder holds something else.
+        """
+        if not isinstance(self.model, Defense):
+            self.trainer.predict(self.model, self.datamodule)  # says that it does not predict
+            return
+        told = dict(vars(self.options.protect))  # which the saved config keeps
+        out, name = told.pop("out"), told.pop("name")
+        options = self.model.options(**told)
         self.datamodule.setup("predict")
-        size = self.options.data.predict_batch_size
-        batches = -(-len(self.datamodule.dataset(self.options.data.predict_split)) // size)
-        world = self.trainer.world_size
+        writer = FeatureWriter(self.model, options, self.datamodule, out, name, self.run_dir)
+        batches, world = len(writer.batches), self.trainer.world_size
         if batches < world:
             raise UserError(
-                f"{batches} batches of {size} pictures cannot be shared by {world} processes: "
-                "use fewer processes, or a smaller --data.predict_batch_size"
+                f"{batches} batches of {self.options.data.predict_batch_size} pictures cannot be shared by "
+                f"{world} processes: use fewer processes, or a smaller --data.predict_batch_size"
             )
+        if not writer.finished():
+            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+            self.trainer.predict(Protecting(self.model, options), self.datamodule, return_predictions=False)
 
     def _build(self, checkpoint: Path | None) -> None:
         """Makes data, trainer and stage; but for `fit` the stage comes from its checkpoint alone."""
@@ -406,8 +403,6 @@ class StageCLI(LightningCLI):
             model_options = any(arg.startswith("--model") for arg in self.args)
             for line in resume.check_evaluation(checkpoint, self._settings(), model_options):
                 _say(f"note: the checkpoint's own setting is used: {line}")
-        if self.verb == "predict":
-            self.model.protect_options = asdict(self.config_init.predict.protect)
         self.model.run_dir, self.model.experiment_dir = self.run_dir, self.experiment_dir
         self.save_config_kwargs = {"folder": self.run_dir, "verb": self.verb}
         self.trainer = self.instantiate_trainer(**self._trainer_options(checkpoint))

@@ -39,8 +39,20 @@ from crafter_pl.audit import inputs, metrics
 from crafter_pl.audit.panel import Panel
 from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft, craft_step, start_crafting
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.defenses import Crafter, CrafterGenerator, Defense, load_defense
-from crafter_pl.defenses.crafter import FAST, RELEASED
+from crafter_pl.defenses import (
+    Answers,
+    Crafter,
+    CrafterFast,
+    CrafterGenerator,
+    CrafterReference,
+    CrafterVariant,
+    CrafterZ,
+    Defense,
+    load_defense,
+)
+from crafter_pl.defenses.crafter_variants import FAST, RELEASED
+from crafter_pl.defenses.crafting import CraftOptions
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
@@ -49,23 +61,25 @@ from crafter_pl.progress import Steps
 from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import load_stage, read_checkpoint
 
-# Variant: what `predict --protect.*` is told, and settings of the Crafter that are changed.
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "reference": ({"method": "reference"}, {}),
-    "default": ({}, {}),
-    "fast": ({"method": "fast"}, {}),
-    "single_start": ({}, {"double_start": False}),
-    "bf16": ({"precision": "bf16"}, {}),
-    "steps20": ({}, {"steps": 20}),
-    "steps20_lr0.2": ({}, {"steps": 20, "lr": 0.2}),
-    "steps10_lr0.4": ({}, {"steps": 10, "lr": 0.4}),
-    "start10": ({}, {"start_steps": 10}),
-    "inner1": ({}, {"inner_steps": 1}),
-    "cg1": ({}, {"iterations": 1}),
-    "inner1_cg1_start10": ({}, {"inner_steps": 1, "iterations": 1, "start_steps": 10}),
-    "crafter_z": ({"method": "crafter_z"}, {}),
-    "answers": ({"method": "answers", "beta": 0.0}, {}),
+# Settings of the Crafter that are changed.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "single_start": {"double_start": False},
+    "bf16": {"precision": "bf16"},
+    "steps20": {"steps": 20},
+    "steps20_lr0.2": {"steps": 20, "lr": 0.2},
+    "steps10_lr0.4": {"steps": 10, "lr": 0.4},
+    "start10": {"start_steps": 10},
+    "inner1": {"inner_steps": 1},
+    "cg1": {"iterations": 1},
+    "inner1_cg1_start10": {"inner_steps": 1, "iterations": 1, "start_steps": 10},
 }
+OTHERS: dict[str, type[CrafterVariant]] = {  # defences by that Crafter
+    "reference": CrafterReference,
+    "fast": CrafterFast,
+    "crafter_z": CrafterZ,
+}
+NAMES = ("reference", "default", "fast", *list(VARIANTS)[1:], "crafter_z", "answers")
 
 
 CELEBA = CraftSettings(task_weight=0.5, steps=40, lr=0.1, inner_steps=2, iterations=2)  # configs/celeba/
@@ -78,22 +92,23 @@ def synchronised(device: str) -> float:
     return time.perf_counter()
 
 
-def defense(args: argparse.Namespace, name: str) -> Defense:
-    """The variant, ready to protect; another name is a crafting generator's run, or run:REFINE."""
-    if name in VARIANTS:
-        options, changes = VARIANTS[name]
+def defense(args: argparse.Namespace, name: str) -> tuple[Defense[Any], ProtectOptions]:
+    """The variant and its options; another name is a crafting generator's run, or run:REFINE."""
+    if name in NAMES:
         stage = load_stage(args.ckpt, Crafter)
-        stage.craft_settings = replace(stage.craft_settings, **changes)
-        stage.protect_options = dict(options)
-        if name == "reference":
-            stage.protect_options["steps"] = args.reference_steps
-        return stage.to(args.device)
+        if name in OTHERS:
+            other = OTHERS[name](stage.upstream_files["task"][0], str(args.ckpt)).eval().to(args.device)
+            return other, other.options(**({"steps": args.reference_steps} if name == "reference" else {}))
+        if name == "answers":
+            answers = Answers.of(stage).to(args.device)
+            return answers, answers.options()
+        stage.craft_settings = replace(stage.craft_settings, **VARIANTS[name])
+        return stage.to(args.device), stage.options()
     run, _, refine = name.partition(":")
     made = load_defense(args.ckpt.parents[2] / run / "checkpoints" / "best.ckpt")
     if not isinstance(made, CrafterGenerator):
-        raise UserError(f"{run} is no crafting generator, nor one of {', '.join(VARIANTS)}")
-    made.protect_options = {"refine_steps": int(refine or 0)}
-    return made.to(args.device)
+        raise UserError(f"{run} is no crafting generator, nor one of {', '.join(NAMES)}")
+    return made.to(args.device), made.options(refine_steps=int(refine or 0))
 
 
 def faces(args: argparse.Namespace) -> tuple[FacesDataModule, dict[str, torch.Tensor]]:
@@ -109,13 +124,13 @@ def faces(args: argparse.Namespace) -> tuple[FacesDataModule, dict[str, torch.Te
 
 
 def protect(
-    stage: Defense, rows: dict[str, torch.Tensor], batch: int, device: str
+    defended: tuple[Defense[Any], ProtectOptions], rows: dict[str, torch.Tensor], batch: int, device: str
 ) -> tuple[torch.Tensor, float]:
     """Crafted features of all rows, and the seconds that took."""
-    parts, began = [], synchronised(device)
+    (stage, options), parts, began = defended, [], synchronised(device)
     for at in range(0, len(rows["index"]), batch):
         images, index = (rows[key][at : at + batch].to(device) for key in ("image", "index"))
-        parts.append(stage.protect(images, index).detach())
+        parts.append(stage.protect(images, index, options).detach())
     seconds = synchronised(device) - began
     return torch.cat(parts).float().cpu(), seconds
 
@@ -138,12 +153,15 @@ class Operations(TorchDispatchMode):
         return made
 
 
-def operations(stage: Defense, images: torch.Tensor, index: torch.Tensor) -> float:
+def operations(
+    defended: tuple[Defense[Any], ProtectOptions], images: torch.Tensor, index: torch.Tensor
+) -> float:
     """Multiplications and additions of crafting pictures, in forward passes of the edge encoder each."""
+    stage, options = defended
     with Operations() as encoder, torch.no_grad():
         stage.task.edge(images)
     with Operations() as whole:
-        stage.protect(images, index)
+        stage.protect(images, index, options)
     return whole.total / encoder.total
 
 
@@ -158,12 +176,11 @@ def trajectory(
 
     ``beta`` None is Crafter's own.
     """
-    stage = defense(args, "reference")
-    assert isinstance(stage, Crafter)
+    stage, options = defense(args, "reference")
+    assert isinstance(stage, CrafterReference) and isinstance(options, CraftOptions)
     wanted = sorted(args.reference_quality)
-    settings, _, _, seed = stage.settings_in_force()
-    beta = settings.beta if beta is None else beta
-    settings = replace(settings, steps=wanted[-1], beta=beta)
+    beta = options.beta if beta is None else beta
+    options = replace(options, steps=wanted[-1], beta=beta)
     kept: dict[int, list[torch.Tensor]] = {count: [] for count in wanted}
 
     def keep(step: int, _: dict[str, float], features: torch.Tensor) -> None:
@@ -175,9 +192,7 @@ def trajectory(
     steps = Steps("reference", batches * wanted[-1], unit="outer steps")
     for at in range(0, len(rows["index"]), batch):
         images, index = (rows[key][at : at + batch].to(args.device) for key in ("image", "index"))
-        with torch.no_grad():
-            clean = stage.task.edge(images)
-        stage.reference(clean, index, settings, seed, keep)
+        stage.craft(images, index, options, keep)
     steps.close()
     points = []
     for count, parts in kept.items():
@@ -407,7 +422,7 @@ def main() -> None:
         "`speedup_at_equal` that up to the step where it is worth as much",
     )
     args = parser.parse_args()
-    names = ([] if args.paper_sizes or args.growth else list(VARIANTS)) if args.only is None else args.only
+    names = ([] if args.paper_sizes or args.growth else NAMES) if args.only is None else args.only
     if names and not args.ckpt.is_file():
         raise UserError(
             f"no checkpoint {args.ckpt}: train Crafter first (make reproduce), or give --ckpt FILE"

@@ -28,26 +28,27 @@ adapt() { # name of the defence, its settings
 stores=()
 for beta in 0.1 0.25 0.5 1; do
   run predict --config "$configs/crafter.yaml" --protect.beta "$beta" --protect.precision "$precision"
-  adapt "crafter-beta$beta" --model.init_args.beta "$beta" --model.init_args.precision "$precision"
+  adapt "crafter-beta$beta" --model.init_args.protect.beta "$beta" --model.init_args.protect.precision "$precision"
   stores+=("crafter/beta$beta$suffix")
 done
-run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision"
-adapt answers-beta0 --model.init_args.method answers --model.init_args.beta 0 --model.init_args.precision "$precision"
-stores+=("crafter/answers-beta0$suffix")
+fit answers
+run predict --config "$configs/answers.yaml" --protect.precision "$precision"
+adapt answers-beta0 --model.init_args.defense_ckpt answers --model.init_args.protect.precision "$precision"
+stores+=("answers/beta0$suffix")
 queries=() # of each face several queries, for the attacks on their mean (A3)
 for seed in 1 2 3 4; do
-  run predict --config "$configs/crafter.yaml" --protect.method answers --protect.beta 0 --protect.precision "$precision" \
-    --protect.seed "$seed" --protect.name "answers-beta0$suffix-seed$seed"
-  queries+=("crafter/answers-beta0$suffix-seed$seed")
+  run predict --config "$configs/answers.yaml" --protect.precision "$precision" \
+    --protect.seed "$seed" --protect.name "beta0$suffix-seed$seed"
+  queries+=("answers/beta0$suffix-seed$seed")
 done
 fit crafter --name crafter_paper --model.init_args.craft.task_weight 0 --model.init_args.critic_task_weight 0
 run predict --config "$configs/crafter.yaml" --name crafter_paper --protect.beta 0.25 --protect.precision "$precision"
-adapt crafter_paper-beta0.25 --model.init_args.beta 0.25 --model.init_args.precision "$precision" \
-  --model.init_args.crafter_ckpt "$runs/crafter_paper/checkpoints/best.ckpt"
+adapt crafter_paper-beta0.25 --model.init_args.protect.beta 0.25 --model.init_args.protect.precision "$precision" \
+  --model.init_args.defense_ckpt crafter_paper
 stores+=("crafter_paper/beta0.25$suffix")
 fit adversarial_learning
 run predict --config "$configs/adversarial_learning.yaml"
-adapt adversarial_learning --model.init_args.crafter_ckpt "$runs/adversarial_learning/checkpoints/best.ckpt"
+adapt adversarial_learning --model.init_args.defense_ckpt adversarial_learning
 stores+=("adversarial_learning/lambda0.5")
 run audit --config "$configs/audit.yaml" --budget adaptive --out "$runs/adaptive" \
   --features "[$(IFS=,; echo "${stores[*]}")]"
@@ -60,7 +61,7 @@ if [ "$experiment" = synthetic ]; then # generators that the defence has never s
     fit "attacks/$stage"
   done
 fi
-fit attacks/surrogate --name "surrogate-crafter-beta$default" --model.init_args.beta "$default" \
-  --model.init_args.precision "$precision"
+fit attacks/surrogate --name "surrogate-crafter-beta$default" --model.init_args.protect.beta "$default" \
+  --model.init_args.protect.precision "$precision"
 run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/exhaustive" \
   --features "crafter/beta$default$suffix"

@@ -21,6 +21,7 @@ import torch
 
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.defenses import Defense
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage
 
@@ -83,6 +84,25 @@ class Experiment:
         data = FacesDataModule(**DATA)
         data.setup()
         return data
+
+
+class Told:
+    """A defence with its options: `protect(images, index)`, `settings()`, `store_name()` as they are told."""
+
+    def __init__(self, stage: Defense, **options: Any) -> None:
+        self.stage, self.options = stage, stage.options(**options)
+
+    def protect(self, images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self.stage.protect(images, index, self.options)
+
+    def settings(self) -> dict[str, Any]:
+        return self.stage.settings(self.options)
+
+    def store_name(self) -> str:
+        return self.stage.store_name(self.options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stage, name)
 
 
 def make(folder: Path) -> Experiment:

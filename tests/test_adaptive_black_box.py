@@ -137,7 +137,7 @@ def test_resumed_equals_straight(tiny, trained, epochs):
 def test_losses(tiny):
     """Against their formulas; the clean share replaces features, never pictures."""
     data = tiny.data().dataset("public_train").take(tiny.data().dataset("public_train").index[:6])
-    upstream = tiny.upstream("crafter", "black_box")
+    upstream = {"defense_ckpt": tiny.ckpt("crafter"), **tiny.upstream("black_box")}
     crafted = torch.randn(6, 64, 8, 8, generator=torch.Generator().manual_seed(0))
     for loss, weight, share in (("l2", 0.0, 0.0), ("l1", 0.5, 0.0), ("l1", 0.0, 1.0)):
         stage = AdaptiveBlackBox(**upstream, loss=loss, feature_weight=weight, clean_share=share).eval()
@@ -216,7 +216,7 @@ def test_a_decoder_of_another_task_model(tiny, tmp_path):
 
 def test_upstream_stages_say_where_they_are(tiny):
     """A defence crafts on its own device, which it must know when it is upstream of another stage."""
-    stage = AdaptiveBlackBox(**tiny.upstream("crafter", "black_box"))
+    stage = AdaptiveBlackBox(tiny.ckpt("crafter"), tiny.ckpt("black_box"))
     assert stage.defense.device == torch.device("cpu")
     stage.to("meta")
     assert stage.defense.device == stage.defense.task.device == torch.device("meta")
@@ -281,8 +281,8 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
     line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
     assert f"--runs_dir {tiny.runs_dir}" in line
-    assert f"--model.init_args.beta {other['settings']['beta']}" in line
-    assert ("--model.init_args.crafter_ckpt" in line) == (change == "defense")
+    assert f"--model.init_args.protect.beta {other['settings']['beta']}" in line
+    assert ("--model.init_args.defense_ckpt" in line) == (change == "defense")
     assert f"--name adaptive_black_box-{other['defense']}-" in line
     with pytest.raises(UserError, match="was not trained against"):
         aimed(tiny, Target(other, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
@@ -297,7 +297,7 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
             aimed(tiny, Target(other, None, checkpoint=str(path)))
         line = str(error.value).partition("train it first: ")[2]
         assert f"--name adaptive_black_box-{run}-beta1" in line
-        assert (f"--model.init_args.crafter_ckpt {path}" in line) == (run == "crafter_z")
+        assert (f"--model.init_args.defense_ckpt {path}" in line) == (run == "crafter_z")
     published = Published(tiny.folder, "cpu")
     for run, found in (("crafter", "crafter"), ("crafter_z", "crafter_z")):
         store = tiny.folder / run / "features" / "x"

@@ -43,7 +43,9 @@ def stage(tiny):
     """A stage outside a trainer, whose hidden lines are quiet; in float64: tiny nets amplify rounding."""
 
     def make(**settings):
-        made = AdaptiveWhiteBox(**tiny.upstream("crafter", "prior", "amortizer"), **settings).double()
+        made = AdaptiveWhiteBox(
+            tiny.ckpt("crafter"), **tiny.upstream("prior", "amortizer"), **settings
+        ).double()
         made.log = lambda *_, **__: None
         made.all_gather = lambda x: x
         return made
@@ -284,7 +286,7 @@ def test_nothing_was_trained_against_this_defence(tiny, tiny_store, trained):
         attack.aim(Target(manifest, None))
     line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_white_box.yaml")
-    assert "--model.init_args.beta 0.5" in line
+    assert "--model.init_args.protect.beta 0.5" in line
 
 
 # Several processes

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from experiment import in_subprocess
+from experiment import Told, in_subprocess
 
 from crafter_pl.cli import main
 from crafter_pl.defenses import AdversarialLearning, load_defense
@@ -61,7 +61,7 @@ def test_it_starts_from_the_task_model(tiny, task, faces):
     assert torch.equal(weights(stage.net), weights(task.net)) and stage.net is not stage.task.net
     stage.eval()
     with torch.no_grad():
-        assert torch.equal(stage.protect(faces["image"], faces["index"]), task.edge(faces["image"]))
+        assert torch.equal(Told(stage).protect(faces["image"], faces["index"]), task.edge(faces["image"]))
     own = [p for p in stage.parameters() if p.requires_grad]
     assert len(own) == len([*stage.net.parameters(), *stage.adversary.parameters()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,18 @@ from audit_lab import IDENTITIES, SHA, SIZE, Echo, make_lab, write_store
 from crafter_pl.attacks.base import Ruler
 from crafter_pl.audit import targets
 from crafter_pl.audit.targets import Published, same_protection
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 
 OWN, OTHER = "d" * 64, "0" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(ProtectOptions):
+    """Its steps are its own: set in training, and no option."""
+
+    beta: float = 9.0
+    seed: int | None = None
 
 
 class FakeDefense:
@@ -23,9 +33,10 @@ class FakeDefense:
 
     version = 1
 
+    options_class = Told
+
     def __init__(self, digest: str = OWN, name: str = "crafter") -> None:
         self.digest, self.name = digest, name
-        self.protect_options: dict[str, Any] = {}
 
     def to(self, device: str) -> FakeDefense:
         return self
@@ -33,11 +44,12 @@ class FakeDefense:
     def weights_hash(self) -> str:
         return self.digest
 
-    def protection(self) -> dict[str, Any]:
-        seeded = {"seed": self.protect_options["seed"]} if "seed" in self.protect_options else {}
-        return {"beta": self.protect_options.get("beta", 9.0), "steps": 5, **seeded}
+    def options(self, **told: Any) -> Told:
+        return Told(**told)
 
-    in_force = protection
+    def settings(self, options: Told) -> dict[str, Any]:
+        seeded = {} if options.seed is None else {"seed": options.seed}
+        return {"beta": options.beta, "steps": 5, **seeded}
 
     def edge_module(self) -> torch.nn.Module:
         return torch.nn.Identity()
@@ -45,15 +57,6 @@ class FakeDefense:
     def cloud_module(self) -> torch.nn.Module:
         """The other way round than the task model's: what that gets right this gets wrong."""
         return _Turned()
-
-
-class _Cloak(FakeDefense):
-    """Its steps are its own: set in training, and refused as an option."""
-
-    def in_force(self) -> dict[str, Any]:
-        if "steps" in self.protect_options:
-            raise UserError("--protect.steps is Crafter's")
-        return self.protection()
 
 
 class _Turned(torch.nn.Module):
@@ -122,16 +125,16 @@ def test_the_defence_is_found_beside_the_store_with_its_settings_in_force(lab: S
     report = lab.run(features=[store(lab)], attacks=[attack])
     none, target = attack.aims[0], attack.aims[-1]
     assert none is None and target.manifest["settings"]["beta"] == 2.0
-    assert target.defense.protection() == {"beta": 2.0, "steps": 5} and report["notes"] == []
+    assert target.options.beta == 2.0 and report["notes"] == []
     assert report["attacks"]["knowing"]["adaptive"] is True
 
 
 def test_a_defence_whose_own_setting_is_called_as_an_option_is_at_hand(lab: SimpleNamespace) -> None:
-    place(lab, lab.tmp / "runs" / "e" / "mine", _Cloak())
+    place(lab, lab.tmp / "runs" / "e" / "mine", FakeDefense())
     attack = Knowing()
     settings = {"settings": {"beta": 9.0, "steps": 5}}
     report = lab.run(features=[store(lab, **settings)], attacks=[attack])
-    assert report["notes"] == [] and attack.aims[-1].defense.protection() == settings["settings"]
+    assert report["notes"] == [] and attack.aims[-1].options.beta == 9.0
 
 
 def test_attacks_are_handed_no_more_than_they_may_know(lab: SimpleNamespace) -> None:
@@ -149,7 +152,7 @@ def test_attacks_are_handed_no_more_than_they_may_know(lab: SimpleNamespace) -> 
         known = told is knowing.target
         assert (told.defense is not None) == (told.checkpoint is not None) == known
     assert knowing.target is not None and knowing.target.defense is not None
-    assert knowing.target.defense.protection() == {"beta": 2.0, "steps": 5, "seed": targets.OWN_SEED}
+    assert knowing.target.options == Told(beta=2.0, seed=targets.OWN_SEED)
 
 
 def test_or_among_the_experiments_own(lab: SimpleNamespace) -> None:
@@ -164,8 +167,8 @@ def test_two_stores_of_one_checkpoint_have_options_of_their_own(lab: SimpleNames
     place(lab, lab.tmp / "runs" / "e" / "mine", FakeDefense())
     published = Published(lab.tmp / "runs" / "e", "cpu")
     stores = [store(lab), store(lab, "features/y", settings={"beta": 3.0, "steps": 5})]
-    found = [published.target(path, targets.read_manifest(path))[0].defense for path in stores]
-    assert [one.protection()["beta"] for one in found if one is not None] == [2.0, 3.0]
+    found = [published.target(path, targets.read_manifest(path))[0].options for path in stores]
+    assert [one.beta for one in found] == [2.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_variant_is_timed_counted_and_judged(args):
 
 def test_the_reference_is_extrapolated_and_says_so(args, monkeypatch):
     short = bench.replace(bench.RELEASED, inner_steps=1, iterations=1)
-    monkeypatch.setattr("crafter_pl.defenses.crafter.reference_craft", quick(short))
+    monkeypatch.setattr("crafter_pl.defenses.crafter_variants.reference_craft", quick(short))
     found = bench.measure(args, "reference", 2, False)
     assert found["extrapolated_from_steps"] == 1
     crafted, seconds = bench.protect(bench.defense(args, "reference"), bench.faces(args)[1], 6, "cpu")
@@ -52,10 +52,10 @@ def test_the_reference_is_extrapolated_and_says_so(args, monkeypatch):
 
 def test_the_reference_is_judged_on_its_way(args, monkeypatch):
     short = bench.replace(bench.RELEASED, inner_steps=1, iterations=1)
-    monkeypatch.setattr("crafter_pl.defenses.crafter.reference_craft", quick(short))
+    monkeypatch.setattr("crafter_pl.defenses.crafter_variants.reference_craft", quick(short))
     judged = []
     monkeypatch.setattr(bench, "judge", lambda *told: judged.append(told[3]) or {"mean_auc": 0.5})
-    own = bench.defense(args, "reference").craft_settings.beta
+    own = bench.defense(args, "reference")[1].beta
     told = Namespace(**vars(args) | {"reference_quality": [3, 1], "reference_beta": [own, own + 50]})
     found = bench.measure(told, "reference", 4, True)
     points = found["trajectory"]

@@ -27,15 +27,15 @@ ALONE = ("--workers", "1")  # no second process to start: `done` has two
 def test_every_combination_is_a_cell_with_a_name_of_its_own():
     lines = [
         Defended("noise", {"scale": [0.5, 2.0], "kind": "laplace"}),
-        Defended("crafter", protect={"beta": [0.1, 1], "method": "crafter_z"}),
+        Defended("crafter", protect={"beta": [0.1, 1], "critic": "adapted"}),
         Defended("adversarial_learning", {"lambda_": 0.5}, training=False),
     ]
     found = cells(lines, [0, 3])
     assert [(cell.name, cell.run, cell.title) for cell in found[:5]] == [
         ("noise-laplace-scale0.5", "noise-laplace-scale0.5", "noise (kind laplace, scale 0.5)"),
         ("noise-laplace-scale2", "noise-laplace-scale2", "noise (kind laplace, scale 2)"),
-        ("crafter-beta0.1-crafter_z", "crafter", "crafter_z (beta 0.1)"),
-        ("crafter-beta1-crafter_z", "crafter", "crafter_z (beta 1)"),
+        ("crafter-beta0.1-adapted", "crafter", "crafter (beta 0.1, critic adapted)"),
+        ("crafter-beta1-adapted", "crafter", "crafter (beta 1, critic adapted)"),
         ("adversarial_learning-lambda0.5",) * 2 + ("adversarial_learning (lambda 0.5)",),
     ]
     assert [cell.seed for cell in found] == [0] * 5 + [3] * 5
@@ -66,7 +66,7 @@ def test_a_grid_of_nothing_or_of_twice_the_same_is_refused(lines, seeds, said):
 
 
 def test_commands():
-    line = Defended("crafter", {"craft.steps": 3}, {"beta": 0.5, "method": "answers"})
+    line = Defended("crafter", {"craft.steps": 3}, {"beta": 0.5, "critic": "adapted"})
     (cell,) = cells([line], [2])
     fit, protect = cell.fitted(PLACE), cell.protected(PLACE, "private_train")
     assert fit[:3] == ["fit", "--config", str(CONF / "crafter.yaml")]
@@ -79,7 +79,7 @@ def test_commands():
     }
     assert options(protect) >= {
         ("--protect.beta", "0.5"),
-        ("--protect.method", "answers"),
+        ("--protect.critic", "adapted"),
         ("--protect.seed", "2"),
         ("--data.predict_split", "private_train"),
         ("--protect.out", cell.store(PLACE, "private_train")),
@@ -87,11 +87,11 @@ def test_commands():
     own = {"adaptive_black_box": {"trainer.max_epochs": 7}, "task": {"model.init_args.lr": 0.5}}
     place = replace(PLACE, fit_options=own)
     run, attack = cell.attacked(place, "adaptive_black_box")
-    assert run == "adaptive_black_box-crafter-steps3-beta0.5-answers-seed2"
+    assert run == "adaptive_black_box-crafter-steps3-beta0.5-adapted-seed2"
     assert options(attack) >= {
-        ("--model.init_args.crafter_ckpt", PLACE.checkpoint(cell.run)),
-        ("--model.init_args.beta", "0.5"),
-        ("--model.init_args.method", "answers"),
+        ("--model.init_args.defense_ckpt", PLACE.checkpoint(cell.run)),
+        ("--model.init_args.protect.beta", "0.5"),
+        ("--model.init_args.protect.critic", "adapted"),
         ("--trainer.max_epochs", "7"),
     }
     run, cloud = cell.cloud(PLACE)
@@ -421,7 +421,7 @@ def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
             [
                 "--defenses",
                 "[{stage: crafter_z, protect: {beta: 1}},"
-                " {stage: crafter, protect: {method: crafter_z, beta: 1}}]",
+                " {stage: crafter, protect: {critic: adapted, beta: 1}}]",
             ],
             "two cells of the benchmark are the same: crafter_z (beta 1)",
         ),

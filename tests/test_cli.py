@@ -268,13 +268,8 @@ def test_evaluation_uses_the_checkpoint_alone(conf, capsys):
     assert main(["validate", *evaluate, "--model.init_args.lr", "0.5"]) == 2
     assert main(["predict", *evaluate, "--data.seed", "1"]) == 2
     assert "data.seed: 0 for training, 1 here" in capsys.readouterr().err
-    protect = ["--protect.beta", "2", "--protect.name", "strong", "--data.predict_split", "public_val"]
-    assert main(["predict", *evaluate, *protect]) == 0
-    options = (conf.parent / "runs/synthetic/tiny/protect.txt").read_text()
-    assert "'beta': 2.0" in options and "'name': 'strong'" in options and "'steps': None" in options
-    assert yaml.safe_load(open("runs/synthetic/tiny/predict.yaml"))["protect"]["beta"] == 2
-    assert main(["predict", *evaluate, "--protect.beta", "3"]) == 0
-    assert yaml.safe_load(open("runs/synthetic/tiny/predict-2.yaml"))["protect"]["beta"] == 3
+    assert main(["predict", *evaluate]) == 2
+    assert "Tiny does not predict" in capsys.readouterr().err
 
 
 def test_a_moved_runs_folder_keeps_its_best(conf):

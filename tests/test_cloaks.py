@@ -3,6 +3,7 @@
 import pytest
 import torch
 from closeness import near
+from experiment import Told
 from torchvision.transforms.functional import gaussian_blur
 
 from crafter_pl.audit.metrics import ssim
@@ -58,16 +59,16 @@ def test_a_cloak_is_a_picture_and_nobody_elses_business(fawkes, lowkey, faces):
     images = faces.clone()
     images[0, :, :16], images[1, :, :16] = 0, 1
     for stage in (fawkes(steps=4, lr=0.3, rho=1.0), lowkey(steps=4, lr=0.3)):
-        cloaked = stage.cloak(images)
+        cloaked = stage.cloak(images, stage.options())
         assert cloaked.dtype == torch.float32 and not cloaked.requires_grad
         assert cloaked.min() == 0 and cloaked.max() == 1
         assert ((cloaked - images).abs().amax((1, 2, 3))[:2] > 0.2).all()
         for part in (slice(0, 1), slice(3, 8)):
-            assert torch.equal(stage.cloak(images[part]), cloaked[part])
+            assert torch.equal(stage.cloak(images[part], stage.options()), cloaked[part])
         with torch.no_grad():
-            assert torch.equal(stage.cloak(images), cloaked)
+            assert torch.equal(stage.cloak(images, stage.options()), cloaked)
             features = stage.task.edge(cloaked)
-        assert torch.equal(stage.protect(images, torch.arange(len(images))), features)
+        assert torch.equal(Told(stage).protect(images, torch.arange(len(images))), features)
 
 
 @pytest.mark.parametrize(
@@ -109,19 +110,23 @@ def test_dissimilarity_counts_every_pixel():
 
 def test_fawkes_gets_nearer_to_its_target_within_the_budget(fawkes, faces):
     stage = fawkes(rho=0.01, steps=20)
-    net, cloaked = stage.embedders()[0], stage.cloak(faces)
+    net, cloaked = stage.embedders()[0], stage.cloak(faces, stage.options())
     target = stage.targets(net.embed(faces))
     before, after = ((net.embed(x) - target).square().sum(1) for x in (faces, cloaked))
     assert (after < before).all() and after.mean() < 0.8 * before.mean()
     seen = dssim(cloaked, faces)
     assert (seen <= 0.01).all() and (seen > 0).all()
-    over = stage.cloak(faces * 0 + 0.5)  # flat pictures, where the first step is over the budget
+    over = stage.cloak(
+        faces * 0 + 0.5, stage.options()
+    )  # flat pictures, where the first step is over the budget
     assert (dssim(over, faces * 0 + 0.5) <= 0.01).all()
 
 
 def test_a_larger_budget_moves_a_face_farther(fawkes, faces):
     made = {rho: fawkes(rho=rho, steps=20) for rho in (0.002, 0.01, 0.05)}
-    away = [moved(stage, faces, stage.cloak(faces))[0].mean().item() for stage in made.values()]
+    away = [
+        moved(stage, faces, stage.cloak(faces, stage.options()))[0].mean().item() for stage in made.values()
+    ]
     assert 0 < 1.3 * away[0] < away[1] and 1.3 * away[1] < away[2]
     assert [stage.store_name() for stage in made.values()] == ["rho0.002", "rho0.01", "rho0.05"]
 
@@ -148,15 +153,13 @@ def test_the_target_is_the_farthest_candidate(fawkes):
     embeddings = torch.nn.functional.normalize(
         torch.randn(6, centroids.shape[1], generator=torch.Generator().manual_seed(0))
     )
-    for embedding, target in zip(embeddings, stage.targets(embeddings), strict=True):
+    for embedding, target in zip(embeddings, stage.targets(embeddings, 0), strict=True):
         farthest = max(known, key=lambda row: (embedding - centroids[row]).norm().item())
         assert torch.equal(target, centroids[farthest])
     stage.hparams["candidates"] = 1
     drawn = set()
     for seed in range(8):
-        stage.protect_options = {"seed": seed}
-        assert stage.protection()["seed"] == seed
-        targets = stage.targets(embeddings)
+        targets = stage.targets(embeddings, seed)
         assert len(targets.unique(dim=0)) == 1  # the seed alone draws the candidates
         drawn.add(targets[0, 0].item())
     assert 2 < len(drawn) <= 8
@@ -168,7 +171,7 @@ def test_the_target_is_the_farthest_candidate(fawkes):
 def test_lowkey_moves_a_face_away_from_itself(lowkey, faces):
     """By both embedders, and blurred, too."""
     stage = lowkey(alpha=0.01, steps=12, lr=0.01)
-    cloaked = stage.cloak(faces)
+    cloaked = stage.cloak(faces, stage.options())
     blurred = moved(stage, faces, blur(faces))
     for before, after in zip(blurred, moved(stage, faces, blur(cloaked)), strict=True):
         assert (after > before).all() and after.mean() > 3 * before.mean()
@@ -180,7 +183,7 @@ def test_a_larger_alpha_is_seen_less(lowkey, faces):
     seen, visible = [], []
     for alpha in (0.0, 0.01, 0.1):
         stage = lowkey(alpha=alpha, steps=12, lr=0.01)
-        cloaked, nets = stage.cloak(faces), stage.embedders()
+        cloaked, nets = stage.cloak(faces, stage.options()), stage.embedders()
         seen.append(perceptual(early(nets, cloaked), early(nets, faces)).mean().item())
         visible.append(dssim(cloaked, faces).mean().item())
         assert stage.store_name() == f"alpha{alpha:g}"

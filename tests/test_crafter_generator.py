@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import near
-from experiment import CONF, in_subprocess
+from experiment import CONF, Told, in_subprocess
 from torch import nn
 
 from crafter_pl.cli import main
@@ -75,14 +75,14 @@ class Constant(nn.Module):
 def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces):
     stage = moved(build(sees="answers"))
     images, index = faces["image"][:4], faces["index"][:4]
-    own, count = stage.protect(images, index), len(stage.task.hparams["attribute_names"])
-    assert not torch.equal(own, stage.protect(images.flip(0), index))
+    own, count = Told(stage).protect(images, index), len(stage.task.hparams["attribute_names"])
+    assert not torch.equal(own, Told(stage).protect(images.flip(0), index))
     made = []
     for logits in (torch.zeros(1, count), torch.full((1, count), 3.0)):
         nets = replace(stage.nets, classifier=Constant(logits))
-        stage.crafter._nets = dict.fromkeys(stage.crafter._nets, nets)
-        made.append(stage.protect(images, index))
-        assert torch.equal(made[-1], stage.protect(torch.rand_like(images), index))
+        stage.crafter.frozen = lambda *_, nets=nets: nets
+        made.append(Told(stage).protect(images, index))
+        assert torch.equal(made[-1], Told(stage).protect(torch.rand_like(images), index))
     assert not torch.allclose(*made, atol=1e-4)
 
 
@@ -90,25 +90,24 @@ def test_one_that_sees_answers_gets_nothing_else_of_the_picture(build, faces):
 def test_one_pass_is_a_graph(sees, build, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_TIMED", 1)
     stage = moved(build(sees=sees))
-    graph, images, index = stage.edge_graph().eval(), faces["image"][:3], faces["index"][:3]
+    graph, images, index = stage.edge_graph(stage.options()).eval(), faces["image"][:3], faces["index"][:3]
     noise = keyed_normal(0, index, stage.edge_noise)
-    crafted = stage.protect(images, index)
+    crafted = Told(stage).protect(images, index)
     assert near(graph(images, noise), crafted)
     inputs = {"images": [3, 32, 32], "noise": [stage.edge_noise]}
     export._write(tmp_path, "protect", graph, inputs, onnx=sees == "answers")  # compares what it has written
     program = torch.export.load(tmp_path / "protect.pt2").module()
     assert near(program(images, noise), crafted, steps=10)
-    stage.protect_options = {"refine_steps": 1}
-    assert stage.edge_graph() is None
+    assert stage.edge_graph(stage.options(refine_steps=1)) is None
 
 
 def test_one_that_sees_features_begins_at_them(build, faces):
     stage = build()
     images, index = faces["image"][:4], faces["index"][:4]
-    assert near(stage.protect(images, index), stage.task.edge(images), steps=10)
+    assert near(Told(stage).protect(images, index), stage.task.edge(images), steps=10)
     stage = moved(stage)
-    own = stage.protect(images, index)
-    assert not torch.allclose(own, stage.protect(images, index + 100), atol=1e-4)  # other noise
+    own = Told(stage).protect(images, index)
+    assert not torch.allclose(own, Told(stage).protect(images, index + 100), atol=1e-4)  # other noise
 
 
 @pytest.mark.parametrize("sees", ["features", "answers"])
@@ -134,9 +133,9 @@ def test_its_loss_has_crafters_gradient(sees, build, faces, monkeypatch):
     crafted, x = seen["crafted"].detach(), seen["x"]
     features, answers = stage._pass().clean(batch["image"])
     if sees == "features":
-        state = start_crafting(stage.nets, crafted, stage.settings())
+        state = start_crafting(stage.nets, crafted, stage.craft_settings())
         state.clean, state.answers = features, answers
-        expected = craft_gradient(stage.nets, stage.crafter.critic, state, stage.settings())
+        expected = craft_gradient(stage.nets, stage.crafter.critic, state, stage.craft_settings())
     else:
         variable = crafted.clone().requires_grad_()
         cross = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -175,11 +174,11 @@ def test_learning_brings_the_clouds_answers_back(game, build, faces, tiny):
 def test_refinement_is_crafters(sees, build, faces):
     stage = moved(build(sees=sees))
     images, index = faces["image"][:4], faces["index"][:4]
-    plain = stage.protect(images, index)
-    assert stage.store_name() == f"{sees}-beta0.1"
-    stage.protect_options = {"refine_steps": 3}
-    refined = stage.protect(images, index)
-    assert stage.store_name() == f"{sees}-beta0.1-refine3" and stage.protection()["refine_steps"] == 3
+    plain = Told(stage).protect(images, index)
+    assert Told(stage).store_name() == f"{sees}-beta0.1"
+    three = Told(stage, refine_steps=3)
+    refined = three.protect(images, index)
+    assert three.store_name() == f"{sees}-beta0.1-refine3" and three.settings()["refine_steps"] == 3
     assert not torch.allclose(plain, refined, atol=1e-4)
     with torch.no_grad():
         _, answers = stage._pass().clean(images)
@@ -188,20 +187,12 @@ def test_refinement_is_crafters(sees, build, faces):
             for f in (plain, refined)
         ]
     assert sees == "features" or cross[1] < cross[0]
-    stage.protect_options = {"refine_steps": 0}
-    assert torch.equal(plain, stage.protect(images, index))
-
-
-def test_its_settings_in_a_manifest_are_put_in_force_again(build):
-    stage = build()
-    stage.protect_options = {"beta": 0.1, "refine_steps": 2}  # as the audit does
-    assert stage.protection()["beta"] == 0.1
+    assert torch.equal(plain, Told(stage, refine_steps=0).protect(images, index))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sees": "nothing"}, "sees 'nothing': choose one of features, answers"),
         ({"sees": "answers", "adversary_weight": 1.0}, "has nothing to hide"),
         ({"width": 12}, "width 12 must be a multiple of 8"),
         ({"beta": -1.0}, "the weights not negative"),
@@ -212,15 +203,13 @@ def test_settings_that_cannot_be_meant(settings, message, build):
         build(**settings)
 
 
-def test_refine_steps_below_zero(build, faces):
-    stage = build()
-    stage.protect_options = {"refine_steps": -1}
+def test_refine_steps_below_zero(build):
     with pytest.raises(UserError, match="-1 refine_steps: give 0 or more"):
-        stage.protect(faces["image"][:1], faces["index"][:1])
+        build().options(refine_steps=-1)
 
 
 def test_crafter_itself_refuses_refine_steps(tiny, tmp_path, capsys):
     more = ["--protect.refine_steps", "3", "--protect.out", str(tmp_path / "store")]
     assert main(tiny.command("predict", "crafter", *more)) == 2
-    assert "--protect.refine_steps is the crafting generator's" in capsys.readouterr().err
+    assert "crafter has no option refine_steps: it has transport, seed, beta" in capsys.readouterr().err
     assert load_defense(tiny.ckpt("crafter")).stage_name == "crafter"

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from experiment import CONF, DATA
+from experiment import CONF, DATA, Told
 from safetensors.torch import load_file, save_file
 from test_data_store import SHAPE, manifest_of
 
@@ -131,16 +131,14 @@ def test_attackers_queries_travel_alike(noise, tmp_path):
     defense = load_defense(noise.checkpoint)
     folders, pairs = set(), {}
     for transport in TRANSPORTS:
-        defense.protect_options = {"transport": transport}
-        queries = Queries(tmp_path, defense, data, shard_size=4)
+        queries = Queries(tmp_path, defense, defense.options(transport=transport), data, shard_size=4)
         folders.add(queries.ensure(8))
         pairs[transport], images, index = queries.batch(8, "public_train")
     assert len(folders) == 3
     for transport, features in pairs.items():
-        assert torch.equal(features, received(defense.protect(images, index), transport))
-    defense.protect_options = {"transport": "int4"}
-    with pytest.raises(UserError, match="transport 'int4' is unknown: choose from float32, float16, int8"):
-        defense.in_force()
+        assert torch.equal(features, received(Told(defense).protect(images, index), transport))
+    with pytest.raises(UserError, match="transport 'int4': give one of float32, float16, int8"):
+        defense.options(transport="int4")
 
 
 def test_attackers_know_the_transport(noise):
@@ -148,12 +146,14 @@ def test_attackers_know_the_transport(noise):
     folder = noise.folder / "features" / "private_test-int8"
     assert noise("predict", "--protect.transport", "int8", "--protect.out", str(folder)) == 0
     target, notes = Published(noise.folder.parent, "cpu").target(str(folder), store.read_manifest(folder))
-    assert not notes and target.defense.transport == "int8"
+    assert not notes and target.options.transport == "int8"
     for transport in (None, "float16", "int8"):
-        stage = DefenseSurrogate(str(noise.checkpoint), transport=transport)
-        assert stage.defense.transport == (transport or "float32")
+        stage = DefenseSurrogate(str(noise.checkpoint), protect={"transport": transport})
+        assert stage.options.transport == (transport or "float32")
         assert fits(stage.against, target) == (transport == "int8")
     attack = ThroughDefenceAttack()
     attack.resolve(noise.folder.parent)
-    with pytest.raises(UserError, match=r"--name surrogate-noise-int8 --model.init_args.transport int8"):
+    with pytest.raises(
+        UserError, match=r"--name surrogate-noise-int8 --model.init_args.protect.transport int8"
+    ):
         attack.aim_at(target)

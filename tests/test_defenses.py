@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 from closeness import near
+from experiment import Told
 
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.cli import main
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
+from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
 from crafter_pl.stages import TaskModel, load_stage, sha256
 
@@ -68,7 +70,7 @@ def test_its_store_and_its_modules(tiny, trained, faces):
     assert manifest["defense"] == name and manifest["retrains"] == retrains
     assert manifest["encoder_sha256"] == sha256(tiny.ckpt("task"))
     assert manifest["defense_sha256"] == defense.weights_hash()
-    assert json.loads(json.dumps(defense.protection())) == manifest["settings"]
+    assert json.loads(json.dumps(Told(defense).settings())) == manifest["settings"]
     images = faces["image"][torch.searchsorted(faces["index"], index)]
     with torch.no_grad():
         clean = defense.edge_module()(images)
@@ -84,15 +86,15 @@ def test_stores_and_queries_hang_on_its_version(tiny, trained, tmp_path, monkeyp
     """What `predict` calls complete and what attackers have crafted are never of two versions."""
     name, runs_dir, defense = trained
     go = command(tiny, "predict", name, runs_dir, "--protect.out", str(tmp_path / "store"))
-    key = Queries(tmp_path, defense, tiny.data()).key
+    key = Queries(tmp_path, defense, defense.options(), tiny.data()).key
     assert main(go) == 0 and main(go) == 0 and "is complete already" in capsys.readouterr().out
     monkeypatch.setattr(type(defense), "version", 99)
     assert main(go) == 2 and "versions of the defence" in capsys.readouterr().err
-    assert Queries(tmp_path, defense, tiny.data()).key != key
+    assert Queries(tmp_path, defense, defense.options(), tiny.data()).key != key
 
 
 def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
-    _, _, defense = trained
+    defense = Told(trained[2])
     whole = defense.protect(faces["image"], faces["index"])
     alone = defense.protect(faces["image"][3:4], faces["index"][3:4])
     assert near(alone, whole[3:4], steps=10) and not whole.requires_grad
@@ -100,11 +102,11 @@ def test_one_picture_alone_is_protected_as_in_a_batch(trained, faces):
 
 
 def test_its_graph_does_what_it_does(trained, faces):
-    name, _, defense = trained
-    graph = defense.edge_graph()
+    name, defense = trained[0], Told(trained[2])
+    graph = defense.edge_graph(defense.options)
     assert (graph is None) == (name in ("noise", *CLOAKS))  # Laplace noise
     if graph is not None:
-        seed, count = defense.seed_in_force() if defense.edge_noise else 0, defense.edge_noise
+        seed, count = defense.options.seed if defense.edge_noise else 0, defense.edge_noise
         noise = keyed_normal(seed, faces["index"], count)
         inputs = [faces["image"], *([noise] if count else [])]
         assert near(graph(*inputs), defense.protect(faces["image"], faces["index"]), steps=10)
@@ -119,13 +121,14 @@ def test_attackers_can_trace_its_encoder(trained, faces):
 
 
 def test_the_seed_keys_the_noise(trained, faces):
-    name, _, defense = trained
+    name, defense = trained[0], Told(trained[2])
     image, index = faces["image"], faces["index"]
-    own = defense.protect(image, index)
-    defense.protect_options = {"seed": 7}
-    other = defense.protect(image, index)
-    defense.protect_options = {}
-    assert torch.equal(own, other) == (name not in NOISY)
+    if name not in (*NOISY, "fawkes"):
+        with pytest.raises(UserError, match="has no option seed: it has transport"):
+            Told(trained[2], seed=7)
+    else:
+        same = torch.equal(defense.protect(image, index), Told(trained[2], seed=7).protect(image, index))
+        assert same == (name not in NOISY)
     same_face = defense.protect(image[:1].expand(2, -1, -1, -1), index[:2])
     assert near(same_face[0], same_face[1], steps=10) == (name not in NOISY)
 
@@ -149,5 +152,6 @@ def test_options_of_crafter_are_refused(option, value, tiny, trained, tmp_path, 
     name, runs_dir, _ = trained
     out = ["--protect.out", str(tmp_path / "store")]
     assert main(command(tiny, "predict", name, runs_dir, f"--protect.{option}", value, *out)) == 2
-    assert f"--protect.{option} is Crafter's" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"has no option {option}: it has transport" in said and said.count("\n") == 1
     assert not (tmp_path / "store").exists()

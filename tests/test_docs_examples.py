@@ -42,7 +42,7 @@ def test_a_defence_and_an_attack_are_found_by_name_fitted_and_audited(dropped_in
     )
     runs = ["--config", str(config), "--runs_dir", str(tiny.runs_dir)]
     assert main(["fit", *runs]) == 0 and main(["predict", *runs]) == 0
-    store = tiny.folder / "rounding" / "features" / "private_test-rounding"
+    store = tiny.folder / "rounding" / "features" / "private_test-step0.5"
     features, index, manifest = read_store(store)
     task, faces = load_stage(tiny.ckpt("task"), TaskModel), tiny.data().rows("private_test")
     order = faces["index"].argsort()

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from closeness import near
-from experiment import CONF
+from experiment import CONF, Told
 
 from crafter_pl.cli import main
 from crafter_pl.crafting.noise import keyed_normal
@@ -116,8 +116,8 @@ def test_a_defence_of_one_forward_pass_is_exported(go, runs, tmp_path, capsys):
     program = torch.export.load(folder / "protect.pt2").module()
     for count in (1, 2, 7):
         images, index = pictures(count), torch.arange(count)
-        noise = keyed_normal(defense.seed_in_force(), index, size).float()
-        expected = defense.protect(images, index)
+        noise = keyed_normal(defense.options().seed, index, size).float()
+        expected = Told(defense).protect(images, index)
         assert (expected - defense.task.edge(images)).abs().max() > 0.1
         with torch.no_grad():
             assert near(program(images, noise), expected, steps=10)

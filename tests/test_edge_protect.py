@@ -90,7 +90,7 @@ def test_a_folder_becomes_a_store(go, folder, tiny, capsys):
     features, index, manifest = read_store(store)
     assert index.tolist() == list(range(FACES)) and features.shape[1:] == tuple(manifest["shape"])
     assert manifest["count"] == FACES and list(manifest["shards"].values()) == [4, 4, 3]
-    assert manifest["defense"] == "crafter" and manifest["split"] == "photographs"
+    assert manifest["defense"] == "answers" and manifest["split"] == "photographs"
     assert manifest["cost"]["seconds_per_image"] > 0
 
     order = [where for (where,) in indices(store).values()]
@@ -225,7 +225,8 @@ def test_photographs_without_a_face(go, folder, capsys):
     ("options", "words"),
     [
         (["--checkpoint", "absent.ckpt"], "absent.ckpt"),
-        (["--protect.method", "magic"], "--protect.method 'magic'"),
+        (["--protect.method", "magic"], "answers has no option method: it has transport, seed, beta"),
+        (["--protect.beta", "much"], "--protect.beta 'much': give a number"),
         (["--protect.steps", "0"], "--protect.steps"),
         (["--batch_size", "0"], "--batch_size"),
         (["--min_confidence", "7"], "--min_confidence"),
@@ -410,7 +411,7 @@ def test_progress_tells_the_time_left(capsys, monkeypatch):
 
 
 def test_python(tiny, folder, tmp_path):
-    plain = {"faces": "none", "method": "crafter", "steps": 2, "seed": 4, "device": "cpu"}
+    plain = {"faces": "none", "crafter": True, "steps": 2, "seed": 4, "device": "cpu"}
     protector = crafter_pl.Protector.load(tiny.ckpt("crafter"), **plain)
     file = folder / "a" / "portrait_of_00.png"
     array = np.asarray(Image.open(file))
@@ -425,7 +426,7 @@ def test_python(tiny, folder, tmp_path):
     noisy = runs / "synthetic" / "noise" / "checkpoints" / "best.ckpt"
     drawing = Protector.load(noisy, faces="none", device="cpu")
     assert (drawing.protect(file) - drawing.protect(file)).abs().max() > 1e-3  # this one does: anew each time
-    with pytest.raises(UserError, match="no option gamma; a defence has beta, steps"):
+    with pytest.raises(UserError, match="no option gamma: it has transport, seed, beta, steps"):
         Protector.load(tiny.ckpt("crafter"), gamma=1)
     with pytest.raises(UserError, match="not of a defence"):
         Protector.load(tiny.ckpt("task"))
@@ -459,11 +460,11 @@ def test_a_checkpoint_without_a_frame_is_noted(tiny, monkeypatch, capsys):
 
 def test_the_default_is_not_what_adapting_attackers_undo(tiny, capsys):
     """Answers with beta 0, also of a Crafter that was trained without the cloud's answers (the paper's)."""
-    force = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none").defense.in_force()
-    assert (force["method"], force["beta"]) == ("answers", 0)
+    made = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none")
+    assert made.defense.stage_name == "answers" and made.options.beta == 0
     assert "gallery" in capsys.readouterr().out
-    asked = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", method="crafter")
-    assert asked.defense.in_force()["method"] == "crafter"
+    asked = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", crafter=True)
+    assert asked.defense.stage_name == "crafter"
     assert "gets most of the people back" in capsys.readouterr().out
 
 

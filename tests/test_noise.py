@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from experiment import Told
 
 from crafter_pl.defenses.noise import Noise
 from crafter_pl.errors import UserError
@@ -34,7 +35,9 @@ def test_size_and_shape(kind, kurtosis, tiny, noise):
     faces = tiny.data().rows("private_test")
     stage = noise(kind=kind, scale=0.7)
     drawn = (
-        (stage.protect(faces["image"], faces["index"]) - stage.task.edge(faces["image"])).double().detach()
+        (Told(stage).protect(faces["image"], faces["index"]) - stage.task.edge(faces["image"]))
+        .double()
+        .detach()
     )
     unit = drawn / drawn.std()
     assert drawn.std().item() == pytest.approx(0.7 * stage.deviation, rel=0.03)
@@ -45,7 +48,7 @@ def test_size_and_shape(kind, kurtosis, tiny, noise):
 def test_no_noise_leaves_the_features(tiny, noise):
     faces = tiny.data().rows("private_test")
     stage = noise(scale=0.0)
-    assert torch.equal(stage.protect(faces["image"], faces["index"]), stage.task.edge(faces["image"]))
+    assert torch.equal(Told(stage).protect(faces["image"], faces["index"]), stage.task.edge(faces["image"]))
 
 
 @pytest.mark.parametrize("bad", [{"kind": "salt"}, {"scale": -1.0}, {"scale": float("inf")}])

@@ -266,7 +266,7 @@ def test_anyone_can_audit_a_store_that_they_got(tiny, tiny_store, tmp_path):
     assert none is None and target.defense.weights_hash() == target.manifest["defense_sha256"]
     settings = json.loads((store / "manifest.json").read_text())["settings"]
     assert "seed" not in target.manifest["settings"] and settings.pop("seed") == 0
-    protection = json.loads(json.dumps(target.defense.protection()))
+    protection = json.loads(json.dumps(target.defense.settings(target.options)))
     assert protection.pop("seed") not in (None, 0) and protection == settings == target.manifest["settings"]
     assert report["attacks"]["spy"]["adaptive"] and "false_security" in report["defenses"][1]
 

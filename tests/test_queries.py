@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_manifest, read_store, shard_name
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
+
+TOLD = ProtectOptions()
 
 
 class Blur:
@@ -26,13 +29,13 @@ class Blur:
     def __init__(self, shift=0.0, version=1):
         self.shift, self.version, self.asked = shift, version, []
 
-    def manifest(self, split_hash, split):
+    def manifest(self, split_hash, split, options):
         about = {"format_version": 1, "defense": "blur", "settings": {"shift": self.shift}}
         about |= {"version": self.version}
         about |= {"encoder_sha256": "e", "split_hash": split_hash, "split": split, "shape": [3, 4, 4]}
         return {**about, "dtype": "float32", "seed": 0, "defense_sha256": "w"}
 
-    def protect(self, images, index):
+    def protect(self, images, index, options):
         self.asked += index.tolist()
         return F.avg_pool2d(images, 8) + self.shift
 
@@ -46,7 +49,7 @@ def data():
 
 def test_more_pairs_extend_fewer_and_none_is_crafted_twice(tmp_path, data):
     defense = Blur()
-    queries = Queries(tmp_path, defense, data, shard_size=4)
+    queries = Queries(tmp_path, defense, TOLD, data, shard_size=4)
     folder = queries.ensure(6)
     assert len(defense.asked) == 8  # whole shards
     before = shards(folder)
@@ -56,7 +59,7 @@ def test_more_pairs_extend_fewer_and_none_is_crafted_twice(tmp_path, data):
     assert defense.asked == queries.order()[:20].tolist()
     # Another attack of another run, on the same defence.
     other = Blur()
-    assert Queries(tmp_path, other, data, shard_size=4).ensure(20) == folder and not other.asked
+    assert Queries(tmp_path, other, TOLD, data, shard_size=4).ensure(20) == folder and not other.asked
     features, images, index = queries.batch(10, "public_train")
     assert index.tolist() == defense.asked[:10]
     assert torch.equal(features, F.avg_pool2d(images, 8))
@@ -64,7 +67,7 @@ def test_more_pairs_extend_fewer_and_none_is_crafted_twice(tmp_path, data):
 
 
 def test_it_is_a_feature_store(tmp_path, data):
-    queries = Queries(tmp_path, Blur(), data, shard_size=4)
+    queries = Queries(tmp_path, Blur(), TOLD, data, shard_size=4)
     for count, held in ((6, 8), (11, 12)):
         features, index, manifest = read_store(queries.ensure(count), split="public_train")
         assert manifest["count"] == held == len(features)
@@ -74,23 +77,23 @@ def test_it_is_a_feature_store(tmp_path, data):
 
 def test_what_features_depend_on_names_the_folder(tmp_path, data):
     folders = {
-        Queries(tmp_path, Blur(shift), data, seed=seed, shard_size=size).folder
+        Queries(tmp_path, Blur(shift), TOLD, data, seed=seed, shard_size=size).folder
         for shift, seed, size in ((0, 0, 4), (0, 0, 4), (1, 0, 4), (0, 1, 4), (0, 0, 8))
     }
     for name, value in (("crop", "none"), ("source", "folder"), ("version", 9)):
         changed = copy.copy(data)
         setattr(changed, name, value)
-        folders.add(Queries(tmp_path, Blur(), changed, shard_size=4).folder)
-    folders.add(Queries(tmp_path, Blur(version=2), data, shard_size=4).folder)
+        folders.add(Queries(tmp_path, Blur(), TOLD, changed, shard_size=4).folder)
+    folders.add(Queries(tmp_path, Blur(version=2), TOLD, data, shard_size=4).folder)
     assert len(folders) == 4 + 4 and {folder.parent for folder in folders} == {tmp_path}
-    orders = [Queries(tmp_path, Blur(), data, seed=seed).order().tolist() for seed in (0, 1)]
+    orders = [Queries(tmp_path, Blur(), TOLD, data, seed=seed).order().tolist() for seed in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
 @pytest.mark.parametrize("split", ["private_test", "private_train", "all_private", "oracle", "public"])
 def test_private_pictures_are_no_queries(tmp_path, data, split):
     defense = Blur()
-    queries = Queries(tmp_path, defense, data, shard_size=4)
+    queries = Queries(tmp_path, defense, TOLD, data, shard_size=4)
     for ask in (
         lambda: queries.ensure(4, split),
         lambda: queries.batch(4, split),
@@ -102,7 +105,7 @@ def test_private_pictures_are_no_queries(tmp_path, data, split):
 
 
 def test_refusals(tmp_path, data):
-    queries = Queries(tmp_path, Blur(), data, shard_size=4)
+    queries = Queries(tmp_path, Blur(), TOLD, data, shard_size=4)
     there = len(data.dataset("public_val"))
     with pytest.raises(UserError, match=f"{there + 1} queries asked of public_val, which has {there} pict"):
         queries.ensure(there + 1, "public_val")
@@ -111,11 +114,11 @@ def test_refusals(tmp_path, data):
     with pytest.raises(ValueError, match="barrier"):
         queries.ensure(4, world=2)
     with pytest.raises(UserError, match="shard_size is 0"):
-        Queries(tmp_path, Blur(), data, shard_size=0)
+        Queries(tmp_path, Blur(), TOLD, data, shard_size=0)
     large = Blur()
     large.task = type("task", (), {"hparams": {"image_size": 64}})
     with pytest.raises(UserError, match="pictures of 64 pixels, the data have 32"):
-        Queries(tmp_path, large, data)
+        Queries(tmp_path, large, TOLD, data)
 
 
 def together(make, world, count):
@@ -134,10 +137,10 @@ def together(make, world, count):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_crafting_and_write_the_same_bytes(tmp_path, data, world):
-    alone = Queries(tmp_path / "alone", Blur(), data, shard_size=4)
+    alone = Queries(tmp_path / "alone", Blur(), TOLD, data, shard_size=4)
     for count in (14, 30):
         expected = alone.ensure(count)
-        made = together(lambda: Queries(tmp_path / "shared", Blur(), data, shard_size=4), world, count)
+        made = together(lambda: Queries(tmp_path / "shared", Blur(), TOLD, data, shard_size=4), world, count)
         folder = tmp_path / "shared" / alone.key / "public_train"
         assert shards(folder) == shards(expected)
         assert read_manifest(folder) == read_manifest(expected)
@@ -150,7 +153,7 @@ def test_processes_share_the_crafting_and_write_the_same_bytes(tmp_path, data, w
 @pytest.mark.parametrize("world", [1, 2])
 def test_another_run_waits_and_finds_the_pairs(tmp_path, data, world, capfd):
     """Two runs ask for the same pairs at once: the second one waits, and nobody crafts twice."""
-    slow = Queries(tmp_path, Blur(), data, shard_size=4)
+    slow = Queries(tmp_path, Blur(), TOLD, data, shard_size=4)
     begun, go_on = threading.Event(), threading.Event()
     protect = slow.defense.protect
 
@@ -165,7 +168,9 @@ def test_another_run_waits_and_finds_the_pairs(tmp_path, data, world, capfd):
     assert begun.wait(60)
     made = []
     second = threading.Thread(
-        target=lambda: made.extend(together(lambda: Queries(tmp_path, Blur(), data, shard_size=4), world, 16))
+        target=lambda: made.extend(
+            together(lambda: Queries(tmp_path, Blur(), TOLD, data, shard_size=4), world, 16)
+        )
     )
     second.start()
     said, end = "", time.monotonic() + 60
@@ -182,8 +187,8 @@ def test_another_run_waits_and_finds_the_pairs(tmp_path, data, world, capfd):
 
 
 def test_interrupted_and_damaged_stores_are_completed(tmp_path, data):
-    whole = Queries(tmp_path / "whole", Blur(), data, shard_size=4).ensure(20)
-    queries = Queries(tmp_path / "cut", Blur(), data, shard_size=4)
+    whole = Queries(tmp_path / "whole", Blur(), TOLD, data, shard_size=4).ensure(20)
+    queries = Queries(tmp_path / "cut", Blur(), TOLD, data, shard_size=4)
     protect = queries.defense.protect
 
     def dies(images, index):
@@ -207,7 +212,7 @@ def test_interrupted_and_damaged_stores_are_completed(tmp_path, data):
 
 
 def test_loader_and_epochs(tmp_path, data):
-    queries = Queries(tmp_path, Blur(), data, shard_size=4)
+    queries = Queries(tmp_path, Blur(), TOLD, data, shard_size=4)
     queries.ensure(24)
     epochs = [list(queries.loader(24, batch_size=8, epoch=number)) for number in (0, 1)]
     for batches in epochs:
@@ -223,5 +228,5 @@ def test_loader_and_epochs(tmp_path, data):
 
 
 def test_progress_is_told(tmp_path, data, capsys):
-    Queries(tmp_path, Blur(), data, shard_size=4).ensure(8)
+    Queries(tmp_path, Blur(), TOLD, data, shard_size=4).ensure(8)
     assert "queries public_train 0 s: shard 2/2, 0 s left" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from closeness import near
-from experiment import DATA, STAGES
+from experiment import DATA, STAGES, Told
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import nn
@@ -65,7 +65,7 @@ def outputs(stage):
     if isinstance(stage, Amortizer):
         return [stage(stage.upstream["task"].edge(images))]
     with torch.enable_grad():
-        return [stage.protect(images, torch.arange(4)), stage.critic(images).detach()]
+        return [Told(stage).protect(images, torch.arange(4)), stage.critic(images).detach()]
 
 
 def figures(run):

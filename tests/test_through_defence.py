@@ -116,7 +116,7 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
 )
 def test_settings_of_the_nets_out_of_range(tiny, settings, words):
     with pytest.raises(UserError, match=words):
-        DefenseSurrogate(**tiny.upstream("crafter"), **settings)
+        DefenseSurrogate(tiny.ckpt("crafter"), **settings)
 
 
 # A defence that is a known map of the feature
@@ -172,7 +172,7 @@ def mixing(tiny, vivid, tmp_path_factory):
     for step in range(steps):
         with torch.no_grad():
             images = vivid(torch.randn(16, 8))
-            crafted = stage.defense.protect(images, torch.zeros(0))
+            crafted = stage.defense.protect(images, torch.zeros(0), stage.options)
             if step == 0:
                 for net in (stage.doing, stage.undoing):
                     net.measure(torch.cat([crafted, stage.encode(images)]))
@@ -200,7 +200,7 @@ def test_a_known_map_is_no_protection(tiny, vivid, mixing):
     with torch.no_grad():
         images = vivid(torch.randn(4, 8, generator=torch.Generator().manual_seed(4)))
         clean = mixing.encode(images)
-        crafted = mixing.defense.protect(images, torch.zeros(0))
+        crafted = mixing.defense.protect(images, torch.zeros(0), mixing.options)
         change = (crafted - clean).norm()
         assert (mixing.doing(clean) - crafted).norm() < 0.2 * change
         assert (mixing.undoing(crafted) - clean).norm() < 0.2 * change
@@ -220,7 +220,7 @@ def test_a_known_map_is_no_protection(tiny, vivid, mixing):
 def test_the_defence_may_judge_the_starts(tiny, vivid, mixing, monkeypatch):
     """By ``|protect(G(z)) - F|^2``, with keys that are not the data set's."""
     with torch.no_grad():
-        crafted = mixing.defense.protect(vivid(torch.randn(3, 8)), torch.zeros(0))
+        crafted = mixing.defense.protect(vivid(torch.randn(3, 8)), torch.zeros(0), mixing.options)
     found, search = {}, {"steps": 1, "restarts": 3, "batch_size": 2, "verify": True}
     for seed in range(2):
         attack = inversion(tiny, vivid, mixing, ThroughDefenceAttack, seed=seed, **search)
@@ -235,7 +235,7 @@ def test_the_defence_may_judge_the_starts(tiny, vivid, mixing, monkeypatch):
         assert mixing.defense.indices == keys
         starts = torch.stack([torch.cat([candidates[k], candidates[4 + k]]) for k in range(3)])
         with torch.no_grad():
-            made = mixing.defense.protect(starts.flatten(0, 1), torch.zeros(0)).view(3, 3, -1)
+            made = mixing.defense.protect(starts.flatten(0, 1), torch.zeros(0), mixing.options).view(3, 3, -1)
         wrong = (made - crafted.flatten(1)).square().sum(2)
         best = starts[wrong.argmin(0), torch.arange(3)]
         assert near(found[seed], best, steps=10)
@@ -321,7 +321,7 @@ def test_nothing_was_trained_against_this_defence(tiny, trained, target):
         aimed(tiny, Target(manifest, None), prior_ckpt="elsewhere/prior.ckpt")
     line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/surrogate.yaml")
-    assert "--model.init_args.beta 0.5" in line and "--name surrogate-crafter-beta0.5" in line
+    assert "--model.init_args.protect.beta 0.5" in line and "--name surrogate-crafter-beta0.5" in line
     assert "prior" not in line  # the nets do not depend on it
     with pytest.raises(UserError, match="was not trained against"):
         aimed(tiny, Target(manifest, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))

@@ -44,9 +44,6 @@ class Tiny(Stage):
     def test_step(self, batch, batch_idx):
         self.log("test/loss", (self.net(batch["image"]) - batch["image"].mean((2, 3))).pow(2).mean())
 
-    def predict_step(self, batch, batch_idx):
-        (self.run_dir / "protect.txt").write_text(str(self.protect_options))
-
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams["lr"])
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]

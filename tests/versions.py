@@ -25,6 +25,7 @@ from crafter_pl.attacks.surrogate import DefenseSurrogate
 from crafter_pl.crafting.craft import CraftSettings
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.stages import Amortizer, GanPrior, TaskModel
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.embedder import Embedder
@@ -81,11 +82,9 @@ class Lab:
         self.nets = {"task_ckpt": task, "prior_ckpt": prior}
         self.nets["amortizer_ckpt"] = self.save(Amortizer(task, prior, width=8))
         self.ckpt = {"black_box": self.save(atk.BlackBox(task, width=8))}
-        self.ckpt["answers"] = self.save(atk.BlackBox(task, width=8, reads="answers"), "answers")
+        self.ckpt["answers"] = self.save(atk.BlackBox(task, width=8, reads="answers"), "black_box_answers")
         self.ckpt["embedder"] = self.save(Embedder(width=4, embedding=8, identities=[0, 1], image_size=SIZE))
-        crafter = dfn.Crafter(
-            **self.nets, craft=CraftSettings(**FEW), critic_width=4, replay=0, method="crafter"
-        )
+        crafter = dfn.Crafter(**self.nets, craft=CraftSettings(**FEW), critic_width=4, replay=0)
         self.ckpt["crafter"] = self.save(crafter)
         with torch.no_grad():
             self.features = dfn.load_defense(self.ckpt["crafter"]).double().task.edge(self.images)
@@ -110,33 +109,35 @@ class Lab:
     def cases(self) -> Iterator[tuple[type, str, list[float]]]:
         """All of them."""
         yield FacesDataModule, "synthetic", figures(self.images)
-        for defense, name, options in self.defenses():
-            defense.protect_options = options
-            yield type(defense), name, figures(self.protected(defense))
+        for defense, name, told in self.defenses():
+            yield type(defense), name, figures(self.protected(defense, defense.options(**told)))
         for attack, name, features in self.attacks():
             yield type(attack), name, self.attacked(attack, features)
 
-    def protected(self, defense: dfn.Defense) -> Tensor:
+    def protected(self, defense: dfn.Defense, options: ProtectOptions) -> Tensor:
         """The pictures' features: in float32 where a net is passed once, else in float64."""
         if isinstance(defense, dfn.CrafterGenerator):
-            return defense.protect(self.images.float(), self.index)
+            return defense.protect(self.images.float(), self.index, options)
         defense.double()
-        if isinstance(defense, dfn.Crafter):
-            defense._nets[(defense.device, torch.float32)] = defense._frozen(torch.float64)
+        if isinstance(defense, dfn.CrafterReference):  # the nets that it takes in float32
+            exact = defense.crafter.frozen(defense.device, torch.float64)
+            defense.crafter.frozen = lambda *_: exact
         torch.set_default_dtype(torch.float64)  # of the critics that are made on the way
         try:
-            return defense.protect(self.images, self.index)
+            return defense.protect(self.images, self.index, options)
         finally:
             torch.set_default_dtype(torch.float32)
 
     def defenses(self) -> Iterator[tuple[dfn.Defense, str, dict[str, Any]]]:
-        """Every defence, Crafter with each method and critic; their options."""
+        """Every defence, Crafter with each use of the critic; their options."""
         told = {"precision": "float64", "beta": 0.5}
-        for method in ("crafter", "fast", "crafter_z", "answers"):
-            yield self._loaded("crafter"), method, {**told, "method": method, "steps": 2}
-        for critic in ("adapted", "per_batch"):
-            yield self._loaded("crafter"), critic, {**told, "method": "crafter", "critic": critic}
-        yield self._loaded("crafter"), "reference", {"method": "reference", "beta": 0.5, "steps": 1}
+        for critic in ("fixed", "adapted", "per_batch"):
+            yield self._loaded("crafter"), critic, {**told, "critic": critic}
+        for cls in (dfn.CrafterFast, dfn.CrafterZ):
+            yield self._variant(cls), "", {**told, "steps": 2}
+        yield self._variant(dfn.CrafterReference), "", {"beta": 0.5, "steps": 1}
+        answers = dfn.Answers(self.nets["task_ckpt"], self.nets["prior_ckpt"], CraftSettings(**FEW))
+        yield dfn.load_defense(self.save(answers)), "", told
         task = {"task_ckpt": self.nets["task_ckpt"]}
         game = {**task, "decoder": "paper", "width": 8}
         made: list[tuple[str, dfn.Defense, dict[str, float]]] = [
@@ -169,6 +170,9 @@ class Lab:
             )
         for name, stage, buffers in made:
             yield dfn.load_defense(self.save(stage, f"{stage.stage_name}-{name}", **buffers)), name, {}
+
+    def _variant(self, cls: type[dfn.CrafterVariant]) -> dfn.Defense:
+        return dfn.load_defense(self.save(cls(self.nets["task_ckpt"], self.ckpt["crafter"])))
 
     def _loaded(self, stage: str) -> dfn.Defense:
         return dfn.load_defense(self.ckpt[stage])

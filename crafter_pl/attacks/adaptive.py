@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.defenses.base import PROTECT, Defense, load_defense
+from crafter_pl.data.store import present
+from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, read_checkpoint, sha256
 from crafter_pl.training import finished
@@ -38,10 +39,10 @@ class AdaptiveStage(Stage):
     Any number of processes trains the same nets: ``batch_size`` is that of all together, and batch norm is
     over the global batch (`nets.synchronised`).
 
-    A subclass has among its init arguments `crafter_ckpt`, those of `PROTECT` and `defense_seed` (the
-    defence), `pairs_per_round`, `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir`
-    and `lr`, calls `attack_defense` in its ``__init__``, and implements `reconstruct` and the training. One
-    that makes no pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
+    A subclass has among its init arguments `defense_ckpt` and `protect` (its options), `pairs_per_round`,
+    `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir` and `lr`, calls
+    `attack_defense` in its ``__init__``, and implements `reconstruct` and the training. One that makes no
+    pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
     """
 
     monitor = None  # the last round is the attack: the blurriest guess may have the smallest error
@@ -52,6 +53,24 @@ class AdaptiveStage(Stage):
         "batch_size": 1,
         "shard_size": 1,
     }
+
+    @classmethod
+    def upgraded(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """In earlier versions the defence was called `crafter`, and its options were arguments themselves."""
+        if "crafter" not in checkpoint.get("upstream", {}):
+            return checkpoint
+        given = dict(checkpoint["hyper_parameters"])
+        if (method := given.pop("method", None)) not in (None, "crafter"):
+            raise UserError(
+                f"it was trained against Crafter's method {method!r}, which is a defence of its own now: "
+                "train that defence, and the attack against it"
+            )
+        options = {name: given.pop(name, None) for name in ("beta", "steps", "critic", "precision")}
+        options |= {name: given.pop(name, None) for name in ("refine_steps", "transport")}
+        options["seed"] = given.pop("defense_seed", None)
+        given["protect"] = {name: value for name, value in options.items() if value is not None}
+        upstream = {"defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()}
+        return {**checkpoint, "hyper_parameters": given, "upstream": upstream}
 
     def attack_defense(self) -> None:
         """Checks the settings of all adaptive stages, and loads the defence; after `save_hyperparameters`.
@@ -66,22 +85,21 @@ class AdaptiveStage(Stage):
                 )
         if self.hparams["lr"] <= 0:
             raise UserError(f"lr {self.hparams['lr']} must be above 0 (--model.init_args.lr)")
-        self.use("crafter", self.hparams["crafter_ckpt"], load_defense)
-        told = {key: self.hparams[key] for key in PROTECT}
-        self.defense.protect_options = {**told, "seed": self.hparams["defense_seed"]}
+        self.use("defense", self.hparams["defense_ckpt"], load_defense)
+        self.options = self.defense.options(**(self.hparams["protect"] or {}))
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
             "defense": self.defense.stage_name,
             "version": self.defense.version,
-            "settings": self.defense.in_force(),
+            "settings": self.defense.settings(self.options),
             "defense_sha256": self.defense.weights_hash(),
         }
         self._val: list[dict[str, Tensor]] | None = None
 
     @property
-    def defense(self) -> Defense:
-        """The frozen defence under attack, with the settings in force."""
-        stage = self.upstream["crafter"]
+    def defense(self) -> Defense[Any]:
+        """The frozen defence under attack."""
+        stage = self.upstream["defense"]
         assert isinstance(stage, Defense)
         return stage
 
@@ -106,7 +124,12 @@ class AdaptiveStage(Stage):
                 raise UserError("where should queries be kept? give --model.init_args.queries_dir FOLDER")
             folder = self.experiment_dir / "queries"
         self.queries = Queries(
-            folder, self.defense, data, seed=data.order_seed, shard_size=self.hparams["shard_size"]
+            folder,
+            self.defense,
+            self.options,
+            data,
+            seed=data.order_seed,
+            shard_size=self.hparams["shard_size"],
         )
         if stage != "fit":
             return
@@ -292,7 +315,7 @@ class AdaptedAttack(Attack):
 
     def _choose(self, target: Target) -> str:
         if self.ckpt is not None:
-            if not fits(read_checkpoint(self.ckpt).get("adaptation"), target):
+            if not fits(_about(self.ckpt, sha256(self.ckpt))[1], target):
                 raise UserError(
                     f"attack {self.name}: {self.ckpt} was not trained against {_what(target)}; give the "
                     "checkpoint that was, or none at all to let it be found"
@@ -335,14 +358,14 @@ class AdaptedAttack(Attack):
         more += [
             part
             for key, value in options_of(target).items()
-            for part in (f"--model.init_args.{key}", str(value))
+            for part in (f"--model.init_args.protect.{key}", str(value))
         ]
         taken = inspect.signature(self.stage_class).parameters
         for start, file in self.basic.items():
             if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
                 more += [f"--model.init_args.{start}_ckpt", file]
         if checkpoint.resolve() != (self.experiment_dir / "crafter" / "checkpoints" / "best.ckpt").resolve():
-            more += ["--model.init_args.crafter_ckpt", str(checkpoint)]
+            more += ["--model.init_args.defense_ckpt", str(checkpoint)]
         return self.commands.fit(stage, *more)
 
 
@@ -350,7 +373,8 @@ class AdaptedAttack(Attack):
 def _about(path: str, digest: str) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
     """A checkpoint's class, what it has adapted to, and the hashes of what it began with."""
     content = read_checkpoint(path)
-    return content.get("stage_class"), content.get("adaptation"), content.get("upstream", {})
+    adaptation = content.get("adaptation")
+    return content.get("stage_class"), adaptation and present(adaptation), content.get("upstream", {})
 
 
 def _other(adaptation: dict[str, Any], target: Target) -> str:
@@ -371,6 +395,5 @@ def _other(adaptation: dict[str, Any], target: Target) -> str:
 
 def _what(target: Target) -> str:
     settings, defense = target.manifest["settings"], str(target.manifest["defense"])
-    words = [f"method {settings['method']}"] if settings.get("method", defense) != defense else []
-    words += [f"beta {settings['beta']:g}"] if settings.get("beta") is not None else []
+    words = [f"beta {settings['beta']:g}"] if settings.get("beta") is not None else []
     return defense + (f" ({', '.join(words)})" if words else "") + " as it is"

@@ -22,17 +22,11 @@ class AdaptiveBlackBox(AdaptiveStage):
     In rounds of queries and training; see `AdaptiveStage`.
 
     Args:
-        crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
+        defense_ckpt: the defence under attack, of any class, or the name of its run in the experiment.
         black_box_ckpt: the decoder to start from; null finds the experiment's own. One that reads answers
             reads whatever its copy of the classifier learns to tell it.
-        beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
-        steps: the same for ``--protect.steps``.
-        method: the same for ``--protect.method``.
-        critic: the same for ``--protect.critic``.
-        precision: the same for ``--protect.precision``.
-        refine_steps: the same for ``--protect.refine_steps``.
-        transport: the same for ``--protect.transport``.
-        defense_seed: the same for ``--protect.seed``.
+        protect: the options of the defence that is attacked, as ``predict --protect.*`` (null: as it was
+            trained).
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 70 and more in all).
         val_pairs: held-out public faces that are queried once, to watch the error.
@@ -52,16 +46,9 @@ class AdaptiveBlackBox(AdaptiveStage):
 
     def __init__(
         self,
-        crafter_ckpt: str | None = None,
+        defense_ckpt: str | None = "crafter",
         black_box_ckpt: str | None = None,
-        beta: float | None = None,
-        steps: int | None = None,
-        method: str | None = None,
-        critic: str | None = None,
-        precision: str | None = None,
-        refine_steps: int | None = None,
-        transport: str | None = None,
-        defense_seed: int | None = None,
+        protect: dict[str, Any] | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,
         val_pairs: int = 64,
@@ -86,7 +73,7 @@ class AdaptiveBlackBox(AdaptiveStage):
         read, protected = black_box.upstream_files["task"], self.defense.upstream_files["task"]
         if read[1] != protected[1]:
             raise UserError(
-                f"the decoder {black_box_ckpt} reads features of {read[0]}, the defence {crafter_ckpt} "
+                f"the decoder {black_box_ckpt} reads features of {read[0]}, the defence {defense_ckpt} "
                 f"protects those of {protected[0]}: give two checkpoints of one task model"
             )
         self.net = synchronised(copy.deepcopy(black_box.net)).requires_grad_(True).train()

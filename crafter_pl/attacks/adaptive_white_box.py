@@ -36,17 +36,11 @@ class AdaptiveWhiteBox(AdaptiveStage):
     the start is without them.
 
     Args:
-        crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
+        defense_ckpt: the defence under attack, of any class, or the name of its run in the experiment.
         prior_ckpt: the generator to start from (its EMA); null finds the experiment's own.
         amortizer_ckpt: the amortized start of that generator; null finds the experiment's own.
-        beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
-        steps: the same for ``--protect.steps``.
-        method: the same for ``--protect.method``.
-        critic: the same for ``--protect.critic``.
-        precision: the same for ``--protect.precision``.
-        refine_steps: the same for ``--protect.refine_steps``.
-        transport: the same for ``--protect.transport``.
-        defense_seed: the same for ``--protect.seed``.
+        protect: the options of the defence that is attacked, as ``predict --protect.*`` (null: as it was
+            trained).
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round (paper: 400 in all).
         val_pairs: held-out public faces that are queried once, to watch the error.
@@ -67,17 +61,10 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     def __init__(
         self,
-        crafter_ckpt: str | None = None,
+        defense_ckpt: str | None = "crafter",
         prior_ckpt: str | None = None,
         amortizer_ckpt: str | None = None,
-        beta: float | None = None,
-        steps: int | None = None,
-        method: str | None = None,
-        critic: str | None = None,
-        precision: str | None = None,
-        refine_steps: int | None = None,
-        transport: str | None = None,
-        defense_seed: int | None = None,
+        protect: dict[str, Any] | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,
         val_pairs: int = 64,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from crafter_pl.data.store import seedless
+from crafter_pl.defenses.base import Defense, defenses
+from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import named_run, sha256
 from crafter_pl.training import Commands
-
-if TYPE_CHECKING:
-    from crafter_pl.defenses.base import Defense
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,19 @@ class Target:
     Attributes:
         manifest: the feature store's manifest: the defence, its settings in force, the hash of its weights;
             without the seed.
-        defense: the published defence with those settings in force and a seed of the attacker's own, to be
-            queried with public pictures or differentiated through; None if its checkpoint is not at hand, and
-            for attacks that do not adapt.
+        defense: the published defence, to be queried with public pictures or differentiated through; None if
+            its checkpoint is not at hand, and for attacks that do not adapt.
         backend: what the defence has retrained and is at hand, the ``encoder`` or the ``cloud``: public, as
             the nets are that it replaces.
         checkpoint: where the defence is, or should be.
+        options: what puts those settings in force, with a seed of the attacker's own; None without a defence.
     """
 
     manifest: dict[str, Any]
-    defense: Defense | None
+    defense: Defense[Any] | None
     backend: dict[str, nn.Module] = field(default_factory=dict)
     checkpoint: str | None = None
+    options: ProtectOptions | None = None
 
 
 def fits(learned: dict[str, Any] | None, target: Target) -> bool:
@@ -194,11 +194,12 @@ class Attack(Adversary):
 
 
 def options_of(target: Target) -> dict[str, Any]:
-    """The options of `PROTECT` that put a defence's settings in force."""
-    from crafter_pl.defenses.base import PROTECT  # which needs this module's neighbours
-
-    options = target.manifest["settings"] if target.defense is None else target.defense.protect_options
-    return {key: options[key] for key in PROTECT if options.get(key) is not None}
+    """The options that put a defence's settings in force, but for the seed: those unlike its training's."""
+    settings: dict[str, Any] = target.manifest["settings"]
+    kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
+    known = [name for name in names(kinds[0].options_class) if name in settings] if kinds else []
+    trained = {} if target.defense is None else asdict(target.defense.options())
+    return {name: settings[name] for name in known if name != "seed" and settings[name] != trained.get(name)}
 
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:
@@ -207,7 +208,6 @@ def place_of(target: Target, home: Path) -> tuple[Path, str]:
     checkpoint = own if target.checkpoint is None else Path(target.checkpoint)
     settings = target.manifest["settings"]
     words = [checkpoint.parent.parent.name]
-    words += [settings["method"]] if settings.get("method") not in (None, target.manifest["defense"]) else []
     words += [f"beta{settings['beta']:g}"] if settings.get("beta") is not None else []
     words += [settings["transport"]] if "transport" in settings else []
     return checkpoint, "-".join(words)

@@ -12,7 +12,7 @@ from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
 from crafter_pl.commands import command
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.split import check_several
-from crafter_pl.data.store import read_store
+from crafter_pl.data.store import present, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages.augment import flip, warp
@@ -307,4 +307,5 @@ class FeatureToID(Ruler):
 def _learned_from(path: str) -> tuple[dict[str, Any] | None, int]:
     """The defence whose features a `FeatureToIdentity` learned from (None: unprotected ones); its epochs."""
     content = read_checkpoint(path, FeatureToIdentity.stage_name)
-    return content.get("hyper_parameters", {}).get("learned_from"), int(content.get("epoch", 0))
+    learned = content.get("hyper_parameters", {}).get("learned_from")
+    return learned and present(learned), int(content.get("epoch", 0))

@@ -7,7 +7,9 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +18,14 @@ from torch.utils.data import DataLoader
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import (
     MANIFEST,
+    StoreWriter,
     read_manifest,
     read_shard,
-    shard_done,
     shard_name,
-    write_manifest,
-    write_shard,
 )
 from crafter_pl.data.stream import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.resume import lock
 
@@ -44,7 +45,8 @@ class Queries:
     def __init__(
         self,
         folder: str | Path,
-        defense: Defense,
+        defense: Defense[Any],
+        options: ProtectOptions,
         data: FacesDataModule,
         *,
         seed: int = 0,
@@ -54,7 +56,8 @@ class Queries:
 
         Args:
             folder: of the stores of all defences, such as ``runs/synthetic/queries``.
-            defense: the published defence with the settings in force; it crafts on its own device.
+            defense: the published defence; it crafts on its own device.
+            options: with which options.
             data: the faces, set up.
             seed: of the order in which pictures are queried.
             shard_size: pictures crafted at a time, which make one shard.
@@ -66,13 +69,16 @@ class Queries:
             raise UserError(f"shard_size is {shard_size}; give at least 1")
         if data.image_size != (mine := defense.task.hparams["image_size"]):
             raise UserError(f"this defence takes pictures of {mine} pixels, the data have {data.image_size}")
-        self.defense, self.data, self.seed, self.shard_size = defense, data, seed, shard_size
-        about = {**defense.manifest(data.split_hash, ""), "query_seed": seed, "shard_size": shard_size}
-        self.transport: str = about["dtype"]  # what an attacker queries has travelled like what it attacks
-        about |= {"pictures": data.pictures}
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        self.defense, self.options, self.data = defense, options, data
+        self.seed, self.shard_size = seed, shard_size
+        key = json.dumps({**self._about(""), "pictures": data.pictures}, sort_keys=True)
+        self.key = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
         self.images = PublicPictures(data)
+
+    def _about(self, split: str) -> dict[str, Any]:
+        about = self.defense.manifest(self.data.split_hash, split, self.options)
+        return {**about, "query_seed": self.seed, "shard_size": self.shard_size}
 
     def order(self, split: str = "public_train") -> Tensor:
         """The split's pictures in the order in which they are queried: rows of the data set, int64 ``(M,)``.
@@ -119,44 +125,34 @@ class Queries:
         with lock(folder, waiting) if rank == 0 else nullcontext():
             meet()  # nobody looks before this run has the folder to itself
             listed = read_manifest(folder)["shards"] if (folder / MANIFEST).is_file() else {}
-            missing = [k for k in needed if not self._there(folder, k, shards[k], listed)]
+            writer = StoreWriter(folder, self._about(split))
+
+            def there(number: int) -> bool:  # one that the manifest lists was read when it was listed
+                name = shard_name(number)
+                return (name in listed and (folder / name).is_file()) or writer.done(number, shards[number])
+
+            missing = [number for number in needed if not there(number)]
             meet()  # all have looked before anyone writes: the shares are disjoint
-            self._craft(folder, split, {k: shards[k] for k in missing[rank::world]}, rank)
+            self._craft(writer, {k: shards[k] for k in missing[rank::world]}, rank)
             meet()
             if rank == 0 and (missing or len(listed) < len(needed)):
-                there = {}
-                for number, rows in enumerate(shards):
-                    if not (folder / shard_name(number)).is_file():
-                        break
-                    there[shard_name(number)] = len(rows)
-                about = self.defense.manifest(self.data.split_hash, split)
-                size = {"count": sum(there.values()), "shards": there}
-                write_manifest(
-                    folder, {**about, **size, "query_seed": self.seed, "shard_size": self.shard_size}
-                )
+                files = takewhile(lambda number: (folder / shard_name(number)).is_file(), range(len(shards)))
+                writer.finish({number: len(shards[number]) for number in files})
             meet()
         return folder
 
-    @staticmethod
-    def _there(folder: Path, number: int, rows: Tensor, listed: dict[str, int]) -> bool:
-        """Whether a shard is there; one that the manifest lists was read when it was listed."""
-        name = shard_name(number)
-        return (name in listed and (folder / name).is_file()) or shard_done(folder, number, rows)
-
-    def _craft(self, folder: Path, split: str, shards: dict[int, Tensor], rank: int) -> None:
+    def _craft(self, writer: StoreWriter, shards: dict[int, Tensor], rank: int) -> None:
         began = told = time.perf_counter()
         for done, (number, rows) in enumerate(shards.items(), 1):
             images = self.images(rows).to(self.defense.device)
             with torch.inference_mode(False), torch.enable_grad():
-                features = self.defense.protect(images, rows.to(self.defense.device))
-            write_shard(folder, number, features, rows, self.transport)
+                features = self.defense.protect(images, rows.to(self.defense.device), self.options)
+            writer.write(number, features, rows)
             now = time.perf_counter()
             if rank == 0 and (now - told >= 10 or done == len(shards)):
                 told, left = now, (now - began) / done * (len(shards) - done)
-                print(
-                    f"queries {split} {now - began:.0f} s: shard {done}/{len(shards)}, {left:.0f} s left",
-                    flush=True,
-                )
+                where = f"queries {writer.folder.name} {now - began:.0f} s"
+                print(f"{where}: shard {done}/{len(shards)}, {left:.0f} s left", flush=True)
 
     def loader(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,15 +23,9 @@ class DefenseSurrogate(AdaptiveStage):
     ``|Q(F) - E|``: 1 knows nothing of what the defence does.
 
     Args:
-        crafter_ckpt: the defence under attack, of any class; null finds the experiment's own Crafter.
-        beta: of the defence that is attacked, as ``predict --protect.beta`` (null: as it was trained).
-        steps: the same for ``--protect.steps``.
-        method: the same for ``--protect.method``.
-        critic: the same for ``--protect.critic``.
-        precision: the same for ``--protect.precision``.
-        refine_steps: the same for ``--protect.refine_steps``.
-        transport: the same for ``--protect.transport``.
-        defense_seed: the same for ``--protect.seed``.
+        defense_ckpt: the defence under attack, of any class, or the name of its run in the experiment.
+        protect: the options of the defence that is attacked, as ``predict --protect.*`` (null: as it was
+            trained).
         pairs_per_round: public faces that are queried in each round.
         epochs_per_round: passes over all pairs so far in each round.
         val_pairs: held-out public faces that are queried once, to watch the error.
@@ -48,15 +44,8 @@ class DefenseSurrogate(AdaptiveStage):
 
     def __init__(
         self,
-        crafter_ckpt: str | None = None,
-        beta: float | None = None,
-        steps: int | None = None,
-        method: str | None = None,
-        critic: str | None = None,
-        precision: str | None = None,
-        refine_steps: int | None = None,
-        transport: str | None = None,
-        defense_seed: int | None = None,
+        defense_ckpt: str | None = "crafter",
+        protect: dict[str, Any] | None = None,
         pairs_per_round: int = 256,
         epochs_per_round: int = 10,
         val_pairs: int = 64,

@@ -101,8 +101,8 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             return super()._rank(result, features, index)
         pictures = self._draw(features, result.z)
         with torch.enable_grad():
-            protected = self.stage.defense.protect(pictures, OWN_KEYS + index)
-        protected = received(protected, self.stage.defense.transport).to(features)
+            protected = self.stage.defense.protect(pictures, OWN_KEYS + index, self.stage.options)
+        protected = received(protected, self.stage.options.transport).to(features)
         return (protected - features.chunk(2, 1)[0]).square().flatten(1).sum(1)
 
     def settings(self) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crafter_pl.attacks.base import Target
 from crafter_pl.data.store import read_manifest, seedless
-from crafter_pl.defenses.base import PROTECT, Defense, load_defense
+from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 
-OPTIONS = (*PROTECT, "seed")  # what `predict --protect.*` may have changed
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
 _NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
 
@@ -76,26 +76,26 @@ class Published:
         why = [] if found else [nowhere]
         for path in found:
             try:
-                defense = self._in_force(path, manifest)
+                defense, options = self._in_force(path, manifest)
             except UserError as error:
                 why.append(str(error))
                 continue
             nets = {"encoder": defense.edge_module, "cloud": defense.cloud_module}
             backend = {part: nets[part]() for part in manifest.get("retrains", ())}
-            return Target(told, defense, backend, str(path)), []
+            return Target(told, defense, backend, str(path), options), []
         return hidden, [
             f"The defence behind {store} is not at hand ({'; '.join(why)}): no attack could query it."
         ]
 
-    def _in_force(self, path: Path, manifest: dict[str, Any]) -> Defense:
-        """The defence of a checkpoint with the manifest's settings, but for the seed.
+    def _in_force(self, path: Path, manifest: dict[str, Any]) -> tuple[Defense[Any], ProtectOptions]:
+        """The defence of a checkpoint, and what puts the manifest's settings in force, but for the seed.
 
         Raises:
             UserError: it is damaged, or not what made the store.
         """
         if path not in self.loaded:
             self.loaded[path] = load_defense(path).to(self.device)
-        defense = copy.copy(self.loaded[path])  # the same weights, options of its own
+        defense, settings = self.loaded[path], manifest["settings"]
         if defense.weights_hash() != manifest["defense_sha256"]:
             raise UserError(f"{path} has other weights")
         if (made := manifest.get("version", 1)) != defense.version:  # older than versions: 1
@@ -103,14 +103,11 @@ class Published:
                 f"the store was made by version {made} of {manifest['defense']}, this crafter_pl has version "
                 f"{defense.version} and would answer queries otherwise: craft the store again"
             )
-        settings, trained = manifest["settings"], json.loads(json.dumps(defense.in_force()))
-        changed = [key for key in OPTIONS if key in settings and settings[key] != trained.get(key)]
-        defense.protect_options = {key: settings[key] for key in changed}
-        mine = json.loads(json.dumps(defense.in_force()))
+        known = names(defense.options_class)
+        options = defense.options(**{key: settings[key] for key in known if key in settings})
+        mine = json.loads(json.dumps(defense.settings(options)))
         if other := sorted(
             key for key in mine.keys() | settings.keys() if mine.get(key) != settings.get(key)
         ):
             raise UserError(f"{path} has other settings: {', '.join(other)}")
-        if "seed" in settings:
-            defense.protect_options["seed"] = OWN_SEED
-        return defense
+        return defense, replace(options, **({"seed": OWN_SEED} if "seed" in known else {}))

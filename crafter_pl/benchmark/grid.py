@@ -135,8 +135,8 @@ class Cell:
     def attacked(self, place: Place, attacker: str) -> tuple[str, list[str]]:
         """The run of an attack that adapts to it, and the command that trains it."""
         run = f"{Path(attacker).name}-{self.name}"
-        options = {"model.init_args.crafter_ckpt": place.checkpoint(self.run)}
-        options |= {f"model.init_args.{key}": value for key, value in self.protect.items()}
+        options = {"model.init_args.defense_ckpt": place.checkpoint(self.run)}
+        options |= {f"model.init_args.protect.{key}": value for key, value in self.protect.items()}
         return run, place.command("fit", attacker, run, _seeded(options, self.seed))
 
     def cloud(self, place: Place) -> tuple[str, list[str]]:
@@ -162,9 +162,8 @@ def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
             run = "-".join([line.stage, *_words(fit)])
             name = "-".join([run, *_words(protect)])
             both = {**fit, **protect}
-            said = [f"{key.rstrip('_')} {option(value)}" for key, value in both.items() if key != "method"]
-            head = str(both.get("method", line.stage))
-            title = f"{head} ({', '.join(said)})" if said else head
+            said = [f"{key.rstrip('_')} {option(value)}" for key, value in both.items()]
+            title = f"{line.stage} ({', '.join(said)})" if said else line.stage
             found.append(Cell(name + tail, run + tail, title, line, fit, protect, seed))
     if not found:
         raise UserError("the benchmark's grid is empty: a setting has no values (--defenses)")

@@ -23,6 +23,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets.critic import gradient_penalty
 
 Net = Callable[[Tensor], Tensor]
+Precision = Literal["bf16", "float32", "float64"]
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -79,7 +80,7 @@ class CraftSettings:
     critic_batch: int = 32
     critic_lr: float = 5e-4
     penalty: float = 20.0
-    precision: Literal["bf16", "float32", "float64"] = "float32"
+    precision: Precision = "float32"
     double_start: bool = True
     polish_steps: int = 0
     polish_lr: float = 0.02
@@ -125,13 +126,13 @@ class CraftNets:
     Attributes:
         encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
         generator: latents ``(N, Z)`` -> images in [0, 1].
-        amortizer: features -> latents, where the inversion starts.
+        amortizer: features -> latents, where the inversion starts; needed for inversions alone.
         classifier: features -> attribute logits ``(N, A)``; needed for ``task_weight`` alone.
     """
 
     encoder: nn.Module
     generator: nn.Module
-    amortizer: nn.Module
+    amortizer: nn.Module | None
     classifier: nn.Module | None = None
 
     def render(self, z: Tensor) -> Tensor:
@@ -211,6 +212,7 @@ def start_crafting(
     nets: CraftNets, features: Tensor, settings: CraftSettings, beta: Tensor | None = None
 ) -> CraftState:
     """Inverts clean features ``(N, C, h, w)`` from the amortized start; ``beta`` is ``(N,)``."""
+    assert nets.amortizer is not None
     with torch.no_grad():
         z0 = nets.amortizer(features)
     result = invert(

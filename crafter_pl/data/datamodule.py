@@ -111,6 +111,7 @@ class FacesDataModule(LightningDataModule):
         self.max_memory_mb = max_memory_mb
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
+        self.predict_numbers: list[int] | None = None
         if source not in ("synthetic", "celeba", "lfw", "folder"):
             raise UserError(f"source {source!r} must be synthetic, celeba, lfw or folder (--data.source)")
         for name, value in (
@@ -300,12 +301,15 @@ class FacesDataModule(LightningDataModule):
         return DataLoader(self.dataset(part), batch_size=self.batch_size, shuffle=False, collate_fn=_same)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """`predict_split` in fixed batches, dealt whole: batch `b` to rank `b % world`.
+        """`predict_split` in fixed batches, dealt whole among the processes.
 
-        A batch carries its number in the entry `batch`.
+        A batch carries its number in the entry `batch`; where `predict_numbers` is set there are these alone.
         """
-        batches = FaceBatches(self.dataset(self.predict_split), self.predict_batch_size)
         world, rank = self._world
-        return DataLoader(
-            batches, batch_size=None, sampler=range(rank, len(batches), world), collate_fn=_same
-        )
+        batches = self.predict_batches()
+        numbers = range(len(batches)) if self.predict_numbers is None else self.predict_numbers
+        return DataLoader(batches, batch_size=None, sampler=numbers[rank::world], collate_fn=_same)
+
+    def predict_batches(self) -> FaceBatches:
+        """All batches of `predict_split`."""
+        return FaceBatches(self.dataset(self.predict_split), self.predict_batch_size)

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from crafter_pl.defenses.options import OptionsT
 from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import build_decoder
 
 
-class AdversarialLearning(Retrained):
+class AdversarialLearning(Retrained[OptionsT]):
     """Encoder and classifier trained to solve the task and to spoil what a decoder makes of the features.
 
     The game, on public faces, is
@@ -39,8 +40,8 @@ class AdversarialLearning(Retrained):
 
     stage_name = "adversarial_learning"
     version = 1
-    knob = "lambda_"
-    kept: ClassVar[tuple[str, ...]] = (
+    tradeoff = "lambda_"
+    recorded: ClassVar[tuple[str, ...]] = (
         "lambda_",
         "lr",
         "decoder",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses.adversarial_learning import AdversarialLearning
+from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Noisy
 
@@ -17,7 +18,7 @@ _NOISE = 0  # stream of the keyed noise
 _ITERATIONS = 10  # of k-means
 
 
-class Cem(AdversarialLearning):
+class Cem(AdversarialLearning[KeyedOptions]):
     """Gaussian noise on features that training pulls to the centres of their clusters.
 
     Xia et al., Theoretical Insights in Model Inversion Robustness and Conditional Entropy Maximization, CVPR
@@ -50,10 +51,11 @@ class Cem(AdversarialLearning):
 
     stage_name = "cem"
     version = 1
-    knob = "sigma"
-    kept: ClassVar[tuple[str, ...]] = (
+    options_class = KeyedOptions
+    tradeoff = "sigma"
+    recorded = (
         *("sigma", "entropy", "tau", "gamma", "centres", "class_attributes", "seed"),
-        *AdversarialLearning.kept,
+        *AdversarialLearning.recorded,
     )
 
     def __init__(
@@ -134,13 +136,13 @@ class Cem(AdversarialLearning):
         return loss + h["entropy"] * spread, {**figures, "clusters": spread}
 
     @torch.no_grad()
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: KeyedOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
         encoded = self.net.encode(images)
-        noise = keyed_normal(self.seed_in_force(), index, encoded[0].numel(), stream=_NOISE).to(encoded)
+        noise = keyed_normal(options.seed, index, encoded[0].numel(), stream=_NOISE).to(encoded)
         return encoded + self.hparams["sigma"] * noise.view_as(encoded)
 
-    def edge_graph(self) -> nn.Module:
+    def edge_graph(self, options: KeyedOptions) -> nn.Module:
         """Its own encoder, and noise."""
         return Noisy(self.edge_module(), self.hparams["sigma"])
 
@@ -148,10 +150,6 @@ class Cem(AdversarialLearning):
     def edge_noise(self) -> int:
         """One for each entry of a feature."""
         return math.prod(self.task.feature_shape)
-
-    def protection(self) -> dict[str, Any]:
-        """The settings in force; the seed may be told."""
-        return {**super().protection(), "seed": self.seed_in_force()}
 
 
 def class_means(points: Tensor, classes: Tensor, count: int, centres: int) -> Tensor:

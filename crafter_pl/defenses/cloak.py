@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
-from crafter_pl.defenses.base import Defense
-from crafter_pl.errors import UserError
+from crafter_pl.defenses.options import OptionsT
+from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.embedder import Embedder
 from crafter_pl.stages.task import TaskModel
@@ -16,27 +14,19 @@ from crafter_pl.stages.task import TaskModel
 _PICTURES = 8  # that `fit` cloaks, to show what comes of it
 
 
-class Cloak(Defense):
+class Cloak(Untrained[OptionsT]):
     """A defence that changes the picture within a small visible budget: features are ``Enc(cloak(X))``.
 
     Encoder and classifier stay as they are. A cloak is made against face recognisers of public people, and
     should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
 
-    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and `knob`, and
-    implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in
+    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `recorded` and
+    `tradeoff`, and implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in
     `training_step`.
-
-    Attributes:
-        kept: the init arguments that are settings of the protection, in the manifest.
-        knob: the init argument that sets the trade-off; it names the store.
     """
-
-    kept: ClassVar[tuple[str, ...]]
-    knob: ClassVar[str]
 
     def begin(self, task_ckpt: str | None, **embedders: str | None) -> None:
         """Loads the task model and, by the names of their runs, the embedders."""
-        self.automatic_optimization = False
         self.use("task", task_ckpt, TaskModel)
         for key, path in embedders.items():
             self.use(key, path, Embedder)
@@ -45,69 +35,39 @@ class Cloak(Defense):
         """The embedders' frozen nets."""
         return [stage.net for stage in self.upstream.values() if isinstance(stage, Embedder)]
 
-    def search(self, image: Tensor) -> Tensor:
+    def search(self, image: Tensor, options: OptionsT) -> Tensor:
         """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloaked picture, alike and without gradients."""
         raise TypeError(f"{type(self).__name__} does not implement search")
 
-    def cloak(self, images: Tensor) -> Tensor:
+    def cloak(self, images: Tensor, options: OptionsT) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> cloaked pictures, alike and without gradients.
 
         One after the other, as an edge device has them. In a batch the rounding of a picture hangs on the
         others, and the sign of a small gradient on rounding: a cloak would be another in another batch.
         """
         # a copy begins at an aligned address, wherever in the batch the picture was
-        return torch.cat([self.search(image.clone()) for image in images.split(1)])
+        return torch.cat([self.search(image.clone(), options) for image in images.split(1)])
 
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: OptionsT) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` of the cloaked ones."""
-        cloaked = self.cloak(images)
+        cloaked = self.cloak(images, options)
         with torch.no_grad():
             return self.task.edge(cloaked)
 
     # ---- fit ----------------------------------------------------------------------------------------------
-    def on_train_start(self) -> None:
-        """One process is enough for what there is to do."""
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"fit {type(self).__name__} with one process (--trainer.devices 1); predict runs on several"
-            )
-
-    def configure_optimizers(self) -> None:
-        """None: no net is trained."""
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """By default nothing to learn."""
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nothing: see `on_validation_epoch_end`."""
-
     def on_validation_epoch_end(self) -> None:
         """Cloaks a few held-out public faces, logs how visible it is and how far it goes, and draws them.
 
         ``val/dssim`` is the mean DSSIM, ``val/cosine`` that of an embedder's cosine of picture and cloak.
         """
         images = self.spread_images(self.val_split, _PICTURES)
-        cloaked = self.cloak(images)
+        cloaked = self.cloak(images, self.options())
         with torch.no_grad():
             pairs = [(net.embed(images), net.embed(cloaked)) for net in self.embedders()]
         cosine = torch.stack([(one * other).sum(1) for one, other in pairs]).mean()
         figures = {"val/dssim": dssim(cloaked, images).mean(), "val/cosine": cosine}
         self.log_dict(figures, prog_bar=True)
         self.log_grid("original_cloaked", torch.cat([images, cloaked]), columns=len(images))
-
-    # ---- predict ------------------------------------------------------------------------------------------
-    def protection(self) -> dict[str, Any]:
-        """The settings in force: those that it was trained with.
-
-        Raises:
-            UserError: `predict` was told to change what cannot be changed after training.
-        """
-        self.refuse_crafters_options(self.knob)
-        return {name: self.hparams[name] for name in self.kept}
-
-    def store_name(self) -> str:
-        """``rho0.012`` and the like."""
-        return f"{self.knob}{self.hparams[self.knob]:g}"
 
 
 def dssim(images: Tensor, originals: Tensor) -> Tensor:

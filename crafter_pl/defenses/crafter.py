@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,54 +16,37 @@ from crafter_pl.crafting.craft import (
     CraftSettings,
     CraftState,
     craft,
-    craft_answers,
     craft_step,
-    craft_z,
     critic_step,
     start_crafting,
 )
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
-from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
 from crafter_pl.errors import UserError
-from crafter_pl.nets import Bfloat16, Critic, bf16_is_slow, freeze
+from crafter_pl.nets import Critic
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
-# The released algorithm's constants, which are the defaults of `reference_craft`, in our words.
-RELEASED = CraftSettings(
-    steps=450,
-    lr=0.01,
-    update="adam",
-    start_steps=0,
-    inner_steps=80,
-    inner_lr=5e-3,
-    solver="neumann",
-    damping=0.0,
-    iterations=120,
-    alpha=1e-3,
-    critic_steps=10,
-    double_start=False,
-)
-# Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
-# utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).
-FAST: dict[str, Any] = {
-    "steps": 12,
-    "lr": 0.45,
-    "start_steps": 10,
-    "inner_steps": 1,
-    "iterations": 1,
-    "polish_steps": 40,
-}
-METHODS = ("crafter", "fast", "crafter_z", "answers", "reference")
-CRITICS = ("fixed", "adapted", "per_batch")
-# Streams of keyed noise: the answers' prior faces, prior samples, the critic's places between real and fake.
-_FACES, _SAMPLES, _MIX = 0, 1, 2
+CriticUse = Literal["fixed", "adapted", "per_batch"]
+# Streams of keyed noise: prior samples, the critic's places between real and fake.
+_SAMPLES, _MIX = 1, 2
 EMD_STEPS = 60  # updates of the critic that measures the distance in validation
 
 
-class Crafter(Defense):
+@dataclass(frozen=True, kw_only=True)
+class CrafterOptions(CraftOptions):
+    """Of Crafter.
+
+    Args:
+        critic: how the critic is treated during crafting.
+    """
+
+    critic: CriticUse = "fixed"
+
+
+class Crafter(Defense[CrafterOptions]):
     """Crafts features whose inversion looks like a random face of the public prior (Algorithm 1).
 
     `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being
@@ -79,12 +62,6 @@ class Crafter(Defense):
         craft: settings of Algorithm 1.
         betas: values of beta met in training; each face draws one. The settings' own beta is the default of
             `predict`.
-        method: ``crafter``; ``fast`` (the same in fewer and lighter steps, `FAST`; needs ``task_weight``);
-            ``crafter_z`` (moves the latent, emits ``Enc(G(z))``); ``answers`` (from the
-            feature of a random prior face to the cloud's answers for the picture, see `craft_answers`; it
-            uses no critic); or ``reference``, the
-            released algorithm with its constants and its batch coupling, for comparison (of ``craft`` it
-            takes beta alone; ``--protect.steps`` shortens its 450 steps).
         critic: what `predict` does with the critic: ``fixed``, ``adapted`` or ``per_batch``.
         critic_width: the critic's first width (paper: 64).
         critic_task_weight: gamma of the trajectories that the critic learns from; null is craft's own.
@@ -94,6 +71,7 @@ class Crafter(Defense):
 
     stage_name = "crafter"
     version = 1
+    options_class = CrafterOptions
     memory: Tensor
     remembered: Tensor
 
@@ -104,8 +82,7 @@ class Crafter(Defense):
         amortizer_ckpt: str | None = None,
         craft: CraftSettings = CraftSettings(),  # noqa: B008 (frozen)
         betas: list[float] = [0.25, 0.5, 1.0, 2.0, 4.0],  # noqa: B006 (read by jsonargparse, never changed)
-        method: str = "crafter",
-        critic: str = "fixed",
+        critic: CriticUse = "fixed",
         critic_width: int = 32,
         critic_task_weight: float | None = None,
         replay: int = 2048,
@@ -115,20 +92,15 @@ class Crafter(Defense):
         craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
         self.save_hyperparameters(ignore=["craft"])
         self.hparams["craft"] = asdict(craft)
-        if method not in METHODS or critic not in CRITICS:
-            raise UserError(
-                f"method {method!r} must be one of {', '.join(METHODS)}, "
-                f"critic {critic!r} one of {', '.join(CRITICS)}"
-            )
         self.automatic_optimization = False
         self.craft_settings = craft
-        self.use("task", task_ckpt, TaskModel)
-        self.use("prior", prior_ckpt, GanPrior)
+        task = self.use("task", task_ckpt, TaskModel)
+        prior = self.use("prior", prior_ckpt, GanPrior)
         amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
         amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
-        self.critic = Critic(self.prior.hparams["image_size"], critic_width)
-        self._nets: dict[tuple[torch.device, torch.dtype], CraftNets] = {}
-        self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
+        self.critic = Critic(prior.hparams["image_size"], critic_width)
+        self.frozen = FrozenNets(task, prior, amortizer)
+        self.register_buffer("memory", torch.zeros(replay, prior.latent_dim))
         self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
 
     @property
@@ -141,25 +113,19 @@ class Crafter(Defense):
     @property
     def nets(self) -> CraftNets:
         """The frozen nets, batch norms folded, on this device."""
-        return self._frozen(torch.float32)
+        return self.frozen(self.device)
 
-    def _frozen(self, dtype: torch.dtype) -> CraftNets:
-        if any(device != self.device for device, _ in self._nets):
-            self._nets = {}
-        key = (self.device, dtype)
-        if key not in self._nets:
-            narrow = dtype == torch.bfloat16
-            if narrow and bf16_is_slow(self.device.type):
-                print("note: no instructions for bf16 here: crafting in float32 is much faster", flush=True)
-            wide = torch.float32 if narrow else dtype
-            walked = (self.task.net.encoder_module(), self.prior.generator, self.task.net.cloud)
-            nets = [freeze(net).to(self.device, wide) for net in walked]
-            if self.device.type == "cpu":  # half the time for a single picture's answers (docs/LOG.md)
-                nets[2] = nets[2].to(memory_format=torch.channels_last)
-            encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
-            amortizer = copy.deepcopy(self.upstream["amortizer"]).to(self.device, wide)
-            self._nets[key] = CraftNets(encoder, generator, amortizer, classifier)
-        return self._nets[key]
+    @classmethod
+    def upgraded(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Refuses those of earlier versions whose ``method`` is a defence of its own now."""
+        method = str(checkpoint["hyper_parameters"].get("method", "crafter"))
+        if method != "crafter":
+            name = method if method == "answers" else f"crafter_{method.removeprefix('crafter_')}"
+            raise UserError(
+                f"it was trained with Crafter's method {method!r}, which is a defence of its own now: train "
+                f"{name} (fit --config configs/{name}.yaml), which takes seconds"
+            )
+        return checkpoint
 
     def on_fit_start(self) -> None:
         """The critic is fitted by one process: its many updates in a step are not what DDP synchronises."""
@@ -223,7 +189,7 @@ class Crafter(Defense):
         images = self.fixed_images(self.val_split, 16)
         with torch.enable_grad():
             index = torch.arange(len(images), device=self.device)
-            state = self._craft(images, index, self.craft_settings, "crafter", "fixed", 0)
+            state = self.craft(images, index, self.options(critic="fixed"), self.craft_settings)
         with torch.no_grad():
             before = self.prior.generator(self._invert_clean(images))
             after = self.prior.generator(state.z)
@@ -256,91 +222,55 @@ class Crafter(Defense):
         return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
 
     # ---- predict: crafting --------------------------------------------------------------------------------
-    def settings_in_force(self) -> tuple[CraftSettings, str, str, int]:
-        """Settings, method, critic and seed: the checkpoint's, with what `predict` was told on top."""
-        told = {key: value for key, value in self.protect_options.items() if value is not None}
-        if "refine_steps" in told:
-            raise UserError("--protect.refine_steps is the crafting generator's: give --protect.steps")
-        method = told.get("method", self.hparams["method"])
-        if method not in METHODS:
-            raise UserError(f"--protect.method {method!r}: choose one of {', '.join(METHODS)}")
-        changes = {key: told[key] for key in ("beta", "steps", "precision") if key in told}
-        critic = told.get("critic", self.hparams["critic"])
-        if critic not in CRITICS:
-            raise UserError(f"--protect.critic {critic!r}: choose one of {', '.join(CRITICS)}")
-        if critic != "fixed" and method != "crafter":
-            raise UserError(f"--protect.critic {critic} is for method crafter, not for {method}")
-        settings = self.craft_settings
-        if method == "reference":
-            critic, settings = "per_batch", replace(RELEASED, beta=settings.beta)
-        if method == "fast":
-            settings = replace(settings, **FAST)
-        if method == "answers" and not settings.task_weight:  # with beta 0 any weight is the same
-            settings = replace(settings, task_weight=1.0)
-        settings = replace(settings, **changes)
-        if settings.steps < 1:
-            raise UserError(
-                f"{settings.steps} crafting steps would send the feature as good as unprotected: give at "
-                "least 1 (--protect.steps)"
-            )
-        if settings.precision != "float32" and method == "reference":
-            raise UserError(
-                f"--protect.precision {settings.precision} is not for method reference: the released "
-                "algorithm is float32"
-            )
-        return settings, method, critic, self.seed_in_force()
+    def trained_options(self) -> dict[str, Any]:
+        """Those of Algorithm 1's settings, the critic and the seed."""
+        return {**trained_options(self.craft_settings), **super().trained_options()}
 
-    def protection(self) -> dict[str, Any]:
-        """The settings in force, for the manifest."""
-        settings, method, critic, seed = self.settings_in_force()
-        return {**asdict(settings), "method": method, "critic": critic, "seed": seed}
+    def settings(self, options: CrafterOptions) -> dict[str, Any]:
+        """Algorithm 1's and its own, for the manifest."""
+        return {**asdict(options.on(self.craft_settings)), **super().settings(options)}
 
-    def store_name(self) -> str:
+    def store_name(self, options: CrafterOptions) -> str:
         """``beta1`` and the like; an adapting critic and another precision than float32 are named."""
-        settings, method, critic, _ = self.settings_in_force()
-        prefix = "" if method == "crafter" else f"{method}-"
-        suffix = "" if critic == "fixed" or method == "reference" else f"-{critic}"
-        precision = "" if settings.precision == "float32" else f"-{settings.precision}"
-        return f"{prefix}beta{settings.beta:g}{suffix}{precision}"
+        return options.name(options.critic)
 
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: CrafterOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 
         With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to
         rounding).
         """
-        return self._craft(images, index, *self.settings_in_force()).features.float()
+        return self.craft(images, index, options, options.on(self.craft_settings)).features.float()
 
-    def _craft(
-        self, images: Tensor, index: Tensor, settings: CraftSettings, method: str, critic: str, seed: int
+    def craft(
+        self, images: Tensor, index: Tensor, options: CrafterOptions, settings: CraftSettings
     ) -> CraftState:
-        if method == "reference":
-            with torch.no_grad():
-                return self.reference(self.task.edge(images), index, settings, seed)
-        nets = self._frozen(PRECISIONS[settings.precision])
+        """Crafts pictures ``(N, 3, H, W)`` with ``settings``, and the options' critic and seed."""
+        seed, (nets, state) = options.seed, self.begin(images, settings)
+        if options.critic == "fixed":
+            return craft(nets, self.steering(state), state, settings)
+        net = self.fresh_critic(seed) if options.critic == "per_batch" else self.critic
+        net = copy.deepcopy(net).to(state.features.dtype)
+        adapt = self._adaptation(nets, net.requires_grad_(True), index, settings, seed)
+        return craft(nets, net, state, settings, after_step=adapt)
+
+    def begin(self, images: Tensor, settings: CraftSettings) -> tuple[CraftNets, CraftState]:
+        """The nets in the settings' precision, and the inversion of the pictures' own features."""
+        nets = self.frozen(self.device, PRECISIONS[settings.precision])
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
-        if method == "answers":
-            with torch.no_grad():
-                features = self._frozen(dtype).encoder(images.to(dtype))
-            z = keyed_normal(seed, index, self.prior.latent_dim, stream=_FACES, dtype=dtype)
-            return craft_answers(nets, features, z, settings)
-        net = self._fresh_critic(seed) if critic == "per_batch" else self.critic
-        net = copy.deepcopy(net).to(dtype)
         exact = dtype
         if settings.precision == "float32" and settings.double_start and self.device.type != "mps":
             exact = torch.float64  # mps has none
         with torch.no_grad():
-            features = self._frozen(exact).encoder(images.to(exact))
-        start = nets if settings.precision == "bf16" else self._frozen(exact)
-        state = start_crafting(start, features, settings).to(dtype)
-        if method == "crafter_z":
-            return craft_z(nets, net, state, settings)
-        if critic == "fixed":
-            return craft(nets, net, state, settings)
-        adapt = self._adaptation(nets, net.requires_grad_(True), index, settings, seed)
-        return craft(nets, net, state, settings, after_step=adapt)
+            features = self.frozen(self.device, exact).encoder(images.to(exact))
+        start = nets if settings.precision == "bf16" else self.frozen(self.device, exact)
+        return nets, start_crafting(start, features, settings).to(dtype)
 
-    def _fresh_critic(self, seed: int) -> Critic:
+    def steering(self, state: CraftState) -> Critic:
+        """The critic as it was trained, a copy in the state's precision."""
+        return copy.deepcopy(self.critic).to(state.features.dtype)
+
+    def fresh_critic(self, seed: int) -> Critic:
         """A critic that has learned nothing, the same for every batch."""
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # torch.manual_seed seeds the GPUs, too
@@ -370,29 +300,3 @@ class Crafter(Defense):
                 critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
 
         return adapt
-
-    def reference(
-        self,
-        features: Tensor,
-        index: Tensor,
-        settings: CraftSettings,
-        seed: int,
-        on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
-    ) -> CraftState:
-        """The released algorithm with its constants (`RELEASED`); beta and steps are the settings'."""
-        result = reference_craft(
-            self.nets.encoder,
-            self.nets.generator,
-            self.nets.amortizer,
-            features,
-            beta=settings.beta,
-            critic=lambda: self._fresh_critic(seed),
-            prior_critic=self.prior.critic,
-            rng=torch.Generator().manual_seed(seed + int(index[0])),
-            steps=settings.steps,
-            on_step=on_step,
-        )
-        beta = torch.full((len(features),), settings.beta, device=features.device)
-        state = CraftState(result.features, features, result.z, beta, step=settings.steps)
-        state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
-        return state

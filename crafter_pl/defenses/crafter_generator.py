@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,32 @@ from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses.adversarial_learning import relative_error
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel, mean_auc
 
-SEES = ("features", "answers")
 _NOISE = 0  # stream of keyed noise
 
 
-class CrafterGenerator(Defense):
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions(KeyedOptions):
+    """Of the crafting generator.
+
+    Args:
+        refine_steps: outer steps of Crafter after its one pass.
+    """
+
+    refine_steps: int
+
+    def __post_init__(self) -> None:
+        """Refuses a number below 0."""
+        if self.refine_steps < 0:
+            raise UserError(f"{self.refine_steps} refine_steps: give 0 or more (--protect.refine_steps)")
+
+
+class CrafterGenerator(Defense[GeneratorOptions]):
     """Maps a feature to its crafted feature in one pass, keyed by noise; learned from hypergradients.
 
     For public faces, ``F = T(x, c)`` of a net ``T`` (`CraftingNet`) follows the gradient that a Crafter would
@@ -42,7 +58,7 @@ class CrafterGenerator(Defense):
     - ``features``: x is ``Enc(X)``, c the noise. A decoder that learns from crafted pairs undoes it, with or
       without noise and an adversary in the loop: no protection, kept for comparison (docs/defenses.md).
     - ``answers``: x is ``Enc(G(noise))``, the feature of a random prior face, c the cloud's answers for the
-      picture, as in Crafter's method ``answers``. The picture reaches F through these answers alone, so no
+      picture, as in `Answers`. The picture reaches F through these answers alone, so no
       attacker learns more of it. There is nothing for the critic to do, and no inversion in training.
 
     Args:
@@ -68,7 +84,9 @@ class CrafterGenerator(Defense):
     stage_name = "crafter_generator"
     version = 1
     monitor = None
-    kept: ClassVar[tuple[str, ...]] = (
+    tradeoff = "beta"
+    options_class = GeneratorOptions
+    recorded = (
         *("sees", "beta", "task_weight", "width", "lr", "start_steps"),
         *("adversary_weight", "adversary_width", "adversary_steps"),
     )
@@ -77,7 +95,7 @@ class CrafterGenerator(Defense):
         self,
         task_ckpt: str | None = None,
         crafter_ckpt: str | None = None,
-        sees: str = "answers",
+        sees: Literal["features", "answers"] = "answers",
         beta: float = 0.001,
         task_weight: float = 0.5,
         width: int = 64,
@@ -91,8 +109,6 @@ class CrafterGenerator(Defense):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if sees not in SEES:
-            raise UserError(f"sees {sees!r}: choose one of {', '.join(SEES)} (--model.init_args.sees)")
         if adversary_weight and sees == "answers":
             raise UserError(
                 "a generator that sees answers alone has nothing to hide from an adversary_weight"
@@ -126,7 +142,7 @@ class CrafterGenerator(Defense):
         """Crafter's frozen nets, on this device."""
         return self.crafter.nets
 
-    def settings(self) -> CraftSettings:
+    def craft_settings(self) -> CraftSettings:
         """Crafter's settings with the weights and the inversion steps of this stage."""
         names = ("beta", "task_weight", "start_steps")
         return replace(self.crafter.craft_settings, **{name: self.hparams[name] for name in names})
@@ -175,7 +191,7 @@ class CrafterGenerator(Defense):
 
     def _gradient(self, crafted: Tensor, x: Tensor, answers: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of the objective with respect to each crafted feature, and its parts' values."""
-        settings = self.settings()
+        settings = self.craft_settings()
         if self.hparams["sees"] == "answers":
             assert self.nets.classifier is not None
             loss, pull = task_gradient(self.nets.classifier, crafted, answers)
@@ -216,19 +232,19 @@ class CrafterGenerator(Defense):
         crafted: Tensor = self._pass()(images, noise)
         return crafted
 
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: GeneratorOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 
         A function of the picture, the checkpoint and the noise keyed by (seed, index), whatever the batch.
         """
-        whole, steps = self._pass(), self.refine_steps
-        noise = keyed_normal(self.seed_in_force(), index, self.edge_noise, stream=_NOISE)
+        whole, steps = self._pass(), options.refine_steps
+        noise = keyed_normal(options.seed, index, self.edge_noise, stream=_NOISE)
         with torch.no_grad():
             clean, answers = whole.clean(images)
             crafted: Tensor = self.net(*whole.seen(clean, answers, noise))
         if not steps:
             return crafted
-        settings = replace(self.settings(), steps=steps)
+        settings = replace(self.craft_settings(), steps=steps)
         if self.hparams["sees"] == "answers":
             # No pull towards the face's own feature: it would give away more than the answers.
             return craft_answers(self.nets, clean, noise, replace(settings, beta=0.0), crafted).features
@@ -242,40 +258,18 @@ class CrafterGenerator(Defense):
         state.clean, state.answers = clean, answers if settings.task_weight else None
         return state
 
-    def edge_graph(self) -> nn.Module | None:
+    def edge_graph(self, options: GeneratorOptions) -> nn.Module | None:
         """The whole pass from picture and noise; refinement is an optimisation, and no graph."""
-        if self.refine_steps:
-            return None
-        return self._pass()
+        return None if options.refine_steps else self._pass()
 
     @property
     def edge_noise(self) -> int:
-        """A latent's."""
+        """The size of a latent."""
         return int(self.crafter.prior.latent_dim)
 
-    @property
-    def refine_steps(self) -> int:
-        """Crafter's steps after the pass: the init argument, or what `predict` was told."""
-        told = self.protect_options.get("refine_steps")
-        steps = int(self.hparams["refine_steps"] if told is None else told)
-        if steps < 0:
-            raise UserError(f"{steps} refine_steps: give 0 or more (--protect.refine_steps)")
-        return steps
-
-    def protection(self) -> dict[str, Any]:
-        """The settings in force, for the manifest.
-
-        Raises:
-            UserError: `predict` was told to change what cannot be changed after training.
-        """
-        same = self.protect_options.get("beta") == self.hparams["beta"]
-        self.refuse_crafters_options("beta", own=("refine_steps", "beta") if same else ("refine_steps",))
-        kept = {name: self.hparams[name] for name in self.kept}
-        return {**kept, "refine_steps": self.refine_steps, "seed": self.seed_in_force()}
-
-    def store_name(self) -> str:
+    def store_name(self, options: GeneratorOptions) -> str:
         """``answers-beta0``, ``features-beta0.1-adversary1-refine5`` and the like."""
         h = self.hparams
         adversary = f"-adversary{h['adversary_weight']:g}" if h["adversary_weight"] else ""
-        refined = f"-refine{self.refine_steps}" if self.refine_steps else ""
+        refined = f"-refine{options.refine_steps}" if options.refine_steps else ""
         return f"{h['sees']}-beta{h['beta']:g}{adversary}{refined}"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from crafter_pl.defenses.adversarial_learning import AdversarialLearning
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import ChannelPruner
 
 
-class Disco(AdversarialLearning):
+class Disco(AdversarialLearning[ProtectOptions]):
     """Adversarial learning in which a filter behind the encoder prunes channels, chosen for each picture.
 
     Singh et al., DISCO: Dynamic and Invariant Sensitive Channel Obfuscation, CVPR 2021. The game is that of
@@ -35,8 +35,8 @@ class Disco(AdversarialLearning):
 
     stage_name = "disco"
     version = 1
-    knob = "ratio"
-    kept: ClassVar[tuple[str, ...]] = ("ratio", "temperature", *AdversarialLearning.kept)
+    tradeoff = "ratio"
+    recorded = ("ratio", "temperature", *AdversarialLearning.recorded)
 
     def __init__(
         self,

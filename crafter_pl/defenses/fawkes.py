@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
 from crafter_pl.defenses.cloak import Cloak, dssim
+from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.stages.embedder import Embedder
 
 
-class Fawkes(Cloak):
+class Fawkes(Cloak[KeyedOptions]):
     """Moves a picture's embedding towards a public person who is far from it.
 
     Shan et al., Fawkes: Protecting Privacy against Unauthorized Deep Learning Models, USENIX Security 2020.
@@ -38,8 +37,9 @@ class Fawkes(Cloak):
 
     stage_name = "fawkes"
     version = 1
-    knob = "rho"
-    kept: ClassVar[tuple[str, ...]] = ("rho", "penalty", "steps", "lr", "candidates", "seed")
+    options_class = KeyedOptions
+    tradeoff = "rho"
+    recorded = ("rho", "penalty", "steps", "lr", "candidates")
     total: Tensor
     count: Tensor
 
@@ -81,20 +81,20 @@ class Fawkes(Cloak):
         self.count += torch.bincount(person, minlength=len(self.count))
         self.log("train/people", (self.count > 0).sum().float())
 
-    def targets(self, embeddings: Tensor) -> Tensor:
-        """The centroid ``(N, E)`` of the farthest candidate for each of the embeddings ``(N, E)``."""
+    def targets(self, embeddings: Tensor, seed: int) -> Tensor:
+        """The centroid ``(N, E)`` of the farthest for each embedding ``(N, E)``; ``seed`` draws them."""
         known = self.count.nonzero().flatten()
-        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(self.seed_in_force()))
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
         chosen = known[order[: self.hparams["candidates"]].to(known.device)]
         centroids = (self.total[chosen] / self.count[chosen, None]).to(embeddings)
         away = (embeddings[:, None] - centroids).square().sum(2)
         return centroids[away.argmax(1)]
 
     @torch.enable_grad()
-    def search(self, image: Tensor) -> Tensor:
+    def search(self, image: Tensor, options: KeyedOptions) -> Tensor:
         """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloak, of a DSSIM of at most ``rho``."""
         h, (net,) = self.hparams, self.embedders()
-        target = self.targets(net.embed(image))
+        target = self.targets(net.embed(image), options.seed)
         picture = image.clone().requires_grad_()
         optimizer = torch.optim.Adam([picture], lr=h["lr"])
         best, least = image, torch.inf
@@ -110,7 +110,3 @@ class Fawkes(Cloak):
                 with torch.no_grad():
                     picture.clamp_(0, 1)
         return best
-
-    def protection(self) -> dict[str, Any]:
-        """The settings in force; the seed may be told."""
-        return {**super().protection(), "seed": self.seed_in_force()}

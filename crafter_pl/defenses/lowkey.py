@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,13 +10,14 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from crafter_pl.defenses.cloak import Cloak
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import OracleNet
 
 _LAYERS = 2  # of each embedder, for the perceptual distance
 
 
-class LowKey(Cloak):
+class LowKey(Cloak[ProtectOptions]):
     """Moves a picture's embedding away from its own, for two recognisers at once, blurred or not.
 
     Cherepanova et al., LowKey: Leveraging Adversarial Attacks to Protect Social Media Users from Facial
@@ -44,8 +44,8 @@ class LowKey(Cloak):
 
     stage_name = "lowkey"
     version = 1
-    knob = "alpha"
-    kept: ClassVar[tuple[str, ...]] = ("alpha", "steps", "lr")
+    tradeoff = "alpha"
+    recorded = ("alpha", "steps", "lr")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LowKey(Cloak):
         self.begin(task_ckpt, embedder=embedder_ckpt, embedder_plain=embedder_plain_ckpt)
 
     @torch.enable_grad()
-    def search(self, image: Tensor) -> Tensor:
+    def search(self, image: Tensor, options: ProtectOptions) -> Tensor:
         """One picture ``(1, 3, H, W)`` in [0, 1] -> its cloak."""
         h, nets = self.hparams, self.embedders()
         own = [net.embed(image) for net in nets]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
-from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.options import KeyedOptions
+from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Noisy
 from crafter_pl.stages.task import TaskModel
@@ -18,7 +18,7 @@ KINDS = ("gaussian", "laplace")
 _NOISE = 0  # stream of the keyed noise
 
 
-class Noise(Defense):
+class Noise(Untrained[KeyedOptions]):
     """Adds noise of one size to every entry of a feature; nothing of the backend changes.
 
     `fit` measures the standard deviation of the features of public faces, in one epoch; nothing is learned.
@@ -33,6 +33,9 @@ class Noise(Defense):
 
     stage_name = "noise"
     version = 1
+    options_class = KeyedOptions
+    recorded = ("kind", "scale")
+    tradeoff = "scale"
     count: Tensor
     mean: Tensor
     square: Tensor
@@ -47,7 +50,6 @@ class Noise(Defense):
                 f"kind {kind!r} must be one of {', '.join(KINDS)}, scale {scale} at least 0 "
                 "(--model.init_args.*)"
             )
-        self.automatic_optimization = False
         self.use("task", task_ckpt, TaskModel)
         for name in ("count", "mean", "square"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
@@ -56,14 +58,6 @@ class Noise(Defense):
     def deviation(self) -> float:
         """Standard deviation of the features' entries, about their common mean."""
         return float((self.square - self.mean**2).clamp(min=0).sqrt())
-
-    def on_train_start(self) -> None:
-        """The features are measured by one process."""
-        if self.trainer.world_size > 1:
-            raise UserError("fit Noise with one process (--trainer.devices 1); predict runs on several")
-
-    def configure_optimizers(self) -> None:
-        """None: nothing is learned."""
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -75,14 +69,11 @@ class Noise(Defense):
         self.square += share * (features.square().mean() - self.square)
         self.log("train/deviation", self.deviation)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Nothing to watch: what the noise leaves is for the audit to say."""
-
     @torch.no_grad()
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: KeyedOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
         features = self.task.edge(images)
-        seed, size = self.seed_in_force(), features[0].numel()
+        seed, size = options.seed, features[0].numel()
         if self.hparams["kind"] == "gaussian":
             noise = keyed_normal(seed, index, size, stream=_NOISE)
         else:  # by the inverse of the distribution function, of variance 1
@@ -90,7 +81,7 @@ class Noise(Defense):
             noise = -place.sign() * torch.log1p(-2 * place.abs()) / math.sqrt(2)
         return features + self.hparams["scale"] * self.deviation * noise.view_as(features).to(features)
 
-    def edge_graph(self) -> nn.Module | None:
+    def edge_graph(self, options: KeyedOptions) -> nn.Module | None:
         """Encoder and Gaussian noise; Laplace's is not made of normal numbers."""
         if self.hparams["kind"] != "gaussian":
             return None
@@ -101,16 +92,6 @@ class Noise(Defense):
         """One for each entry of a feature."""
         return math.prod(self.task.feature_shape)
 
-    def protection(self) -> dict[str, Any]:
-        """The settings in force; the seed may be told.
-
-        Raises:
-            UserError: `predict` was told what is another defence's.
-        """
-        self.refuse_crafters_options("scale")
-        h = self.hparams
-        return {"kind": h["kind"], "scale": h["scale"], "seed": self.seed_in_force()}
-
-    def store_name(self) -> str:
+    def store_name(self, options: KeyedOptions) -> str:
         """``gaussian1`` and the like."""
         return f"{self.hparams['kind']}{self.hparams['scale']:g}"

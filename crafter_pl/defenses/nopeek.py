@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 
 
-class NoPeek(Retrained):
+class NoPeek(Retrained[ProtectOptions]):
     """Encoder and classifier trained on the task and on the distance correlation of picture and feature.
 
     Minimises ``(1 - lambda) L_task + lambda dCor(X, Enc(X))`` on public faces (Vepakomma et al., NoPeek,
@@ -24,8 +25,8 @@ class NoPeek(Retrained):
 
     stage_name = "nopeek"
     version = 1
-    knob = "lambda_"
-    kept = ("lambda_", "lr")
+    tradeoff = "lambda_"
+    recorded = ("lambda_", "lr")
 
     def __init__(self, task_ckpt: str | None = None, lambda_: float = 0.8, lr: float = 5e-4) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +11,26 @@ from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.options import OptionsT
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel, mean_auc
 
 
-class Retrained(Defense):
+class Retrained(Defense[OptionsT]):
     """A defence that trains encoder and cloud classifier itself, from the task model's, on public faces.
 
     Each batch gives the adversary, if there is one, ``adversary_steps`` updates on `spy`, then encoder and
     classifier one on `defend`. Unlike Crafter such a defence changes the backend: a service would have to
     roll out encoder *and* classifier.
 
-    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `kept` and implements
+    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `recorded`, implements
     `defend`; one with an adversary also sets `adversary` and implements `spy`. What leaves the edge is
     `features`. Among its init arguments are ``task_ckpt`` and ``lr``, with an adversary ``adversary_lr`` and
     ``adversary_steps``.
 
     On several processes: ``--trainer.strategy ddp_find_unused_parameters_true``.
-
-    Attributes:
-        kept: the init arguments that are settings of the protection, in the manifest.
-        knob: the init argument that sets the trade-off; it names the store.
     """
 
-    kept: ClassVar[tuple[str, ...]]
-    knob: ClassVar[str]
     adversary: nn.Module | None
 
     def begin(self, task_ckpt: str | None) -> None:
@@ -131,28 +126,15 @@ class Retrained(Defense):
 
     # ---- predict ------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def protect(self, images: Tensor, index: Tensor) -> Tensor:
+    def protect(self, images: Tensor, index: Tensor, options: OptionsT) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` of its own encoder."""
         return self.features(images)
-
-    def protection(self) -> dict[str, Any]:
-        """The settings in force: those that it was trained with.
-
-        Raises:
-            UserError: `predict` was told to change what cannot be changed after training.
-        """
-        self.refuse_crafters_options(self.knob)
-        return {name.rstrip("_"): self.hparams[name] for name in self.kept}
-
-    def store_name(self) -> str:
-        """``lambda0.5`` and the like."""
-        return f"{self.knob.rstrip('_')}{self.hparams[self.knob]:g}"
 
     def edge_module(self) -> nn.Module:
         """Its own encoder."""
         return self.net.encoder_module()
 
-    def edge_graph(self) -> nn.Module | None:
+    def edge_graph(self, options: OptionsT) -> nn.Module | None:
         """Its own encoder: what it gives is protected."""
         return self.edge_module()
 

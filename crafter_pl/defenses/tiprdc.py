@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.data.split import check_several
+from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead, MutualInformation
@@ -17,7 +18,7 @@ from crafter_pl.nets import FeatureHead, MutualInformation
 SCALE = 20.0  # inverse temperature of the adversary's cosines
 
 
-class Tiprdc(Retrained):
+class Tiprdc(Retrained[ProtectOptions]):
     """An encoder trained against an identity classifier, and for the information on the picture otherwise.
 
     Li et al., TIPRDC: Task-Independent Privacy-Respecting Data Crowdsourcing, KDD 2020. On public faces, with
@@ -41,8 +42,8 @@ class Tiprdc(Retrained):
 
     stage_name = "tiprdc"
     version = 1
-    knob = "lambda_"
-    kept = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
+    tradeoff = "lambda_"
+    recorded = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
 
     def __init__(
         self,

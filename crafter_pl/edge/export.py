@@ -11,7 +11,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from crafter_pl.defenses.base import load_defense
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json, tidy, to_json, write_file
-from crafter_pl.runner import Crafting
 from crafter_pl.stages.base import sha256
 
 FORMAT_VERSION = 1
@@ -43,7 +41,7 @@ def export(
     checkpoint: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
-    protect: Crafting = Crafting(),  # noqa: B008 (never changed)
+    protect: dict[str, Any] | None = None,
     format: Literal["all", "torch"] = "all",
 ) -> Path:
     """Write the edge encoder, which ALONE DOES NOT PROTECT, and the defence if it is one forward pass.
@@ -57,7 +55,7 @@ def export(
         checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
         experiment: folder under runs_dir where the default checkpoint is looked for.
         runs_dir: folder of all runs.
-        protect: how the defence is to protect; without a seed, since devices draw their own noise.
+        protect: the defence's own options; without a seed, since devices draw their own noise.
         format: all needs `pip install onnx onnxscript onnxruntime`; torch writes no ONNX.
 
     Returns:
@@ -74,15 +72,15 @@ def export(
         raise UserError(
             f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}, or give --format torch"
         )
-    if protect.seed is not None:
+    if (protect or {}).get("seed") is not None:
         raise UserError("--protect.seed: a graph has none, each device draws its own noise; leave it out")
     defense = load_defense(checkpoint or Path(runs_dir, experiment, "crafter", "checkpoints", "best.ckpt"))
-    defense.protect_options = asdict(protect)
-    task, graph = defense.task, defense.edge_graph()
+    options = defense.options(**(protect or {}))
+    task, graph = defense.task, defense.edge_graph(options)
     made: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "defense": defense.stage_name,
-        "settings": {key: value for key, value in defense.protection().items() if key != "seed"},
+        "settings": {key: value for key, value in defense.settings(options).items() if key != "seed"},
         "defense_sha256": defense.weights_hash(),
         "encoder_sha256": defense.upstream_files["task"][1],
         "opset": OPSET if onnx else None,

@@ -9,24 +9,21 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from crafter_pl.data.store import MANIFEST, shard_done, shard_name, write_manifest, write_shard
-from crafter_pl.data.transport import Transport, bytes_each
+from crafter_pl.data.store import MANIFEST, StoreWriter, shard_name
+from crafter_pl.data.transport import Transport
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.listing import photographs
 from crafter_pl.edge.photos import MAX_PIXELS, Refused, open_photo, shown
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
-from crafter_pl.memory import peak_memory_mb
 from crafter_pl.progress import Steps
-from crafter_pl.runner import Crafting
 
 _SAVE_EVERY = 2.0  # seconds of looking for faces that a kill may cost
 
@@ -37,7 +34,8 @@ def protect_photos(
     checkpoint: str | None = None,
     experiment: str = "synthetic",
     runs_dir: str = "runs",
-    protect: Crafting = Crafting(),  # noqa: B008 (never changed)
+    protect: dict[str, Any] | None = None,
+    crafter: bool = False,
     transport: Transport = "float32",
     faces: Literal["largest", "all", "none"] = "largest",
     margin: float = 0.0,
@@ -60,7 +58,10 @@ def protect_photos(
         checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
         experiment: folder under runs_dir where the default checkpoint is looked for.
         runs_dir: folder of all runs.
-        protect: how the defence is to protect; its seed is drawn from the system's entropy if not given.
+        protect: the defence's own options (`--protect.beta 0.5`); its seed is drawn from the system's entropy
+            if not given.
+        crafter: a Crafter's checkpoint protects by Crafter itself, not by the cloud's answers alone, which
+            hold better against attackers who adapt.
         transport: how the features travel: float16 and int8 take a half and about a quarter of the bytes.
         faces: of each photograph the largest face, all, or none: it is a face already.
         margin: how much more around the face than in the encoder's training pictures, on each side, as a
@@ -89,8 +90,8 @@ def protect_photos(
         min_confidence=min_confidence,
         min_size=min_size,
         max_pixels=max_pixels,
-        transport=transport,
-        **{key: value for key, value in asdict(protect).items() if value is not None},
+        crafter=crafter,
+        **{"transport": transport, **(protect or {})},
     )
     if protector.defense.trained_on[1] == "synthetic":
         print(f"note: {given} was trained on faces drawn by code, not on photographs", flush=True)
@@ -101,8 +102,8 @@ def protect_photos(
     with _alone(store):
         flat = {key: value for key, value in made.items() if key != "settings"}
         flat |= {f"protect.{key}": value for key, value in made["settings"].items()}
-        ledger = Ledger(store, {**looks, **flat}, protect.seed)
-        protector.use_seed(ledger.seed)
+        ledger = Ledger(store, {**looks, **flat}, (protect or {}).get("seed"))
+        protector.use(ledger.seed)
         listed, refused = photographs(photos, {store, private_file(store)})
         if not listed and not refused:
             raise UserError("no photographs given: python -m crafter_pl protect PHOTOS... --out STORE")
@@ -113,7 +114,8 @@ def protect_photos(
         else:
             _look(protector, ledger, listed, stop=no_face == "error")
             ledger.plan(listed)
-        shards, cost, crafted = _craft(protector, ledger, batch_size)
+        writer = StoreWriter(store, made)
+        shards = _craft(protector, ledger, batch_size, writer)
         counts = ledger.counts()
         for _, why in refused:
             counts[why.kind] = counts.get(why.kind, 0) + 1
@@ -121,10 +123,10 @@ def protect_photos(
         if not shards:
             ledger.file.unlink()
             raise UserError(f"no face could be protected (skipped: {left_out}); nothing was written")
-        if crafted or not (store / MANIFEST).is_file():
+        if writer.written or not (store / MANIFEST).is_file():
             text = json.dumps([made, looks], sort_keys=True)  # not the seed, which a hash would betray
-            made |= {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
-            write_manifest(store, {**made, "count": sum(shards.values()), "shards": shards, "cost": cost})
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            writer.finish(shards, fingerprint=fingerprint, cost=writer.cost)
         else:
             print(f"{shown(out)} is complete already", flush=True)
     of = sum(any(face.lost is None for face in photo.faces) for photo in ledger.photos.values())
@@ -205,42 +207,33 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _craft(
-    protector: Protector, ledger: Ledger, batch_size: int
-) -> tuple[dict[str, int], dict[str, float | None], bool]:
+def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreWriter) -> dict[int, int]:
     """The second pass: protects the faces batch by batch and writes the shards that are missing.
 
     Returns:
-        The shards with their sizes, the cost, and whether anything was left to do.
+        The shards' numbers with their sizes.
     """
     batches = ledger.batches(batch_size)
     steps = Steps("protecting", sum(map(len, batches)), unit="faces")
-    shards: dict[str, int] = {}
-    seconds, count = 0.0, 0
+    shards: dict[int, int] = {}
     try:
         for number, batch in enumerate(batches):
             index = _index(batch)
-            there = len(index) > 0 and shard_done(ledger.store, number, index)
+            there = len(index) > 0 and writer.done(number, index)
             if not there:
                 began = time.perf_counter()
                 index, features = _protect(protector, ledger, batch, steps)
-                seconds, count = seconds + time.perf_counter() - began, count + len(index)
                 if len(index):
-                    write_shard(ledger.store, number, features, index, protector.defense.transport)
+                    writer.write(number, features, index, time.perf_counter() - began)
             if len(index):
-                shards[shard_name(number)] = len(index)
+                shards[number] = len(index)
             steps.step(len(batch), done_before=there)
     finally:
         steps.close()
     for file in ledger.store.glob("shard-*.safetensors"):
-        if file.name not in shards:  # all its faces are lost
+        if file.name not in map(shard_name, shards):  # all its faces are lost
             file.unlink()
-    cost = {
-        "seconds_per_image": seconds / count if count else None,
-        "peak_memory_mb": peak_memory_mb(),
-        "bytes_per_image": bytes_each(protector.feature_shape, protector.defense.transport),
-    }
-    return shards, cost, count > 0
+    return shards
 
 
 def _index(batch: list[tuple[str, Face]]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from crafter_pl.audit.team import Team
 from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.store import PHOTOGRAPHS, seedless
-from crafter_pl.defenses.base import PROTECT, Defense, load_defense
+from crafter_pl.defenses.answers import Answers
+from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafter_generator import CrafterGenerator
+from crafter_pl.defenses.crafter_variants import CrafterVariant
+from crafter_pl.defenses.options import names
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
 from crafter_pl.errors import UserError
@@ -32,6 +36,7 @@ class Protector:
 
     Attributes:
         defense: the trained defence.
+        options: how it is to protect.
         finder: what finds the faces.
         seed: of the crafting noise, which is keyed by (seed, running number of the face): secret, since who
             knows it can undo or narrow down some defences.
@@ -39,12 +44,20 @@ class Protector:
     """
 
     def __init__(
-        self, defense: Defense, finder: Finder, max_pixels: int = MAX_PIXELS, seed: int | None = None
+        self,
+        defense: Defense[Any],
+        finder: Finder,
+        max_pixels: int = MAX_PIXELS,
+        **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> None:
         if not 1 <= max_pixels <= PILLOWS_LIMIT:
             raise UserError(f"--max_pixels {max_pixels}: give 1 to {PILLOWS_LIMIT}")
         self.defense, self.finder, self.max_pixels = defense, finder, max_pixels
-        self.seed = secrets.randbits(63) if seed is None else seed
+        seed = protect.pop("seed", None)
+        if seed is not None and type(seed) is not int:
+            raise UserError(f"--protect.seed {seed!r}: give a whole number")
+        self.options = defense.options(**protect)  # refuses those that it does not have
+        self.use(secrets.randbits(63) if seed is None else seed)
         self.feature_shape: tuple[int, ...] = defense.task.feature_shape
         self._count = 0
 
@@ -59,12 +72,13 @@ class Protector:
         min_confidence: float = 0.9,
         min_size: int = 32,
         max_pixels: int = MAX_PIXELS,
+        crafter: bool = False,
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
         """Load a defence of any kind from its checkpoint, and say in one line what it leaves.
 
-        A Crafter protects by ``method="answers"`` with ``beta=0`` unless told otherwise: it holds better than
-        Crafter against attackers who adapt.
+        A Crafter's checkpoint protects by `Answers` unless told otherwise, which holds better against
+        attackers who adapt.
 
         Args:
             checkpoint: of the defence; the upstream checkpoints that it names must be where they were, or in
@@ -75,8 +89,9 @@ class Protector:
             min_confidence: of the face detector.
             min_size: smallest face, in pixels of the picture.
             max_pixels: larger photographs are refused.
-            protect: what `predict` has as `--protect.*`: `beta`, `steps`, `method`, `critic`, `precision`,
-                `transport`, `seed` (from the system's entropy if not given).
+            crafter: a Crafter's checkpoint protects by Crafter itself.
+            protect: the defence's options, what `predict` has as `--protect.*`; its `seed` is from the
+                system's entropy if not given.
 
         Raises:
             UserError: no such checkpoint or device, or an option that this defence does not have.
@@ -84,23 +99,17 @@ class Protector:
         from crafter_pl.runner import import_stages
 
         import_stages()
-        if strange := sorted(protect.keys() - {*PROTECT, "seed"}):
-            raise UserError(f"no option {', '.join(strange)}; a defence has {', '.join((*PROTECT, 'seed'))}")
         device = Team(device).device
-        defense = load_defense(checkpoint).to(device)
-        if isinstance(defense, Crafter) and protect.get("method") is None:
-            protect = {"beta": 0.0, **protect, "method": "answers"}
+        defense = load_defense(checkpoint)
+        defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
         if (frame := defense.task.frame) is None and faces != "none":
             text = "does not know how its training pictures frame a face: cut as CelebA's"
             print(f"note: {checkpoint} {text}", flush=True)
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
-        protector = cls(defense, finder, max_pixels, protect.get("seed"))
-        defense.protect_options = {**protect, "seed": protector.seed}
-        force = defense.in_force()  # refuses options that it does not have
-        leaves = _MOVED if isinstance(defense, Crafter) else _OTHER
-        if isinstance(defense, CrafterGenerator) or force.get("method") == "answers":
-            leaves = _ANSWERS
-        print(f"note: protected by {force.get('method', defense.stage_name)}: {leaves}", flush=True)
+        protector = cls(defense.to(device), finder, max_pixels, **protect)
+        leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
+        leaves = _ANSWERS if isinstance(defense, Answers | CrafterGenerator) else leaves
+        print(f"note: protected by {defense.stage_name}: {leaves}", flush=True)
         return protector
 
     @property
@@ -108,14 +117,15 @@ class Protector:
         """Side in pixels of the pictures that the encoder takes."""
         return int(self.defense.task.hparams["image_size"])
 
-    def use_seed(self, seed: int) -> None:
-        """Key the noise by another seed."""
+    def use(self, seed: int) -> None:
+        """Key the noise by this seed, if the defence draws any."""
         self.seed = seed
-        self.defense.protect_options = {**self.defense.protect_options, "seed": seed}
+        if "seed" in names(type(self.options)):
+            self.options = replace(self.options, **{"seed": seed})
 
     def manifest(self) -> dict[str, Any]:
         """What a store of photographs says of what made it: like `predict`'s, but without the seed."""
-        made = self.defense.manifest("", PHOTOGRAPHS)
+        made = self.defense.manifest("", PHOTOGRAPHS, self.options)
         del made["seed"]
         made["settings"] = seedless(made["settings"])
         return made
@@ -164,5 +174,5 @@ class Protector:
         """
         device = self.defense.device
         with torch.inference_mode(False), torch.enable_grad():
-            features = self.defense.protect(faces.to(device).float().div(255), index.to(device))
+            features = self.defense.protect(faces.to(device).float().div(255), index.to(device), self.options)
         return features.detach().float().cpu()

@@ -79,7 +79,6 @@ class Stage(L.LightningModule):
         self.upstream_files: dict[str, tuple[str, str]] = {}
         self.run_dir: Path | None = None
         self.experiment_dir: Path | None = None
-        self.protect_options: dict[str, Any] = {}
         self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
 
     @property
@@ -173,6 +172,15 @@ class Stage(L.LightningModule):
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         schedule = OneCycle(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @classmethod
+    def upgraded(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint as this version writes it, of what an earlier one wrote.
+
+        Raises:
+            UserError: it cannot be used any more; says what to do.
+        """
+        return checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the stage's class, its upstream hashes and the split's hash into the checkpoint."""
@@ -306,6 +314,10 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
     if checkpoint.get("stage_class") != cls.__name__:
         saved = checkpoint.get("stage_class") or "something else"
         raise UserError(f"{path} is a checkpoint of {saved}, expected one of {cls.__name__}")
+    try:
+        checkpoint = cls.upgraded(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     found = {
         f"{key}_ckpt": str(_upstream(path, key, file, digest))
         for key, (file, digest) in checkpoint.get("upstream", {}).items()

@@ -13,7 +13,7 @@ from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import FeaturesDataModule, protected_by
-from crafter_pl.data.store import expect
+from crafter_pl.data.store import expect, present
 from crafter_pl.errors import UserError
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
@@ -115,7 +115,7 @@ class CloudClassifier(Stage):
                 encoder_sha256=digest,
                 split=part,
             )
-            learned = {"version": 1, **(h["learned_from"] or {})}  # older than versions: 1
+            learned = h["learned_from"] and present({"version": 1, **h["learned_from"]})  # older ones: 1
             if stage != "fit" and protected_by(manifest) != learned:
                 raise UserError(
                     f"{self.feed.stores[name]} is not of the defence that this classifier has learned from"

@@ -1,0 +1,86 @@
+"""Answers: what leaves depends on the picture through the cloud's answers alone (beyond the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.crafting.craft import PRECISIONS, CraftSettings, craft_answers
+from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
+from crafter_pl.defenses.untrained import Untrained
+from crafter_pl.stages.prior import GanPrior
+from crafter_pl.stages.task import TaskModel
+
+_FACES = 0  # stream of the keyed noise: the prior faces
+
+
+class Answers(Untrained[CraftOptions]):
+    """Moves a random prior face's feature to where the cloud answers as for the picture, see `craft_answers`.
+
+    With ``beta`` 0 the picture reaches the feature through the cloud's answers alone. It needs no critic and
+    no inversion, and `fit` learns nothing.
+
+    Args:
+        task_ckpt: the task model (edge encoder and classifier); null finds the experiment's own.
+        prior_ckpt: the prior; null finds the experiment's own.
+        craft: of Algorithm 1's settings ``beta``, ``task_weight``, ``steps``, ``lr``, ``update`` and
+            ``precision`` count. With ``beta`` 0 any ``task_weight`` is the same.
+        seed: of the keyed noise in `predict`.
+    """
+
+    stage_name = "answers"
+    version = 1
+    options_class = CraftOptions
+
+    def __init__(
+        self,
+        task_ckpt: str | None = None,
+        prior_ckpt: str | None = None,
+        craft: CraftSettings = CraftSettings(beta=0.0, task_weight=1.0),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
+        self.save_hyperparameters(ignore=["craft"])
+        self.hparams["craft"] = asdict(craft)
+        self.craft_settings = craft
+        prior = self.use("prior", prior_ckpt, GanPrior)
+        self.frozen = FrozenNets(self.use("task", task_ckpt, TaskModel), prior)
+        self.latent_dim = prior.latent_dim
+
+    @classmethod
+    def of(cls, crafter: Crafter) -> Answers:
+        """By a Crafter's task model, prior, steps and seed, with ``beta`` 0."""
+        files = {key: crafter.upstream_files[key][0] for key in ("task", "prior")}
+        settings = crafter.craft_settings
+        settings = replace(settings, beta=0.0, task_weight=settings.task_weight or 1.0)
+        made = cls(files["task"], files["prior"], settings, crafter.hparams["seed"]).eval()
+        made.trained_on = crafter.trained_on
+        return made
+
+    def trained_options(self) -> dict[str, Any]:
+        """Those of the settings, and the seed."""
+        return {**trained_options(self.craft_settings), **super().trained_options()}
+
+    def settings(self, options: CraftOptions) -> dict[str, Any]:
+        """The settings that count, for the manifest."""
+        own = {name: self.hparams["craft"][name] for name in ("task_weight", "lr", "update")}
+        return {**own, **super().settings(options)}
+
+    def store_name(self, options: CraftOptions) -> str:
+        """``beta0`` and the like; another precision than float32 is named."""
+        return options.name()
+
+    def protect(self, images: Tensor, index: Tensor, options: CraftOptions) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``."""
+        dtype = torch.float64 if options.precision == "float64" else torch.float32
+        with torch.no_grad():
+            features = self.frozen(self.device, dtype).encoder(images.to(dtype))
+        z = keyed_normal(options.seed, index, self.latent_dim, stream=_FACES, dtype=dtype)
+        nets = self.frozen(self.device, PRECISIONS[options.precision])
+        return craft_answers(nets, features, z, options.on(self.craft_settings)).features.float()

@@ -1,0 +1,183 @@
+"""Relatives of Crafter that need a trained one: fewer steps, in the latent, and as released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crafter_pl.crafting.craft import CraftSettings, CraftState, craft, craft_z
+from crafter_pl.crafting.reference import reference_craft
+from crafter_pl.defenses.crafter import Crafter
+from crafter_pl.defenses.crafting import CraftOptions, trained_options
+from crafter_pl.defenses.untrained import Untrained
+from crafter_pl.errors import UserError
+from crafter_pl.stages.task import TaskModel
+
+# Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
+# utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).
+FAST: dict[str, Any] = {
+    "steps": 12,
+    "lr": 0.45,
+    "start_steps": 10,
+    "inner_steps": 1,
+    "iterations": 1,
+    "polish_steps": 40,
+}
+# The released algorithm's constants, which are the defaults of `reference_craft`, in our words.
+RELEASED = CraftSettings(
+    steps=450,
+    lr=0.01,
+    update="adam",
+    start_steps=0,
+    inner_steps=80,
+    inner_lr=5e-3,
+    solver="neumann",
+    damping=0.0,
+    iterations=120,
+    alpha=1e-3,
+    critic_steps=10,
+    double_start=False,
+)
+
+
+class CrafterVariant(Untrained[CraftOptions]):
+    """A defence by a trained Crafter's nets, settings and critic; a subclass says by which settings and how.
+
+    Args:
+        task_ckpt: the task model (edge encoder); null finds the experiment's own.
+        crafter_ckpt: the Crafter; null finds the experiment's own.
+        seed: of the keyed noise in `predict`.
+    """
+
+    options_class = CraftOptions
+
+    def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.use("task", task_ckpt, TaskModel)
+        self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
+
+    @property
+    def crafter(self) -> Crafter:
+        """The frozen Crafter."""
+        stage = self.upstream["crafter"]
+        assert isinstance(stage, Crafter)
+        return stage
+
+    def constants(self) -> CraftSettings:
+        """Algorithm 1's settings, but for the options: by default Crafter's."""
+        return self.crafter.craft_settings
+
+    def trained_options(self) -> dict[str, Any]:
+        """Those of `constants`, and the seed."""
+        return {**trained_options(self.constants()), **super().trained_options()}
+
+    def settings_of(self, options: CraftOptions) -> CraftSettings:
+        """Algorithm 1's settings in force."""
+        return options.on(self.constants())
+
+    def settings(self, options: CraftOptions) -> dict[str, Any]:
+        """Algorithm 1's and its own, for the manifest."""
+        return {**asdict(self.settings_of(options)), **super().settings(options)}
+
+    def store_name(self, options: CraftOptions) -> str:
+        """``beta1`` and the like; another precision than float32 is named."""
+        return options.name()
+
+    def protect(self, images: Tensor, index: Tensor, options: CraftOptions) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``."""
+        return self.craft(images, index, options).features.float()
+
+    def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
+        """Crafts pictures ``(N, 3, H, W)``."""
+        raise TypeError(f"{type(self).__name__} does not implement craft")
+
+
+class CrafterFast(CrafterVariant):
+    """Crafter in fewer and lighter steps (`FAST`); it needs a Crafter with ``task_weight``."""
+
+    stage_name = "crafter_fast"
+    version = 1
+
+    def constants(self) -> CraftSettings:
+        """Crafter's, with `FAST` in their place."""
+        return replace(super().constants(), **FAST)
+
+    def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
+        """Crafts pictures ``(N, 3, H, W)``."""
+        settings = self.settings_of(options)
+        nets, state = self.crafter.begin(images, settings)
+        return craft(nets, self.crafter.steering(state), state, settings)
+
+
+class CrafterZ(CrafterVariant):
+    """Crafter-z (the paper's appendix): moves the latent and emits ``Enc(G(z))``, see `craft_z`."""
+
+    stage_name = "crafter_z"
+    version = 1
+
+    def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
+        """Crafts pictures ``(N, 3, H, W)``."""
+        settings = self.settings_of(options)
+        nets, state = self.crafter.begin(images, settings)
+        return craft_z(nets, self.crafter.steering(state), state, settings)
+
+
+class CrafterReference(CrafterVariant):
+    """The released algorithm with its constants (`RELEASED`) and its batch coupling, for comparison.
+
+    Of the Crafter it takes the nets and beta; its critic is a fresh one for each batch.
+    """
+
+    stage_name = "crafter_reference"
+    version = 1
+
+    def constants(self) -> CraftSettings:
+        """`RELEASED`, with Crafter's beta."""
+        return replace(RELEASED, beta=self.crafter.craft_settings.beta)
+
+    def settings_of(self, options: CraftOptions) -> CraftSettings:
+        """The released algorithm's, with the options.
+
+        Raises:
+            UserError: another precision than float32.
+        """
+        if options.precision != "float32":
+            raise UserError(
+                f"--protect.precision {options.precision} is not for crafter_reference: the released "
+                "algorithm is float32"
+            )
+        return super().settings_of(options)
+
+    def craft(
+        self,
+        images: Tensor,
+        index: Tensor,
+        options: CraftOptions,
+        on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
+    ) -> CraftState:
+        """Crafts pictures ``(N, 3, H, W)``; ``on_step`` as `reference_craft` calls it."""
+        settings, crafter = self.settings_of(options), self.crafter
+        assert crafter.nets.amortizer is not None
+        features = self.task.edge(images).detach()
+        with torch.no_grad():
+            result = reference_craft(
+                crafter.nets.encoder,
+                crafter.nets.generator,
+                crafter.nets.amortizer,
+                features,
+                beta=settings.beta,
+                critic=lambda: crafter.fresh_critic(options.seed),
+                prior_critic=crafter.prior.critic,
+                rng=torch.Generator().manual_seed(options.seed + int(index[0])),
+                steps=settings.steps,
+                on_step=on_step,
+            )
+        beta = features.new_full((len(features),), settings.beta)
+        state = CraftState(result.features, features, result.z, beta, step=settings.steps)
+        state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
+        return state

@@ -1,0 +1,74 @@
+"""What a defence is told: frozen options that each class declares, and that are handed over to `protect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse
+
+from crafter_pl.data.transport import Transport
+from crafter_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+OptionsT = TypeVar("OptionsT", bound="ProtectOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectOptions:
+    """What every defence can be told.
+
+    Args:
+        transport: how the features travel.
+    """
+
+    transport: Transport = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedOptions(ProtectOptions):
+    """Of a defence that draws noise, keyed by (seed, picture).
+
+    Args:
+        seed: of the noise.
+    """
+
+    seed: int = 0
+
+
+def names(cls: type[ProtectOptions]) -> list[str]:
+    """The options of a class of defence."""
+    return [field.name for field in fields(cls)]
+
+
+def declare(parser: ArgumentParser, cls: type[ProtectOptions], group: str = "protect") -> None:
+    """Adds the options of a class to a command line, each null (as the defence was trained) by default."""
+    texts = {
+        one.arg_name: one.description for kind in cls.__mro__ for one in parse(kind.__doc__ or "").params
+    }
+    for name, hint in get_type_hints(cls).items():
+        parser.add_argument(f"--{group}.{name}", type=hint | None, default=None, help=texts[name])
+
+
+def checked(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """The options ``values`` by name; those left out have the class's defaults.
+
+    Raises:
+        UserError: one is of another type or out of range.
+    """
+    known = get_type_hints(cls)
+    for name, value in values.items():
+        kind = known[name]
+        if get_origin(kind) is Literal:
+            fits, wanted = value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+        elif kind is float:
+            fits, wanted = type(value) in (int, float), "a number"
+        else:
+            fits, wanted = type(value) is kind, {int: "a whole number"}.get(kind, kind.__name__)
+        if not fits:
+            raise UserError(f"--protect.{name} {value!r}: give {wanted}")
+    exact: dict[str, Any] = {n: float(value) if known[n] is float else value for n, value in values.items()}
+    return cls(**exact)
