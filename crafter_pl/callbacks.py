@@ -23,10 +23,10 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from torch import Tensor
 
 from crafter_pl.errors import UserError
-from crafter_pl.files import new_file, to_json, write_file
+from crafter_pl.files import new_file, sha256, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.progress import scalars
-from crafter_pl.stages.base import kept_as, sha256
+from crafter_pl.stages.base import kept_as
 
 
 def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:

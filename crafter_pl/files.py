@@ -1,23 +1,29 @@
-"""The one way to write a file, to read JSON that comes from outside, and to understand a path.
+"""The one way to write a file, hash it, lock a folder, read JSON from outside, and understand a path.
 
 No torch here: the command line, the edge and the cloud use it alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from crafter_pl.errors import UserError
+from crafter_pl.processes import rank
 
 MAX_JSON_BYTES = 256 * 2**20  # the largest of ours, a ledger of a million photographs, is smaller
+LOCK = ".lock"  # in a folder that a process works in, see `lock`
 
 
 @contextmanager
@@ -57,6 +63,60 @@ def write_file(path: str | Path, content: bytes | str, mode: int = 0o666) -> Pat
     with new_file(path, mode) as stream:
         stream.write(data)
     return Path(path)
+
+
+@contextmanager
+def lock(
+    folder: Path, wait: str | None = None, doing: str = "training", other: str = "--experiment"
+) -> Iterator[None]:
+    """Let one process and its helpers work in a folder; the lock is lifted when the process dies, however.
+
+    Args:
+        folder: made if it is not there; one that is empty at the end, and that nobody waits for, is removed.
+        wait: what to print where another process holds the lock, to wait for it; None: refuse.
+        doing: what the other process does, for the refusal.
+        other: the option that gives another folder, for the refusal.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if rank():  # a helper: the first process holds the lock
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = FileLock(folder / LOCK)
+    try:
+        held = file.acquire(timeout=0)
+    except Timeout:
+        if wait is None:
+            raise UserError(
+                f"another process is {doing} in {folder}: wait for it, or choose another {other}"
+            ) from None
+        print(wait, flush=True)
+        held = file.acquire()
+    with held:
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)  # whoever waits for it notices that
+            if wait is None:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, mtime_ns: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits (remembered until the file changes)."""
+    stat = Path(path).stat()
+    return _digest(str(path), stat.st_mtime_ns, stat.st_size)
 
 
 def to_json(content: Any, indent: int | None = 1) -> str:  # noqa: ANN401 (whatever JSON holds)

@@ -1,14 +1,10 @@
-"""May this command touch that run? Checkpoints against configs, finished runs, one writer at a time."""
+"""May this command touch that run? Checkpoints against configs, finished runs."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
-from crafter_pl.processes import rank
 from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
@@ -116,35 +112,3 @@ def batches_done(checkpoint: Path) -> int:
     """How many batches a run had stepped through at a checkpoint: the step of its next entry in a log."""
     loops = read_checkpoint(checkpoint)["loops"]
     return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
-
-
-@contextmanager
-def lock(
-    folder: Path, wait: str | None = None, doing: str = "training", other: str = "--experiment"
-) -> Iterator[None]:
-    """Lets one process and its helpers work in a folder; the system lifts the lock when the process dies.
-
-    Args:
-        folder: made if it is not there.
-        wait: what to print where another process holds the lock, to wait for it; null refuses.
-        doing: what the other one does, for the refusal.
-        other: the option that gives another folder, for the refusal.
-
-    Raises:
-        UserError: another process is at work there.
-    """
-    if rank():  # a helper: the first process holds the lock
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is None:
-                raise UserError(
-                    f"another process is {doing} in {folder}: wait for it, or choose another {other}"
-                ) from None
-            print(wait, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -25,6 +25,7 @@ from crafter_pl.defenses.base import Defense, defenses
 from crafter_pl.defenses.options import declare
 from crafter_pl.defenses.predict import FeatureWriter, Protecting
 from crafter_pl.errors import UserError
+from crafter_pl.files import lock
 from crafter_pl.nets import bf16_is_slow
 from crafter_pl.processes import rank
 from crafter_pl.progress import Board, LineProgress
@@ -336,7 +337,7 @@ class StageCLI(LightningCLI):
 
     def go(self, loaded: Loaded) -> None:
         """Builds everything and runs the verb; data that upstream stages have loaded are not loaded again."""
-        alone = resume.lock(self.run_dir) if self.verb == "fit" else nullcontext()
+        alone = lock(self.run_dir) if self.verb == "fit" else nullcontext()
         with alone, options.blamed(self.args, self.run_dir):
             checkpoint = self.checkpoint()
             if self.finished():

@@ -40,10 +40,9 @@ from crafter_pl.audit.metrics import identity_similarity
 from crafter_pl.audit.team import Team
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.files import read_json, sha256, to_json, write_file
 from crafter_pl.parsing import listed
 from crafter_pl.runner import import_stages
-from crafter_pl.stages.base import sha256
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.training import Commands, settings_of
 

@@ -23,6 +23,7 @@ from crafter_pl.edge.ledger import private_file
 from crafter_pl.edge.photos import Refused
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
+from crafter_pl.files import lock
 from crafter_pl.progress import Steps
 
 FACES = 11
@@ -382,15 +383,10 @@ def test_other_settings_are_refused(go, folder, tiny, capsys):
 
 
 def test_two_at_once(go, folder, capsys):
-    import fcntl
-
-    (folder.parent / "store").mkdir()
-    descriptor = os.open(folder.parent / "store", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert go() == 2
-    assert "another process is writing" in capsys.readouterr().err
-    os.close(descriptor)
-    assert (folder.parent / "store").is_dir()
+    with lock(folder.parent / "store"):
+        assert go() == 2
+        assert "another process is writing" in capsys.readouterr().err
+        assert (folder.parent / "store").is_dir()
 
 
 def test_progress_tells_the_time_left(capsys, monkeypatch):

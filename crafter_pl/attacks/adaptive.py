@@ -19,7 +19,8 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import present
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, read_checkpoint, sha256
+from crafter_pl.files import sha256
+from crafter_pl.stages.base import Stage, read_checkpoint
 from crafter_pl.training import finished
 
 SHOWN = 8

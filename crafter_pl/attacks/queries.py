@@ -27,7 +27,7 @@ from crafter_pl.data.stream import PublicPictures, StoreBatches, first_shards, s
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
-from crafter_pl.resume import lock
+from crafter_pl.files import lock
 
 SPLITS = ("public_train", "public_val")
 

@@ -18,7 +18,7 @@ from crafter_pl.audit.panel import Judgement, Panel
 from crafter_pl.audit.verification import tar_at_far
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import sha256
+from crafter_pl.files import sha256
 from crafter_pl.stages.task import TaskModel
 
 

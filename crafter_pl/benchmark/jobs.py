@@ -12,8 +12,7 @@ from typing import Any
 
 from crafter_pl.commands import command
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
-from crafter_pl.stages.base import sha256
+from crafter_pl.files import read_json, sha256, to_json, write_file
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 _TAIL = 4  # lines of a failed job's log that are shown

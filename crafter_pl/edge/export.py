@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import expand, read_json, tidy, to_json, write_file
-from crafter_pl.stages.base import sha256
+from crafter_pl.files import expand, read_json, sha256, tidy, to_json, write_file
 
 FORMAT_VERSION = 1
 MANIFEST = "export.json"

@@ -14,7 +14,7 @@ from crafter_pl.crafting.noise import keyed_bits
 from crafter_pl.edge.faces import Place
 from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, tidy, to_json, write_file
+from crafter_pl.files import LOCK, read_json, tidy, to_json, write_file
 
 _VERSION = 1
 _ORDER = 2**40  # a stream of keyed numbers that no defence uses
@@ -64,7 +64,7 @@ class Ledger:
         if self.file.is_file():
             self._read(seed)
             return
-        if any(store.iterdir()):
+        if any(file.name != LOCK for file in store.iterdir()):
             raise UserError(
                 f"{store} is not empty, and {self.file}, which would say of which photographs it is, is "
                 "missing: choose another --out"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +20,7 @@ from crafter_pl.edge.listing import photographs
 from crafter_pl.edge.photos import MAX_PIXELS, Refused, open_photo, shown
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
+from crafter_pl.files import lock
 from crafter_pl.progress import Steps
 
 _SAVE_EVERY = 2.0  # seconds of looking for faces that a kill may cost
@@ -99,7 +97,7 @@ def protect_photos(
     looks: dict[str, Any] = {"faces": faces, "margin": margin, "min_confidence": min_confidence}
     looks |= {"min_size": min_size, "max_pixels": max_pixels, "batch_size": batch_size}
     store = Path(os.path.realpath(os.path.expanduser(out)))
-    with _alone(store):
+    with lock(store, doing="writing", other="--out"):
         flat = {key: value for key, value in made.items() if key != "settings"}
         flat |= {f"protect.{key}": value for key, value in made["settings"].items()}
         ledger = Ledger(store, {**looks, **flat}, (protect or {}).get("seed"))
@@ -137,27 +135,6 @@ def protect_photos(
         flush=True,
     )
     return Path(out)
-
-
-@contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Makes the store's folder, lets one process work in it, and leaves none behind that is empty."""
-    store.mkdir(parents=True, exist_ok=True)
-    folder = os.open(store, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is writing {shown(store)}: wait for it, or choose another --out"
-            ) from error
-        try:
-            yield
-        finally:
-            if not any(store.iterdir()) and not private_file(store).exists():
-                store.rmdir()
-    finally:
-        os.close(folder)
 
 
 def _look(protector: Protector, ledger: Ledger, listed: list[str], stop: bool) -> None:

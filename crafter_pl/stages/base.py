@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from crafter_pl.errors import UserError
+from crafter_pl.files import sha256
 from crafter_pl.stages.schedules import OneCycle
 
 StageT = TypeVar("StageT", bound="Stage")
@@ -24,21 +23,6 @@ StageT = TypeVar("StageT", bound="Stage")
 # What a stage has loaded already while it loads another upstream one, by file and hash: a stage below two
 # others, as the task model below Crafter and its amortizer, is one.
 _known: ContextVar[dict[tuple[str, str], Stage]] = ContextVar("known", default={})  # noqa: B039 (never changed)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: str, mtime_ns: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits (remembered until the file changes)."""
-    stat = Path(path).stat()
-    return _digest(str(path), stat.st_mtime_ns, stat.st_size)
 
 
 def named_run(stage: str, given: str | None) -> str | None:
