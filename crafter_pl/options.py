@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import traceback
@@ -18,6 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, write_file
 from crafter_pl.parsing import plain
@@ -166,18 +166,6 @@ def _check_config(file: Path, seen: set[str]) -> None:
             nodes += node.value
         elif node is not None:
             _check_config(file.parent / str(node.value), seen)
-
-
-def check_processes(count: int, option: str) -> None:
-    """Refuses more processes on the CPU than a machine bears: each has a copy of everything.
-
-    Raises:
-        UserError: they are more than its processors, and more than eight.
-    """
-    if count > max(8, cores := os.cpu_count() or 1):
-        raise UserError(
-            f"{option} asks for {count} processes on {cores} processors: give at most {max(8, cores)}"
-        )
 
 
 def device_count(trainer: Namespace) -> int:

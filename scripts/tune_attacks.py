@@ -37,8 +37,8 @@ from crafter_pl.audit import inputs
 from crafter_pl.audit.audit import audit
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.metrics import identity_similarity
-from crafter_pl.audit.team import Team
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.device import pick_device
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, sha256, to_json, write_file
 from crafter_pl.parsing import listed
@@ -176,7 +176,7 @@ def make_bench(given: Any, home: Path, faces: int) -> Bench:
         UserError: too few public_val people, or checkpoints that do not belong to these data.
     """
     data: FacesDataModule = given.data
-    device = Team(given.device).device
+    device = pick_device(given.device)
     data.setup("test")
     commands = Commands(home, settings_of(data))
     task_path = inputs.found_task(commands, given.task_ckpt)

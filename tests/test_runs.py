@@ -15,8 +15,9 @@ from tiny_runs import fit, metrics, weights
 from crafter_pl import files
 from crafter_pl.cli import main
 from crafter_pl.commands import without
+from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
-from crafter_pl.options import check_processes, expanded
+from crafter_pl.options import expanded
 from crafter_pl.processes import LAUNCHER, rank
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import load_stage, sha256

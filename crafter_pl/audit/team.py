@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
 
+from crafter_pl.device import check_processes, pick_device, usable
 from crafter_pl.errors import UserError
-from crafter_pl.options import check_processes
 
 
 class Team:
@@ -33,8 +32,8 @@ class Team:
             UserError: there is no such device or there are not so many, or one is named and several are asked
                 for.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "auto" or devices * num_nodes == 1:
+            device = pick_device(device)
         self.rank, self.world, self.device = 0, devices * num_nodes, device
         self._fabric: Fabric | None = None
         if devices < 1 or num_nodes < 1:
@@ -45,16 +44,12 @@ class Team:
             raise UserError(
                 f"--device {device} is one device, but --devices {devices} x {num_nodes} asks for more"
             )
-        try:
-            if self.world == 1:
-                torch.empty(0, device=device)
-                return
+        if self.world == 1:
+            return
+        with usable(device):
             # They exchange little, and wait for the slowest at the end; one that dies is noticed at once.
             strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7))
             self._fabric = Fabric(accelerator=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0].partition(". ")[0]
-            raise UserError(f"--device {device} cannot be used ({reason}): give auto, cpu or cuda") from error
         self._fabric.launch()
         self.rank, self.device = self._fabric.global_rank, str(self._fabric.device)
 

@@ -18,10 +18,10 @@ from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
+from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, read_json
 from crafter_pl.nets import bf16_is_slow
-from crafter_pl.options import check_processes
 from crafter_pl.parsing import listed
 from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage

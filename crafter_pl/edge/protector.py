@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.audit.team import Team
 from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.store import PHOTOGRAPHS, seedless
 from crafter_pl.defenses.answers import Answers
@@ -19,6 +18,7 @@ from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafter_generator import CrafterGenerator
 from crafter_pl.defenses.crafter_variants import CrafterVariant
 from crafter_pl.defenses.options import names
+from crafter_pl.device import pick_device
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
 from crafter_pl.errors import UserError
@@ -99,7 +99,7 @@ class Protector:
         from crafter_pl.runner import import_stages
 
         import_stages()
-        device = Team(device).device
+        device = pick_device(device)
         defense = load_defense(checkpoint)
         defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
         if (frame := defense.task.frame) is None and faces != "none":
