@@ -1,6 +1,9 @@
 """Commands as lists of arguments: shown, resumed, handed on to upstream stages. No torch here."""
 
 import shlex
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Options of a command that its upstream stages are trained with, too (each with what is below it).
 PASSED_ON = (
@@ -42,3 +45,10 @@ def passed_on(args: list[str]) -> list[str]:
             given = [arg] if has_value else [arg, next(rest, "")]
             kept += [] if name == OWN else given
     return kept
+
+
+def listed(value: list[T] | T | None) -> list[T]:
+    """The value of an option that takes one or many: one is a list of one, none an empty list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

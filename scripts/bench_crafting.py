@@ -57,8 +57,8 @@ from crafter_pl.errors import UserError
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
+from crafter_pl.plugins import import_stages
 from crafter_pl.progress import Steps
-from crafter_pl.runner import import_stages
 from crafter_pl.stages.base import load_stage, read_checkpoint
 
 # Settings of the Crafter that are changed.

@@ -25,8 +25,8 @@ from crafter_pl.data.split import check_several
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.defenses.cloak import Cloak
 from crafter_pl.errors import UserError
+from crafter_pl.plugins import import_stages
 from crafter_pl.progress import Steps
-from crafter_pl.runner import import_stages
 from crafter_pl.stages import Embedder, load_stage
 
 _BATCH = 32

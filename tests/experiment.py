@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from crafter_pl.cli import main
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Defense
-from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage
 
 CONF = Path(__file__).parent / "conf"

@@ -17,7 +17,8 @@ from experiment import DATA, in_subprocess, shards
 from crafter_pl.attacks import BlackBox, FeatureToIdentity
 from crafter_pl.audit.audit import audit
 from crafter_pl.cli import main, parser
-from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.cli.stage import StageCLI
+from crafter_pl.plugins import import_stages
 from crafter_pl.stages import load_stage
 from crafter_pl.stages.base import read_checkpoint
 

@@ -15,11 +15,12 @@ from experiment import CONF
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit.inputs import check_arguments, chosen_attacks
 from crafter_pl.cli import main
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses.base import Defense, _subclasses
 from crafter_pl.defenses.crafter import RELEASED
-from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.plugins import import_stages
 from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
 
 ROOT = Path(__file__).parent.parent

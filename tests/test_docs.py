@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from crafter_pl.cli import FUNCTIONS, VERBS, main, parser
-from crafter_pl.runner import StageCLI, import_stages
+from crafter_pl.cli.stage import StageCLI
+from crafter_pl.plugins import import_stages
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -7,8 +7,8 @@ import pytest
 
 from crafter_pl.attacks import DecoderAttack
 from crafter_pl.cli import FUNCTIONS, POSITIONAL, parser
+from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
-from crafter_pl.parsing import listed
 
 DATA = ["--data", "configs/small.yaml"]
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from crafter_pl.cli import main
+from crafter_pl.cli.resume import data_differences, differences
 from crafter_pl.commands import passed_on
-from crafter_pl.resume import data_differences, differences
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "num_sanity_val_steps": 0}
 DATA = {

@@ -14,12 +14,12 @@ from tiny_runs import fit, metrics, weights
 
 from crafter_pl import files
 from crafter_pl.cli import main
+from crafter_pl.cli.options import expanded
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.commands import without
 from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
-from crafter_pl.options import expanded
 from crafter_pl.processes import LAUNCHER, rank
-from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import load_stage, sha256
 from crafter_pl.stages.schedules import Cosine, OneCycle
 
@@ -136,8 +136,8 @@ def test_an_error_of_our_own_stays_an_error(conf, monkeypatch):
     def broken(*args):
         raise AttributeError("a fault of ours")
 
-    monkeypatch.setattr("crafter_pl.callbacks.MetricsCSV.on_train_start", broken)
-    monkeypatch.setattr("crafter_pl.options._HOME", Path(__file__).parent)
+    monkeypatch.setattr("crafter_pl.cli.callbacks.MetricsCSV.on_train_start", broken)
+    monkeypatch.setattr("crafter_pl.cli.options._HOME", Path(__file__).parent)
     with pytest.raises(AttributeError):
         fit("tiny")
 
@@ -225,10 +225,11 @@ def test_no_character_and_no_reader_ends_a_program(conf):
     latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", code], env=latin, capture_output=True, check=True)
     assert b"\\u2026" in done.stdout
-    code = "import sys; from crafter_pl import cli; cli._run = lambda args: print('x' * 10**6, flush=True);"
+    code = "import sys; from crafter_pl.cli import entry; "
+    code += "entry._run = lambda args: print('x' * 10**6, flush=True); "
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", code + "sys.exit(cli.main(['protect']))"]
+    command = [sys.executable, "-c", code + "sys.exit(entry.main(['protect']))"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert done.returncode == 141 and b"Traceback" not in done.stderr and b"same command" in done.stderr

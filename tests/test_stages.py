@@ -19,12 +19,12 @@ from torch import nn
 from crafter_pl.attacks import BlackBox
 from crafter_pl.audit.metrics import attribute_auc  # an independent implementation
 from crafter_pl.cli import main
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import measure_frame
 from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
 from crafter_pl.nets import bf16_is_slow
-from crafter_pl.runner import StageCLI
 from crafter_pl.stages import Amortizer, Embedder, GanPrior, IdentityOracle, TaskModel, load_stage, sha256
 from crafter_pl.stages import prior as prior_module
 from crafter_pl.stages.augment import cutout, degrade, flip, recolour, warp

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.runner import StageCLI
 from crafter_pl.training import Commands, finished, settings_of
 
 

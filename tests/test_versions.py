@@ -8,7 +8,7 @@ import versions
 
 from crafter_pl.attacks.base import Adversary
 from crafter_pl.defenses.base import Defense
-from crafter_pl.runner import import_stages
+from crafter_pl.plugins import import_stages
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from crafter_pl.audit.front import TRAINING
 from crafter_pl.audit.plots import COLOURS, MARKERS, errors, save
 from crafter_pl.audit.report import read_report, rebuild
 from crafter_pl.audit.verdict import Report, percent
+from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
-from crafter_pl.parsing import listed
 
 SCENARIOS = {"utility": "inference", TRAINING: "training"}
 

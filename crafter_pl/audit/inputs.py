@@ -12,11 +12,11 @@ from crafter_pl.attacks.base import Adversary, Attack, Ruler, fits
 from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.audit.targets import Published
 from crafter_pl.audit.verdict import title
+from crafter_pl.commands import listed
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import MANIFEST, read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.parsing import listed
 from crafter_pl.stages.base import load_stage, named_run, read_checkpoint
 from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.oracle import IdentityOracle

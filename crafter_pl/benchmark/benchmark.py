@@ -15,6 +15,8 @@ from crafter_pl.audit.inputs import chosen_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
+from crafter_pl.cli.stage import StageCLI
+from crafter_pl.commands import listed
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
@@ -22,8 +24,6 @@ from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, read_json
 from crafter_pl.nets import bf16_is_slow
-from crafter_pl.parsing import listed
-from crafter_pl.runner import StageCLI
 from crafter_pl.stages.base import Stage
 
 

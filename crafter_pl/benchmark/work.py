@@ -11,8 +11,8 @@ import torch
 from crafter_pl.audit.audit import audit  # noqa: F401 (imported once, before the server forks)
 from crafter_pl.cli import main
 from crafter_pl.commands import command
+from crafter_pl.plugins import import_stages
 from crafter_pl.processes import end_with
-from crafter_pl.runner import import_stages
 
 import_stages()
 

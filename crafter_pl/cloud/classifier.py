@@ -49,7 +49,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     Raises:
         UserError: the file is missing, damaged, or of a stage without a cloud classifier.
     """
-    from crafter_pl.runner import import_stages
+    from crafter_pl.plugins import import_stages
 
     import_stages()
     name = read_checkpoint(path).get("stage_class") or "something else"

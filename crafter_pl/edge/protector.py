@@ -96,7 +96,7 @@ class Protector:
         Raises:
             UserError: no such checkpoint or device, or an option that this defence does not have.
         """
-        from crafter_pl.runner import import_stages
+        from crafter_pl.plugins import import_stages
 
         import_stages()
         device = pick_device(device)

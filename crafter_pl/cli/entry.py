@@ -110,8 +110,8 @@ def _run(args: list[str]) -> int:
     if not args or args[0] not in VERBS:
         what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
         raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
-    from crafter_pl import runner
-    from crafter_pl.options import blamed, check_configs, expanded
+    from crafter_pl.cli import stage
+    from crafter_pl.cli.options import blamed, check_configs, expanded
 
     _quiet()
     _end_with_parent()
@@ -119,7 +119,7 @@ def _run(args: list[str]) -> int:
     check_configs(args)
     try:
         with blamed(args):
-            _call(*args) if args[0] in FUNCTIONS else runner.run(args)
+            _call(*args) if args[0] in FUNCTIONS else stage.run(args)
     except SystemExit as stop:
         # Lightning turns Ctrl+C into SystemExit(1); --help is SystemExit(0).
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -132,8 +132,8 @@ def parser(verb: str, function: Callable[..., Any]) -> ArgumentParser:
     """The options of a verb that is a function: its arguments, or a YAML file with any of them."""
     from jsonargparse import ActionConfigFile
 
-    from crafter_pl.parsing import Parser
-    from crafter_pl.runner import import_stages
+    from crafter_pl.cli.parsing import Parser
+    from crafter_pl.plugins import import_stages
 
     import_stages()
     made = Parser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, allow_abbrev=False)
@@ -153,7 +153,7 @@ def _call(verb: str, *args: str) -> None:
     """Runs the function behind one of `FUNCTIONS` with the options given."""
     if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
         raise UserError("a token on the command line can be seen by others: give --token_file FILE")
-    from crafter_pl.options import expanded
+    from crafter_pl.cli.options import expanded
 
     function = resolve_name(FUNCTIONS[verb])
     made = parser(verb, function)

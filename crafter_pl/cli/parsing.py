@@ -6,25 +6,17 @@ import inspect
 import re
 from argparse import ArgumentError
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
 from crafter_pl.errors import UserError
 
-T = TypeVar("T")
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "{NAME: VALUE}"}
 _OWN = re.compile(  # lines that say nothing to a user
     r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected an? |Not a valid subclass"
     r"|Subclass types expect|a class path \(str\)|a dict (with|without) |Problem with given class_path|$"
 )
-
-
-def listed(value: list[T] | T | None) -> list[T]:
-    """The value of an option that takes one or many: one is a list of one, none an empty list."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 class Parser(ArgumentParser):

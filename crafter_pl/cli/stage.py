@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import pkgutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,9 +15,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from crafter_pl import callbacks as cb
-from crafter_pl import options, resume
-from crafter_pl.cli import VERBS
+from crafter_pl.cli import callbacks as cb
+from crafter_pl.cli import options, resume
+from crafter_pl.cli.entry import VERBS
 from crafter_pl.commands import command, passed_on, resume_command, without
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense, defenses
@@ -27,6 +26,7 @@ from crafter_pl.defenses.predict import FeatureWriter, Protecting
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
 from crafter_pl.nets import bf16_is_slow
+from crafter_pl.plugins import import_stages
 from crafter_pl.processes import rank
 from crafter_pl.progress import Board, LineProgress
 from crafter_pl.stages.base import Stage, load_stage, named_run
@@ -60,15 +60,6 @@ def run(args: list[str]) -> None:
             _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
             StageCLI(job).go(loaded)
     cli.go(loaded)
-
-
-def import_stages() -> None:
-    """Imports every stage: a config names a class without its module, and dropped-in files are found."""
-    for package in ("stages", "defenses", "attacks"):
-        module = importlib.import_module(f"crafter_pl.{package}")
-        for info in pkgutil.iter_modules(module.__path__):
-            importlib.import_module(f"{module.__name__}.{info.name}")
-    importlib.import_module("crafter_pl.audit.oracle")
 
 
 def protecting(args: list[str]) -> tuple[type[Defense[Any]], set[str]]:

@@ -16,13 +16,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from crafter_pl.cli.parsing import plain
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, write_file
-from crafter_pl.parsing import plain
 
-_HOME = Path(__file__).parent
+_HOME = Path(__file__).parent.parent
 
 
 def _count(least: int, most: float = float("inf")) -> tuple[Callable[[Any], bool], str]:

@@ -325,7 +325,7 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts the settings of model and data into the checkpoint, for `crafter_pl.resume` to compare."""
+        """Puts the settings of model and data into the checkpoint, for `crafter_pl.cli.resume` to compare."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         checkpoint["config"] = {part: settings[part] for part in ("model", "data")}
 
