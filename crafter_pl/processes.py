@@ -1,4 +1,4 @@
-"""A process that must not outlive the one that started it."""
+"""Processes that belong together: which is which, and none outlives the one that started it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 LAUNCHER = "CRAFTER_PL_LAUNCHER"  # the process that launches others, by its number, in their environment
 
@@ -25,19 +26,52 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or 0) if launched else 0
 
 
-def end_with(parent: int, message: str = "") -> None:
-    """Ends this process, with exit code 1, once the process ``parent`` that started it is gone.
+def end_after(wait: Callable[[], object], message: str = "") -> None:
+    """Ends this process, with exit code 1, once ``wait`` returns.
 
     Args:
-        parent: its process number.
+        wait: returns when the process that started this one is gone.
         message: for standard error.
     """
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        wait()
         if message:
             print(message, file=sys.stderr, flush=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def end_with_launcher() -> None:
+    """In a process that Lightning has launched beside another: ends when that one is gone.
+
+    A collective notices a dead process at once, but one that waits for it at start-up would wait half an
+    hour. torchrun and srun look after their processes themselves.
+    """
+    me = str(os.getpid())
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[LAUNCHER] = me
+    launcher = os.environ.get(LAUNCHER, me)
+    if launcher == me:
+        return
+
+    def gone() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+
+    number = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
+    end_after(gone, f"[process {number}] the process that launched this one is gone")
+
+
+def tells_of_another(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone: gloo and NCCL notice it at once."""
+    kinds = getattr(sys.modules.get("torch.distributed"), "DistError", ())
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def leave_group() -> None:
+    """Ends torch.distributed in order: else runs under torchrun on the CPU now and then abort at exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from crafter_pl.cli import main
-from crafter_pl.cli.stage import StageCLI
+from crafter_pl.cli import main, run
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Defense
 from crafter_pl.stages.base import Stage
@@ -109,13 +108,12 @@ def make(folder: Path) -> Experiment:
     """Trains Crafter alone (so its upstream stages first), then what the audit and the cloaks need."""
     made = Experiment(folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
-        go = StageCLI.go
+        go = run.go
 
-        def watched(self, loaded):
-            go(self, loaded)
-            made.trained[self.name] = self.model
+        def watched(cli, loaded):
+            made.trained[cli.name] = go(cli, loaded)
 
-        patch.setattr(StageCLI, "go", watched)
+        patch.setattr(run, "go", watched)
         text = io.StringIO()
         with redirect_stdout(text):
             for stage in ("crafter", *OTHERS):

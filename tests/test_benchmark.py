@@ -2,9 +2,18 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,10 +135,14 @@ def test_crafting_in_bfloat16_where_the_processor_has_it(fast, monkeypatch, tmp_
 # The jobs
 
 
-def job(name, *needs, code=0, outputs=(), wide=False):
-    return Job(
-        name, [["--version"] if code == 0 else ["nonsense"]], list(map(str, outputs)), list(needs), [], wide
-    )
+def job(name, *needs, code=0, outputs=()):
+    return Job(name, [["--version"] if code == 0 else ["nonsense"]], list(map(str, outputs)), list(needs))
+
+
+def endless(folder):
+    """A training that goes on until somebody ends it."""
+    args = ["fit", "--config", str(CONF / "task.yaml"), "--runs_dir", str(folder / "runs")]
+    return Job("endless", [[*args, "--trainer.max_epochs", "1000000"]], [])
 
 
 def go(folder, *made, workers=2):
@@ -164,45 +177,75 @@ def test_what_is_done_is_not_done_again_unless_something_has_changed(tmp_path):
     assert go(tmp_path, *made).state["second"] == FAILED  # it did not make what it should
     b.write_text("one")  # the very file is back
     assert go(tmp_path, *made).ran == 0
-    made[1].commands = [["--version"], ["--version"]]
+    made[1] = replace(made[1], commands=[["--version"], ["--version"]])
     assert go(tmp_path, *made).ran == 1
 
 
-def test_jobs_wait_for_room_and_a_wide_one_is_alone(tmp_path, monkeypatch):
-    most, launched = {}, []
-    launch = Jobs._launch
+def test_jobs_wait_for_room_and_the_first_comes_first(tmp_path, capsys):
+    seen, done = [], threading.Event()
 
-    def watched(self, one):
-        running = [name for name in launched if name not in self.state]
-        most[one.name] = len(running)
-        launched.append(one.name)
-        return launch(self, one)
+    def watch():
+        while not done.wait(0.01):
+            seen.append(len(multiprocessing.active_children()))
 
-    monkeypatch.setattr(Jobs, "_launch", watched)
-    go(tmp_path, job("a"), job("b"), job("c"), job("w", wide=True), job("d"))
-    assert max(most.values()) == 1 and most["w"] == 0 and sorted(launched) == ["a", "b", "c", "d", "w"]
-    wide = launched.index("w")
-    assert all(most[name] == 0 for name in launched[wide : wide + 1])
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    go(tmp_path / "two", *map(job, "abcde"))
+    done.set()
+    watcher.join()
+    assert max(seen) == 2
+    capsys.readouterr()
+    go(tmp_path / "one", job("a"), job("b", "a"), job("c"), workers=1)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["a:", "b:", "c:"]
 
 
-def test_an_interruption_ends_the_processes(tmp_path, monkeypatch):
-    ended = []
+def started(folder, process=None):
+    """Waits until the job has begun."""
+    log = folder / "logs" / "endless.log"
+    for _ in range(1200):
+        if log.is_file() and log.stat().st_size:
+            return
+        assert process is None or process.poll() is None
+        time.sleep(0.1)
+    raise AssertionError("the job has not begun")
 
-    class Slow:
-        @property
-        def exitcode(self):
-            raise KeyboardInterrupt
 
-        def terminate(self):
-            ended.append("terminated")
+def test_an_interruption_ends_the_processes(tmp_path):
+    def interrupt():
+        started(tmp_path)
+        os.kill(os.getpid(), signal.SIGINT)
 
-        def join(self):
-            ended.append("joined")
-
-    monkeypatch.setattr(Jobs, "_launch", lambda self, one: Slow())
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, job("a"), workers=1)
-    assert ended == ["terminated", "joined"]
+        go(tmp_path, endless(tmp_path))
+    assert not multiprocessing.active_children()
+    assert "terminated" in (tmp_path / "logs" / "endless.log").read_text()
+
+
+def test_a_benchmark_that_is_killed_leaves_nothing_running(tmp_path):
+    code = "import sys, test_benchmark as t; from pathlib import Path; "
+    code += "folder = Path(sys.argv[1]); t.go(folder, t.endless(folder))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CONF.parent), *sys.path])}
+    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env, start_new_session=True)
+    started(tmp_path, killed)
+    killed.kill()
+    killed.wait()
+    for _ in range(200):
+        if not alive(killed.pid):
+            return
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    raise AssertionError("the job goes on")
+
+
+def alive(group):
+    """Whether a process of a group runs, which may wait to be reaped."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of = file.read_text().rpartition(") ")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                return True
+    return False
 
 
 # The results

@@ -15,8 +15,8 @@ import pytest
 from experiment import DATA, in_subprocess, shards
 
 from crafter_pl.attacks import BlackBox, FeatureToIdentity
-from crafter_pl.audit.audit import audit
-from crafter_pl.cli import main, parser
+from crafter_pl.cli import main
+from crafter_pl.cli.functions import parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages import load_stage
@@ -83,7 +83,7 @@ class Parsed:
         self.verb, *rest = words[3:]
         rest = [str(ROOT / word) if word.startswith("configs/") else word for word in rest]
         if self.verb == "audit":
-            self.options = parser("audit", audit).parse_args(rest)
+            self.options = parser("audit").parse_args(rest)
             self.sizes = (self.options.devices, self.options.num_nodes, self.options.device)
         else:
             import_stages()

@@ -15,6 +15,7 @@ from experiment import CONF
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit.inputs import check_arguments, chosen_attacks
 from crafter_pl.cli import main
+from crafter_pl.cli.run import build
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.store import read_store
@@ -72,34 +73,34 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
     upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
     given = [f"--model.init_args.{key}={tiny.ckpt(key.removesuffix('_ckpt'))}" for key in upstream]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
-    cli._build(None)
-    assert isinstance(cli.model, Stage) and type(cli.model).__name__ == CONTENT[path]["model"]["class_path"]
-    assert cli.trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
+    made = build(cli, None, {})
+    assert isinstance(made.model, Stage) and type(made.model).__name__ == CONTENT[path]["model"]["class_path"]
+    assert made.trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
     for key, value in CONTENT[path]["model"].get("init_args", {}).items():
         if key.endswith("_ckpt"):
             continue
-        built = cli.model.hparams[key]
+        built = made.model.hparams[key]
         assert value == built or (isinstance(value, dict) and value.items() <= built.items()), key
-    assert set(cli.model.upstream) == {key.removesuffix("_ckpt") for key in upstream}
+    assert set(made.model.upstream) == {key.removesuffix("_ckpt") for key in upstream}
     # The nets fit the pictures that the config names.
-    size = cli.datamodule.image_size
+    size = made.data.image_size
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
-        if isinstance(cli.model, TaskModel):
+        if isinstance(made.model, TaskModel):
             stage = TaskModel(
-                **{**cli.model.hparams, "attribute_names": ["a", "b"], "image_size": size}
+                **{**made.model.hparams, "attribute_names": ["a", "b"], "image_size": size}
             ).eval()
             assert stage.cloud(stage.edge(images)).shape == (2, 2)
-        elif isinstance(cli.model, GanPrior):
-            stage = GanPrior(**{**cli.model.hparams, "image_size": size}).eval()
+        elif isinstance(made.model, GanPrior):
+            stage = GanPrior(**{**made.model.hparams, "image_size": size}).eval()
             assert stage.generator(torch.randn(2, stage.latent_dim)).shape == images.shape
             assert stage.critic(images).shape == (2,)
-        elif isinstance(cli.model, IdentityOracle):
-            oracle = {**cli.model.hparams, "identities": [3, 5], "image_size": size}
-            stage = type(cli.model)(**oracle).eval()
+        elif isinstance(made.model, IdentityOracle):
+            oracle = {**made.model.hparams, "identities": [3, 5], "image_size": size}
+            stage = type(made.model)(**oracle).eval()
             assert stage.logits(images).shape == (2, 2)
-        elif isinstance(cli.model, Embedder):
-            stage = Embedder(**{**cli.model.hparams, "identities": [3, 5], "image_size": size}).eval()
+        elif isinstance(made.model, Embedder):
+            stage = Embedder(**{**made.model.hparams, "identities": [3, 5], "image_size": size}).eval()
             assert stage.embed(images).shape == (2, stage.hparams["embedding"])
     assert not (tmp_path / "runs").exists()
 

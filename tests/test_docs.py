@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from pkgutil import resolve_name
 
 import pytest
 import yaml
 
-from crafter_pl.cli import FUNCTIONS, VERBS, main, parser
+from crafter_pl.cli import main
+from crafter_pl.cli.functions import parser
 from crafter_pl.cli.stage import StageCLI
+from crafter_pl.cli.verbs import FUNCTIONS, VERBS
 from crafter_pl.plugins import import_stages
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_every_command_shown_parses(page, tmp_path, monkeypatch):
     import_stages()
     for verb, *words in (line for line in commands if line[0] in VERBS):
         if verb in FUNCTIONS:
-            parser(verb, resolve_name(FUNCTIONS[verb])).parse_args(words)
+            parser(verb).parse_args(words)
         else:
             StageCLI([verb, *words])
 

@@ -6,7 +6,8 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 
 from crafter_pl.attacks import DecoderAttack
-from crafter_pl.cli import FUNCTIONS, POSITIONAL, parser
+from crafter_pl.cli.functions import parser
+from crafter_pl.cli.verbs import FUNCTIONS, POSITIONAL
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 
@@ -14,7 +15,7 @@ DATA = ["--data", "configs/small.yaml"]
 
 
 def read(verb, *args):
-    made = parser(verb, resolve_name(FUNCTIONS[verb]))
+    made = parser(verb)
     return made.instantiate(made.parse_args(list(args)))
 
 

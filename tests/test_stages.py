@@ -18,8 +18,7 @@ from torch import nn
 
 from crafter_pl.attacks import BlackBox
 from crafter_pl.audit.metrics import attribute_auc  # an independent implementation
-from crafter_pl.cli import main
-from crafter_pl.cli.stage import StageCLI
+from crafter_pl.cli import main, run
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import measure_frame
 from crafter_pl.defenses import Crafter
@@ -78,14 +77,14 @@ def figures(run):
 def watched(monkeypatch):
     """What the trainer of the last command knew in the end."""
     seen = {}
-    go = StageCLI.go
+    go = run.go
 
-    def record(self, loaded):
-        go(self, loaded)
+    def record(cli, loaded):
+        stage = go(cli, loaded)
         seen.clear()
-        seen.update({k: float(v) for k, v in self.trainer.callback_metrics.items()})
+        seen.update({k: float(v) for k, v in stage.trainer.callback_metrics.items()})
 
-    monkeypatch.setattr(StageCLI, "go", record)
+    monkeypatch.setattr(run, "go", record)
     return seen
 
 
@@ -722,7 +721,7 @@ def test_cutout_leaves_most_of_the_picture():
 def test_bfloat16_where_the_processor_has_it(fast, tiny, runs_dir, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(StageCLI, "go", lambda self, loaded: seen.append(self._precision()))
+    monkeypatch.setattr(run, "go", lambda cli, loaded: seen.append(run.precision(cli)))
     args = ["--experiment", "other", "--trainer.accelerator", "cpu", "--trainer.precision", "bf16-mixed"]
     assert main(tiny.command("fit", "task", *args)) == 0
     assert seen == (["bf16-mixed"] if fast else ["32-true"])

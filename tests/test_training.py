@@ -26,7 +26,7 @@ def test_the_data_are_the_experiments_own(tmp_path):
         assert commands.args("fit", "prior")[-2:] == ["--data", file]
     mine = data("configs/small.yaml", people=44, seed=3, root="~/x")
     cli = parsed(Commands(tmp_path / "mine", settings_of(mine)).fit("oracle_resnet"))
-    told = cli._settings()["data"]
+    told = cli.settings()["data"]
     for name, value in settings_of(mine).items():
         assert told[name] == value or (name == "order_seed" and told[name] is None) or name == "root"
     assert Path(told["root"]).name == "x"

@@ -15,6 +15,7 @@ from crafter_pl.audit.inputs import chosen_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
+from crafter_pl.cli.functions import parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.commands import listed
 from crafter_pl.data.split import check_several
@@ -24,7 +25,6 @@ from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, read_json
 from crafter_pl.nets import bf16_is_slow
-from crafter_pl.stages.base import Stage
 
 
 def benchmark(
@@ -97,13 +97,13 @@ def benchmark(
         place.config(stage)
     grid = cells(_quick(defenses, device), [0] if seeds is None else listed(seeds))
     _check_audit(audit, place, budget, oracles, attackers)
-    planned = _Plan(place)
+    planned = _Plan(place, attackers, training)
     for stage in [*oracles, *listed(stages)]:
         planned.fit(place.command("fit", stage, None, {}))
     if training:
         planned.fit(place.command("fit", SCENARIO, "cloud", {}))
     for cell in grid:
-        planned.cell(cell, attackers, training)
+        planned.cell(cell)
     made = planned.made
     options = {
         "budget": budget,
@@ -113,16 +113,17 @@ def benchmark(
         "overwrite": True,
     }
     if plan:
-        last = _audits(made, place, audit, grid, folder, options, attackers, training)
+        last = planned.audits(list(made.values()), audit, grid, folder, options)
         print(Jobs([*made.values(), *last], folder, workers).plan(), flush=True)
         return folder / "table.md"
     with lock(folder):
         jobs = Jobs(list(made.values()), folder, workers, gpus)
         jobs.run()
-        there = {name: job for name, job in made.items() if jobs.state[name] == DONE}
-        protected = [cell for cell in grid if _cell_job(cell) in there]
-        last = _audits(there, place, audit, protected, folder, options, attackers, training)
-        audits = Jobs(last, folder, workers)
+        there = [job for name, job in made.items() if jobs.state[name] == DONE]
+        protected = [cell for cell in grid if jobs.state[_cell_job(cell)] == DONE]
+        # Each shares its work out over all the workers itself.
+        last = planned.audits(there, audit, protected, folder, options)
+        audits = Jobs(last, folder, workers=1, threads=jobs.threads)
         audits.run()
         audited = [cell for cell in protected if audits.state[_audit_job(cell.seed)] == DONE]
         if audited:
@@ -146,12 +147,9 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
         UserError: no oracle, a single private person, a budget that the audit's config does not have, or an
             attack of it that adapts and is in nobody's training.
     """
-    from crafter_pl.audit.audit import audit as function
-    from crafter_pl.cli import parser
-
     if not oracles:
         raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
-    made = parser("audit", function)
+    made = parser("audit")
     read = made.instantiate(made.parse_args(["--config", audit, *place.shared]))
     check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
@@ -175,16 +173,23 @@ def _quick(lines: list[Defended], device: str) -> list[Defended]:
 
 
 class _Plan:
-    """Collects jobs, each after what it needs."""
+    """Collects jobs, each after what it needs.
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    Attributes:
+        attackers: stages of attacks that are trained anew against every cell.
+        training: also in the training scenario.
+        made: the jobs by name.
+    """
+
+    def __init__(self, place: Place, attackers: list[str], training: bool) -> None:
+        self.place, self.attackers, self.training = place, attackers, training
         self.made: dict[str, Job] = {}
-        self._parsed: dict[tuple[str, ...], tuple[type[Stage], str, list[list[str]]]] = {}
+        self._parsed: dict[tuple[str, ...], tuple[StageCLI, list[list[str]]]] = {}
 
     def fit(self, args: list[str]) -> str:
         """Adds the job that trains a run, after those of its upstream stages; returns its name."""
-        _, run, upstream = self._needed(args)
+        cli, upstream = self._needed(args)
+        run = dict(pairwise(args)).get("--name", cli.name)
         name = f"fit-{run}"
         if name not in self.made:
             needs = [self.fit(command) for command in upstream]
@@ -202,19 +207,17 @@ class _Plan:
         if not summary.is_file():
             return False
         cli = StageCLI(args)
-        done, asked = (
-            read_json(summary, "delete its folder and train again")["max_epochs"],
-            cli.options.trainer.max_epochs,
-        )
-        if done != asked:
+        done = read_json(summary, "delete its folder and train again")["max_epochs"]
+        if done != (asked := cli.options.trainer.max_epochs):
             raise UserError(
                 f"{summary.parent} was trained for {done} epochs, and the benchmark asks for {asked}: give "
                 "another --experiment, or --fit_options as it was trained with"
             )
-        return cli.ended()
+        cli.checkpoint()
+        return cli.finished() is not None
 
-    def _needed(self, args: list[str]) -> tuple[type[Stage], str, list[list[str]]]:
-        """The stage that a `fit` trains, the run that it makes, and the commands of the runs that it needs.
+    def _needed(self, args: list[str]) -> tuple[StageCLI, list[list[str]]]:
+        """A `fit`, and the commands of the runs that it needs.
 
         Parsing takes a second, so it is done once for commands that differ in values alone.
         """
@@ -222,30 +225,58 @@ class _Plan:
         alike = (given["--config"], *(key for key in given if key.startswith("--")))
         if alike not in self._parsed:
             cli = StageCLI(args)
-            commands = [self.place.upstream(cli.upstream_command(run)) for run in cli.upstream]
-            self._parsed[alike] = cli.stage, cli.name, commands
-        stage, run, commands = self._parsed[alike]
-        return stage, given.get("--name", run), commands
+            upstream = [self.place.upstream(cli.upstream_command(run)) for run in cli.upstream]
+            self._parsed[alike] = cli, upstream
+        return self._parsed[alike]
 
-    def cell(self, cell: Cell, attackers: list[str], training: bool) -> None:
+    def cell(self, cell: Cell) -> None:
         """Adds the job that protects, trains the attackers and, in the training scenario, the cloud."""
         place = self.place
         fitted = cell.fitted(place)
-        if not issubclass(self._needed(fitted)[0], Defense):
+        if not issubclass(self._needed(fitted)[0].stage, Defense):
             raise UserError(f"the stage {cell.line.stage} of the benchmark is not a defence (--defenses)")
         needs = [self.fit(fitted)]
-        commands = [cell.protected(place)]
-        outputs = [str(Path(cell.store(place), MANIFEST))]
-        fits = [cell.attacked(place, attacker) for attacker in attackers]
-        if training and cell.line.training:
-            commands.append(cell.protected(place, "private_train"))
-            outputs.append(str(Path(cell.store(place, "private_train"), MANIFEST)))
+        parts = ["private_test"]
+        fits = [cell.attacked(place, attacker) for attacker in self.attackers]
+        if self.training and cell.line.training:
+            parts.append("private_train")
             fits.append(cell.cloud(place))
-        for run, args in fits:
-            needs += [self.fit(command) for command in self._needed(args)[2]]
-            commands.append(args)
-            outputs.append(place.checkpoint(run))
+        for _, args in fits:
+            needs += map(self.fit, self._needed(args)[1])
+        commands = [*(cell.protected(place, part) for part in parts), *(args for _, args in fits)]
+        stores = [str(Path(cell.store(place, part), MANIFEST)) for part in parts]
+        outputs = [*stores, *(place.checkpoint(run) for run, _ in fits)]
         self.made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
+
+    def audits(
+        self, there: list[Job], audit: str, grid: list[Cell], folder: Path, options: dict[str, Any]
+    ) -> list[Job]:
+        """The audit of each seed, over the cells that are there, by the attacks that were trained in them.
+
+        Args:
+            there: the jobs that are done.
+            audit: its config.
+            grid: the cells that are there.
+            folder: of the results.
+            options: of every audit.
+        """
+        place, jobs = self.place, []
+        inputs = [path for job in there for path in job.outputs]
+        for seed in sorted({cell.seed for cell in grid}):
+            own, out = [cell for cell in grid if cell.seed == seed], folder / f"seed{seed}"
+            runs = [cell.attacked(place, attacker)[0] for cell in own for attacker in self.attackers]
+            given = {
+                **options,
+                "out": str(out),
+                "features": option([cell.store(place) for cell in own]),
+                "adapted": option(list(map(place.checkpoint, runs))),
+            }
+            if place.checkpoint("cloud") in inputs:
+                runs = ["cloud", *(cell.cloud(place)[0] for cell in own if cell.line.training)]
+                given["clouds"] = option(list(map(place.checkpoint, runs)))
+            args = ["audit", "--config", audit, *place.shared, *flags(given)]
+            jobs.append(Job(_audit_job(seed), [args], [str(out / "report.json")], inputs=inputs))
+        return jobs
 
 
 def _cell_job(cell: Cell) -> str:
@@ -254,32 +285,3 @@ def _cell_job(cell: Cell) -> str:
 
 def _audit_job(seed: int) -> str:
     return f"audit-seed{seed}"
-
-
-def _audits(
-    made: dict[str, Job],
-    place: Place,
-    audit: str,
-    grid: list[Cell],
-    folder: Path,
-    options: dict[str, Any],
-    attackers: list[str],
-    training: bool,
-) -> list[Job]:
-    """The audit of each seed, over the cells that are there, by the attacks that were trained in them."""
-    jobs = []
-    for seed in sorted({cell.seed for cell in grid}):
-        own = [cell for cell in grid if cell.seed == seed]
-        args = ["audit", "--config", audit, *place.shared]
-        given = {**options, "out": str(folder / f"seed{seed}")}
-        given["features"] = option([cell.store(place) for cell in own])
-        runs = [cell.attacked(place, attacker)[0] for cell in own for attacker in attackers]
-        given["adapted"] = option([place.checkpoint(run) for run in runs])
-        if training and "fit-cloud" in made:
-            clouds = [place.checkpoint(cell.cloud(place)[0]) for cell in own if cell.line.training]
-            given["clouds"] = option([place.checkpoint("cloud"), *clouds])
-        args += flags(given)
-        inputs = [path for job in made.values() for path in job.outputs]
-        outputs = [str(folder / f"seed{seed}" / "report.json")]
-        jobs.append(Job(_audit_job(seed), [args], outputs, inputs=inputs, wide=True))
-    return jobs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from crafter_pl.commands import command
 from crafter_pl.errors import UserError
@@ -18,7 +19,7 @@ DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 _TAIL = 4  # lines of a failed job's log that are shown
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     """Commands of `python -m crafter_pl`, run one after another in one process.
 
@@ -28,7 +29,6 @@ class Job:
         outputs: files that are there when it is done; their hashes tell whether it has to be done again.
         needs: names of the jobs whose outputs it works on.
         inputs: other files that it works on.
-        wide: it shares its work out over processes itself, so that nothing else runs beside it.
     """
 
     name: str
@@ -36,157 +36,160 @@ class Job:
     outputs: list[str]
     needs: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
-    wide: bool = False
+
+    def made(self) -> bool:
+        """Whether all that it makes is there."""
+        return all(Path(path).is_file() for path in self.outputs)
+
+
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    process: BaseProcess
+    place: int  # which of the workers does it
+    since: float
 
 
 class Jobs:
     """A set of jobs with their logs (``logs/``) and marks (``jobs/``) in a folder.
 
     Each is a process of its own, forked by a server that has imported what all need: starting one costs
-    nothing, and one that dies takes no other with it.
+    nothing, and one that dies takes no other with it, as it would in a pool of `concurrent.futures`.
+
+    Attributes:
+        state: `DONE`, `FAILED`, or `SKIPPED` since what it needs has failed, by name.
+        seconds: how long a job took, now or when it was done.
+        ran: how many were not done before.
     """
 
-    def __init__(self, jobs: list[Job], folder: Path, workers: int, gpus: int = 0) -> None:
-        """Take the jobs in an order in which each comes after what it needs.
+    def __init__(
+        self, jobs: list[Job], folder: Path, workers: int, gpus: int = 0, threads: int | None = None
+    ) -> None:
+        """Take the jobs, each after what it needs; of those that may start the first does.
 
         Args:
             jobs: names are unique.
             folder: for logs and marks.
-            workers: processes at a time; they share the processor's cores.
+            workers: processes at a time.
             gpus: how many there are, to be dealt out.
+            threads: that each computes with; None: its share of the processor's cores.
         """
         self.jobs = {job.name: job for job in jobs}
         self.folder, self.workers, self.gpus = folder, workers, gpus
+        self.threads = max(1, (os.cpu_count() or 1) // workers) if threads is None else threads
         self.state: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        self.due: set[str] = set()  # found not to be done: what they need is, and changes no more
         self.ran = 0
-        self.places: dict[str, int] = {}  # which of the workers does a job
 
     def run(self) -> None:
         """Does what is not done; a job that fails takes those that need it with it, and no others."""
-        running: dict[str, tuple[BaseProcess, float]] = {}
+        graph = TopologicalSorter({job.name: job.needs for job in self.jobs.values()})
+        graph.prepare()
+        due: set[str] = set()
+        free = list(range(self.workers))
+        running: list[_Running] = []
         began = time.monotonic()
         try:
-            while len(self.state) < len(self.jobs):
-                started = self._start(running)
-                for name, (process, since) in list(running.items()):
-                    if process.exitcode is None:
-                        continue
-                    del running[name]
-                    self._finish(name, process.exitcode, time.monotonic() - since, began)
-                    started = True
-                if not started:
-                    time.sleep(0.05)
+            while True:
+                while found := graph.get_ready():
+                    due.update(found)
+                    for name in filter(self._is_done, found):
+                        due.remove(name)
+                        graph.done(name)
+                for name in [name for name in self.jobs if name in due][: len(free)]:
+                    due.remove(name)
+                    running.append(self._start(self.jobs[name], free.pop()))
+                if not running:
+                    return
+                gone = wait([one.process.sentinel for one in running])
+                for ended in [one for one in running if one.process.sentinel in gone]:
+                    running.remove(ended)
+                    free.append(ended.place)
+                    if self._finish(ended, began):
+                        graph.done(ended.job.name)
         except BaseException:
-            for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.join()
+            for one in running:
+                one.process.terminate()
+            for one in running:
+                one.process.join()
             raise
 
     def log(self, name: str) -> Path:
         """The file that a job's output goes to."""
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(self, running: dict[str, tuple[BaseProcess, float]]) -> bool:
-        """Settles what is done or cannot be, and starts what has room; whether anything changed."""
-        for name, job in self.jobs.items():
-            if name in self.state or name in running:
-                continue
-            states = [self.state.get(need) for need in job.needs]
-            if FAILED in states or SKIPPED in states:
-                self.state[name] = SKIPPED
-                return True
-            if any(state != DONE for state in states):
-                continue
-            if name not in self.due and self._is_done(job):
-                self.state[name] = DONE
-                return True
-            self.due.add(name)
-            if len(running) < (1 if job.wide else self.workers) and not any(
-                self.jobs[other].wide for other in running
-            ):
-                running[name] = (self._launch(job), time.monotonic())
-                return True
-        return False
-
-    def _launch(self, job: Job) -> BaseProcess:
+    def _start(self, job: Job, place: int) -> _Running:
         log = self.log(job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        used = {self.places[other] for other in self.places if other not in self.state}
-        self.places[job.name] = min(set(range(self.workers)) - used)
-        gpu = self.places[job.name] % self.gpus if self.gpus > 1 and not job.wide else None
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        context = multiprocessing.get_context("forkserver")
+        gpu = place % self.gpus if self.gpus > 1 else None
+        context = get_context("forkserver")
         context.set_forkserver_preload(["crafter_pl.benchmark.work"])
-        process = context.Process(target=_work, args=(job.commands, str(log), threads, gpu))
+        process = context.Process(target=_work, args=(job.commands, str(log), self.threads, gpu))
         process.start()
-        return process
+        return _Running(job, process, place, time.monotonic())
 
-    def _finish(self, name: str, code: int, seconds: float, began: float) -> None:
-        job = self.jobs[name]
-        missing = [path for path in job.outputs if not Path(path).is_file()]
-        self.state[name] = FAILED if code or missing else DONE
-        self.seconds[name] = seconds
+    def _finish(self, ended: _Running, began: float) -> bool:
+        """Says how a job has ended; whether it is done."""
+        job, seconds = ended.job, time.monotonic() - ended.since
+        ended.process.join()
+        done = not ended.process.exitcode and job.made()
+        self.state[job.name] = DONE if done else FAILED
+        self.seconds[job.name] = seconds
         self.ran += 1
         took = f"{seconds / 60:.1f} min"
-        if self.state[name] == DONE:
-            self._mark(job, seconds)
+        if done:
+            write_file(self._marked(job), to_json({**self._mark(job), "seconds": seconds}))
         else:
-            took = f"failed after {took}, see {self.log(name)}"
-            lines = self.log(name).read_text(errors="replace").strip().splitlines()
-            took += "".join(f"\n    {line}" for line in lines[-_TAIL:])
+            lines = self.log(job.name).read_text(errors="replace").strip().splitlines()
+            took = "\n    ".join([f"failed after {took}, see {self.log(job.name)}", *lines[-_TAIL:]])
+            for other in self.jobs.values():  # each comes after what it needs
+                if any(self.state.get(need) in (FAILED, SKIPPED) for need in other.needs):
+                    self.state[other.name] = SKIPPED
         left = len(self.jobs) - len(self.state)
         rate = (time.monotonic() - began) / self.ran
         tail = f"; {left} to go, about {left * rate / 60:.0f} min" if left else ""
-        print(f"[{len(self.state)}/{len(self.jobs)}] {name}: {took}{tail}", flush=True)
+        print(f"[{len(self.state)}/{len(self.jobs)}] {job.name}: {took}{tail}", flush=True)
+        return done
 
     # What is done
 
     def _marked(self, job: Job) -> Path:
         return self.folder / "jobs" / f"{job.name}.json"
 
-    def _hashes(self, paths: list[str]) -> dict[str, str]:
-        return {path: sha256(path) if Path(path).is_file() else "" for path in paths}
-
-    def _inputs(self, job: Job) -> dict[str, str]:
+    def _mark(self, job: Job) -> dict[str, object]:
+        """What a job does, from which files to which, by their hashes."""
         made = [path for need in job.needs for path in self.jobs[need].outputs]
-        return self._hashes([*made, *job.inputs])
+        files = {"inputs": [*made, *job.inputs], "outputs": job.outputs}
+        return {"commands": job.commands} | {
+            kind: {path: sha256(path) if Path(path).is_file() else "" for path in paths}
+            for kind, paths in files.items()
+        }
 
-    def _mark(self, job: Job, seconds: float) -> None:
-        mark = {"commands": job.commands, "inputs": self._inputs(job), "outputs": self._hashes(job.outputs)}
-        write_file(self._marked(job), to_json({**mark, "seconds": seconds}))
-
-    def _is_done(self, job: Job) -> bool:
-        """Whether the same commands have made what is there from what is there."""
-        if not job.commands:
-            return True
-        try:
-            mark: dict[str, Any] = read_json(self._marked(job), "")
-        except (OSError, UserError):
-            return False
-        outputs = self._hashes(job.outputs)
-        same = mark.get("commands") == job.commands and mark.get("outputs") == outputs
-        if not same or mark.get("inputs") != self._inputs(job) or "" in outputs.values():
-            return False
-        self.seconds[job.name] = float(mark.get("seconds", 0.0))
+    def _is_done(self, name: str) -> bool:
+        """Whether the same commands have made what is there from what is there; remembers that."""
+        job = self.jobs[name]
+        if job.commands:
+            try:
+                mark = read_json(self._marked(job), "")
+            except (OSError, UserError):
+                return False
+            seconds = mark.pop("seconds", 0.0)
+            if mark != self._mark(job) or not job.made():
+                return False
+            self.seconds[name] = float(seconds)
+        self.state[name] = DONE
         return True
 
     def plan(self) -> str:
         """All jobs with their commands."""
-        return "\n".join(
-            line
-            for job in self.jobs.values()
-            for line in (f"{job.name}:", *map(_shown, job.commands), *([] if job.commands else ["  is done"]))
-        )
+        lines = []
+        for job in self.jobs.values():
+            lines += [f"{job.name}:", *(f"  {command(args)}" for args in job.commands)]
+            lines += [] if job.commands else ["  is done"]
+        return "\n".join(lines)
 
 
-def _shown(args: list[str]) -> str:
-    return f"  {command(args)}"
-
-
-def _work(*args: Any) -> None:  # noqa: ANN401
+def _work(commands: list[list[str]], log: str, threads: int, gpu: int | None) -> None:
     from crafter_pl.benchmark.work import work  # heavy: for the forked processes alone
 
-    work(*args)
+    work(commands, log, threads, gpu)

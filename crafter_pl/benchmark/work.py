@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from multiprocessing import parent_process
 
 import torch
 
@@ -12,7 +13,7 @@ from crafter_pl.audit.audit import audit  # noqa: F401 (imported once, before th
 from crafter_pl.cli import main
 from crafter_pl.commands import command
 from crafter_pl.plugins import import_stages
-from crafter_pl.processes import end_with
+from crafter_pl.processes import end_after
 
 import_stages()
 
@@ -33,7 +34,8 @@ def work(commands: list[list[str]], log: str, threads: int, gpu: int | None) -> 
     torch.set_num_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    end_with(os.getppid())  # a benchmark that is killed leaves nothing running
+    if (parent := parent_process()) is not None:
+        end_after(parent.join)  # a benchmark that is killed leaves nothing running
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
     sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
     for args in commands:

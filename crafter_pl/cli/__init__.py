@@ -2,14 +2,19 @@
 
 | module | what it does |
 |---|---|
-| `entry` | one command: which verb, its exit code, signals, what is printed |
-| `stage` | Lightning's verbs: parsed, upstream stages, run folder, trainer |
-| `options` | values that no verb can do with, and foreign errors, as one message |
-| `parsing` | what jsonargparse says, in plain words |
+| `verbs` | the verbs, and what `--help` says of them |
+| `entry` | one command: its exit code, signals, what is printed |
+| `functions` | the verbs that are functions |
+| `stage` | Lightning's verbs, parsed: options, run folder, the upstream stages that are needed |
+| `run` | Lightning's verbs, run: upstream stages first, then the trainer |
 | `resume` | may this command touch that run |
-| `callbacks` | what every run does and keeps |
+| `options` | values with which no verb can do what it is for |
+| `parsing` | what jsonargparse, Lightning and torch say, in plain words |
+| `callbacks` | what every run does and keeps: seeds, `summary.json`, its config |
+| `checkpoints` | `best.ckpt` and `last.ckpt` |
+| `loggers` | how a run shows itself: TensorBoard, `metrics.csv`, plain lines |
 """
 
-from crafter_pl.cli.entry import FUNCTIONS, POSITIONAL, VERBS, main, parser
+from crafter_pl.cli.entry import main
 
-__all__ = ["FUNCTIONS", "POSITIONAL", "VERBS", "main", "parser"]
+__all__ = ["main"]

@@ -1,67 +1,27 @@
-"""What every run does and keeps: seeds, checkpoints, metrics.csv, summary.json, its config."""
+"""What every run does and keeps: seeds, an end where a number is none, summary.json, its config."""
 
-import csv
 import hashlib
-import io
 import math
 import os
 import random
 import re
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from jsonargparse import Namespace
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from torch import Tensor
 
+from crafter_pl.cli.loggers import rows_before, scalars, whole_epoch
 from crafter_pl.errors import UserError
-from crafter_pl.files import new_file, sha256, to_json, write_file
+from crafter_pl.files import sha256, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
-from crafter_pl.progress import scalars
 from crafter_pl.stages.base import kept_as
-
-
-def rows_before(epoch: int, path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.csv, at `path`, of the epochs before `epoch`; what is not in the file is none."""
-    if epoch == 0 or not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
-
-
-FOR_TRAINING_ALONE = ("optimizer_states", "lr_schedulers")  # two thirds of a checkpoint, with Adam
-FOR_USE = "for use"  # `AtomicCheckpointIO`'s storage option: leave these out
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there: `kill -9` leaves the old one or the new one.
-
-    Lightning's own writer goes through the system's temporary folder: a copy if that is on another disk.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
-    ) -> None:
-        """Saves `checkpoint` at `path`; with the option `FOR_USE` without what only training goes on from."""
-        if storage_options == FOR_USE:
-            checkpoint = {key: part for key, part in checkpoint.items() if key not in FOR_TRAINING_ALONE}
-        content = io.BytesIO()  # torch hides what a full disk says while it writes a file
-        torch.save(checkpoint, content)
-        with new_file(path) as stream:
-            stream.write(content.getbuffer())
-
-
-def whole_epoch(trainer: Trainer) -> bool:
-    """Whether the epoch that ends saw all its batches: no limit, callback or signal has cut it short."""
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def _finite(value: object) -> bool:
@@ -100,55 +60,6 @@ class Finite(Callback):
                 f"{what} is no finite number in epoch {trainer.current_epoch + 1} at batch {first}: nothing "
                 "of this epoch is kept; give a smaller learning rate (--model.init_args.lr), or "
                 "--trainer.precision 32-true"
-            )
-
-
-class BestAndLast(Checkpoint):
-    """`best.ckpt` by the stage's own monitor (without one the newest) and `last.ckpt`, after every epoch.
-
-    Training goes on from the last; the best is for use, and has no optimizer's state. Lightning's
-    ModelCheckpoint renews last.ckpt only in epochs that improve on the best. A finished run that goes on for
-    longer keeps its best until it is finished again: `next.ckpt` takes its place then (`Summary`).
-    """
-
-    def __init__(self, folder: Path, monitor: str | None, mode: str, extends: bool = False) -> None:
-        self.folder, self.monitor, self.sign = folder, monitor, -1.0 if mode == "min" else 1.0
-        self.file = folder / ("next.ckpt" if extends else "best.ckpt")
-        self.best: float | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best score so far, the greater the better."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best score so far, unless the run goes on in a folder without its best.ckpt."""
-        if (self.folder / "best.ckpt").is_file():
-            self.best = state_dict["best"]
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves both, unless the epoch was cut short; a score that is not a number counts as the worst."""
-        if not whole_epoch(trainer):
-            return
-        better = self.monitor is None
-        if self.monitor is not None and self.monitor in trainer.callback_metrics:
-            score = self.sign * float(trainer.callback_metrics[self.monitor])
-            score = -math.inf if math.isnan(score) else score
-            better = trainer.strategy.broadcast(self.best is None or score > self.best)
-            self.best = score if better else self.best
-        if better:
-            trainer.save_checkpoint(self.file, storage_options=FOR_USE)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A stage that never logs its monitor has no best checkpoint.
-
-        Raises:
-            UserError: names the monitor and what is logged.
-        """
-        if self.monitor is not None and self.best is None and (self.folder / "last.ckpt").is_file():
-            raise UserError(
-                f"{type(pl_module).__name__} is watched by {self.monitor!r}, which it never logged "
-                f"(it logs {', '.join(sorted(trainer.callback_metrics))}): is there a validation pass?"
             )
 
 
@@ -192,44 +103,6 @@ class EpochStart(Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-
-
-class MetricsCSV(Checkpoint):
-    """`metrics.csv`: one row an epoch; a resumed run drops the rows of the epochs that it repeats.
-
-    A `Checkpoint` only in order to run after the stage's own `on_train_epoch_end` and before the checkpoint.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.started = 0.0
-        self.rows: list[dict[str, Any]] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the rows of the epochs before the one that starts now."""
-        self.rows = rows_before(trainer.current_epoch, self.path)
-        if len(self.rows) < trainer.current_epoch and trainer.is_global_zero:
-            print(f"note: {self.path} has lost rows of the epochs before {trainer.current_epoch}", flush=True)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the epoch's clock."""
-        self.started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the epoch's row, unless the epoch was cut short."""
-        if not whole_epoch(trainer):
-            return
-        seconds = round(time.perf_counter() - self.started, 3)
-        row = {"epoch": trainer.current_epoch, "seconds": seconds, **scalars(trainer.callback_metrics)}
-        if not trainer.is_global_zero:
-            return
-        self.rows.append(row)
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [
-            ",".join(columns),
-            *(",".join(str(row.get(name, "")) for name in columns) for row in self.rows),
-        ]
-        write_file(self.path, "\n".join(lines) + "\n")
 
 
 class Summary(Callback):
@@ -288,37 +161,30 @@ class Summary(Callback):
         write_file(self.path, to_json(summary, indent=2))
 
 
-class SaveConfig(SaveConfigCallback):
+class SaveConfig(Callback):
     """The exact config of a verb as `<verb>.yaml`; for fit also in its checkpoints, and split.csv beside it.
 
     A config that is there already and differs is kept: the new one becomes `<verb>-2.yaml`, and so on. Only
     those of a fit that has left no checkpoint are replaced.
     """
 
-    def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, *, folder: Path, verb: str
-    ) -> None:
-        super().__init__(parser, config)
-        self.folder, self.verb = folder, verb
+    def __init__(self, config: str, folder: Path, verb: str) -> None:
+        self.config, self.folder, self.verb = config, folder, verb
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file."""
-        if not trainer.is_global_zero or self.already_saved:
+        if not trainer.is_global_zero:
             return
-        self.already_saved = True
-        text = self.parser.dump(self.config, skip_unset=False)
         split = self.folder / "split.csv"
         if self.verb == "fit" and not any((self.folder / "checkpoints").glob("*.ckpt")):
             for stale in (self.folder / "fit.yaml", split):
                 stale.unlink(missing_ok=True)
-        path, number = self.folder / f"{self.verb}.yaml", 1
-        while path.is_file() and _without_ckpt_path(path.read_text(encoding="utf-8")) != _without_ckpt_path(
-            text
-        ):
-            number += 1
-            path = self.folder / f"{self.verb}-{number}.yaml"
-        if not path.is_file():
-            write_file(path, text)
+        for number in count(1):
+            path = self.folder / (f"{self.verb}-{number}.yaml" if number > 1 else f"{self.verb}.yaml")
+            if not path.is_file():
+                write_file(path, self.config)
+            if _without_ckpt_path(path.read_text(encoding="utf-8")) == _without_ckpt_path(self.config):
+                break
         if self.verb == "fit" and not split.is_file():
             trainer.datamodule.write_split_csv(split)  # type: ignore[attr-defined]
 
@@ -326,7 +192,7 @@ class SaveConfig(SaveConfigCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Puts the settings of model and data into the checkpoint, for `crafter_pl.cli.resume` to compare."""
-        settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        settings = yaml.safe_load(self.config)
         checkpoint["config"] = {part: settings[part] for part in ("model", "data")}
 
 

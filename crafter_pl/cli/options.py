@@ -1,28 +1,20 @@
-"""Options that Lightning takes without a word or answers with a traceback, as one message."""
+"""Options with which no verb can do what it is for, as one message; `~` and `$VARIABLES` in them."""
 
 from __future__ import annotations
 
 import re
-import tempfile
-import traceback
-from argparse import ArgumentError
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from crafter_pl.cli.parsing import plain
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
-from crafter_pl.files import expand, write_file
-
-_HOME = Path(__file__).parent.parent
+from crafter_pl.files import expand
 
 
 def _count(least: int, most: float = float("inf")) -> tuple[Callable[[Any], bool], str]:
@@ -174,62 +166,6 @@ def device_count(trainer: Namespace) -> int:
     if devices in ("auto", "-1"):
         return max(torch.cuda.device_count(), 1)
     return int(devices) if devices.isdigit() else len(devices.strip("[], ").split(","))
-
-
-@contextmanager
-def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
-    """Turns what Lightning, torch or another library raises into a message that names the options given.
-
-    What our own code raises is left alone, but for the errors that an impossible number makes anywhere.
-
-    Args:
-        args: the command.
-        folder: for the traceback, which becomes ``error.txt``; null: a temporary file.
-
-    Raises:
-        UserError: with the error's first line, the options, and where the whole traceback is.
-    """
-    try:
-        yield
-    except (UserError, OSError, torch.distributed.DistError):
-        raise
-    except ArgumentError as error:
-        raise UserError(plain(str(error), {})) from error
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
-    except Exception as error:
-        cause: BaseException | None = error  # jsonargparse wraps what a class raises when it is built
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from None
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_HOME)
-        lost = isinstance(error, RuntimeError) and "gloo" in str(error)  # another process, see `cli.main`
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-        if lost or (ours and not memory and not isinstance(error, (ValueError, ArithmeticError))):
-            raise
-        head = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        given = _given(args)
-        text = f"{type(error).__name__}: {head[:300]}" if head else type(error).__name__
-        place = _keep(traceback.format_exc(), folder)
-        if memory:
-            text = "no memory left: give a smaller --data.batch_size, --data.image_size or --data.people"
-        raise UserError(f"{text} (options: {given or 'of the config alone'}; traceback: {place})") from error
-
-
-def _given(args: list[str]) -> str:
-    """The options of a command with their values, without its configs."""
-    text = " ".join(args[1:])
-    return re.sub(r"(^| )(-c|--config)[ =]\S+", "", text).strip()
-
-
-def _keep(text: str, folder: Path | None) -> Path:
-    if folder is None:
-        with tempfile.NamedTemporaryFile("w", prefix="crafter_pl-", suffix=".txt", delete=False) as file:
-            file.write(text)
-        return Path(file.name)
-    return write_file(folder / "error.txt", text)
 
 
 def expanded(value: Any) -> Any:  # noqa: ANN401 (whatever a config holds)

@@ -1,17 +1,29 @@
-"""What a command line gets wrong, in plain words: jsonargparse speaks of its own types."""
+"""What jsonargparse, Lightning and torch say about a command, in plain words."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import tempfile
+import traceback
 from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import ArgumentParser
+import torch
+from jsonargparse import ActionConfigFile
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
 
+from crafter_pl.cli.verbs import VERBS
 from crafter_pl.errors import UserError
+from crafter_pl.files import write_file
+from crafter_pl.processes import tells_of_another
 
+_PACKAGE = Path(__file__).parent.parent
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "{NAME: VALUE}"}
 _OWN = re.compile(  # lines that say nothing to a user
     r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected an? |Not a valid subclass"
@@ -19,8 +31,59 @@ _OWN = re.compile(  # lines that say nothing to a user
 )
 
 
-class Parser(ArgumentParser):
-    """Says what is wrong with an option in one message."""
+@contextmanager
+def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
+    """Turns what Lightning, torch or another library raises into a message that names the options given.
+
+    What our own code raises is left alone, but for the errors that an impossible number makes anywhere.
+
+    Args:
+        args: the command.
+        folder: for the traceback, which becomes ``error.txt``; None: a temporary one.
+
+    Raises:
+        UserError: with the error's first line, the options, and where the whole traceback is.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        cause: BaseException | None = error  # jsonargparse wraps what a class raises when it is built
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        number = isinstance(error, (ValueError, ArithmeticError))
+        if tells_of_another(error) or (ours and not memory and not number):
+            raise
+        text = "no memory left: give a smaller --data.batch_size, --data.image_size or --data.people"
+        if not memory:
+            text = ": ".join([type(error).__name__, *[line[:300] for line in _lines(str(error))[:1]]])
+        given = re.sub(r"(^| )(-c|--config)[ =]\S+", "", " ".join(args[1:])).strip()
+        folder = folder or Path(tempfile.mkdtemp(prefix="crafter_pl-"))
+        place = write_file(folder / "error.txt", traceback.format_exc())
+        raise UserError(f"{text} (options: {given or 'of the config alone'}; traceback: {place})") from error
+
+
+def _lines(text: str) -> list[str]:
+    """Its lines that say something."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong with an option in one message.
+
+    Attributes:
+        hints: the types of some options, by name: what a list holds is said where one is wrong.
+    """
+
+    hints: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
     def parse_args(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as inherited)
         """As inherited.
@@ -31,8 +94,14 @@ class Parser(ArgumentParser):
         try:
             return super().parse_args(*args, **options)
         except ArgumentError as error:
-            hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
-            raise UserError(plain(str(error), hints)) from error
+            raise UserError(plain(str(error), self.hints)) from error
+
+
+def verb_parser(verb: str, **settings: Any) -> Parser:  # noqa: ANN401 (the parser's)
+    """A parser that knows `--config` alone, for the options of a verb."""
+    made = Parser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, **settings)
+    made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
+    return made
 
 
 def plain(message: str, hints: dict[str, Any]) -> str:

@@ -84,8 +84,12 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
     return model
 
 
-def summary(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, else None."""
+def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
+    """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None.
+
+    Raises:
+        UserError: its `summary.json` is damaged.
+    """
     path = run_dir / "summary.json"
     if not path.is_file():
         return None
@@ -96,13 +100,7 @@ def summary(run_dir: Path) -> dict[str, Any] | None:
     if not sound or not all(isinstance(value, (int, float)) for value in found["metrics"].values()):
         raise UserError(f"{path} is no summary of a run; {way_out}")
     # Earlier versions wrote one where a limit had ended a run.
-    return found if found["epochs"] >= found["max_epochs"] else None
-
-
-def finished(run_dir: Path, max_epochs: int | None) -> str | None:
-    """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None."""
-    found = summary(run_dir)
-    if found is None or (max_epochs is not None and found["max_epochs"] < max_epochs):
+    if found["epochs"] < found["max_epochs"] or found["max_epochs"] < (max_epochs or 0):
         return None
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
     return f"is finished ({found['epochs']} epochs, {found['seconds']:.0f} s) in {run_dir}: {metrics}"

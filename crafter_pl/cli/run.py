@@ -1,0 +1,225 @@
+"""Runs Lightning's verbs: upstream stages first, then the trainer with what every run does and keeps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from crafter_pl.cli import resume
+from crafter_pl.cli.callbacks import EpochStart, Finite, SaveConfig, Summary
+from crafter_pl.cli.checkpoints import AtomicCheckpointIO, BestAndLast
+from crafter_pl.cli.loggers import Board, LineProgress, MetricsCSV
+from crafter_pl.cli.parsing import blamed
+from crafter_pl.cli.stage import StageCLI
+from crafter_pl.commands import command, resume_command, without
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.predict import FeatureWriter, Protecting
+from crafter_pl.errors import UserError
+from crafter_pl.files import lock
+from crafter_pl.nets import bf16_is_slow
+from crafter_pl.plugins import import_stages
+from crafter_pl.processes import rank
+from crafter_pl.stages.base import Stage, load_stage
+
+Loaded = dict[str, FacesDataModule]  # by their settings
+BATCHES = ("batch_size", "predict_batch_size", "predict_split")  # settings that no picture hangs on
+
+
+def call(args: list[str]) -> None:
+    """Runs fit, validate, test or predict; `fit` trains missing upstream stages first."""
+    import_stages()
+    cli = StageCLI(args)
+    loaded: Loaded = {}
+    if cli.verb == "fit":
+        cli.checkpoint()  # a refusal comes before upstream stages are trained
+        todo = [] if cli.finished() else list(cli.missing_upstream({}).values())
+        if todo and cli.multi_process:
+            head = "several processes cannot share the training of upstream stages: first run, in this order,"
+            one = [without(job, "--trainer.devices", "--trainer.num_nodes") for job in todo]
+            raise UserError("\n  ".join([head, *(command([*job, "--trainer.devices", "1"]) for job in one)]))
+        for number, job in enumerate(todo, 1):
+            _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
+            go(StageCLI(job), loaded)
+    go(cli, loaded)
+
+
+def go(cli: StageCLI, loaded: Loaded) -> Stage | None:
+    """Runs one command.
+
+    Args:
+        cli: the command.
+        loaded: data of earlier stages, which are not loaded again; these data are added.
+
+    Returns:
+        The stage as the run has left it; None: the run was finished before.
+    """
+    alone = lock(cli.run_dir) if cli.verb == "fit" else nullcontext()
+    with alone, blamed(cli.args, cli.run_dir):
+        start = cli.checkpoint()
+        if line := cli.finished():
+            _say(f"{cli.name} {line}")
+            return None
+        made = build(cli, start, loaded)
+        model, data, trainer = made.model, made.data, made.trainer
+        if cli.verb == "fit":
+            trainer.fit(model, data, ckpt_path=start, weights_only=True)
+            if line := cli.finished():
+                _say(f"{cli.name} {line}")
+            elif trainer.is_global_zero:
+                _stopped_early(cli, trainer)
+        elif cli.verb == "predict":
+            _predict(cli, made)
+        else:
+            evaluate = trainer.validate if cli.verb == "validate" else trainer.test
+            evaluate(model, datamodule=data, verbose=cli.options.verbose)
+    return model
+
+
+def _say(text: str) -> None:
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def _stopped_early(cli: StageCLI, trainer: Trainer) -> None:
+    """Says how to go on with a run that a limit or a callback has ended.
+
+    Raises:
+        UserError: it has not finished a single epoch.
+    """
+    if cli.options.trainer.fast_dev_run:
+        _say(f"{cli.name}: fast_dev_run, nothing is kept")
+        return
+    longer = without(cli.args, "--trainer.max_time", "--trainer.max_steps")
+    if not (cli.run_dir / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(
+            f"{cli.name} was stopped before its first epoch was finished, so nothing is kept; without "
+            f"what stopped it: {command(longer)}"
+        )
+    done, of = trainer.fit_loop.epoch_progress.current.completed, trainer.max_epochs
+    _say(
+        f"{cli.name} was stopped early, after {done} of {of} epochs, and is not finished: go on without "
+        f"what stopped it ({resume_command(longer)})"
+    )
+
+
+def _predict(cli: StageCLI, made: Built) -> None:
+    """Protects a split and writes its feature store; goes on with one that was interrupted.
+
+    Raises:
+        UserError: there are more processes than batches, the defence has no such option, or the store's
+            folder holds something else.
+    """
+    defense, data, trainer = made.model, made.data, made.trainer
+    if not isinstance(defense, Defense):
+        trainer.predict(defense, data)  # says that it does not predict
+        return
+    told = dict(vars(cli.options.protect))  # which the saved config keeps
+    out, name = told.pop("out"), told.pop("name")
+    options = defense.options(**told)
+    data.setup("predict")
+    writer = FeatureWriter(defense, options, data, out, name, cli.run_dir)
+    batches, world = len(writer.batches), trainer.world_size
+    if batches < world:
+        raise UserError(
+            f"{batches} batches of {cli.options.data.predict_batch_size} pictures cannot be shared by "
+            f"{world} processes: use fewer processes, or a smaller --data.predict_batch_size"
+        )
+    if not writer.finished():
+        trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        trainer.predict(Protecting(defense, options), data, return_predictions=False)
+
+
+# What is built
+
+
+@dataclass(frozen=True)
+class Built:
+    """A stage, its data, and the trainer that brings them together."""
+
+    model: Stage
+    data: FacesDataModule
+    trainer: Trainer
+
+
+def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> Built:
+    """Makes stage, data and trainer; but for `fit` the stage comes from its checkpoint ``start`` alone."""
+    options = cli.options
+    if (seed := options.seed_everything) is not False:  # what was parsed or trained before has drawn numbers
+        options.seed_everything = seed_everything(None if seed is True else seed, workers=True, verbose=False)
+    config = options.clone()
+    if cli.verb != "fit":
+        config.model = None
+    init = cli.parser.instantiate(config)
+    settings = cli.settings()["data"]
+    key = json.dumps({name: value for name, value in settings.items() if name not in BATCHES})
+    data = loaded.setdefault(key, init.data)
+    for name in BATCHES:
+        setattr(data, name, settings[name])
+    model: Stage = init.model
+    if cli.verb != "fit":
+        assert start is not None  # `StageCLI.checkpoint` has raised otherwise
+        model = load_stage(start, cli.stage)
+        model_options = any(arg.startswith("--model") for arg in cli.args)
+        for line in resume.check_evaluation(start, cli.settings(), model_options):
+            _say(f"note: the checkpoint's own setting is used: {line}")
+    model.run_dir, model.experiment_dir = cli.run_dir, cli.experiment_dir
+    return Built(model, data, _trainer(cli, init.trainer, start))
+
+
+def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Trainer:
+    """The trainer, with logger, callbacks and checkpoint writer beside the config's own settings."""
+    folder, terminal = cli.run_dir, sys.stderr.isatty()
+    fit, dry = cli.verb == "fit", given["fast_dev_run"]
+    bar = given["enable_progress_bar"] is not False
+    callbacks: list[Callback] = _listed(given["callbacks"])
+    if bar:
+        callbacks.append(TQDMProgressBar(10) if terminal else LineProgress(f"{cli.verb} {cli.name}"))
+    if fit and not dry:
+        seed = cli.options.seed_everything
+        longer = resume.finished(folder) is not None
+        callbacks += [
+            EpochStart(torch.initial_seed() if seed is False else seed),
+            Finite(),
+            Summary(folder / "summary.json"),
+            MetricsCSV(folder / "metrics.csv"),
+            BestAndLast(folder / "checkpoints", cli.stage.monitor, cli.stage.mode, longer),
+        ]
+    if not dry:
+        callbacks.append(SaveConfig(cli.dump(), folder, cli.verb))
+    logger = given["logger"]
+    if logger is None:
+        step = resume.batches_done(start) if fit and start is not None else None
+        logger = False if cli.verb == "predict" else Board(folder, step)
+    ours = {
+        "default_root_dir": str(folder),
+        "logger": logger,
+        "callbacks": callbacks,
+        "plugins": [*_listed(given["plugins"]), AtomicCheckpointIO()],
+        "precision": precision(cli),
+        "enable_progress_bar": bar and terminal,
+        "enable_checkpointing": fit and not dry,
+        "enable_autolog_hparams": False,  # <verb>.yaml has them; Lightning's merge fails on equal names
+    }
+    return Trainer(**{**given, **ours})
+
+
+def precision(cli: StageCLI) -> Any:  # noqa: ANN401 (Lightning's union)
+    """The precision to compute in: the config's, or float32 for bfloat16 where that would be slow."""
+    given = cli.options.trainer.precision
+    if not str(given).startswith("bf16") or not bf16_is_slow(str(cli.options.trainer.accelerator)):
+        return given
+    _say(f"note: {cli.name} runs in float32: this processor has no instructions for {given}")
+    return "32-true"
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401 (the trainer takes one or many)
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
