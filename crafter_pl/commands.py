@@ -1,10 +1,28 @@
-"""Commands as lists of arguments: shown, resumed, handed on to upstream stages. No torch here."""
+"""Commands as lists of arguments: shown, resumed, handed on; those that train what an experiment lacks.
+
+No torch here.
+"""
+
+from __future__ import annotations
 
 import shlex
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+
+from crafter_pl.errors import UserError
+from crafter_pl.files import expand, read_json
+
+if TYPE_CHECKING:
+    from crafter_pl.data.datamodule import FacesDataModule
 
 T = TypeVar("T")
-
+CONFIGS = Path("configs")
+_OF_PREDICT = ("predict_batch_size", "predict_split")  # settings of the data that no training hangs on
 # Options of a command that its upstream stages are trained with, too (each with what is below it).
 PASSED_ON = (
     "--data",
@@ -52,3 +70,104 @@ def listed(value: list[T] | T | None) -> list[T]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+# What an experiment lacks
+
+
+def trained(home: Path, stage: str) -> list[Path]:
+    """The checkpoints of an experiment's finished runs of a stage, whatever the runs are called."""
+    return [
+        folder / "checkpoints" / "best.ckpt" for folder, own in _summaries(home) if own.get("stage") == stage
+    ]
+
+
+def _summaries(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for file in sorted(home.glob("*/summary.json")):
+        try:
+            content = read_json(file, "")
+        except (OSError, UserError):
+            continue
+        if isinstance(content, dict) and (file.parent / "checkpoints" / "best.ckpt").is_file():
+            yield file.parent, content
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of one experiment.
+
+    Attributes:
+        home: RUNS_DIR/EXPERIMENT.
+        data: the settings of its data, see `settings_of`.
+    """
+
+    home: Path
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, stage: str) -> Path | None:
+        """The config of a stage: the experiment's own, or the one for all; None: there is neither."""
+        folders = [CONFIGS / self.home.name, CONFIGS]
+        files = [folder / part / f"{stage}.yaml" for folder in folders for part in (".", "attacks")]
+        return next((file for file in files if file.is_file()), None)
+
+    def args(self, verb: str, stage: str, *more: str) -> list[str]:
+        """The arguments of a command by a stage's config."""
+        config = self.config(stage) or CONFIGS / f"{stage}.yaml"
+        experiment, runs_dir = self.home.name, str(self.home.parent)
+        args = [verb, "--config", str(config)]
+        args += ["--experiment", experiment] if experiment != "synthetic" else []
+        args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
+        args += data_options(self.data) if self.data else []
+        return [*args, *more]
+
+    def fit(self, stage: str, *more: str) -> str:
+        """The command that trains a stage, and about how long that took before."""
+        run = more[more.index("--name") + 1] if "--name" in more else stage
+        last = (self.home / run / "checkpoints" / "last.ckpt").is_file()
+        args = self.args("fit", stage, *more, *(["--ckpt_path", "last"] if last else []))
+        return command(args) + self.minutes(stage)
+
+    def minutes(self, stage: str) -> str:
+        """How long a run or a stage took in this experiment, else in another of the folder; or nothing."""
+        homes = [self.home, *sorted(path for path in self.home.parent.glob("*") if path != self.home)]
+        for home in homes:
+            for folder, own in _summaries(home):
+                if stage in (folder.name, own.get("stage")) and isinstance(own.get("seconds"), (int, float)):
+                    return f"  # about {max(1, round(own['seconds'] / 60))} min, as {folder} took"
+        return ""
+
+
+def settings_of(data: FacesDataModule) -> dict[str, Any]:
+    """The settings that data were made with, for `Commands`; nothing of the data themselves."""
+    taken = signature(type(data)).parameters
+    return {name: getattr(data, name) for name in taken if name not in _OF_PREDICT}
+
+
+def data_options(settings: dict[str, Any]) -> list[str]:
+    """The options that give a command these data: the config that is nearest to them, and what differs."""
+    from crafter_pl.data.datamodule import FacesDataModule
+
+    default = {name: one.default for name, one in signature(FacesDataModule).parameters.items()}
+    mine, found = _effective(settings), []
+    for file in [None, *sorted(CONFIGS.rglob("*.yaml"))]:
+        told = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file is None or (isinstance(told, dict) and told and told.keys() <= default.keys()):
+            other = _effective({**default, **told})
+            differs = [name for name in mine if mine[name] != other[name]]
+            found.append((file is None, len(differs), ["--data", str(file)] if file else [], differs))
+    _, _, options, differs = min(found, key=lambda one: one[:2])
+    return options + [part for name in differs for part in (f"--data.{name}", _text(mine[name]))]
+
+
+def _effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the data as they are used."""
+    made = {name: expand(value) if isinstance(value, str) else value for name, value in settings.items()}
+    if made.get("order_seed") is None and "seed" in made:
+        made["order_seed"] = made["seed"]
+    return made
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 (any setting)
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    )

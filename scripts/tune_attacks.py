@@ -37,14 +37,13 @@ from crafter_pl.audit import inputs
 from crafter_pl.audit.audit import audit
 from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
 from crafter_pl.audit.metrics import identity_similarity
-from crafter_pl.commands import listed
+from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import pick_device
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, sha256, to_json, write_file
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages.oracle import IdentityOracle
-from crafter_pl.training import Commands, settings_of
 
 SPLIT = "public_val"
 GRIDS = Path(__file__).parent.parent / "configs" / "tune.yaml"

@@ -9,8 +9,8 @@ from experiment import CONF
 
 from crafter_pl.audit import inputs
 from crafter_pl.cli import main
+from crafter_pl.commands import Commands
 from crafter_pl.errors import UserError
-from crafter_pl.training import Commands
 
 
 def run(home, name, stage, finished=True):

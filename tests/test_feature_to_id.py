@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from crafter_pl.attacks import FeatureToID, FeatureToIdentity, Ruler, Target
 from crafter_pl.cli import main
 from crafter_pl.cli.stage import StageCLI
+from crafter_pl.commands import Commands, settings_of
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages import TaskModel, load_stage, sha256
-from crafter_pl.training import Commands, settings_of
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
 from crafter_pl.attacks.queries import Queries
+from crafter_pl.commands import trained
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import present
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.stages.base import Stage, read_checkpoint
-from crafter_pl.training import finished
 
 SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises
@@ -324,7 +324,7 @@ class AdaptedAttack(Attack):
             return self.ckpt
         assert self.experiment_dir is not None, "resolve() comes before aim()"
         stage = self.stage_class.stage_name
-        there = finished(self.experiment_dir, stage) if self.among is None else map(Path, self.among)
+        there = trained(self.experiment_dir, stage) if self.among is None else map(Path, self.among)
         found, others = [], []
         for best in there:
             kind, adaptation, began = _about(str(best), sha256(best) if best.is_file() else "")

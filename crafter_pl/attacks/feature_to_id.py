@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
-from crafter_pl.commands import command
+from crafter_pl.commands import command, trained
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import present, read_store
@@ -19,7 +19,6 @@ from crafter_pl.stages.augment import flip, warp
 from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
 from crafter_pl.stages.recogniser import cosface_loss
 from crafter_pl.stages.task import TaskModel
-from crafter_pl.training import finished
 
 
 class FeatureToIdentity(Stage):
@@ -246,7 +245,7 @@ class FeatureToID(Ruler):
         super().resolve(experiment_dir)
         self._plain = self.checkpoints[self.name]
         if self.adapted is None:
-            runs = finished(Path(experiment_dir), FeatureToIdentity.stage_name)
+            runs = trained(Path(experiment_dir), FeatureToIdentity.stage_name)
             self.adapted = [str(path) for path in runs if str(path) != self._plain]
 
     def aim(self, target: Target | None) -> None:

@@ -22,13 +22,12 @@ from crafter_pl.audit.targets import Published, same_protection
 from crafter_pl.audit.team import Team
 from crafter_pl.audit.verdict import title
 from crafter_pl.audit.worst import worst_cases
-from crafter_pl.commands import listed
+from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, sha256
-from crafter_pl.training import Commands, settings_of
 
 NOT_WRITTEN = ("features", "target", "verdicts", "cloud", "scores")  # parts of an entry that stay in memory
 

@@ -12,7 +12,7 @@ from crafter_pl.attacks.base import Adversary, Attack, Ruler, fits
 from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.audit.targets import Published
 from crafter_pl.audit.verdict import title
-from crafter_pl.commands import listed
+from crafter_pl.commands import Commands, listed, trained
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import MANIFEST, read_manifest, read_store
 from crafter_pl.errors import UserError
@@ -21,7 +21,6 @@ from crafter_pl.stages.base import load_stage, named_run, read_checkpoint
 from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
-from crafter_pl.training import Commands, finished
 
 SPLIT = "private_test"
 PEOPLE_SHOWN = 8
@@ -96,7 +95,7 @@ def found_oracles(commands: Commands, given: list[str] | str | None) -> tuple[li
     """
     home, notes = commands.home, []
     if given is None:
-        every = {path.parent.parent.name: str(path) for path in finished(home, IdentityOracle.stage_name)}
+        every = {path.parent.parent.name: str(path) for path in trained(home, IdentityOracle.stage_name)}
         paths = [every[name] for name in (*PANEL, *every) if name in every]
         paths = list(dict.fromkeys(paths))
     else:

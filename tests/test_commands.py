@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from crafter_pl.cli.stage import StageCLI
+from crafter_pl.commands import Commands, settings_of, trained
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.training import Commands, finished, settings_of
 
 
 def data(file, **changes):
@@ -49,7 +49,7 @@ def test_an_interrupted_run_goes_on_and_minutes_are_known(tmp_path):
         summary = {"stage": "prior", **({} if seconds is None else {"seconds": seconds})}
         (home / run / "summary.json").write_text(json.dumps(summary))
     (home / "prior" / "checkpoints" / "last.ckpt").touch()
-    assert finished(home, "prior") == [
+    assert trained(home, "prior") == [
         home / run / "checkpoints" / "best.ckpt" for run in ("prior", "prior_other")
     ]
     said = Commands(home).fit("prior")
@@ -57,4 +57,4 @@ def test_an_interrupted_run_goes_on_and_minutes_are_known(tmp_path):
     assert "about 5 min" in Commands(tmp_path / "other").fit("prior", "--name", "mine")
     assert "#" not in Commands(home).fit("oracle_resnet")
     (home / "prior" / "summary.json").write_text("{")
-    assert finished(home, "prior") == [home / "prior_other" / "checkpoints" / "best.ckpt"]
+    assert trained(home, "prior") == [home / "prior_other" / "checkpoints" / "best.ckpt"]
