@@ -29,7 +29,7 @@ test: $(STAMP) ## the tests, on two processes; a file's tests stay together
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
-	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
+	$(BIN)/python scripts/demo.py
 
 reproduce: $(STAMP) ## all synthetic stages, crafted at four values of beta, audited together
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/reproduce.sh

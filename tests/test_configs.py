@@ -73,34 +73,32 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
     upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
     given = [f"--model.init_args.{key}={tiny.ckpt(key.removesuffix('_ckpt'))}" for key in upstream]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
-    made = build(cli, None, {})
-    assert isinstance(made.model, Stage) and type(made.model).__name__ == CONTENT[path]["model"]["class_path"]
-    assert made.trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
+    model, data, trainer = build(cli, None, {})
+    assert isinstance(model, Stage) and type(model).__name__ == CONTENT[path]["model"]["class_path"]
+    assert trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
     for key, value in CONTENT[path]["model"].get("init_args", {}).items():
         if key.endswith("_ckpt"):
             continue
-        built = made.model.hparams[key]
+        built = model.hparams[key]
         assert value == built or (isinstance(value, dict) and value.items() <= built.items()), key
-    assert set(made.model.upstream) == {key.removesuffix("_ckpt") for key in upstream}
+    assert set(model.upstream) == {key.removesuffix("_ckpt") for key in upstream}
     # The nets fit the pictures that the config names.
-    size = made.data.image_size
+    size = data.image_size
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
-        if isinstance(made.model, TaskModel):
-            stage = TaskModel(
-                **{**made.model.hparams, "attribute_names": ["a", "b"], "image_size": size}
-            ).eval()
+        if isinstance(model, TaskModel):
+            stage = TaskModel(**{**model.hparams, "attribute_names": ["a", "b"], "image_size": size}).eval()
             assert stage.cloud(stage.edge(images)).shape == (2, 2)
-        elif isinstance(made.model, GanPrior):
-            stage = GanPrior(**{**made.model.hparams, "image_size": size}).eval()
+        elif isinstance(model, GanPrior):
+            stage = GanPrior(**{**model.hparams, "image_size": size}).eval()
             assert stage.generator(torch.randn(2, stage.latent_dim)).shape == images.shape
             assert stage.critic(images).shape == (2,)
-        elif isinstance(made.model, IdentityOracle):
-            oracle = {**made.model.hparams, "identities": [3, 5], "image_size": size}
-            stage = type(made.model)(**oracle).eval()
+        elif isinstance(model, IdentityOracle):
+            oracle = {**model.hparams, "identities": [3, 5], "image_size": size}
+            stage = type(model)(**oracle).eval()
             assert stage.logits(images).shape == (2, 2)
-        elif isinstance(made.model, Embedder):
-            stage = Embedder(**{**made.model.hparams, "identities": [3, 5], "image_size": size}).eval()
+        elif isinstance(model, Embedder):
+            stage = Embedder(**{**model.hparams, "identities": [3, 5], "image_size": size}).eval()
             assert stage.embed(images).shape == (2, stage.hparams["embedding"])
     assert not (tmp_path / "runs").exists()
 

@@ -42,14 +42,6 @@ class Job:
         return all(Path(path).is_file() for path in self.outputs)
 
 
-@dataclass(frozen=True)
-class _Running:
-    job: Job
-    process: BaseProcess
-    place: int  # which of the workers does it
-    since: float
-
-
 class Jobs:
     """A set of jobs with their logs (``logs/``) and marks (``jobs/``) in a folder.
 
@@ -87,7 +79,7 @@ class Jobs:
         graph.prepare()
         due: set[str] = set()
         free = list(range(self.workers))
-        running: list[_Running] = []
+        running: dict[str, tuple[BaseProcess, int, float]] = {}  # the process, its place, since when
         began = time.monotonic()
         try:
             while True:
@@ -98,27 +90,30 @@ class Jobs:
                         graph.done(name)
                 for name in [name for name in self.jobs if name in due][: len(free)]:
                     due.remove(name)
-                    running.append(self._start(self.jobs[name], free.pop()))
+                    place = free.pop()
+                    running[name] = self._start(self.jobs[name], place), place, time.monotonic()
                 if not running:
                     return
-                gone = wait([one.process.sentinel for one in running])
-                for ended in [one for one in running if one.process.sentinel in gone]:
-                    running.remove(ended)
-                    free.append(ended.place)
-                    if self._finish(ended, began):
-                        graph.done(ended.job.name)
+                gone = wait([process.sentinel for process, _, _ in running.values()])
+                for name in [name for name, one in running.items() if one[0].sentinel in gone]:
+                    process, place, since = running.pop(name)
+                    free.append(place)
+                    process.join()
+                    self.seconds[name] = time.monotonic() - since
+                    if self._finish(self.jobs[name], process.exitcode, began):
+                        graph.done(name)
         except BaseException:
-            for one in running:
-                one.process.terminate()
-            for one in running:
-                one.process.join()
+            for process, _, _ in running.values():
+                process.terminate()
+            for process, _, _ in running.values():
+                process.join()
             raise
 
     def log(self, name: str) -> Path:
         """The file that a job's output goes to."""
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(self, job: Job, place: int) -> _Running:
+    def _start(self, job: Job, place: int) -> BaseProcess:
         log = self.log(job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         gpu = place % self.gpus if self.gpus > 1 else None
@@ -126,15 +121,12 @@ class Jobs:
         context.set_forkserver_preload(["crafter_pl.benchmark.work"])
         process = context.Process(target=_work, args=(job.commands, str(log), self.threads, gpu))
         process.start()
-        return _Running(job, process, place, time.monotonic())
+        return process
 
-    def _finish(self, ended: _Running, began: float) -> bool:
+    def _finish(self, job: Job, code: int | None, began: float) -> bool:
         """Says how a job has ended; whether it is done."""
-        job, seconds = ended.job, time.monotonic() - ended.since
-        ended.process.join()
-        done = not ended.process.exitcode and job.made()
+        done, seconds = code == 0 and job.made(), self.seconds[job.name]
         self.state[job.name] = DONE if done else FAILED
-        self.seconds[job.name] = seconds
         self.ran += 1
         took = f"{seconds / 60:.1f} min"
         if done:

@@ -10,8 +10,7 @@
 | `resume` | may this command touch that run |
 | `options` | values with which no verb can do what it is for |
 | `parsing` | what jsonargparse, Lightning and torch say, in plain words |
-| `callbacks` | what every run does and keeps: seeds, `summary.json`, its config |
-| `checkpoints` | `best.ckpt` and `last.ckpt` |
+| `callbacks` | what every run does and keeps: seeds, checkpoints, `summary.json`, its config |
 | `loggers` | how a run shows itself: TensorBoard, `metrics.csv`, plain lines |
 """
 

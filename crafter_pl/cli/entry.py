@@ -17,7 +17,6 @@ from contextlib import contextmanager
 
 from crafter_pl import __version__
 from crafter_pl.cli.verbs import FUNCTIONS, HELP, VERBS
-from crafter_pl.commands import command, resume_command
 from crafter_pl.errors import UserError
 from crafter_pl.processes import end_with_launcher, leave_group, tells_of_another
 
@@ -104,6 +103,8 @@ def _fail(message: str) -> int:
 
 
 def _interrupted(what: str, args: list[str], code: int) -> int:
+    from crafter_pl.commands import command, resume_command
+
     if args[0] == "fit":
         what += f"; finished epochs are kept, go on with: {resume_command(args)}"
     elif args[0] in ("predict", "protect", "audit", "benchmark"):

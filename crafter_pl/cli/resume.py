@@ -103,7 +103,8 @@ def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
     if found["epochs"] < found["max_epochs"] or found["max_epochs"] < (max_epochs or 0):
         return None
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
-    return f"is finished ({found['epochs']} epochs, {found['seconds']:.0f} s) in {run_dir}: {metrics}"
+    took = f"{found['epochs']} epochs, {found['seconds']:.0f} s"
+    return f"{run_dir.name} is finished ({took}) in {run_dir}: {metrics}"
 
 
 def batches_done(checkpoint: Path) -> int:

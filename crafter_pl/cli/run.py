@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,18 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from crafter_pl.cli import resume
-from crafter_pl.cli.callbacks import EpochStart, Finite, SaveConfig, Summary
-from crafter_pl.cli.checkpoints import AtomicCheckpointIO, BestAndLast
+from crafter_pl.cli.callbacks import (
+    AtomicCheckpointIO,
+    BestAndLast,
+    EpochStart,
+    Finite,
+    SaveConfig,
+    Summary,
+)
 from crafter_pl.cli.loggers import Board, LineProgress, MetricsCSV
 from crafter_pl.cli.parsing import blamed
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import command, resume_command, without
+from crafter_pl.commands import command, listed, resume_command, without
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.predict import FeatureWriter, Protecting
@@ -66,18 +71,17 @@ def go(cli: StageCLI, loaded: Loaded) -> Stage | None:
     with alone, blamed(cli.args, cli.run_dir):
         start = cli.checkpoint()
         if line := cli.finished():
-            _say(f"{cli.name} {line}")
+            _say(line)
             return None
-        made = build(cli, start, loaded)
-        model, data, trainer = made.model, made.data, made.trainer
+        model, data, trainer = build(cli, start, loaded)
         if cli.verb == "fit":
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
             if line := cli.finished():
-                _say(f"{cli.name} {line}")
+                _say(line)
             elif trainer.is_global_zero:
                 _stopped_early(cli, trainer)
         elif cli.verb == "predict":
-            _predict(cli, made)
+            _predict(cli, model, data, trainer)
         else:
             evaluate = trainer.validate if cli.verb == "validate" else trainer.test
             evaluate(model, datamodule=data, verbose=cli.options.verbose)
@@ -111,14 +115,13 @@ def _stopped_early(cli: StageCLI, trainer: Trainer) -> None:
     )
 
 
-def _predict(cli: StageCLI, made: Built) -> None:
+def _predict(cli: StageCLI, defense: Stage, data: FacesDataModule, trainer: Trainer) -> None:
     """Protects a split and writes its feature store; goes on with one that was interrupted.
 
     Raises:
         UserError: there are more processes than batches, the defence has no such option, or the store's
             folder holds something else.
     """
-    defense, data, trainer = made.model, made.data, made.trainer
     if not isinstance(defense, Defense):
         trainer.predict(defense, data)  # says that it does not predict
         return
@@ -141,16 +144,7 @@ def _predict(cli: StageCLI, made: Built) -> None:
 # What is built
 
 
-@dataclass(frozen=True)
-class Built:
-    """A stage, its data, and the trainer that brings them together."""
-
-    model: Stage
-    data: FacesDataModule
-    trainer: Trainer
-
-
-def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> Built:
+def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, FacesDataModule, Trainer]:
     """Makes stage, data and trainer; but for `fit` the stage comes from its checkpoint ``start`` alone."""
     options = cli.options
     if (seed := options.seed_everything) is not False:  # what was parsed or trained before has drawn numbers
@@ -172,7 +166,7 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> Built:
         for line in resume.check_evaluation(start, cli.settings(), model_options):
             _say(f"note: the checkpoint's own setting is used: {line}")
     model.run_dir, model.experiment_dir = cli.run_dir, cli.experiment_dir
-    return Built(model, data, _trainer(cli, init.trainer, start))
+    return model, data, _trainer(cli, init.trainer, start)
 
 
 def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Trainer:
@@ -180,7 +174,7 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Traine
     folder, terminal = cli.run_dir, sys.stderr.isatty()
     fit, dry = cli.verb == "fit", given["fast_dev_run"]
     bar = given["enable_progress_bar"] is not False
-    callbacks: list[Callback] = _listed(given["callbacks"])
+    callbacks: list[Callback] = [*listed(given["callbacks"])]
     if bar:
         callbacks.append(TQDMProgressBar(10) if terminal else LineProgress(f"{cli.verb} {cli.name}"))
     if fit and not dry:
@@ -203,7 +197,7 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Traine
         "default_root_dir": str(folder),
         "logger": logger,
         "callbacks": callbacks,
-        "plugins": [*_listed(given["plugins"]), AtomicCheckpointIO()],
+        "plugins": [*listed(given["plugins"]), AtomicCheckpointIO()],
         "precision": precision(cli),
         "enable_progress_bar": bar and terminal,
         "enable_checkpointing": fit and not dry,
@@ -219,7 +213,3 @@ def precision(cli: StageCLI) -> Any:  # noqa: ANN401 (Lightning's union)
         return given
     _say(f"note: {cli.name} runs in float32: this processor has no instructions for {given}")
     return "32-true"
-
-
-def _listed(value: Any) -> list[Any]:  # noqa: ANN401 (the trainer takes one or many)
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

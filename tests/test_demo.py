@@ -1,0 +1,21 @@
+"""The demo's commands: each parses, comes after what it needs, and makes what the next one looks for."""
+
+from pathlib import Path
+
+from experiment import load_script
+
+from crafter_pl.cli.stage import StageCLI
+from crafter_pl.plugins import import_stages
+
+
+def test_every_job_comes_after_what_it_needs():
+    import_stages()
+    before = []
+    for job in load_script("demo").jobs():
+        ((verb, *rest),) = job.commands
+        cli = StageCLI([verb, *rest])
+        assert set(cli.upstream) <= set(job.needs) <= set(before)
+        made = "features" if verb == "predict" else "checkpoints"
+        assert Path(job.outputs[0]).is_relative_to(cli.run_dir / made)
+        before.append(job.name)
+    assert len(before) == 9
