@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import near
-from experiment import in_subprocess, shards
+from experiment import Told, in_subprocess, shards
 from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch.nn import functional as F
 
@@ -107,7 +107,7 @@ def test_pairs_are_what_the_defence_makes_of_public_faces(tiny, trained):
     features, index = read_shard(folder, "shard-00002.safetensors", manifest)
     images = tiny.data().dataset("public").take(index)["image"]
     defense = load_defense(tiny.ckpt("crafter"))
-    assert torch.equal(defense.protect(images, index), features)
+    assert torch.equal(Told(defense).protect(images, index), features)
     with torch.no_grad():
         assert not torch.allclose(defense.task.edge(images), features, atol=1e-2)
 
@@ -281,7 +281,8 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
     line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
     assert f"--runs_dir {tiny.runs_dir}" in line
-    assert f"--model.init_args.protect.beta {other['settings']['beta']}" in line
+    told = f"--model.init_args.protect.beta {other['settings']['beta']}" in line
+    assert told == (change != "defense"), "noise has no beta"
     assert ("--model.init_args.defense_ckpt" in line) == (change == "defense")
     assert f"--name adaptive_black_box-{other['defense']}-" in line
     with pytest.raises(UserError, match="was not trained against"):

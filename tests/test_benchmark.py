@@ -460,14 +460,6 @@ def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
             ["--defenses", "[{stage: noise, fit: {scale: 2}}, {stage: noise, fit: {scael: 2}}]"],
             "scael",
         ),
-        (
-            [
-                "--defenses",
-                "[{stage: crafter_z, protect: {beta: 1}},"
-                " {stage: crafter, protect: {critic: adapted, beta: 1}}]",
-            ],
-            "two cells of the benchmark are the same: crafter_z (beta 1)",
-        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(more, said, tmp_path, capsys):

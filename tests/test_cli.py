@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from experiment import CONF
 from tiny_runs import DATA, assert_same_run, fit, metrics, subprocess_fit, weights
 
 from crafter_pl.cli import main
@@ -25,7 +26,7 @@ def test_help_without_torch(args):
         ("fit", ["--experiment", "--data.root", "--trainer.max_epochs", "--ckpt_path", "train one stage"]),
         ("validate", ["--runs_dir", "--ckpt_path"]),
         ("test", ["--name", "--ckpt_path"]),
-        ("predict", ["--protect.beta", "--protect.critic", "--data.predict_split"]),
+        ("predict", ["--protect.transport", "--protect.out", "--data.predict_split"]),
         ("export", ["--checkpoint", "--format", "ALONE DOES NOT PROTECT"]),
         ("audit", ["--config"]),
     ],
@@ -34,7 +35,17 @@ def test_help_of_verbs(verb, words, capsys):
     assert main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words)
-    assert ("--protect." in out) == (verb in ("predict", "export"))
+    assert ("--protect" in out) == (verb in ("predict", "export")) and "--protect.beta" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("crafter", "critic"), ("noise", "seed"), ("crafter_generator", "refine_steps")]
+)
+def test_help_of_predict_lists_the_options_of_the_defence(name, own, capsys):
+    assert main(["predict", "--config", str(CONF / f"{name}.yaml"), "--help"]) == 0
+    out = capsys.readouterr().out
+    others = {"critic", "refine_steps"} - {own}
+    assert f"--protect.{own}" in out and not any(f"--protect.{other}" in out for other in others)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from crafter_pl.cli.stage import StageCLI
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses.base import Defense, _subclasses
-from crafter_pl.defenses.crafter import RELEASED
+from crafter_pl.defenses.crafter_variants import RELEASED
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
 
@@ -54,6 +54,10 @@ def test_there_are_configs_of_every_kind():
         "Fawkes",
         "LowKey",
         "NoPeek",
+        "Answers",
+        "CrafterFast",
+        "CrafterReference",
+        "CrafterZ",
         "Noise",
         "Tiprdc",
         "CloudClassifier",
@@ -71,7 +75,8 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
     upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
-    given = [f"--model.init_args.{key}={tiny.ckpt(key.removesuffix('_ckpt'))}" for key in upstream]
+    named = {key: key.removesuffix("_ckpt").replace("defense", "crafter") for key in upstream}
+    given = [f"--model.init_args.{key}={tiny.ckpt(name)}" for key, name in named.items()]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
     model, data, trainer = build(cli, None, {})
     assert isinstance(model, Stage) and type(model).__name__ == CONTENT[path]["model"]["class_path"]
@@ -130,6 +135,10 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "FeatureToIdentity": ["task"],
         "Amortizer": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
+        "Answers": ["task", "prior"],
+        "CrafterFast": ["task", "prior", "amortizer", "crafter"],
+        "CrafterReference": ["task", "prior", "amortizer", "crafter"],
+        "CrafterZ": ["task", "prior", "amortizer", "crafter"],
         "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
         "AdaptiveWhiteBox": ["task", "prior", "amortizer", "crafter"],
         "DefenseSurrogate": ["task", "prior", "amortizer", "crafter"],
@@ -267,6 +276,7 @@ def test_benchmarks_plan_all_that_they_need(path, tmp_path, monkeypatch, capsys)
     assert ("cloud" in fits) == content["training"]
     stages = {p.stem: CONTENT[p]["model"]["class_path"] for p in STAGES}
     kinds = {cls.__name__ for cls in _subclasses(Defense)} & set(stages.values())
+    kinds -= {"CrafterFast", "CrafterReference"}  # the one is Crafter with less work, the other with far more
     assert {stages[line["stage"]] for line in content["defenses"]} == kinds
     options = yaml.safe_load((ROOT / content["audit"]).read_text())["budgets"][content["budget"]]
     named = {attack["class_path"] for attack in options}

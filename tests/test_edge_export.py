@@ -171,7 +171,7 @@ def test_refusals(go, runs, tmp_path, capsys):
         (["--checkpoint", str(runs / "task/checkpoints/best.ckpt")], "of TaskModel, not of a defence"),
         (["--checkpoint", str(tmp_path / "absent.ckpt")], "no checkpoint"),
         (["--protect.seed", "3"], "each device draws its own noise"),
-        (["--protect.beta", "3"], "--protect.beta is Crafter's"),
+        (["--protect.beta", "3"], "noise has no option beta"),
         (["--format", "coreml"], "coreml"),
     ):
         assert go("noise", "--format", "torch", *more) == 2
@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_message_that_names_out(go, tmp_path, monkeypatch, ca
 
 
 def test_a_graph_that_does_something_else_is_not_written(go, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Noise, "edge_graph", lambda self: Unfaithful())
+    monkeypatch.setattr(Noise, "edge_graph", lambda self, options: Unfaithful())
     assert go("noise", "--format", "torch") == 2
     assert "protect by torch.export differs from torch by" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -309,7 +309,7 @@ def test_interrupted_and_resumed(go, folder, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "write_shard", stop)
+        patch.setattr(verb.StoreWriter, "write", stop)
         assert go() == 130
     err = capsys.readouterr().err
     assert "interrupted; go on with the same command: python -m crafter_pl protect" in err
@@ -443,14 +443,14 @@ def test_no_face_in_python(tiny):
 def test_a_checkpoint_without_a_frame_is_noted(tiny, monkeypatch, capsys):
     load = protector_module.load_defense(tiny.ckpt("crafter"))
     assert load.task.frame is not None
-    template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
+    template = Protector.load(tiny.ckpt("crafter"), device="cpu", crafter=True).finder.template
     assert "frame a face" not in capsys.readouterr().out
     assert not np.allclose(template, Finder("none").template)
     monkeypatch.setattr(load.task, "frame", None)
-    template = Protector.load(tiny.ckpt("crafter"), device="cpu").finder.template
+    template = Protector.load(tiny.ckpt("crafter"), device="cpu", crafter=True).finder.template
     assert "does not know how its training pictures frame a face" in capsys.readouterr().out
     assert np.allclose(template, Finder("none").template)
-    Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none")
+    Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", crafter=True)
     assert "frame a face" not in capsys.readouterr().out
 
 

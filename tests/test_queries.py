@@ -157,10 +157,10 @@ def test_another_run_waits_and_finds_the_pairs(tmp_path, data, world, capfd):
     begun, go_on = threading.Event(), threading.Event()
     protect = slow.defense.protect
 
-    def waits(images, index):
+    def waits(images, index, options):
         begun.set()
         assert go_on.wait(60)
-        return protect(images, index)
+        return protect(images, index, options)
 
     slow.defense.protect = waits
     first = threading.Thread(target=slow.ensure, args=(12,))
@@ -191,10 +191,10 @@ def test_interrupted_and_damaged_stores_are_completed(tmp_path, data):
     queries = Queries(tmp_path / "cut", Blur(), TOLD, data, shard_size=4)
     protect = queries.defense.protect
 
-    def dies(images, index):
+    def dies(images, index, options):
         if len(queries.defense.asked) == 8:
             raise KeyboardInterrupt
-        return protect(images, index)
+        return protect(images, index, options)
 
     queries.defense.protect = dies
     with pytest.raises(KeyboardInterrupt):

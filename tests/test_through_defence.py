@@ -15,7 +15,7 @@ from crafter_pl.attacks.through_defence import OWN_KEYS, ThroughDefenceAttack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest, read_store
-from crafter_pl.defenses import Defense
+from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureMap, Generator, fold_batchnorm
 from crafter_pl.stages import TaskModel, load_stage, sha256
@@ -122,7 +122,7 @@ def test_settings_of_the_nets_out_of_range(tiny, settings, words):
 # A defence that is a known map of the feature
 
 
-class Mixing(Defense):
+class Mixing(Untrained):
     """``protect(X) = 0.4 E + 0.9 E[other channels] + shift`` with ``E = Enc(X)``."""
 
     def __init__(self, task_ckpt=None):
@@ -134,13 +134,10 @@ class Mixing(Defense):
         self.shift = torch.randn(64, 1, 1, generator=generator)
         self.indices = []
 
-    def protect(self, images, index):
+    def protect(self, images, index, options):
         self.indices += index.tolist()
         features = self.edge_module()(images)
         return 0.4 * features + 0.9 * features[:, self.order] + self.shift
-
-    def protection(self):
-        return {}
 
 
 @pytest.fixture(scope="module")
