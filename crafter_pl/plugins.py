@@ -8,6 +8,6 @@ def import_stages() -> None:
     """Imports every stage: a config names a class without its module, and dropped-in files are found."""
     for package in ("stages", "defenses", "attacks"):
         module = importlib.import_module(f"crafter_pl.{package}")
-        for info in pkgutil.iter_modules(module.__path__):
-            importlib.import_module(f"{module.__name__}.{info.name}")
+        for info in pkgutil.walk_packages(module.__path__, f"{module.__name__}."):
+            importlib.import_module(info.name)
     importlib.import_module("crafter_pl.audit.oracle")

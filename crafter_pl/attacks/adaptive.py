@@ -11,12 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
-from crafter_pl.attacks.queries import Queries
+from crafter_pl.attacks.queries import Queries, QueriesDataModule, QueryPlan
 from crafter_pl.commands import trained
-from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import present
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
@@ -46,6 +44,7 @@ class AdaptiveStage(Stage):
     pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
     """
 
+    data_class = QueriesDataModule
     monitor = None  # the last round is the attack: the blurriest guess may have the smallest error
     lowest: ClassVar[dict[str, int]] = {
         "pairs_per_round": 1,
@@ -95,7 +94,8 @@ class AdaptiveStage(Stage):
             "settings": self.defense.settings(self.options),
             "defense_sha256": self.defense.weights_hash(),
         }
-        self._val: list[dict[str, Tensor]] | None = None
+        h = self.hparams
+        self.plan = QueryPlan(h["pairs_per_round"], h["epochs_per_round"], h["val_pairs"], h["batch_size"])
 
     @property
     def defense(self) -> Defense[Any]:
@@ -118,7 +118,7 @@ class AdaptiveStage(Stage):
                 processes cannot share a batch.
         """
         super().setup(stage)
-        data: FacesDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         folder = self.hparams["queries_dir"]
         if folder is None:
             if self.experiment_dir is None:
@@ -132,15 +132,17 @@ class AdaptiveStage(Stage):
             seed=data.order_seed,
             shard_size=self.hparams["shard_size"],
         )
+        assert isinstance(data, QueriesDataModule)
+        data.ask(self.queries, self.plan)
         if stage != "fit":
             return
-        epochs, each = int(self.trainer.max_epochs or -1), self.hparams["epochs_per_round"]
+        epochs, each = int(self.trainer.max_epochs or -1), self.plan.epochs_per_round
         if not self.trainer.fast_dev_run and (epochs < 1 or epochs % each):  # type: ignore[attr-defined]
             raise UserError(
                 f"--trainer.max_epochs {epochs} is not a number of whole rounds of {each} epochs: give, for "
                 f"example, {max(epochs // each, 1) * each}, or another --model.init_args.epochs_per_round"
             )
-        needed, there = self.pairs(epochs), len(data.dataset("public_train"))
+        needed, there = self.plan.pairs(epochs), len(data.dataset("public_train"))
         if needed > there:
             raise UserError(
                 f"{epochs} epochs need {needed} pairs, and public_train has {there} pictures: give a smaller "
@@ -153,47 +155,11 @@ class AdaptiveStage(Stage):
             )
         self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # the pairs grow
 
-    def round_of(self, epochs: int) -> int:
-        """The round, from 1, in which ``epochs`` epochs end; 0 before the first."""
-        return -(-epochs // int(self.hparams["epochs_per_round"]))
-
-    def pairs(self, epochs: int) -> int:
-        """How many pairs are queried in the course of ``epochs`` epochs."""
-        return self.round_of(epochs) * int(self.hparams["pairs_per_round"])
-
     @property
     def epochs_done(self) -> int:
         """Whole epochs behind, also within Lightning's hooks at an epoch's end."""
         progress: Any = self.trainer.fit_loop.epoch_progress.current
         return int(progress.processed)
-
-    def train_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]]:
-        """Crafts what the round lacks, the work shared by all processes, and deals the pairs so far."""
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        pairs = self.pairs(self.current_epoch + 1)
-        self.queries.ensure(pairs, rank=rank, world=world, barrier=self.trainer.strategy.barrier)
-        return self.queries.loader(
-            pairs,
-            batch_size=self.hparams["batch_size"] // world,
-            epoch=self.current_epoch,
-            seed=data.order_seed,
-            rank=rank,
-            world=world,
-        )
-
-    def val_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]]:
-        """The held-out pairs, all of them on every process."""
-        if self._val is None:
-            count, split = self.hparams["val_pairs"], self.val_split
-            rank, world = self.trainer.global_rank, self.trainer.world_size
-            self.queries.ensure(count, split, rank, world, self.trainer.strategy.barrier)
-            features, images, _ = self.queries.batch(count, split)
-            size = self.hparams["batch_size"]
-            self._val = [
-                {"features": part, "image": pictures}
-                for part, pictures in zip(features.split(size), images.split(size), strict=True)
-            ]
-        return DataLoader(self._val, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set
 
     # Training
 
@@ -219,14 +185,14 @@ class AdaptiveStage(Stage):
 
     def on_train_epoch_end(self) -> None:
         """Logs how many pairs are known; keeps the attack of every round."""
-        self.log("train/pairs", float(self.pairs(self.epochs_done)))
+        self.log("train/pairs", float(self.plan.pairs(self.epochs_done)))
         if self.epochs_done % self.hparams["epochs_per_round"] == 0:
             self._keep_round()
 
     def _keep_round(self) -> None:
         """Writes ``round-NN.ckpt``, and draws what the attack makes."""
         if self.run_dir is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            file = self.run_dir / "checkpoints" / f"round-{self.round_of(self.epochs_done):02d}.ckpt"
+            file = self.run_dir / "checkpoints" / f"round-{self.plan.rounds(self.epochs_done):02d}.ckpt"
             self.trainer.save_checkpoint(file, weights_only=True)
         self.draw_round()
 
@@ -245,7 +211,7 @@ class AdaptiveStage(Stage):
         """Adds what the attack has adapted to, and how far: rounds, pairs and epochs."""
         super().on_save_checkpoint(checkpoint)
         epochs = self.epochs_done
-        progress = {"round": self.round_of(epochs), "pairs": self.pairs(epochs), "epochs": epochs}
+        progress = {"round": self.plan.rounds(epochs), "pairs": self.plan.pairs(epochs), "epochs": epochs}
         checkpoint["adaptation"] = {**self.against, **progress}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
 from crafter_pl.commands import command, trained
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import present, read_store
@@ -44,8 +46,9 @@ class FeatureToIdentity(Stage):
         weight_decay: of AdamW.
         scale: inverse temperature of the cosine logits.
         margin: CosFace's margin, subtracted from the right person's cosine in training.
-        identities: left empty by users; the raw identity numbers of the private people, in class order.
-        public_identities: left empty by users; those of the public people.
+        identities: the raw identity numbers of the private people, in class order; the command line takes
+            them from the data.
+        public_identities: those of the public people; likewise.
         learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
     """
 
@@ -79,8 +82,8 @@ class FeatureToIdentity(Stage):
         joint = public_people and train_store is None
         self.train_split = "oracle" if joint else "private_train"  # type: ignore[misc]
         self.stored: dict[str, tuple[Tensor, Tensor]] = {}  # part of the data: index (N,), features
-        if identities:
-            self._build()
+        self.people = [*self.needs("identities"), *(public_identities or [])]
+        self.net = FeatureHead(self.task.feature_shape, len(self.people), width, embedding, dropout)
 
     @property
     def task(self) -> TaskModel:
@@ -89,44 +92,42 @@ class FeatureToIdentity(Stage):
         assert isinstance(stage, TaskModel)
         return stage
 
-    def _build(self) -> None:
-        h = self.hparams
-        self.people = [*h["identities"], *(h["public_identities"] or [])]
-        self.net = FeatureHead(
-            self.task.feature_shape, len(self.people), h["width"], h["embedding"], h["dropout"]
-        )
-
-    def setup(self, stage: str) -> None:
-        """Builds the net once the data tell who the people are; reads the stores.
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Who the people are; the public ones only where it learns them, or its start has.
 
         Raises:
-            UserError: a store is damaged, made of something else, or incomplete; or ``init_from`` knows other
-                people.
+            UserError: there are too few people, or ``init_from`` knows others.
         """
-        data, h = self.trainer.datamodule, self.hparams  # type: ignore[attr-defined]
         check_several(len(data.private_identities), "--data.private_people")
+        people, public = data.private_identities.tolist(), None
+        if given["init_from"] is not None:
+            start = load_stage(given["init_from"], FeatureToIdentity)
+            if start.hparams["identities"] != people or start.trained_on[0] != data.split_hash:
+                raise UserError(
+                    f"{given['init_from']} was trained on another split: give the same --data settings as in "
+                    "its training, or leave --model.init_args.init_from null"
+                )
+            public = start.hparams["public_identities"]
+        elif given["public_people"] and given["train_store"] is None:
+            public = data.public_identities.tolist()
+        return {"identities": people, "public_identities": public}
+
+    def setup(self, stage: str) -> None:
+        """Reads the stores; begins with the weights of ``init_from``.
+
+        Raises:
+            UserError: a store is damaged, made of something else, or incomplete; or ``init_from`` has other
+                sizes.
+        """
         super().setup(stage)
+        h = self.hparams
         for part, store in (("private_train", h["train_store"]), ("private_test", h["test_store"])):
             if store is not None and not (part == "private_train" and stage != "fit"):
                 self._read(store, part)
-        if h["identities"] is not None:
-            return
-        h["identities"] = data.private_identities.tolist()
-        start = None
-        if h["init_from"] is not None:
-            start = load_stage(h["init_from"], FeatureToIdentity)
-            if start.hparams["identities"] != h["identities"] or start.trained_on[0] != data.split_hash:
-                raise UserError(
-                    f"{h['init_from']} was trained on another split: give the same --data settings as in its "
-                    "training, or leave --model.init_args.init_from null"
-                )
-            h["public_identities"] = start.hparams["public_identities"]
-        elif self.train_split == "oracle":
-            h["public_identities"] = data.public_identities.tolist()
-        self._build()
-        if start is not None:
+        if stage == "fit" and h["init_from"] is not None:  # where it goes on, its checkpoint comes after this
             try:
-                self.net.load_state_dict(start.net.state_dict())
+                self.net.load_state_dict(load_stage(h["init_from"], FeatureToIdentity).net.state_dict())
             except RuntimeError as error:
                 raise UserError(
                     f"{h['init_from']} has other sizes than this net: give the same width and embedding "
@@ -134,7 +135,7 @@ class FeatureToIdentity(Stage):
                 ) from error
 
     def _read(self, store: str, part: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         features, index, manifest = read_store(
             store,
             shape=self.task.feature_shape,

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,31 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import lock
 
 SPLITS = ("public_train", "public_val")
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """How many pairs an attacker asks for, in rounds.
+
+    Attributes:
+        pairs_per_round: public faces that are queried in each round.
+        epochs_per_round: passes over all pairs so far in each round.
+        val_pairs: held-out public faces that are queried once.
+        batch_size: pairs a step, over all processes.
+    """
+
+    pairs_per_round: int
+    epochs_per_round: int
+    val_pairs: int
+    batch_size: int
+
+    def rounds(self, epochs: int) -> int:
+        """The round, from 1, in which ``epochs`` epochs end; 0 before the first."""
+        return -(-epochs // self.epochs_per_round)
+
+    def pairs(self, epochs: int) -> int:
+        """How many pairs are queried in the course of ``epochs`` epochs."""
+        return self.rounds(epochs) * self.pairs_per_round
 
 
 class Queries:
@@ -196,3 +222,51 @@ class Queries:
             for name, size in first_shards(manifest, count).items()
         ]
         return torch.cat(parts), self.images(rows), rows
+
+
+class QueriesDataModule(FacesDataModule):
+    """(Crafted feature, picture) pairs of public faces; a round's are crafted when its first epoch begins.
+
+    Before `ask` it gives the faces.
+    """
+
+    queries: Queries | None = None
+    plan: QueryPlan
+
+    def ask(self, queries: Queries, plan: QueryPlan) -> None:
+        """Lets it craft its pairs by these ``queries``, as many as the ``plan`` says."""
+        self.queries, self.plan = queries, plan
+        self._val: list[dict[str, Tensor]] = []
+
+    def _ensure(self, queries: Queries, count: int, split: str) -> None:
+        world, rank = self.world
+        assert self.trainer is not None
+        queries.ensure(count, split, rank, world, self.trainer.strategy.barrier)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Crafts what the round lacks, the work shared by all processes, and deals the pairs so far."""
+        if self.queries is None or self.trainer is None:
+            return super().train_dataloader()
+        epoch, (world, rank) = self.trainer.current_epoch, self.world
+        pairs = self.plan.pairs(epoch + 1)
+        self._ensure(self.queries, pairs, "public_train")
+        return self.queries.loader(
+            pairs,
+            batch_size=self.plan.batch_size // world,
+            epoch=epoch,
+            seed=self.order_seed,
+            rank=rank,
+            world=world,
+        )
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The held-out pairs, all of them on every process."""
+        if self.queries is None:
+            return super().val_dataloader()
+        if not self._val:
+            count, size = self.plan.val_pairs, self.plan.batch_size
+            self._ensure(self.queries, count, self.val_split)
+            features, images, _ = self.queries.batch(count, self.val_split)
+            parts = zip(features.split(size), images.split(size), strict=True)
+            self._val = [{"features": part, "image": pictures} for part, pictures in parts]
+        return DataLoader(self._val, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set

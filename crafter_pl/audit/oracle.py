@@ -34,13 +34,16 @@ class ReconstructionOracle(IdentityOracle):
         reconstructed: float = 0.5,
         **options: Any,  # noqa: ANN401 (of many types)
     ) -> None:
-        super().__init__(**options)
-        self.save_hyperparameters()
         if not 0 <= reconstructed <= 1:
             raise UserError(
                 f"reconstructed is {reconstructed}; give a share in [0, 1] (--model.init_args.reconstructed)"
             )
-        self.use("black_box", black_box_ckpt, BlackBox)
+        super().__init__(**options)
+        self.save_hyperparameters()
+
+    def load_upstream(self) -> None:
+        """The decoder."""
+        self.use("black_box", self.hparams["black_box_ckpt"], BlackBox)
 
     @property
     def decoder(self) -> BlackBox:

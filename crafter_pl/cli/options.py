@@ -81,6 +81,7 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
     for part in ("trainer", "data", "model"):
         if not isinstance(options.get(part), Namespace):
             raise UserError(f"{part} is {options.get(part)!r}; give NAME: VALUE for each of its settings")
+    data = options.data.init_args
     for name in ("experiment", "runs_dir"):
         if not isinstance(options[name], str) or not options[name].strip():
             raise UserError(f"--{name} is {options[name]!r}; give a name")
@@ -89,10 +90,10 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
     if options.ckpt_path == "":
         raise UserError("--ckpt_path is empty; give a file, last or best, or leave it out")
     for name, kind in get_type_hints(FacesDataModule.__init__).items():
-        if name in options.data and options.data[name] is None and type(None) not in get_args(kind):
+        if name in data and data[name] is None and type(None) not in get_args(kind):
             raise UserError(f"--data.{name} is null; give a value, or leave it out")
     for name, (right, what) in {**_EVERY, **_OF_VERB[verb]}.items():
-        value = options.get(name)
+        value = options.get(name.replace("data.", "data.init_args."))
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not right(value):
             raise UserError(f"--{name} is {value}; give {what}")
     trainer = options.trainer

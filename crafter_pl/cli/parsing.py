@@ -97,9 +97,14 @@ class Parser(LightningArgumentParser):
             raise UserError(plain(str(error), self.hints)) from error
 
 
+def parser_settings(verb: str) -> dict[str, Any]:
+    """What a verb's parser is told."""
+    return {"prog": f"crafter_pl {verb}", "description": VERBS[verb], "exit_on_error": False}
+
+
 def verb_parser(verb: str, **settings: Any) -> Parser:  # noqa: ANN401 (the parser's)
     """A parser that knows `--config` alone, for the options of a verb."""
-    made = Parser(prog=f"crafter_pl {verb}", description=VERBS[verb], exit_on_error=False, **settings)
+    made = Parser(**parser_settings(verb), **settings)
     made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     return made
 

@@ -23,15 +23,14 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
     Upstream paths are left out: the stage itself compares the files' SHA-256 (`Stage.on_load_checkpoint`).
 
     Args:
-        saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`.
+        saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`; in earlier versions its
+            data had no class.
         given: the config of this command as plain values.
         where: how to call the former.
     """
     lines = []
     for part in ("model", "data"):
-        old, new = saved[part], given[part]
-        if part == "model":
-            old, new = old.get("init_args") or {}, new.get("init_args") or {}
+        old, new = (config[part].get("init_args", config[part]) or {} for config in (saved, given))
         for key in sorted({*old, *new}):
             free = key.endswith("_ckpt") if part == "model" else key in FREE
             if not free and old.get(key) != new.get(key):
@@ -72,7 +71,8 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
         return []
     lines = differences(saved, given)
     data = data_differences(saved, given, "training")
-    if data and saved["data"]["source"] == given["data"]["source"]:
+    source = [config["data"].get("init_args", config["data"])["source"] for config in (saved, given)]
+    if data and source[0] == source[1]:
         message = (
             f"{path} was trained on another split, whose public people may be private here; "
             "give the same data settings:"

@@ -133,7 +133,7 @@ def _predict(cli: StageCLI, defense: Stage, data: FacesDataModule, trainer: Trai
     batches, world = len(writer.batches), trainer.world_size
     if batches < world:
         raise UserError(
-            f"{batches} batches of {cli.options.data.predict_batch_size} pictures cannot be shared by "
+            f"{batches} batches of {data.predict_batch_size} pictures cannot be shared by "
             f"{world} processes: use fewer processes, or a smaller --data.predict_batch_size"
         )
     if not writer.finished():
@@ -150,16 +150,18 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, Fac
     if (seed := options.seed_everything) is not False:  # what was parsed or trained before has drawn numbers
         options.seed_everything = seed_everything(None if seed is True else seed, workers=True, verbose=False)
     config = options.clone()
-    if cli.verb != "fit":
-        config.model = None
+    given, config.model = config.model, None
     init = cli.parser.instantiate(config)
-    settings = cli.settings()["data"]
+    data, settings = init.data, cli.settings()["data"]["init_args"]
     key = json.dumps({name: value for name, value in settings.items() if name not in BATCHES})
-    data = loaded.setdefault(key, init.data)
-    for name in BATCHES:
-        setattr(data, name, settings[name])
-    model: Stage = init.model
-    if cli.verb != "fit":
+    data.share(loaded.setdefault(key, data))
+    if cli.verb == "fit":
+        data.setup("fit")
+        for name, value in cli.stage.from_data(data, given.init_args).items():
+            given.init_args[name] = value if given.init_args[name] is None else given.init_args[name]
+        config.data, config.model = None, given
+        model: Stage = cli.parser.instantiate(config).model
+    else:
         assert start is not None  # `StageCLI.checkpoint` has raised otherwise
         model = load_stage(start, cli.stage)
         model_options = any(arg.startswith("--model") for arg in cli.args)

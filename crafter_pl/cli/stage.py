@@ -5,20 +5,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-import lightning
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from crafter_pl.cli import options, resume
-from crafter_pl.cli.parsing import Parser, verb_parser
+from crafter_pl.cli.parsing import Parser, parser_settings
 from crafter_pl.commands import command, passed_on, resume_command
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.defenses.base import Defense, defenses
+from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import declare
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, named_run
+from crafter_pl.stages.base import Stage, named_run, stages
 
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
 OURS: set[str | int] = {
@@ -38,9 +38,9 @@ TRAINER = {  # where they are not Lightning's
 }
 
 
-def protecting(args: list[str]) -> tuple[type[Defense[Any]], set[str]]:
-    """The class of defence that unparsed arguments name, in a config or as an option, and its options."""
-    found, told = "Defense", set()
+def named(args: list[str]) -> tuple[type[Stage], set[str]]:
+    """The stage that unparsed arguments name, in a config or as an option, and the options of a defence."""
+    found, told = "Stage", set()
     for word, value in zip(args, [*args[1:], ""], strict=True):
         name, _, own = word.partition("=")
         value = own or value
@@ -53,41 +53,10 @@ def protecting(args: list[str]) -> tuple[type[Defense[Any]], set[str]]:
             found = value
         elif name.startswith("--protect."):
             told.add(name.removeprefix("--protect."))
-    return defenses().get(found.rpartition(".")[2], Defense), told
+    return stages().get(found.rpartition(".")[2], Stage), told
 
 
-def stage_parser(args: list[str]) -> Parser:
-    """The options of fit, validate, test or predict: of the trainer, the stage, the data, and of ours.
-
-    Args:
-        args: the command, the verb first; for predict they name the defence, which has options of its own.
-    """
-    verb = args[0]
-    parser = verb_parser(verb, dump_header=[f"lightning.pytorch=={lightning.__version__}"])
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="true: any seed, false: none")
-    parser.add_class_arguments(Trainer, "trainer", instantiate=False, sub_configs=True, skip=OURS)
-    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
-    parser.add_lightning_class_args(Stage, "model", subclass_mode=True)
-    parser.add_lightning_class_args(FacesDataModule, "data")
-    parser.add_argument("--experiment", default="synthetic", help="folder of runs that belong together")
-    parser.add_argument("--name", type=str | None, help="folder of this run (default: the stage's own name)")
-    parser.add_argument("--runs_dir", default="runs", help="folder of all experiments")
-    start = "checkpoint: a file, `last` or `best`; default: the run's best"
-    if verb == "fit":
-        start = "`last` (or a file like it): go on with this run where it stopped"
-    parser.add_argument("--ckpt_path", type=str | None, help=start)
-    if verb in ("validate", "test"):
-        parser.add_argument("--verbose", type=bool, default=True, help="print the figures")
-    if verb == "predict":
-        parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
-        parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
-        defense, told = protecting(args)
-        defense.refuse_unknown(told - {"out", "name"})
-        declare(parser, defense.options_class)
-    return parser
-
-
-class StageCLI:
+class StageCLI(LightningCLI):
     """A command, parsed and checked; nothing is built.
 
     Attributes:
@@ -105,11 +74,61 @@ class StageCLI:
             UserError: names the option that is wrong.
         """
         self.args, self.verb = args, args[0]
-        self.parser = stage_parser(args)
-        self.options: Namespace = options.expanded(self.parser.parse_args(args[1:]))
+        super().__init__(
+            model_class=Stage,
+            subclass_mode_model=True,
+            datamodule_class=FacesDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults=TRAINER,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs=parser_settings(self.verb),
+            args=args[1:],
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # stages save plain init arguments, which load anywhere
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the trainer, the stage and the data, whose class the stage names."""
+        parser.add_class_arguments(Trainer, "trainer", instantiate=False, sub_configs=True, skip=OURS)
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
+        parser.add_lightning_class_args(Stage, "model", subclass_mode=True)
+        parser.add_lightning_class_args(FacesDataModule, "data", subclass_mode=True, required=False)
+        data = named(self.args)[0].data_class
+        parser.set_defaults({"data": {"class_path": f"{data.__module__}.{data.__qualname__}"}})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds where runs are kept, which checkpoint to start from, and for predict the defence's options."""
+        parser.add_argument("--experiment", default="synthetic", help="folder of runs that belong together")
+        parser.add_argument(
+            "--name", type=str | None, help="folder of this run (default: the stage's own name)"
+        )
+        parser.add_argument("--runs_dir", default="runs", help="folder of all experiments")
+        start = "checkpoint: a file, `last` or `best`; default: the run's best"
+        if self.verb == "fit":
+            start = "`last` (or a file like it): go on with this run where it stopped"
+        parser.add_argument("--ckpt_path", type=str | None, help=start)
+        if self.verb in ("validate", "test"):
+            parser.add_argument("--verbose", type=bool, default=True, help="print the figures")
+        if self.verb == "predict":
+            parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
+            parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
+            stage, told = named(self.args)
+            defense = stage if issubclass(stage, Defense) else Defense
+            defense.refuse_unknown(told - {"out", "name"})
+            declare(parser, defense.options_class)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)
+        """Parses and checks ``args``; unlike the inherited method, without a warning in a program."""
+        self.config = self.options = options.expanded(parser.parse_args(args))
         module, _, name = self.options.model.class_path.rpartition(".")
         self.stage: type[Stage] = getattr(importlib.import_module(module), name)
         options.check(self.verb, self.options, self.stage.monitor)
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the run's folder and the default checkpoints of its upstream stages."""
         self.name: str = self.options.name or self.stage.stage_name
         self.experiment_dir = Path(self.options.runs_dir, self.options.experiment)
         self.run_dir = self.experiment_dir / self.name
@@ -119,6 +138,9 @@ class StageCLI:
             if (run := named_run(key.removesuffix("_ckpt"), value)) is not None:
                 self.upstream[run] = self.experiment_dir / run
                 init[key] = str(self.experiment_dir / run / "checkpoints" / "best.ckpt")
+
+    def instantiate_classes(self) -> None:
+        """Waits for `run.go`: upstream stages may have to be trained first."""
 
     def dump(self) -> str:
         """All options as YAML, from which the command can be given again."""

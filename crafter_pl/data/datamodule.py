@@ -112,6 +112,7 @@ class FacesDataModule(LightningDataModule):
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
         self.predict_numbers: list[int] | None = None
+        self.train_split, self.val_split = "public_train", "public_val"  # a stage says which it works on
         if source not in ("synthetic", "celeba", "lfw", "folder"):
             raise UserError(f"source {source!r} must be synthetic, celeba, lfw or folder (--data.source)")
         for name, value in (
@@ -156,6 +157,12 @@ class FacesDataModule(LightningDataModule):
         self.private_identities = torch.unique(faces.identity[self.splits["private_train"]])
         self.public_identities = torch.unique(faces.identity[self._rows("public")])
         self.faces = faces
+
+    def share(self, other: FacesDataModule) -> None:
+        """Takes the faces that another one of the same settings has loaded, or will load first."""
+        if hasattr(other, "faces"):
+            for name in ("faces", "splits", "split_hash", "private_identities", "public_identities"):
+                setattr(self, name, getattr(other, name))
 
     def _load(self) -> Faces:
         if self.source == "synthetic":
@@ -243,34 +250,20 @@ class FacesDataModule(LightningDataModule):
 
     # Loaders
 
-    def _part_for(self, attribute: str, default: str) -> str:
-        """The part that the stage being trained asks for."""
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
-        return str(getattr(module, attribute, default))
-
     @property
-    def _world(self) -> tuple[int, int]:
+    def world(self) -> tuple[int, int]:
         """How many processes there are, and which is this."""
         if self.trainer is None:
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
-    def _own_loader(self, name: str) -> DataLoader[dict[str, Tensor]] | None:
-        """What the stage makes of these data itself, if it has such a method; None leaves it to this."""
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
-        make = getattr(module, name, None)
-        return None if make is None else make(self)
-
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `train_split`, each process its share, in an order set by order_seed and epoch alone.
+        """`train_split`, each process its share, in an order set by order_seed and epoch alone.
 
-        The last, smaller batch is left out, unless it is the only one. A stage that learns from more than
-        faces has a method `train_loader(datamodule)`, which is asked instead.
+        The last, smaller batch is left out, unless it is the only one.
         """
-        if (own := self._own_loader("train_loader")) is not None:
-            return own
-        data = self.dataset(self._part_for("train_split", "public_train"))
-        world, rank = self._world
+        data = self.dataset(self.train_split)
+        world, rank = self.world
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(
             data, num_replicas=world, rank=rank, shuffle=True, seed=self.order_seed, drop_last=True
         )
@@ -280,22 +273,12 @@ class FacesDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `val_split`, in order; every process sees all of it, so all agree on the figures.
-
-        Or what its method `val_loader(datamodule)` gives, if it has one.
-        """
-        if (own := self._own_loader("val_loader")) is not None:
-            return own
-        return self._in_order(self._part_for("val_split", "public_val"))
+        """`val_split`, in order; every process sees all of it, so all agree on the figures."""
+        return self._in_order(self.val_split)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The stage's `test_split`, by default `private_test`, in order, all of it on every process.
-
-        Or what its method `test_loader(datamodule)` gives, if it has one.
-        """
-        if (own := self._own_loader("test_loader")) is not None:
-            return own
-        return self._in_order(self._part_for("test_split", "private_test"))
+        """`private_test`, in order, all of it on every process."""
+        return self._in_order("private_test")
 
     def _in_order(self, part: str) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.dataset(part), batch_size=self.batch_size, shuffle=False, collate_fn=_same)
@@ -305,7 +288,7 @@ class FacesDataModule(LightningDataModule):
 
         A batch carries its number in the entry `batch`; where `predict_numbers` is set there are these alone.
         """
-        world, rank = self._world
+        world, rank = self.world
         batches = self.predict_batches()
         numbers = range(len(batches)) if self.predict_numbers is None else self.predict_numbers
         return DataLoader(batches, batch_size=None, sampler=numbers[rank::world], collate_fn=_same)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,33 +15,28 @@ from crafter_pl.data.stream import StoreBatches, store_loader
 from crafter_pl.errors import UserError
 
 
-class FeaturesDataModule(LightningDataModule):
+class StoreDataModule(FacesDataModule):
     """What the cloud has in the training scenario: features that an edge has sent, and their labels.
 
     A batch has `features` float32 ``(N, C, h, w)``, `attributes` float32 ``(N, A)``, `identity` int64 and
-    `index` int64 ``(N,)``. Stores are read shard by shard: the memory needed does not grow with them. Any
-    LightningModule takes it: ``Trainer().fit(module, FeaturesDataModule(train=..., test=..., faces=...))``.
+    `index` int64 ``(N,)``. Stores are read shard by shard: the memory needed does not grow with them. Without
+    stores it gives the faces. Any LightningModule takes it:
+    ``Trainer().fit(module, StoreDataModule(train=..., test=..., source=...))``.
 
     Args:
-        faces: the data that the stores were made of, with the same settings: where the labels are.
-        train: store of the part to learn from; null: there is no training.
+        train: store of the part to learn from; null: there is none.
         test: store of the part to be watched and tested on; null: there is none.
-        batch_size: features a training batch, per process.
-        seed: of the training order.
+        faces: settings of the data that the stores were made of, where the labels are.
     """
 
-    def __init__(
-        self,
-        faces: FacesDataModule,
-        train: str | None = None,
-        test: str | None = None,
-        batch_size: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.faces, self.batch_size, self.seed = faces, batch_size, seed
-        self.stores = {name: Path(path) for name, path in (("train", train), ("test", test)) if path}
+    def __init__(self, train: str | None = None, test: str | None = None, **faces: Any) -> None:  # noqa: ANN401 (of many types)
+        super().__init__(**faces)
         self.manifests: dict[str, dict[str, Any]] = {}
+        self.choose(train, test)
+
+    def choose(self, train: str | None, test: str | None) -> None:
+        """Takes these stores; `setup` looks at them."""
+        self.stores = {name: Path(path) for name, path in (("train", train), ("test", test)) if path}
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the labels; checks the stores against them, and against each other.
@@ -51,11 +45,12 @@ class FeaturesDataModule(LightningDataModule):
             UserError: a store is unfinished, was made of other data or of a part of it that it does not hold
                 whole, or the two were protected by different defences.
         """
-        self.faces.setup(stage)
+        super().setup(stage)
+        self.manifests = {}
         for name, store in self.stores.items():
             manifest = read_manifest(store)
-            expect(store, manifest, split_hash=self.faces.split_hash)
-            if manifest["count"] != (whole := len(self.faces.dataset(manifest["split"]))):
+            expect(store, manifest, split_hash=self.split_hash)
+            if manifest["count"] != (whole := len(self.dataset(manifest["split"]))):
                 raise UserError(
                     f"{store} holds {manifest['count']} features and not the {whole} of {manifest['split']}: "
                     "run predict again with the same --data settings"
@@ -70,16 +65,18 @@ class FeaturesDataModule(LightningDataModule):
                 )
 
     def _labels(self, name: str) -> _Labels:
-        return _Labels(self.stores[name], self.faces, self.manifests[name]["split"])
+        return _Labels(self.stores[name], self, self.manifests[name]["split"])
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The store `train`, shuffled across shards; each process its share, see `StoreBatches`."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if "train" not in self.stores:
+            return super().train_dataloader()
+        world, rank = self.world
         batches = StoreBatches(
             self.stores["train"],
             self.batch_size,
             lookup=self._labels("train"),
-            seed=self.seed,
+            seed=self.order_seed,
             rank=rank,
             world=world,
         )
@@ -87,11 +84,13 @@ class FeaturesDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The store `test`, shard by shard; every process sees all of it."""
+        if "test" not in self.stores:
+            return super().val_dataloader()
         return DataLoader(_Shards(self.stores["test"], self._labels("test")), batch_size=None)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The same."""
-        return self.val_dataloader()
+        """As in validation."""
+        return self.val_dataloader() if "test" in self.stores else super().test_dataloader()
 
 
 def protected_by(manifest: dict[str, Any]) -> dict[str, Any]:

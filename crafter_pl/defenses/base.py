@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crafter_pl.data.store import FORMAT_VERSION
 from crafter_pl.defenses.options import OptionsT, ProtectOptions, checked, names
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
+from crafter_pl.stages.base import Stage, load_stage, read_checkpoint, stages
 from crafter_pl.stages.task import TaskModel
 
 
@@ -156,7 +156,7 @@ class Defense(Stage, Generic[OptionsT]):
 
 def defenses() -> dict[str, type[Defense[Any]]]:
     """Every class of defence that has been imported, by its name."""
-    return {cls.__name__: cls for cls in _subclasses(Defense)}
+    return cast(dict[str, type[Defense[Any]]], stages(Defense))
 
 
 def load_defense(path: str | Path) -> Defense[Any]:
@@ -170,7 +170,3 @@ def load_defense(path: str | Path) -> Defense[Any]:
     if name not in found:
         raise UserError(f"{path} is a checkpoint of {name or 'something else'}, not of a defence")
     return load_stage(path, found[name], checkpoint)
-
-
-def _subclasses(cls: type[Defense[Any]]) -> list[type[Defense[Any]]]:
-    return [cls, *(deeper for sub in cls.__subclasses__() for deeper in _subclasses(sub))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +92,7 @@ class Cem(AdversarialLearning[KeyedOptions]):
     def on_train_epoch_start(self) -> None:
         """Finds the clusters' centres on some public faces; the same ones on every process."""
         super().on_train_epoch_start()
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        faces = data.dataset(self.train_split)
+        faces = self.data.dataset(self.train_split)
         rows = torch.randperm(len(faces), generator=torch.Generator().manual_seed(self.current_epoch))[:2048]
         batches = [faces.__getitems__(part.tolist()) for part in rows.split(256)]
         attributes = torch.cat([batch["attributes"] for batch in batches])

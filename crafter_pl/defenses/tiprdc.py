@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.defenses.retrained import Retrained
@@ -37,7 +39,8 @@ class Tiprdc(Retrained[ProtectOptions]):
         width: first width of the adversary and of the critic.
         adversary_lr: the adversary's Adam's learning rate.
         adversary_steps: its updates a batch.
-        people: left empty by users; the raw identity numbers of the public people, in order.
+        people: the raw identity numbers of the public people, in order; the command line takes them from the
+            data.
     """
 
     stage_name = "tiprdc"
@@ -63,22 +66,19 @@ class Tiprdc(Retrained[ProtectOptions]):
                 "at least 1 (--model.init_args.*)"
             )
         self.begin(task_ckpt)
-        if people is not None:
-            self._build()
+        shape, count = self.task.feature_shape, len(self.needs("people"))
+        self.adversary = FeatureHead(shape, count, width)
+        self.information = MutualInformation(shape[0], count, width)
 
-    def _build(self) -> None:
-        shape, width, people = self.task.feature_shape, self.hparams["width"], self.hparams["people"]
-        self.adversary = FeatureHead(shape, len(people), width)
-        self.information = MutualInformation(shape[0], len(people), width)
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Who is public.
 
-    def setup(self, stage: str) -> None:
-        """Builds the adversary once the data tell who the public people are."""
-        super().setup(stage)
-        if self.hparams["people"] is None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            check_several(len(data.public_identities), "public people: --data.people")
-            self.hparams["people"] = sorted(data.public_identities.tolist())
-            self._build()
+        Raises:
+            UserError: there are too few people.
+        """
+        check_several(len(data.public_identities), "public people: --data.people")
+        return {"people": sorted(data.public_identities.tolist())}
 
     def _label(self, batch: dict[str, Tensor]) -> Tensor:
         """Classes of the batch's people."""

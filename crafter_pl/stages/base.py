@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.stages.schedules import OneCycle
@@ -43,6 +44,7 @@ class Stage(L.LightningModule):
 
     Class attributes:
         stage_name: default folder of its run.
+        data_class: the data that the command line gives it unless told otherwise.
         train_split, val_split: parts of the data that it is trained and watched on.
         monitor, mode: the logged figure that picks ``best.ckpt`` (None: the newest is the best).
 
@@ -52,6 +54,7 @@ class Stage(L.LightningModule):
     """
 
     stage_name: ClassVar[str] = "stage"
+    data_class: ClassVar[type[FacesDataModule]] = FacesDataModule
     train_split: ClassVar[str] = "public_train"
     val_split: ClassVar[str] = "public_val"
     monitor: ClassVar[str | None] = None
@@ -71,14 +74,47 @@ class Stage(L.LightningModule):
         sizes = (self.hparams.get("image_size"), *(stage.image_size for stage in self.upstream.values()))
         return next((size for size in sizes if size), None)
 
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Init arguments that a fresh stage has from the data, set up: sizes, names, people.
+
+        Args:
+            data: what it will be trained on.
+            given: its other init arguments.
+
+        Raises:
+            UserError: there is too little in the data.
+        """
+        return {}
+
+    def needs(self, name: str) -> Any:  # noqa: ANN401 (sizes, names, people)
+        """An init argument that the command line takes from the data (`from_data`).
+
+        Raises:
+            UserError: it was left out.
+        """
+        if not self.hparams[name]:
+            raise UserError(
+                f"{type(self).__name__} needs {name}: give it, or what `from_data` has of the data"
+            )
+        return self.hparams[name]
+
+    @property
+    def data(self) -> FacesDataModule:
+        """The data that it is trained or tried on."""
+        return cast(FacesDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+
     def setup(self, stage: str) -> None:
-        """Upstream stages must fit the data and, before `fit`, not have seen people who are private here.
+        """Says which parts of the data it works on, and looks whether upstream stages fit these.
+
+        Before `fit` they must not have seen people who are private here.
 
         Raises:
             UserError: an upstream checkpoint was trained on pictures of another size, or on another split of
                 the same source.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
+        data.train_split, data.val_split = self.train_split, self.val_split
         for key, upstream in self.upstream.items():
             if (size := upstream.image_size) not in (None, data.image_size):
                 raise UserError(
@@ -212,18 +248,24 @@ class Stage(L.LightningModule):
 
     def fixed_images(self, split: str, count: int) -> Tensor:
         """The first ``count`` pictures of a split, on this device: the same in every epoch and every run."""
-        data = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
+        data = self.data.dataset(split)
         batch = data.__getitems__(list(range(min(count, len(data)))))
         images: Tensor = batch["image"]
         return images.to(self.device)
 
     def spread_images(self, split: str, count: int) -> Tensor:
         """Up to ``count`` pictures spread evenly over a split: where its first ones would be one person's."""
-        data = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
+        data = self.data.dataset(split)
         count = min(count, len(data))
         batch = data.__getitems__([place * len(data) // count for place in range(count)])
         images: Tensor = batch["image"]
         return images.to(self.device).type(self.dtype)
+
+
+def stages(cls: type[Stage] = Stage) -> dict[str, type[Stage]]:
+    """Every class of stage below ``cls`` that has been imported, by its name, ``cls`` included."""
+    below = [entry for sub in cls.__subclasses__() for entry in stages(sub).items()]
+    return {cls.__name__: cls, **dict(below)}
 
 
 def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
@@ -308,7 +350,8 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
     }
     try:
         # As Lightning's load_from_checkpoint, which reads the file again and walks the whole call stack.
-        settings, taken = {**checkpoint["hyper_parameters"], **found}, signature(cls).parameters
+        settings = {**checkpoint["hyper_parameters"], **found, "weights": None}  # the checkpoint has its own
+        taken = signature(cls).parameters
         every = any(one.kind is one.VAR_KEYWORD for one in taken.values())  # else the class's own alone
         stage = cls(**{key: value for key, value in settings.items() if every or key in taken})
         stage.on_load_checkpoint(checkpoint)

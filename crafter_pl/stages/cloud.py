@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MultilabelAUROC
 
-from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.features import FeaturesDataModule, protected_by
+from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.store import expect, present
 from crafter_pl.errors import UserError
 from crafter_pl.stages.augment import flip
@@ -46,6 +44,7 @@ class CloudClassifier(Stage):
     monitor = None
     train_split = "private_train"
     val_split = "private_test"
+    data_class = StoreDataModule
 
     def __init__(
         self,
@@ -76,7 +75,6 @@ class CloudClassifier(Stage):
         self.auc = MultilabelAUROC(
             num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
         )
-        self.feed: FeaturesDataModule | None = None
 
     @property
     def task(self) -> TaskModel:
@@ -86,13 +84,13 @@ class CloudClassifier(Stage):
         return stage
 
     def setup(self, stage: str) -> None:
-        """Opens the stores.
+        """Lets the data open the stores.
 
         Raises:
-            UserError: a store is damaged, incomplete or made of something else; see `FeaturesDataModule`.
+            UserError: a store is damaged, incomplete or made of something else; see `StoreDataModule`.
         """
         super().setup(stage)
-        data, h = self.trainer.datamodule, self.hparams  # type: ignore[attr-defined]
+        data, h = self.data, self.hparams
         if list(data.attribute_names) != list(self.task.hparams["attribute_names"]):
             raise UserError(
                 f"the task model knows the attributes {self.task.hparams['attribute_names']}, the data have "
@@ -100,16 +98,15 @@ class CloudClassifier(Stage):
             )
         if h["train_store"] is None:
             return
-        train = h["train_store"] if stage == "fit" else None
-        self.feed = FeaturesDataModule(data, train, h["test_store"], data.batch_size, data.order_seed)
-        self.feed.trainer = self.trainer
-        self.feed.setup(stage)
+        assert isinstance(data, StoreDataModule)
+        data.choose(h["train_store"] if stage == "fit" else None, h["test_store"])
+        data.setup(stage)
         for name, part in (("train", self.train_split), ("test", self.val_split)):
-            if name not in self.feed.manifests:
+            if name not in data.manifests:
                 continue
-            manifest, digest = self.feed.manifests[name], self.upstream_files["task"][1]
+            manifest, digest = data.manifests[name], self.upstream_files["task"][1]
             expect(
-                self.feed.stores[name],
+                data.stores[name],
                 manifest,
                 shape=self.task.feature_shape,
                 encoder_sha256=digest,
@@ -118,19 +115,9 @@ class CloudClassifier(Stage):
             learned = h["learned_from"] and present({"version": 1, **h["learned_from"]})  # older ones: 1
             if stage != "fit" and protected_by(manifest) != learned:
                 raise UserError(
-                    f"{self.feed.stores[name]} is not of the defence that this classifier has learned from"
+                    f"{data.stores[name]} is not of the defence that this classifier has learned from"
                 )
             h["learned_from"] = protected_by(manifest)
-
-    def train_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]] | None:
-        """The store's features; None: the pictures of ``private_train``."""
-        return None if self.feed is None else self.feed.train_dataloader()
-
-    def val_loader(self, data: FacesDataModule) -> DataLoader[dict[str, Tensor]] | None:
-        """The store's features; None: the pictures of ``private_test``."""
-        return None if self.feed is None else self.feed.val_dataloader()
-
-    test_loader = val_loader
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_sensitivity_at_specificity
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.errors import UserError
 from crafter_pl.stages.recogniser import Recogniser
@@ -31,8 +35,9 @@ class Embedder(Recogniser):
         weight_decay: of AdamW.
         scale: inverse temperature of the cosine logits.
         margin: CosFace's margin, subtracted from the right person's cosine in training.
-        identities: left empty by users; the raw identity numbers of its people, in class order.
-        image_size: left 0 by users; filled from the data.
+        identities: the raw identity numbers of its people, in class order; the command line takes them from
+            the data.
+        image_size: side of the pictures in pixels; likewise.
     """
 
     stage_name = "embedder"
@@ -50,26 +55,26 @@ class Embedder(Recogniser):
         scale: float = 20.0,
         margin: float = 0.2,
         identities: list[int] | None = None,
-        image_size: int = 0,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if backbone not in ("resnet", "plain"):
             raise UserError(f"backbone {backbone!r} must be resnet or plain (--model.init_args.backbone)")
         self._seen: list[tuple[Tensor, Tensor]] = []
-        if identities:
-            self.build(identities)
+        self.build(self.needs("identities"))
 
-    def setup(self, stage: str) -> None:
-        """Builds the net once the data tell who is public."""
-        super().setup(stage)
-        if self.hparams["identities"] is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            known = data.dataset(self.train_split)
-            people = known.faces.identity[known.index].unique().tolist()
-            check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
-            self.hparams.update(identities=people, image_size=data.image_size)
-            self.build(people)
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Who is public, and the size of the pictures.
+
+        Raises:
+            UserError: there are too few people.
+        """
+        known = data.dataset(cls.train_split)
+        people = known.faces.identity[known.index].unique().tolist()
+        check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
+        return {"identities": people, "image_size": data.image_size}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects the embeddings of people it has not learned."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.stages.recogniser import Recogniser
 
@@ -27,9 +31,10 @@ class IdentityOracle(Recogniser):
         scale: inverse temperature of the cosine logits.
         margin: CosFace's margin, subtracted from the right person's cosine in training.
         heavy: learn from heavily distorted pictures (`distort`), for a ruler that bad pictures fool less.
-        identities: left empty by users; the raw identity numbers of the private people, in class order.
-        public_identities: left empty by users; those of the public people.
-        image_size: left 0 by users; filled from the data.
+        identities: the raw identity numbers of the private people, in class order; the command line takes
+            them from the data.
+        public_identities: those of the public people; likewise.
+        image_size: side of the pictures in pixels; likewise.
     """
 
     stage_name = "oracle"
@@ -54,31 +59,29 @@ class IdentityOracle(Recogniser):
         heavy: bool = False,
         identities: list[int] | None = None,
         public_identities: list[int] | None = None,
-        image_size: int = 0,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.train_split = "oracle" if public_people else "private_train"  # type: ignore[misc]
-        if identities:
-            self._build(None)
+        self.load_upstream()
+        self.private = len(self.needs("identities"))  # they are classes 0 … P-1
+        self.build([*self.hparams["identities"], *(public_identities or [])], weights)
 
-    def _build(self, weights: str | None) -> None:
-        h = self.hparams
-        # The private people are classes 0 … P-1.
-        self.build(list(h["identities"]) + list(h["public_identities"] or []), weights)
-        self.private = len(h["identities"])
+    def load_upstream(self) -> None:
+        """What a subclass loads before the net is made."""
 
-    def setup(self, stage: str) -> None:
-        """Builds the net once the data tell who the people are."""
-        super().setup(stage)
-        if self.hparams["identities"] is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            check_several(len(data.private_identities), "--data.private_people")
-            self.hparams["identities"] = data.private_identities.tolist()
-            if self.hparams["public_people"]:
-                self.hparams["public_identities"] = data.public_identities.tolist()
-            self.hparams["image_size"] = data.image_size
-            self._build(self.hparams["weights"])
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Who the people are, and the size of the pictures.
+
+        Raises:
+            UserError: there are too few people.
+        """
+        check_several(len(data.private_identities), "--data.private_people")
+        public = data.public_identities.tolist() if given["public_people"] else None
+        people = {"identities": data.private_identities.tolist(), "public_identities": public}
+        return {**people, "image_size": data.image_size}
 
     @property
     def title(self) -> str:
@@ -96,7 +99,7 @@ class IdentityOracle(Recogniser):
     def on_validation_epoch_end(self) -> None:
         """Draws originals of several people above a training picture of whom the oracle takes each for."""
         images = self.spread_images(self.val_split, 8)
-        known = self.trainer.datamodule.dataset("private_train")  # type: ignore[attr-defined]
+        known = self.data.dataset("private_train")
         people = known.faces.identity[known.index]
         named = torch.zeros_like(images)  # black: of somebody without a picture in these data
         for row, place in enumerate(self.logits(images).argmax(1).tolist()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.nets import (
     Critic,
     Generator,
@@ -46,7 +48,7 @@ class GanPrior(Stage):
             the end of `fit` logs ``val/kid``, of up to 1000 of the EMA's samples against as many held-out
             public pictures (minutes on a CPU). It is KID on torchvision's ImageNet weights: comparable only
             with itself, not with published figures, which are on another Inception's weights.
-        image_size: left 0 by users; filled from the data.
+        image_size: side of the pictures in pixels; the command line takes it from the data.
     """
 
     stage_name = "prior"
@@ -65,7 +67,7 @@ class GanPrior(Stage):
         kl: float = 1.0,
         warmup_epochs: int = 0,
         inception: str | None = None,
-        image_size: int = 0,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -73,16 +75,17 @@ class GanPrior(Stage):
         self.latent_dim = latent_dim
         self._inception: tuple[InceptionFeatures, ...] = ()  # in a tuple: it goes into no checkpoint
         self.final_metrics: dict[str, float] = {}
-        if image_size:
-            self._build(image_size)
-
-    def _build(self, size: int) -> None:
-        h = self.hparams
-        self.live = build_generator(h["generator"], h["latent_dim"], size, h["width"])
-        self.critic = Critic(size, h["critic_width"])
-        self.image_encoder = ImageEncoder(h["latent_dim"], size, h["width"]) if h["autoencode"] > 0 else None
-        self.ema = AveragedModel(self.live, multi_avg_fn=get_ema_multi_avg_fn(h["ema"]), use_buffers=True)
+        size = self.needs("image_size")
+        self.live = build_generator(generator, latent_dim, size, width)
+        self.critic = Critic(size, critic_width)
+        self.image_encoder = ImageEncoder(latent_dim, size, width) if autoencode > 0 else None
+        self.ema = AveragedModel(self.live, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
         self.ema.requires_grad_(False)
+
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The size of the pictures."""
+        return {"image_size": data.image_size}
 
     @property
     def generator(self) -> Generator | StyleGenerator:
@@ -92,16 +95,14 @@ class GanPrior(Stage):
         return generator
 
     def setup(self, stage: str) -> None:
-        """Builds the nets once the data tell the picture size; before `fit`, reads Inception's weights.
+        """Before `fit`, reads Inception's weights.
 
         Raises:
             UserError: they are missing, unreadable or of another net.
         """
+        super().setup(stage)
         if stage == "fit" and self.hparams["inception"] is not None:
             self._inception = (InceptionFeatures(self.hparams["inception"]),)
-        if not self.hparams["image_size"]:
-            self.hparams["image_size"] = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-            self._build(self.hparams["image_size"])
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """Adam for the generator (with the image encoder) and for the critic."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAUROC
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
 from crafter_pl.nets import SplitClassifier
@@ -28,8 +30,8 @@ class TaskModel(Stage):
         lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
         weight_decay: of AdamW.
         augment: mirror the training pictures.
-        attribute_names: left empty by users; filled from the data.
-        image_size: left 0 by users; filled from the data.
+        attribute_names: the attributes, in order; the command line takes them from the data.
+        image_size: side of the pictures in pixels; likewise.
 
     Attributes:
         frame: how its training pictures frame a face, so that photographs can be cut alike; None where no
@@ -49,23 +51,33 @@ class TaskModel(Stage):
         weight_decay: float = 1e-2,
         augment: bool = True,
         attribute_names: list[str] | None = None,
-        image_size: int = 0,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if attribute_names:
-            # A checkpoint brings its own weights: ImageNet's are not read a second time.
-            self._build(attribute_names, None)
-
-    def _build(self, names: list[str], weights: str | None) -> None:
-        self.net = SplitClassifier(self.hparams["arch"], self.hparams["cut"], len(names), weights)
-        self.auc = MultilabelAUROC(num_labels=len(names), average="none", thresholds=None)
+        count = len(self.needs("attribute_names"))
+        self.net = SplitClassifier(arch, cut, count, weights)
+        self.auc = MultilabelAUROC(num_labels=count, average="none", thresholds=None)
         self.net.train()
-        self.feature_shape = self._measure(len(names))
+        self.feature_shape = self._measure(count)
+
+    @classmethod
+    def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes and the size of the pictures.
+
+        Raises:
+            UserError: there are fewer than two attributes.
+        """
+        if (there := len(data.attribute_names)) < 2:
+            raise UserError(
+                f"the task model needs two attributes or more, and these faces have {there or 'none'}: "
+                "choose a labelled source, or more columns (--data.attribute_columns)"
+            )
+        return {"attribute_names": list(data.attribute_names), "image_size": data.image_size}
 
     def _measure(self, answers: int) -> tuple[int, int, int]:
         """Shape of the features; tries the net on an empty picture first."""
-        size, arch = self.hparams["image_size"], f"{self.hparams['arch']} cut at {self.hparams['cut']}"
+        size, arch = self.needs("image_size"), f"{self.hparams['arch']} cut at {self.hparams['cut']}"
         self.net.eval()
         try:
             with torch.no_grad():
@@ -87,22 +99,16 @@ class TaskModel(Stage):
         return (shape[1], shape[2], shape[3])
 
     def setup(self, stage: str) -> None:
-        """Builds the nets once the data tell the number of attributes and the picture size."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if (there := len(data.attribute_names)) < 2:
-            raise UserError(
-                f"the task model needs two attributes or more, and these faces have {there or 'none'}: "
-                "choose a labelled source, or more columns (--data.attribute_columns)"
-            )
-        if self.hparams["attribute_names"] is None:
-            names = list(data.attribute_names)
-            self.hparams["attribute_names"] = names
-            self.hparams["image_size"] = data.image_size
-            self._build(names, self.hparams["weights"])
-        elif list(data.attribute_names) != list(self.hparams["attribute_names"]):
+        """The data must have its attributes.
+
+        Raises:
+            UserError: they have others.
+        """
+        super().setup(stage)
+        if list(self.data.attribute_names) != list(self.hparams["attribute_names"]):
             raise UserError(
                 f"this task model knows the attributes {self.hparams['attribute_names']}, the data have "
-                f"{list(data.attribute_names)}; train a task model on these data"
+                f"{list(self.data.attribute_names)}; train a task model on these data"
             )
 
     def edge(self, images: Tensor) -> Tensor:
