@@ -23,7 +23,7 @@ from crafter_pl.audit.verdict import rate_with_range
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.defenses.base import load_defense
-from crafter_pl.defenses.cloak import Cloak
+from crafter_pl.defenses.baselines.cloak import Cloak
 from crafter_pl.errors import UserError
 from crafter_pl.plugins import import_stages
 from crafter_pl.progress import Steps

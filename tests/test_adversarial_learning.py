@@ -10,9 +10,9 @@ from experiment import Told, in_subprocess
 
 from crafter_pl.cli import main
 from crafter_pl.defenses import AdversarialLearning, load_defense
-from crafter_pl.defenses.adversarial_learning import relative_error
 from crafter_pl.errors import UserError
 from crafter_pl.stages import TaskModel, load_stage
+from crafter_pl.stages.quality import relative_error
 
 
 def fit_command(tiny, runs_dir, *more):

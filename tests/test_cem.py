@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crafter_pl.defenses.cem import Cem, class_means, cluster_loss
+from crafter_pl.defenses.baselines.cem import Cem, class_means, cluster_loss
 from crafter_pl.errors import UserError
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crafter_pl.defenses.disco import Disco
+from crafter_pl.defenses.baselines.disco import Disco
 from crafter_pl.errors import UserError
 from crafter_pl.nets import ChannelPruner
 

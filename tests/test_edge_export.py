@@ -14,7 +14,7 @@ from experiment import CONF, Told
 from crafter_pl.cli import main
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import load_defense
-from crafter_pl.defenses.noise import Noise
+from crafter_pl.defenses.baselines.noise import Noise
 from crafter_pl.edge import export as verb
 from crafter_pl.nets import ChannelPruner, Noisy
 from crafter_pl.stages import sha256

@@ -4,7 +4,7 @@ import pytest
 import torch
 from experiment import Told
 
-from crafter_pl.defenses.noise import Noise
+from crafter_pl.defenses.baselines.noise import Noise
 from crafter_pl.errors import UserError
 
 

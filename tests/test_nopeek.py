@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crafter_pl.defenses.nopeek import NoPeek, distance_correlation
+from crafter_pl.defenses.baselines.nopeek import NoPeek, distance_correlation
 from crafter_pl.errors import UserError
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crafter_pl.defenses.tiprdc import Tiprdc
+from crafter_pl.defenses.baselines.tiprdc import Tiprdc
 from crafter_pl.errors import UserError
 from crafter_pl.nets import MutualInformation
 

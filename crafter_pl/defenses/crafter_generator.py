@@ -20,13 +20,13 @@ from crafter_pl.crafting.craft import (
     task_gradient,
 )
 from crafter_pl.crafting.noise import keyed_normal
-from crafter_pl.defenses.adversarial_learning import relative_error
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
+from crafter_pl.stages.quality import relative_error
 from crafter_pl.stages.task import TaskModel, mean_auc
 
 _NOISE = 0  # stream of keyed noise

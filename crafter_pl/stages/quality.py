@@ -1,4 +1,4 @@
-"""Sample quality of the prior: a kernel distance that needs no downloaded weights, and the KID."""
+"""Quality of pictures: a kernel distance that needs no downloaded weights, the KID, an error as a share."""
 
 from __future__ import annotations
 
@@ -87,3 +87,9 @@ def kid(features: nn.Module, fake: Tensor, real: Tensor, subsets: int = 100, bat
         torch.random.default_generator.manual_seed(0)  # not torch.manual_seed, which seeds the GPUs too
         mean, _ = metric.compute()
     return mean
+
+
+def relative_error(decoded: Tensor, images: Tensor) -> Tensor:
+    """Squared error of ``(N, 3, H, W)``, N above 1, over what the batch's mean picture would cost: >= 0."""
+    spread = (images - images.mean(0)).square().mean()
+    return (decoded - images).square().mean() / spread.clamp(min=1e-6)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
+from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead, MutualInformation
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.crafting.noise import keyed_normal
-from crafter_pl.defenses.adversarial_learning import AdversarialLearning
+from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Noisy

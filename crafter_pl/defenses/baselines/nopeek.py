@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 
 

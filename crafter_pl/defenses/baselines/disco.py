@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.defenses.adversarial_learning import AdversarialLearning
+from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import ChannelPruner

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
-from crafter_pl.defenses.cloak import Cloak
+from crafter_pl.defenses.baselines.cloak import Cloak
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import OracleNet

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import OptionsT
-from crafter_pl.defenses.retrained import Retrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import build_decoder
+from crafter_pl.stages.quality import relative_error
 
 
 class AdversarialLearning(Retrained[OptionsT]):
@@ -121,9 +122,3 @@ class AdversarialLearning(Retrained[OptionsT]):
         self.log_grid(
             "own_decoder", torch.cat([images, self.adversary(self.to_cloud(self.features(images)))])
         )
-
-
-def relative_error(decoded: Tensor, images: Tensor) -> Tensor:
-    """Squared error of ``(N, 3, H, W)``, N above 1, over what the batch's mean picture would cost: >= 0."""
-    spread = (images - images.mean(0)).square().mean()
-    return (decoded - images).square().mean() / spread.clamp(min=1e-6)
