@@ -2,12 +2,13 @@ import os
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.faces import Faces, FaceSet
 from crafter_pl.errors import UserError
+from crafter_pl.stages.base import Stage
 
 TINY = {
     "people": 14,
@@ -28,7 +29,7 @@ def data():
     return module
 
 
-class Probe(LightningModule):
+class Probe(Stage):
     """Remembers what it is fed."""
 
     train_split = "public"
@@ -202,7 +203,7 @@ def test_batches_are_dealt_to_processes_whole(data, monkeypatch):
     alone = {batch["batch"]: batch["index"].tolist() for batch in data.predict_dataloader()}
     dealt = {}
     for rank in range(3):
-        monkeypatch.setattr(FacesDataModule, "_world", property(lambda _, rank=rank: (3, rank)))
+        monkeypatch.setattr(FacesDataModule, "world", property(lambda _, rank=rank: (3, rank)))
         share = {batch["batch"]: batch["index"].tolist() for batch in data.predict_dataloader()}
         assert all(number % 3 == rank for number in share)
         dealt |= share
@@ -212,7 +213,7 @@ def test_batches_are_dealt_to_processes_whole(data, monkeypatch):
 def test_training_pictures_are_shared_out_between_processes(data, monkeypatch):
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(FacesDataModule, "_world", property(lambda _, rank=rank: (2, rank)))
+        monkeypatch.setattr(FacesDataModule, "world", property(lambda _, rank=rank: (2, rank)))
         shares.append(torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist())
     assert len(shares[0]) == len(shares[1]) and not set(shares[0]) & set(shares[1])
 

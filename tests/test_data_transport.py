@@ -12,7 +12,7 @@ from crafter_pl.audit.targets import Published
 from crafter_pl.cli import main
 from crafter_pl.data import store
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.features import FeaturesDataModule
+from crafter_pl.data.features import StoreDataModule
 from crafter_pl.data.transport import TRANSPORTS, bytes_each, decode, encode, received
 from crafter_pl.defenses import load_defense
 from crafter_pl.errors import UserError
@@ -120,9 +120,8 @@ def test_predict_writes_what_the_cloud_receives(noise, capsys):
     assert noise("predict", "--protect.transport", "int8", "--protect.out", str(stores["float16"])) == 2
     assert "holds features of other settings" in capsys.readouterr().err
     assert noise("predict", "--protect.transport", "int4") == 2 and "int4" in capsys.readouterr().err
-    data = FacesDataModule(**DATA)
     with pytest.raises(UserError, match="are of different defences"):
-        FeaturesDataModule(data, train=str(stores["int8"]), test=str(stores["float16"])).setup()
+        StoreDataModule(train=str(stores["int8"]), test=str(stores["float16"]), **DATA).setup()
 
 
 def test_attackers_queries_travel_alike(noise, tmp_path):

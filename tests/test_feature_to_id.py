@@ -221,11 +221,12 @@ def test_it_finds_what_has_learnt_and_names_the_commands_that_train_it(
     first, second = (StageCLI(line.partition("#")[0].split()[3:]) for line in ruler.train(other))
     store = first.options.protect.out
     assert first.verb == "predict" and first.options.protect.beta == 9.0
-    assert first.options.data.predict_split == "private_train" and first.options.ckpt_path == tiny.ckpt(
-        "crafter"
+    assert (
+        first.options.data.init_args.predict_split == "private_train"
+        and first.options.ckpt_path == tiny.ckpt("crafter")
     )
     init = second.options.model.init_args
     assert second.verb == "fit" and init.train_store == store and init.init_from == plain
     assert second.experiment_dir == home and second.name != "feature_to_id"
     for one in (first, second):
-        assert one.options.data.people == tiny.data().people
+        assert one.options.data.init_args.people == tiny.data().people

@@ -341,27 +341,38 @@ def test_task_refuses_faces_without_attributes(tmp_path, tiny, capsys):
 def test_task_refuses_a_single_attribute(tiny, monkeypatch):
     data = tiny.data()
     monkeypatch.setattr(data.faces, "attribute_names", data.attribute_names[:1])
-    stage = TaskModel()
-    stage.trainer = SimpleNamespace(datamodule=data)
     with pytest.raises(UserError, match="two attributes or more, and these faces have 1"):
-        stage.setup("fit")
+        TaskModel.from_data(data, {})
 
 
 def test_task_refuses_data_with_other_attributes(tiny):
     stage = load_stage(tiny.ckpt("task"), TaskModel)
-    stage._trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(attribute_names=["tall", "wide"], image_size=32)
-    )
+    data = tiny.data()
+    data.faces.attribute_names = ["tall", "wide"]
+    stage._trainer = SimpleNamespace(datamodule=data)
     with pytest.raises(
         UserError, match=r"the data have \['tall', 'wide'\]; train a task model on these data"
     ):
         stage.setup("validate")
 
 
-def test_task_from_a_checkpoint_reads_no_imagenet_weights():
-    names = ["a", "b"]
-    stage = TaskModel(weights="absent.pt", attribute_names=names, image_size=32).eval()
-    assert stage.cloud(torch.zeros(1, *stage.feature_shape)).shape == (1, 2)
+def test_task_from_a_checkpoint_reads_no_imagenet_weights(tiny, tmp_path):
+    content = torch.load(tiny.ckpt("task"), weights_only=True)
+    content["hyper_parameters"]["weights"] = "absent.pt"
+    torch.save(content, tmp_path / "task.ckpt")
+    stage = load_stage(tmp_path / "task.ckpt", TaskModel)
+    assert stage.cloud(torch.zeros(1, *stage.feature_shape)).shape == (1, tiny.data().num_attributes)
+    with pytest.raises(UserError, match=r"absent\.pt"):
+        TaskModel(weights="absent.pt", attribute_names=["a", "b"], image_size=32)
+
+
+@pytest.mark.parametrize("cls", [TaskModel, GanPrior, IdentityOracle, Embedder])
+def test_sizes_and_people_come_from_the_data_or_are_asked_for(cls, tiny):
+    with pytest.raises(UserError, match=f"{cls.__name__} needs "):
+        cls()
+    told = cls.from_data(tiny.data(), {"public_people": True})
+    small = {"latent_dim": 4, "width": 2, "critic_width": 2} if cls is GanPrior else {}
+    assert cls(**told, **small).hparams["image_size"] == 32
 
 
 def test_attributes_of_one_class_do_not_count():
@@ -510,7 +521,7 @@ def quick_fit(stage, **options):
 
 def test_gan_ema_is_the_running_mean_of_the_generator():
     torch.manual_seed(0)
-    stage = GanPrior(latent_dim=4, width=2, critic_width=2, n_critic=2, ema=0.8, lr=1e-2)
+    stage = GanPrior(latent_dim=4, width=2, critic_width=2, n_critic=2, ema=0.8, lr=1e-2, image_size=32)
     states = quick_fit(stage, max_epochs=1, limit_train_batches=6)
     # Batches 0, 2 and 4 move the generator; in between only its batch norm sees pictures.
     parameters = {name for name, _ in stage.live.named_parameters()}
@@ -654,7 +665,8 @@ def test_oracle_classes(tiny):
 
 def test_oracle_without_public_people(tiny):
     stage = IdentityOracle(public_people=False, identities=[30, 10, 20], image_size=32, width=2, embedding=4)
-    assert stage.train_split == "private_train" and IdentityOracle().train_split == "oracle"
+    other = IdentityOracle(identities=[30, 10], public_identities=[1], image_size=32, width=2)
+    assert stage.train_split == "private_train" and other.train_split == "oracle"
     assert torch.equal(stage.classes(torch.tensor([10, 20, 30, 10])), torch.tensor([1, 2, 0, 1]))
     assert len(stage.net.centres) == 3
     assert stage.val_split == "private_test" and stage.monitor is None

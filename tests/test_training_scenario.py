@@ -6,11 +6,12 @@ import re
 import lightning as L
 import pytest
 import torch
+from experiment import DATA
 from torch import nn
 
 from crafter_pl.audit.metrics import attribute_auc
 from crafter_pl.cli import main
-from crafter_pl.data.features import FeaturesDataModule, protected_by
+from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.stages import CloudClassifier, TaskModel, load_stage
@@ -39,7 +40,7 @@ def learned(train, train_store, tiny_store):
 
 @pytest.fixture
 def feed(tiny, train_store, tiny_store):
-    made = FeaturesDataModule(tiny.data(), str(train_store), str(tiny_store), batch_size=4, seed=3)
+    made = StoreDataModule(str(train_store), str(tiny_store), **{**DATA, "batch_size": 4}, order_seed=3)
     made.setup()
     return made
 
@@ -80,7 +81,7 @@ def test_any_lightning_module_takes_it(feed, tmp_path):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(module, feed)
-    assert module.count == 2 * len(feed.faces.dataset("private_train"))
+    assert module.count == 2 * len(feed.dataset("private_train"))
 
 
 def test_stores_of_other_data_or_of_two_defences_are_refused(tiny, train_store, tiny_store, tmp_path):
@@ -96,18 +97,19 @@ def test_stores_of_other_data_or_of_two_defences_are_refused(tiny, train_store, 
             (folder / file.name).write_bytes(file.read_bytes())
         text = json.dumps({**manifest, **change})
         (folder / "manifest.json").write_text(text)
-        data = tiny.data()
+        data = StoreDataModule(str(folder), str(tiny_store), **DATA)
+        data.share(tiny.data())
         if "split" in change:
             data.splits["private_test"] = data.splits["private_test"][:3]
         with pytest.raises(UserError, match=said):
-            FeaturesDataModule(data, str(folder), str(tiny_store)).setup()
+            data.setup()
     other_seed = {**manifest, "settings": {**manifest["settings"], "seed": 5}}
     assert protected_by(other_seed) == protected_by(manifest)
 
 
 def test_a_feature_of_another_part_is_named(feed, train_store):
     labels = feed._labels("train")
-    stranger = feed.faces.dataset("private_test").index[:1]
+    stranger = feed.dataset("private_test").index[:1]
     with pytest.raises(UserError, match="not of private_train"):
         labels(stranger)
     with pytest.raises(UserError, match="not of private_train"):
