@@ -23,10 +23,10 @@ def test_help_without_torch(args):
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("fit", ["--experiment", "--data.root", "--trainer.max_epochs", "--ckpt_path", "train one stage"]),
+        ("fit", ["--experiment", "--data.help", "--trainer.max_epochs", "--ckpt_path", "train one stage"]),
         ("validate", ["--runs_dir", "--ckpt_path"]),
         ("test", ["--name", "--ckpt_path"]),
-        ("predict", ["--protect.transport", "--protect.out", "--data.predict_split"]),
+        ("predict", ["--protect.transport", "--protect.out", "--data.help"]),
         ("export", ["--checkpoint", "--format", "ALONE DOES NOT PROTECT"]),
         ("audit", ["--config"]),
     ],
@@ -79,7 +79,7 @@ def test_fit_writes_its_run(conf, capsys):
     summary = json.load(open("runs/synthetic/tiny/summary.json"))
     assert summary["epochs"] == 2 and summary["metrics"]["val/loss"] > 0 and summary["peak_memory_mb"] > 10
     config = yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))
-    assert config["data"]["people"] == 14 and config["trainer"]["max_epochs"] == 2
+    assert config["data"]["init_args"]["people"] == 14 and config["trainer"]["max_epochs"] == 2
     files = {path.name.split(".")[0] for path in (conf.parent / "runs/synthetic/tiny").iterdir()}
     assert files == {"checkpoints", "events", "fit", "metrics", "split", "summary"}
     before = open("runs/synthetic/tiny/fit.yaml").read()
@@ -136,11 +136,11 @@ def test_killed_and_resumed_equals_straight(conf):
 def test_the_files_of_an_attempt_without_a_checkpoint_are_replaced(conf):
     killed = subprocess_fit("--data.seed", "5", "--model.init_args.kill_at", "0", TINY_SIGNAL="SIGKILL")
     assert killed.returncode == -9, killed.stderr
-    assert yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))["data"]["seed"] == 5
+    assert yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))["data"]["init_args"]["seed"] == 5
     more = ["--trainer.max_epochs", "1"]
     assert fit("tiny", *more) == 0 and fit("tiny", "--experiment", "straight", *more) == 0
     folder = conf.parent / "runs/synthetic/tiny"
-    assert yaml.safe_load((folder / "fit.yaml").read_text())["data"]["seed"] == 0
+    assert yaml.safe_load((folder / "fit.yaml").read_text())["data"]["init_args"]["seed"] == 0
     assert not (folder / "fit-2.yaml").exists()
     assert (folder / "split.csv").read_text() == open("runs/straight/tiny/split.csv").read()
 

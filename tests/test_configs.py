@@ -79,12 +79,12 @@ def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
     named = {key: key.removesuffix("_ckpt").replace("defense", "crafter") for key in upstream}
     given = [f"--model.init_args.{key}={tiny.ckpt(name)}" for key, name in named.items()]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
-    size, told = cli.settings()["data"]["init_args"]["image_size"], inspect.signature(cli.stage).parameters
+    size, told = cli.settings()["data"]["image_size"], cli.options.model.init_args
     known = {"attribute_names": ["a", "b"], "image_size": size, "identities": [3, 5], "people": [3, 5]}
     fresh = {name: value for name, value in known.items() if name in told}
     monkeypatch.setattr(cli.stage, "from_data", classmethod(lambda cls, data, given: fresh))
     monkeypatch.setattr(FacesDataModule, "setup", lambda *_: None)
-    model, data, trainer = build(cli, None, {})
+    model, _data, trainer = build(cli, None, {})
     assert isinstance(model, Stage) and type(model).__name__ == CONTENT[path]["model"]["class_path"]
     assert trainer.max_epochs == CONTENT[path]["trainer"]["max_epochs"] >= 1
     for key, value in CONTENT[path]["model"].get("init_args", {}).items():

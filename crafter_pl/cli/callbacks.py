@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from crafter_pl.cli.loggers import rows_before, scalars, whole_epoch
+from crafter_pl.cli.resume import plain_settings
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, sha256, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
@@ -265,7 +265,7 @@ class SaveConfig(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Puts the settings of model and data into the checkpoint, for `crafter_pl.cli.resume` to compare."""
-        settings = yaml.safe_load(self.config)
+        settings = plain_settings(self.config)
         checkpoint["config"] = {part: settings[part] for part in ("model", "data")}
 
 

@@ -3,12 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
 FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
+
+
+def plain_settings(dumped: str) -> dict[str, Any]:
+    """A dumped command's options as plain values, those of the data without their class."""
+    content: dict[str, Any] = yaml.safe_load(dumped)
+    return {**content, "data": content["data"]["init_args"]}
 
 
 def data_differences(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
@@ -23,14 +31,15 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
     Upstream paths are left out: the stage itself compares the files' SHA-256 (`Stage.on_load_checkpoint`).
 
     Args:
-        saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`; in earlier versions its
-            data had no class.
+        saved: the checkpoint's entry `config`, written by `callbacks.SaveConfig`.
         given: the config of this command as plain values.
         where: how to call the former.
     """
     lines = []
     for part in ("model", "data"):
-        old, new = (config[part].get("init_args", config[part]) or {} for config in (saved, given))
+        old, new = saved[part], given[part]
+        if part == "model":
+            old, new = old.get("init_args") or {}, new.get("init_args") or {}
         for key in sorted({*old, *new}):
             free = key.endswith("_ckpt") if part == "model" else key in FREE
             if not free and old.get(key) != new.get(key):
@@ -71,8 +80,7 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
         return []
     lines = differences(saved, given)
     data = data_differences(saved, given, "training")
-    source = [config["data"].get("init_args", config["data"])["source"] for config in (saved, given)]
-    if data and source[0] == source[1]:
+    if data and saved["data"]["source"] == given["data"]["source"]:
         message = (
             f"{path} was trained on another split, whose public people may be private here; "
             "give the same data settings:"

@@ -152,7 +152,7 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, Fac
     config = options.clone()
     given, config.model = config.model, None
     init = cli.parser.instantiate(config)
-    data, settings = init.data, cli.settings()["data"]["init_args"]
+    data, settings = init.data, cli.settings()["data"]
     key = json.dumps({name: value for name, value in settings.items() if name not in BATCHES})
     data.share(loaded.setdefault(key, data))
     if cli.verb == "fit":

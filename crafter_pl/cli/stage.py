@@ -148,9 +148,8 @@ class StageCLI(LightningCLI):
         return text
 
     def settings(self) -> dict[str, Any]:
-        """All options as plain values."""
-        content: dict[str, Any] = yaml.safe_load(self.dump())
-        return content
+        """All options as plain values, those of the data without their class."""
+        return plain_settings(self.dump())
 
     # Upstream stages
 
