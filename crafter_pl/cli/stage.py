@@ -149,7 +149,7 @@ class StageCLI(LightningCLI):
 
     def settings(self) -> dict[str, Any]:
         """All options as plain values, those of the data without their class."""
-        return plain_settings(self.dump())
+        return resume.plain_settings(self.dump())
 
     # Upstream stages
 
