@@ -19,7 +19,7 @@ from crafter_pl.data.store import present
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import Stage, read_checkpoint
+from crafter_pl.stages.base import Stage, Upstream, read_checkpoint
 
 SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises
@@ -44,6 +44,7 @@ class AdaptiveStage(Stage):
     pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
     """
 
+    defense = Upstream[Defense[Any]]()  # the frozen defence under attack
     data_class = QueriesDataModule
     monitor = None  # the last round is the attack: the blurriest guess may have the smallest error
     lowest: ClassVar[dict[str, int]] = {
@@ -96,13 +97,6 @@ class AdaptiveStage(Stage):
         }
         h = self.hparams
         self.plan = QueryPlan(h["pairs_per_round"], h["epochs_per_round"], h["val_pairs"], h["batch_size"])
-
-    @property
-    def defense(self) -> Defense[Any]:
-        """The frozen defence under attack."""
-        stage = self.upstream["defense"]
-        assert isinstance(stage, Defense)
-        return stage
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]; in eval mode."""

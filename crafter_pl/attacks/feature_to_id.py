@@ -18,7 +18,7 @@ from crafter_pl.data.store import present, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages.augment import flip, warp
-from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
+from crafter_pl.stages.base import Stage, Upstream, load_stage, read_checkpoint
 from crafter_pl.stages.recogniser import cosface_loss
 from crafter_pl.stages.task import TaskModel
 
@@ -52,6 +52,7 @@ class FeatureToIdentity(Stage):
         learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
     """
 
+    task = Upstream[TaskModel]()  # the frozen task model
     stage_name = "feature_to_id"
     # As for the oracles, no figure on private_test picks the checkpoint.
     monitor = None
@@ -84,13 +85,6 @@ class FeatureToIdentity(Stage):
         self.stored: dict[str, tuple[Tensor, Tensor]] = {}  # part of the data: index (N,), features
         self.people = [*self.needs("identities"), *(public_identities or [])]
         self.net = FeatureHead(self.task.feature_shape, len(self.people), width, embedding, dropout)
-
-    @property
-    def task(self) -> TaskModel:
-        """The frozen task model."""
-        stage = self.upstream["task"]
-        assert isinstance(stage, TaskModel)
-        return stage
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage, read_checkpoint
+from crafter_pl.stages.base import Upstream, load_stage, read_checkpoint
 from crafter_pl.stages.oracle import IdentityOracle
 
 
@@ -28,6 +28,8 @@ class ReconstructionOracle(IdentityOracle):
         options: those of `IdentityOracle`.
     """
 
+    decoder = Upstream[BlackBox]("black_box")  # the frozen decoder, with the encoder upstream of it
+
     def __init__(
         self,
         black_box_ckpt: str | None = None,
@@ -44,13 +46,6 @@ class ReconstructionOracle(IdentityOracle):
     def load_upstream(self) -> None:
         """The decoder."""
         self.use("black_box", self.hparams["black_box_ckpt"], BlackBox)
-
-    @property
-    def decoder(self) -> BlackBox:
-        """The frozen decoder, with the encoder upstream of it."""
-        stage = self.upstream["black_box"]
-        assert isinstance(stage, BlackBox)
-        return stage
 
     @torch.no_grad()
     def shown(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crafter_pl.data.store import FORMAT_VERSION
 from crafter_pl.defenses.options import OptionsT, ProtectOptions, checked, names
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, load_stage, read_checkpoint, stages
+from crafter_pl.stages.base import Stage, Upstream, load_stage, read_checkpoint, stages
 from crafter_pl.stages.task import TaskModel
 
 
@@ -31,6 +31,7 @@ class Defense(Stage, Generic[OptionsT]):
         tradeoff: the init argument that sets the trade-off where training does; it names the store.
     """
 
+    task = Upstream[TaskModel]()  # the frozen task model
     version: ClassVar[int] = 1
     options_class: ClassVar[type[ProtectOptions]] = ProtectOptions
     recorded: ClassVar[tuple[str, ...]] = ()
@@ -119,13 +120,6 @@ class Defense(Stage, Generic[OptionsT]):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-    @property
-    def task(self) -> TaskModel:
-        """The frozen task model."""
-        stage = self.upstream["task"]
-        assert isinstance(stage, TaskModel)
-        return stage
 
     def store_name(self, options: OptionsT) -> str:
         """Default name of a set of features: ``lambda0.5`` and the like, or the stage's."""

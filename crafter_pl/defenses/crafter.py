@@ -26,6 +26,7 @@ from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_optio
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
 from crafter_pl.stages.amortizer import Amortizer
+from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
@@ -69,6 +70,7 @@ class Crafter(Defense[CrafterOptions]):
         seed: of the keyed noise in `predict`.
     """
 
+    prior = Upstream[GanPrior]()  # the frozen prior
     stage_name = "crafter"
     version = 1
     options_class = CrafterOptions
@@ -102,13 +104,6 @@ class Crafter(Defense[CrafterOptions]):
         self.frozen = FrozenNets(task, prior, amortizer)
         self.register_buffer("memory", torch.zeros(replay, prior.latent_dim))
         self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
-
-    @property
-    def prior(self) -> GanPrior:
-        """The frozen prior."""
-        stage = self.upstream["prior"]
-        assert isinstance(stage, GanPrior)
-        return stage
 
     @property
     def nets(self) -> CraftNets:

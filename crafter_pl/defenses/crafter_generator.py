@@ -26,6 +26,7 @@ from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
+from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.quality import relative_error
 from crafter_pl.stages.task import TaskModel, mean_auc
 
@@ -81,6 +82,7 @@ class CrafterGenerator(Defense[GeneratorOptions]):
     On several processes with an adversary: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
 
+    crafter = Upstream[Crafter]()  # the frozen Crafter
     stage_name = "crafter_generator"
     version = 1
     monitor = None
@@ -129,13 +131,6 @@ class CrafterGenerator(Defense[GeneratorOptions]):
             size = task.hparams["image_size"]
             self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)
         self.auc = MultilabelAUROC(num_labels=answers, average="none", thresholds=None)
-
-    @property
-    def crafter(self) -> Crafter:
-        """The frozen Crafter."""
-        stage = self.upstream["crafter"]
-        assert isinstance(stage, Crafter)
-        return stage
 
     @property
     def nets(self) -> CraftNets:

@@ -15,6 +15,7 @@ from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafting import CraftOptions, trained_options
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
+from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.task import TaskModel
 
 # Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
@@ -53,6 +54,7 @@ class CrafterVariant(Untrained[CraftOptions]):
         seed: of the keyed noise in `predict`.
     """
 
+    crafter = Upstream[Crafter]()  # the frozen Crafter
     options_class = CraftOptions
 
     def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
@@ -60,13 +62,6 @@ class CrafterVariant(Untrained[CraftOptions]):
         self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
-
-    @property
-    def crafter(self) -> Crafter:
-        """The frozen Crafter."""
-        stage = self.upstream["crafter"]
-        assert isinstance(stage, Crafter)
-        return stage
 
     def constants(self) -> CraftSettings:
         """Algorithm 1's settings, but for the options: by default Crafter's."""

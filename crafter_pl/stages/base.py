@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import lightning as L
 import torch
@@ -37,6 +37,19 @@ def named_run(stage: str, given: str | None) -> str | None:
     if given is None:
         return stage
     return given if re.fullmatch(r"[\w-]+", given) else None
+
+
+class Upstream(Generic[StageT]):
+    """An upstream stage as an attribute: ``task = Upstream[TaskModel]()`` is ``self.upstream["task"]``."""
+
+    def __init__(self, key: str | None = None) -> None:
+        self.key = key
+
+    def __set_name__(self, owner: type[Stage], name: str) -> None:
+        self.key = self.key or name
+
+    def __get__(self, instance: Stage, owner: type[Stage]) -> StageT:
+        return cast(StageT, instance.upstream[str(self.key)])
 
 
 class Stage(L.LightningModule):

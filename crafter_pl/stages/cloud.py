@@ -14,7 +14,7 @@ from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.store import expect, present
 from crafter_pl.errors import UserError
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages.base import Stage, Upstream
 from crafter_pl.stages.task import TaskModel, mean_auc
 
 
@@ -39,6 +39,7 @@ class CloudClassifier(Stage):
         learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
     """
 
+    task = Upstream[TaskModel]()  # the frozen task model
     stage_name = "cloud"
     # As for the oracles, no figure on private_test picks the checkpoint.
     monitor = None
@@ -75,13 +76,6 @@ class CloudClassifier(Stage):
         self.auc = MultilabelAUROC(
             num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
         )
-
-    @property
-    def task(self) -> TaskModel:
-        """The frozen task model."""
-        stage = self.upstream["task"]
-        assert isinstance(stage, TaskModel)
-        return stage
 
     def setup(self, stage: str) -> None:
         """Lets the data open the stores.

@@ -8,6 +8,7 @@ from torch import Tensor
 from crafter_pl.defenses.baselines.cloak import Cloak, dssim
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
+from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.embedder import Embedder
 
 
@@ -35,6 +36,7 @@ class Fawkes(Cloak[KeyedOptions]):
         seed: of their choice.
     """
 
+    embedder = Upstream[Embedder]()  # the frozen recogniser
     stage_name = "fawkes"
     version = 1
     options_class = KeyedOptions
@@ -65,13 +67,6 @@ class Fawkes(Cloak[KeyedOptions]):
         people, size = self.embedder.net.centres.shape
         self.register_buffer("total", torch.zeros(people, size))
         self.register_buffer("count", torch.zeros(people))
-
-    @property
-    def embedder(self) -> Embedder:
-        """The frozen recogniser."""
-        stage = self.upstream["embedder"]
-        assert isinstance(stage, Embedder)
-        return stage
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
