@@ -39,6 +39,41 @@ def command(args: list[str]) -> str:
     return f"python -m crafter_pl {shlex.join(args)}"
 
 
+def configs(args: list[str]) -> list[Path]:
+    """The config files that `args` name, in their order."""
+    pairs = zip(args, [*args[1:], ""], strict=False)
+    split = [(word.partition("="), after) for word, after in pairs]
+    return [Path(own or after) for (name, _, own), after in split if name in ("--config", "-c")]
+
+
+def with_bases(args: list[str]) -> list[str]:
+    """`args` with, before each config, the one that it builds on: its entry `base`, a path beside it.
+
+    Raises:
+        UserError: a base is missing, or builds on itself.
+    """
+    before = [part for file in configs(args) for base in _bases(file, [file]) for part in ("--config", base)]
+    return [*args[:1], *before, *args[1:]]
+
+
+def _bases(file: Path, above: list[Path]) -> list[str]:
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not isinstance(content, dict) or content.get("base") is None:
+        return []
+    base = file.parent / str(content["base"])
+    if not base.is_file() or base.resolve() in [one.resolve() for one in above]:
+        wrong = "builds on it" if base.is_file() else "is missing"
+        raise UserError(f"{file}: its base {base} {wrong}; name another")
+    return [*_bases(base, [*above, base]), str(base)]
+
+
+def overlays(args: list[str]) -> list[str]:
+    """Those configs among `args` that are of no stage: upstream stages get them, too."""
+    contents = {str(file): yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in configs(args)}
+    shared = [file for file, content in contents.items() if not content.keys() & {"model", "base", "name"}]
+    return [part for file in shared for part in ("--config", file)]
+
+
 def without(args: list[str], *options: str) -> list[str]:
     """`args` without some options and their values."""
     kept: list[str] = []

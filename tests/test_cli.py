@@ -283,6 +283,22 @@ def test_evaluation_uses_the_checkpoint_alone(conf, capsys):
     assert "Tiny does not predict" in capsys.readouterr().err
 
 
+def test_a_config_may_build_on_another_and_data_may_be_laid_over_both(conf, capsys):
+    (conf / "longer.yaml").write_text("base: tiny.yaml\nname: longer\nmodel: {init_args: {lr: 0.02}}\n")
+    (conf / "mine.yaml").write_text("experiment: mine\ndata: {people: 12}\n")
+    assert main(["fit", "--config", "configs/longer.yaml", "--config", "configs/mine.yaml"]) == 0
+    run = conf.parent / "runs" / "mine" / "longer"
+    config = yaml.safe_load((run / "fit.yaml").read_text())
+    assert config["base"] is None and config["model"]["init_args"]["lr"] == 0.02
+    assert config["data"]["init_args"]["people"] == 12 and config["data"]["init_args"]["image_size"] == 8
+    assert main(["fit", "--config", "configs/top.yaml", "--config", "configs/mine.yaml"]) == 0
+    assert "--config configs/mine.yaml" in capsys.readouterr().out  # of the upstream stages' commands
+    for base, words in (("nowhere.yaml", "is missing"), ("looped.yaml", "builds on it")):
+        (conf / "looped.yaml").write_text(f"base: {base}\n")
+        assert main(["fit", "--config", "configs/looped.yaml"]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_moved_runs_folder_keeps_its_best(conf):
     assert fit("tiny", "--trainer.max_epochs", "2") == 0
     os.rename("runs", "moved")

@@ -9,6 +9,7 @@ from typing import get_type_hints
 from crafter_pl.cli.options import expanded
 from crafter_pl.cli.parsing import Parser, verb_parser
 from crafter_pl.cli.verbs import FUNCTIONS, POSITIONAL
+from crafter_pl.commands import with_bases
 from crafter_pl.errors import UserError
 from crafter_pl.plugins import import_stages
 
@@ -17,6 +18,7 @@ def parser(verb: str) -> Parser:
     """The options of a verb: its function's arguments, or a YAML file with any of them."""
     import_stages()
     made = verb_parser(verb, allow_abbrev=False)
+    made.add_argument("--base", type=str | None, help="in a config: another one, which it builds on")
     positional: set[str | int] = set()
     if verb in POSITIONAL:
         name, text = POSITIONAL[verb]
@@ -32,10 +34,10 @@ def parser(verb: str) -> Parser:
 
 def call(args: list[str]) -> None:
     """Runs a command, the verb first, by the function behind it."""
-    verb, *rest = args
-    if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in rest):
+    verb = args[0]
+    if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
         raise UserError("a token on the command line can be seen by others: give --token_file FILE")
     made = parser(verb)
-    config = made.instantiate(expanded(made.parse_args(rest)))
-    del config["config"]
+    config = made.instantiate(expanded(made.parse_args(with_bases(args)[1:])))
+    del config["config"], config["base"]
     resolve_name(FUNCTIONS[verb])(**config)

@@ -11,6 +11,7 @@ from crafter_pl.stages.base import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
 FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
+DRAWN = {"people", "images_per_person"}  # of the source synthetic alone
 
 
 def plain_settings(dumped: str) -> dict[str, Any]:
@@ -40,8 +41,9 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
         old, new = saved[part], given[part]
         if part == "model":
             old, new = old.get("init_args") or {}, new.get("init_args") or {}
+        free_data = FREE | (set() if old.get("source") == "synthetic" else DRAWN)
         for key in sorted({*old, *new}):
-            free = key.endswith("_ckpt") if part == "model" else key in FREE
+            free = key.endswith("_ckpt") if part == "model" else key in free_data
             if not free and old.get(key) != new.get(key):
                 lines.append(f"{part}.{key}: {old.get(key)!r} {where}, {new.get(key)!r} here")
     return lines

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from crafter_pl.cli import options, resume
 from crafter_pl.cli.parsing import Parser, parser_settings
-from crafter_pl.commands import command, passed_on, resume_command
+from crafter_pl.commands import command, configs, overlays, passed_on, resume_command, with_bases
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import declare
@@ -73,7 +73,7 @@ class StageCLI(LightningCLI):
         Raises:
             UserError: names the option that is wrong.
         """
-        self.args, self.verb = args, args[0]
+        self.args, self.verb, self.given = args, args[0], with_bases(args)
         super().__init__(
             model_class=Stage,
             subclass_mode_model=True,
@@ -84,7 +84,7 @@ class StageCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs=parser_settings(self.verb),
-            args=args[1:],
+            args=self.given[1:],
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # stages save plain init arguments, which load anywhere
@@ -96,11 +96,12 @@ class StageCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
         parser.add_lightning_class_args(Stage, "model", subclass_mode=True)
         parser.add_lightning_class_args(FacesDataModule, "data", subclass_mode=True, required=False)
-        data = named(self.args)[0].data_class
+        data = named(self.given)[0].data_class
         parser.set_defaults({"data": {"class_path": f"{data.__module__}.{data.__qualname__}"}})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds where runs are kept, which checkpoint to start from, and for predict the defence's options."""
+        parser.add_argument("--base", type=str | None, help="in a config: another one, which it builds on")
         parser.add_argument("--experiment", default="synthetic", help="folder of runs that belong together")
         parser.add_argument(
             "--name", type=str | None, help="folder of this run (default: the stage's own name)"
@@ -115,7 +116,7 @@ class StageCLI(LightningCLI):
         if self.verb == "predict":
             parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
             parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
-            stage, told = named(self.args)
+            stage, told = named(self.given)
             defense = stage if issubclass(stage, Defense) else Defense
             defense.refuse_unknown(told - {"out", "name"})
             declare(parser, defense.options_class)
@@ -123,6 +124,7 @@ class StageCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)
         """Parses and checks ``args``; unlike the inherited method, without a warning in a program."""
         self.config = self.options = options.expanded(parser.parse_args(args))
+        self.options.base = None  # what is dumped has all of it
         module, _, name = self.options.model.class_path.rpartition(".")
         self.stage: type[Stage] = getattr(importlib.import_module(module), name)
         options.check(self.verb, self.options, self.stage.monitor)
@@ -183,7 +185,7 @@ class StageCLI(LightningCLI):
         """Trains an upstream stage with the data, places and devices of this command."""
         folders = [
             folder
-            for path in map(Path, self._configs())
+            for path in configs(self.args)
             for folder in (path.parent, path.parent.parent, path.parent / "attacks")
         ]
         files = [folder / f"{stage}.yaml" for folder in folders]
@@ -199,13 +201,11 @@ class StageCLI(LightningCLI):
         start = ["--ckpt_path", "last"] if last.is_file() else []
         return ["fit", "--config", str(config), *self._shared(), *start]
 
-    def _configs(self) -> list[str]:
-        return list(map(str, self.options.get("config") or []))
-
-    def _shared(self) -> list[str]:
-        """Options of this command that others of its experiment get, too."""
+    def _shared(self, overlaid: bool = True) -> list[str]:
+        """Options of this command that others of its experiment get; ``overlaid``: configs among them."""
         runs_dir = [] if self.options.runs_dir == "runs" else ["--runs_dir", self.options.runs_dir]
-        return ["--experiment", self.options.experiment, *runs_dir, *passed_on(self.args)]
+        own = ["--experiment", self.options.experiment, *runs_dir]
+        return [*(overlays(self.args) if overlaid else []), *own, *passed_on(self.args)]
 
     # Its run
 
@@ -225,8 +225,8 @@ class StageCLI(LightningCLI):
         if self.verb != "fit":
             path = path or folder / "best.ckpt"
             if not path.is_file():
-                configs = [part for file in self._configs() for part in ("--config", file)]
-                train = command(["fit", *configs, *self._shared()])
+                files = [part for file in configs(self.args) for part in ("--config", str(file))]
+                train = command(["fit", *files, *self._shared(overlaid=False)])
                 raise UserError(
                     f"no checkpoint {path}: train {self.name} first ({train}), or give --ckpt_path FILE"
                 )
