@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from crafter_pl.cli import main
 from crafter_pl.cli.functions import parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.cli.verbs import FUNCTIONS, VERBS
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.plugins import import_stages
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +50,8 @@ def test_every_verb_has_its_section_and_its_options_are_there(verb, capsys):
     assert main([verb, *config, "--help"]) == 0
     shown = capsys.readouterr().out
     assert re.match(rf"usage: crafter_pl (\[options\] )?{verb} ", shown)
-    known = {"--protect", *re.findall(r"--[\w.]+", shown)}  # all of a defence's options together
+    data = {f"--data.{name}" for name in inspect.signature(FacesDataModule).parameters}
+    known = {"--protect", *data, *re.findall(r"--[\w.]+", shown)}  # all of a defence's options together
     named = {option.rstrip(".") for option in re.findall(r"--[\w.]+", text)}
     assert {option for option in named if not option.startswith("--model.init_args.")} <= known
 
