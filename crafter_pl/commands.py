@@ -191,7 +191,7 @@ def data_options(settings: dict[str, Any]) -> list[str]:
             differs = [name for name in mine if mine[name] != other[name]]
             found.append((file is None, len(differs), ["--data", str(file)] if file else [], differs))
     _, _, options, differs = min(found, key=lambda one: one[:2])
-    return options + [part for name in differs for part in (f"--data.{name}", _text(mine[name]))]
+    return options + [part for name in differs for part in (f"--data.{name}", yaml_text(mine[name]))]
 
 
 def _effective(settings: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +202,8 @@ def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 (any setting)
+def yaml_text(value: Any) -> str:  # noqa: ANN401 (any setting)
+    """A value on one line of YAML."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
     )

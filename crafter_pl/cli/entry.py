@@ -107,7 +107,7 @@ def _interrupted(what: str, args: list[str], code: int) -> int:
 
     if args[0] == "fit":
         what += f"; finished epochs are kept, go on with: {resume_command(args)}"
-    elif args[0] in ("predict", "protect", "audit", "benchmark"):
+    elif args[0] in ("predict", "protect", "audit", "benchmark", "sweep", "tune"):
         what += f"; go on with the same command: {command(args)}"
     print(what, file=sys.stderr, flush=True)
     return code

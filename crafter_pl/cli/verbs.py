@@ -6,6 +6,8 @@ FUNCTIONS = {  # the verbs that are functions, and where these are
     "serve": "crafter_pl.cloud.serve:serve",
     "audit": "crafter_pl.audit.audit:audit",
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
+    "sweep": "crafter_pl.benchmark.sweep:sweep",
+    "tune": "crafter_pl.tune.tune:tune",
     "report": "crafter_pl.audit.compare:report",
 }
 POSITIONAL = {  # what some of them are given without an option's name
@@ -22,6 +24,8 @@ VERBS = {
     "serve": "answer protected features with attributes, over HTTP: the cloud's classifier",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
+    "sweep": "cut a classifier at several depths; audit the unprotected features of each",
+    "tune": "search an attack's settings on unprotected features of held-out public people",
     "report": "compare several audits on one page, or write one audit's page again",
 }
 HELP = "\n".join(

@@ -1,0 +1,166 @@
+"""The verb `sweep`: what unprotected features leak and a classifier keeps, at each depth of the cut."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure as Plot
+
+from crafter_pl.audit.bootstrap import Figure
+from crafter_pl.audit.verdict import percent, rate_with_range
+from crafter_pl.benchmark.grid import Place
+from crafter_pl.benchmark.jobs import DONE, Job, Jobs
+from crafter_pl.commands import listed
+from crafter_pl.errors import UserError
+from crafter_pl.files import to_json, write_file
+from crafter_pl.stages import TaskModel, load_stage
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cut: its features ``(C, h, w)``, the size of the encoder, what it keeps and what it leaks."""
+
+    cut: str
+    shape: list[int]
+    edge_parameters: int
+    mean_auc: Figure
+    attacks: dict[str, Figure]
+    worst_case: Figure
+    task_seconds: float
+
+
+def sweep(
+    cuts: list[str] | str | None = None,
+    arch: str = "resnet18",
+    audit: str = "configs/audit.yaml",
+    configs: str = "configs",
+    data: str | None = None,
+    experiment: str = "synthetic",
+    runs_dir: str = "runs",
+    oracles: list[str] | str | None = None,
+    decoder: str = "attacks/black_box",
+    steps: int = 200,
+    lr: float = 1.6,
+    workers: int | None = None,
+) -> Path:
+    """Train and audit one task model for each cut, attacked by white-box and black-box attacks.
+
+    Each cut has a task model, an amortizer and a decoder of its own, in RUNS_DIR/EXPERIMENT-ARCH-CUT; prior
+    and oracles are the experiment's. What is done is not done again.
+
+    Args:
+        cuts: nodes of the architecture, from shallow to deep (default: stem, layer1, layer2 and layer3).
+        arch: a torchvision classification model.
+        audit: an audit config, for its bootstrap, and for its data where none are given.
+        configs: folder of the stages' configs.
+        data: config of the data, for every command (default: what the configs name).
+        experiment: whose prior and oracles are used; they are trained where they are missing.
+        runs_dir: folder of all runs.
+        oracles: stages of the panel (default: oracle_resnet and oracle_plain).
+        decoder: stage of the black-box attack.
+        steps: of the white-box attack.
+        lr: of the white-box attack.
+        workers: processes at a time (default: one a processor core).
+
+    Returns:
+        Path of RUNS_DIR/EXPERIMENT/cuts-ARCH/table.md, beside which are cuts.json and cuts.png.
+
+    Raises:
+        UserError: a cut that the architecture does not have, or another job that failed.
+    """
+    base = Place(Path(configs), experiment, Path(runs_dir), data)
+    panel = ["oracle_resnet", "oracle_plain"] if oracles is None else listed(oracles)
+    folder, prior = base.home / f"cuts-{arch}", base.checkpoint("prior")
+    jobs = [
+        Job(f"fit-{stage}", [base.command("fit", stage, None, {})], [base.checkpoint(stage)])
+        for stage in ("prior", *panel)
+    ]
+    shared = [job.name for job in jobs]
+    white_box = {"steps": steps, "lr": lr, "restarts": 1, "prior_ckpt": prior}
+    attacks = [{"class_path": "WhiteBoxAttack", "init_args": white_box}, {"class_path": "DecoderAttack"}]
+    given = ["--features", "[]", "--attacks", json.dumps(attacks), "--out"]
+    judges = ["--oracles", json.dumps([base.checkpoint(stage) for stage in panel])]
+    places = {
+        cut: replace(base, experiment=f"{experiment}-{arch}-{cut.replace('.', '_')}")
+        for cut in (["stem", "layer1", "layer2", "layer3"] if cuts is None else listed(cuts))
+    }
+    for cut, place in places.items():
+        out = str(folder / cut)
+        commands = [
+            place.command("fit", "task", None, {"model.init_args.arch": arch, "model.init_args.cut": cut}),
+            place.command("fit", "amortizer", None, {"model.init_args.prior_ckpt": prior}),
+            place.command("fit", decoder, None, {}),
+            ["audit", "--config", audit, *place.shared, *given, out, "--overwrite", "true", *judges],
+        ]
+        outputs = [place.checkpoint(stage) for stage in ("task", "amortizer", "black_box")]
+        jobs.append(Job(f"cut-{cut}", commands, [*outputs, str(folder / cut / "report.json")], shared))
+    work = Jobs(jobs, folder, workers or os.cpu_count() or 1)
+    work.run()
+    if failed := [
+        f"{name}: {state}, {work.log(name)}" for name, state in work.state.items() if state != DONE
+    ]:
+        raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
+    rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
+    write_file(folder / "cuts.json", to_json([asdict(row) for row in rows]))
+    write_file(folder / "cuts.png", _plot(rows, arch))
+    table = _table(rows)
+    print(table, flush=True)
+    return write_file(folder / "table.md", table)
+
+
+def _row(place: Place, cut: str, audit: Path) -> Row:
+    (entry,) = json.loads((audit / "report.json").read_text())["defenses"]
+    task = load_stage(place.checkpoint("task"), TaskModel)
+    assert task.hparams["cut"] == cut
+    return Row(
+        cut=cut,
+        shape=list(task.feature_shape),
+        edge_parameters=sum(p.numel() for p in task.net.edge.parameters()),
+        mean_auc=entry["utility"]["mean_auc"],
+        attacks={name: result["eval_acc"] for name, result in entry["attacks"].items()},
+        worst_case=entry["worst_case"]["eval_acc"],
+        task_seconds=json.loads((place.home / "task" / "summary.json").read_text())["seconds"],
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    """In Markdown."""
+    attacks = [name.replace("_", "-") for name in rows[0].attacks]
+    heads = ["cut", "features", "edge parameters", "mean AUC", *attacks, "worst case (95 %)"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        shape, size = "×".join(map(str, row.shape)), f"{row.edge_parameters:,}"
+        rates = [percent(found["value"]) for found in row.attacks.values()]
+        auc = f"{row.mean_auc['value']:.3f}"
+        lines.append([row.cut, shape, size, auc, *rates, rate_with_range(row.worst_case)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _plot(rows: list[Row], arch: str) -> bytes:
+    """Utility and leakage against depth, with 95 % intervals, as a PNG."""
+    plot = Plot(figsize=(6.0, 4.4), dpi=160, layout="constrained")
+    axes = plot.add_subplot()
+    lines = {"mean AUC (utility)": [row.mean_auc for row in rows]}
+    lines |= {name.replace("_", "-"): [row.attacks[name] for row in rows] for name in rows[0].attacks}
+    lines |= {"worst case": [row.worst_case for row in rows]}
+    for name, figures in lines.items():
+        values = [one["value"] for one in figures]
+        below = [max(one["value"] - one["ci95"][0], 0) for one in figures]
+        above = [max(one["ci95"][1] - one["value"], 0) for one in figures]
+        style = "--" if "AUC" in name else "-"
+        places = range(len(rows))
+        axes.errorbar(places, values, [below, above], marker="o", ls=style, capsize=3, label=name)
+    axes.set_xticks(range(len(rows)), [row.cut for row in rows])
+    axes.set_xlabel(f"cut of {arch}, from shallow to deep")
+    axes.set_ylabel("faces identified; mean AUC")
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
