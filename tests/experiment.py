@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -121,15 +120,6 @@ def make(folder: Path) -> Experiment:
     made.printed = text.getvalue()
     assert sorted(made.trained) == sorted(STAGES)
     return made
-
-
-def load_script(name: str) -> ModuleType:
-    """A file of `scripts/` as a module, where its dataclasses and annotations find themselves."""
-    spec = spec_from_file_location(name, CONF.parent.parent / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def shards(folder: Path) -> dict[str, bytes]:

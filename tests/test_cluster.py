@@ -11,6 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_ddp
 import pytest
 from experiment import DATA, in_subprocess, shards
 
@@ -226,10 +227,7 @@ def test_a_longer_wait_can_be_set(tmp_path, monkeypatch, capsys):
     assert "timeout: '2:00:00'" in capsys.readouterr().out
 
 
-def test_bench_ddp_trains_from_a_store(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import bench_ddp
-
+def test_bench_ddp_trains_from_a_store(tmp_path):
     options = Namespace(side=16, width=4, steps=2)
     bench_ddp.write_store(tmp_path / "store", bench_ddp.shape_of(16))
     seconds = SimpleNamespace(value=0.0)

@@ -2,18 +2,13 @@
 
 import shutil
 
-import pytest
 import torch
 import yaml
-from experiment import DATA, load_script
+from enrol_cloaked import main, named
+from experiment import DATA
 from torch.nn.functional import normalize
 
 from crafter_pl.stages import Embedder, load_stage
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("enrol_cloaked")
 
 
 class Colours:
@@ -23,22 +18,22 @@ class Colours:
         return normalize(images.mean((2, 3)))
 
 
-def test_who_was_enrolled_under_another_face_is_not_named(script):
+def test_who_was_enrolled_under_another_face_is_not_named():
     """Two pictures each of a red, a green and a blue person; then red and green are swapped."""
     clean = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4).repeat_interleave(2, 0)
     rows = {"image": clean, "identity": torch.tensor([70, 70, 5, 5, 9, 9])}
     swapped = clean[[2, 3, 0, 1, 4, 5]]
     for alone in (True, False):
-        assert script.named(Colours(), clean, rows, rows, alone).tolist() == [1] * 6
+        assert named(Colours(), clean, rows, rows, alone).tolist() == [1] * 6
         one_of_two = torch.cat([swapped[:1], clean[1:]])  # a person's centroid is over all pictures
-        assert script.named(Colours(), one_of_two + 0.1 * clean, rows, rows, alone).tolist() == [1] * 6
-    assert script.named(Colours(), swapped, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
+        assert named(Colours(), one_of_two + 0.1 * clean, rows, rows, alone).tolist() == [1] * 6
+    assert named(Colours(), swapped, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
     grey = swapped + 0.9 * clean  # a cloak that goes halfway: enough for two who take each other's place
-    assert script.named(Colours(), grey, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
-    assert script.named(Colours(), grey, rows, rows, alone=True).tolist() == [1] * 6
+    assert named(Colours(), grey, rows, rows, alone=False).tolist() == [0, 0, 0, 0, 1, 1]
+    assert named(Colours(), grey, rows, rows, alone=True).tolist() == [1] * 6
 
 
-def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, capsys):
+def test_the_table_is_of_the_cloaks_that_are_asked_for(tiny, tmp_path, capsys):
     runs = tmp_path / "runs"
     for stage in ("embedder", "embedder_plain"):
         shutil.copytree(tiny.folder / stage, runs / "synthetic" / stage)
@@ -49,7 +44,7 @@ def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, c
     data.write_text(yaml.safe_dump(DATA))
     capsys.readouterr()
     command = ["--data", str(data), "--runs_dir", str(runs)]
-    assert script.main([*command, "--cloaks", "[weak, strong]"]) == 0
+    assert main([*command, "--cloaks", "[weak, strong]"]) == 0
     printed = capsys.readouterr().out.splitlines()  # on a slow machine also how long it will take
     head, _, uncloaked, *lines = [line for line in printed if line.startswith("|")]
     assert [line.split(" | ")[0] for line in lines] == [
@@ -59,10 +54,10 @@ def test_the_table_is_of_the_cloaks_that_are_asked_for(script, tiny, tmp_path, c
     assert head == "| enrolled with | embedder | embedder_plain |"
     rows = tiny.data().rows("private_test"), tiny.data().rows("private_train")
     net = load_stage(tiny.ckpt("embedder"), Embedder)
-    rate = float(script.named(net, rows[0]["image"], *rows, alone=False).mean())
+    rate = float(named(net, rows[0]["image"], *rows, alone=False).mean())
     assert uncloaked.startswith(f"| uncloaked | {100 * rate:.1f} % (")
     plain = uncloaked.partition(" | ")[2]
     assert rest[0] == rest[1] == plain, "no budget, no cloak"
     assert plain not in rest[2:]
-    assert script.main([*command, "--cloaks", "[embedder]"]) == 2
+    assert main([*command, "--cloaks", "[embedder]"]) == 2
     assert "is a checkpoint of Embedder, not of a defence" in capsys.readouterr().err

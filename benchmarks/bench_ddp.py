@@ -1,19 +1,20 @@
 """How decoder retraining scales: two processes against one, in one run, on this machine.
 
-    python scripts/bench_ddp.py [--processes 2] [--batch 32] [--steps 30] [--side 32] [--width 48]
+    python benchmarks/bench_ddp.py [--processes 2] [--batch 32] [--steps 30] [--side 32] [--width 48]
 
 Each process has one thread: DistributedDataParallel over gloo, batch norm over the global batch, pairs
 streamed from a feature store. `weak`: the batch of a process stays the same, so the global batch grows;
 `strong`: the global batch stays the same, as `adaptive_black_box` trains. Best of three repetitions each.
 """
 
-import argparse
 import os
+import sys
 import tempfile
 import time
 from itertools import count
 
 import torch
+from jsonargparse import Namespace, auto_cli
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
@@ -88,28 +89,33 @@ def rate(world, batch, options, folder):
     return world * batch * options.steps / seconds.value
 
 
-def main():
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("processes", 2), ("batch", 32), ("steps", 30), ("side", 32), ("width", 48)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    world, batch = options.processes, options.batch
-    if batch % world:
-        parser.error(f"--batch {batch} must be a multiple of --processes {world}")
+def bench(processes: int = 2, batch: int = 32, steps: int = 30, side: int = 32, width: int = 48):
+    """Train decoders by one process and by several, and print how many samples a second they take.
+
+    Args:
+        processes: how many are compared with one.
+        batch: of one process alone, a multiple of them.
+        steps: that are timed.
+        side: of a picture, in pixels.
+        width: of the decoder.
+    """
+    if batch % processes:
+        print(f"error: --batch {batch} must be a multiple of --processes {processes}", file=sys.stderr)
+        sys.exit(2)
+    options = Namespace(steps=steps, side=side, width=width)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; one thread a process")
-    print(f"decoder of width {options.width}, {options.side}x{options.side} pictures")
+    print(f"decoder of width {width}, {side}x{side} pictures")
     with tempfile.TemporaryDirectory() as folder:
-        write_store(folder, shape_of(options.side))
+        write_store(folder, shape_of(side))
         one = rate(1, batch, options, folder)
         print(f"1 process,   batch {batch}: {one:.1f} samples/s")
-        for kind, each in (("weak", batch), ("strong", batch // world)):
-            many = rate(world, each, options, folder)
+        for kind, each in (("weak", batch), ("strong", batch // processes)):
+            many = rate(processes, each, options, folder)
             print(
-                f"{world} processes, batch {world}x{each} ({kind}): {many:.1f} samples/s, "
-                f"{many / one:.2f} times, efficiency {many / one / world:.0%}"
+                f"{processes} processes, batch {processes}x{each} ({kind}): {many:.1f} samples/s, "
+                f"{many / one:.2f} times, efficiency {many / one / processes:.0%}"
             )
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(bench, as_positional=False)

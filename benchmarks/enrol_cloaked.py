@@ -1,6 +1,6 @@
 """What cloaks were made for: a recogniser that learns people from cloaked pictures meets them uncloaked.
 
-    python scripts/enrol_cloaked.py --data configs/small.yaml --experiment small \
+    python benchmarks/enrol_cloaked.py --data configs/small.yaml --experiment small \
         --cloaks "[fawkes-rho0.017, lowkey-alpha5]"
 
 The experiment of Fawkes (USENIX Security 2020) and LowKey (ICLR 2021): whoever runs a recogniser enrols
@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn import functional as F
 
-from crafter_pl.audit.bootstrap import IdentityBootstrap, figure
+from crafter_pl.audit.bootstrap import IdentityBootstrap
 from crafter_pl.audit.verdict import rate_with_range
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
@@ -70,10 +70,9 @@ def enrol(
         cloak = load_defense(home / name / "checkpoints" / "best.ckpt")
         if not isinstance(cloak, Cloak):
             raise UserError(f"--cloaks {name}: {type(cloak).__name__} is not a cloak (Fawkes, LowKey)")
-        batches = enrolled["image"].split(_BATCH)
         parts, steps = [], Steps(name, len(enrolled["image"]), unit="pictures")
-        for images in batches:
-            parts.append(cloak.cloak(images))
+        for images in enrolled["image"].split(_BATCH):
+            parts.append(cloak.cloak(images, cloak.options()))
             steps.step(len(images))
         steps.close()
         cloaked = torch.cat(parts)
@@ -81,11 +80,8 @@ def enrol(
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
     lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]
     for name, (pictures, alone) in galleries.items():
-        line = [name]
-        for net in nets.values():
-            right = named(net, pictures, enrolled, probes, alone)
-            line.append(rate_with_range(figure(float(right.mean()), boot.mean_replicates(right.numpy()))))
-        lines.append(line)
+        right = [named(net, pictures, enrolled, probes, alone) for net in nets.values()]
+        lines.append([name, *(rate_with_range(boot.mean(hits)) for hits in right)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -109,9 +105,8 @@ def named(
 
     def centroids(images: Tensor) -> Tensor:
         embeddings = embed(images)
-        return F.normalize(
-            embeddings.new_zeros(len(known), embeddings.shape[1]).index_add(0, group, embeddings)
-        )
+        sums = embeddings.new_zeros(len(known), embeddings.shape[1]).index_add(0, group, embeddings)
+        return F.normalize(sums)
 
     shown, own = embed(probes["image"]), torch.searchsorted(known, probes["identity"])
     cloaked = centroids(gallery)
@@ -121,12 +116,10 @@ def named(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs what the command line asks for; 2 after a user's mistake."""
+    """Prints the table that the command line asks for; 2 after a user's mistake."""
     import_stages()
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_function_arguments(enrol, as_positional=False, sub_configs=True)
     try:
-        print(enrol(**parser.instantiate(parser.parse_args(args))))
+        print(auto_cli(enrol, args=args, as_positional=False))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
