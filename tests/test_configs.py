@@ -305,6 +305,7 @@ def test_configs_that_texts_name_are_there():
     texts = [
         *ROOT.glob("*.md"),
         *ROOT.glob("scripts/*"),
+        *ROOT.glob("benchmarks/*"),
         *ROOT.glob("docs/*.md"),
         ROOT / "Makefile",
         *ROOT.glob(".ci/*"),

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.bootstrap import Figure, IdentityBootstrap, figure
 from crafter_pl.audit.inputs import check_adversary, chosen_attacks
 from crafter_pl.benchmark.grid import flags
 from crafter_pl.cli.functions import parser
+from crafter_pl.cli.parsing import Parser
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
@@ -106,12 +107,12 @@ def tune(
         )
     given = entry.get("init_args", {})
     settings = combinations(given, grid)
-    builder = ArgumentParser(exit_on_error=False)
+    builder = Parser(exit_on_error=False)
     builder.add_argument("--attack", type=Attack)
     attacks = []
     for setting in settings:  # a value that the attack refuses is found at once
-        one = builder.parse_object({"attack": {**entry, "init_args": {**given, **setting}}})
-        attacks.append(builder.instantiate(one).attack)
+        one = json.dumps({**entry, "init_args": {**given, **setting}})
+        attacks.append(builder.instantiate(builder.parse_args(["--attack", one])).attack)
     bench = Bench(options, faces)
     out = bench.commands.home / "tuning" / f"{attack}.csv"
     tries = compared(settings, search(bench, out, settings, attacks), bench.boot)
