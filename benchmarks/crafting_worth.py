@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from crafting_cases import batches, defense
 from torch import Tensor
 
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
-from crafter_pl.audit import inputs, metrics
+from crafter_pl.audit.load import load_oracles
 from crafter_pl.audit.panel import Panel
+from crafter_pl.commands import Commands
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Crafter
+from crafter_pl.metrics import attribute_auc
 from crafter_pl.progress import Steps
 from crafter_pl.stages.base import load_stage
 
@@ -29,20 +32,19 @@ def judge(
     with torch.no_grad():
         scores = torch.cat([cloud(part.to(device)).float().cpu() for part in features.split(64)])
     paths = [str(home / name / "checkpoints" / "best.ckpt") for name in args.oracles]
-    oracles = {key: net.to(device) for key, net in inputs.load_oracles(paths, data).items()}
+    oracles = {key: net.to(device) for key, net in load_oracles(paths, data).items()}
     panel = Panel(oracles, rows["image"], rows["identity"], device, 64)
     white = WhiteBoxAttack(steps=args.attack_steps, lr=args.attack_lr, restarts=1)
     similarity, hits, named = 0.0, torch.zeros(len(features), dtype=torch.bool), {}
     for attack in (white, DecoderAttack()):
-        attack.resolve(home)
-        attack.aim_at(None)
+        attack = attack.against(None, Commands(home))
         attack.prepare(device)
         torch.manual_seed(0)
         verdict = panel.judge(torch.cat([attack.reconstruct(part) for part in features.split(64)]))
         similarity = max(similarity, float(verdict.similarity.mean(1).max()))
         hits |= verdict.hits.any(0)
         named[attack.name] = float(verdict.hits[0].float().mean())
-    auc = metrics.attribute_auc(scores, rows["attributes"], list(data.attribute_names)).mean
+    auc = float(np.nanmean(attribute_auc(scores, rows["attributes"])))
     worst = float(hits.float().mean())
     return {"mean_auc": auc, "identity_similarity": similarity, "worst_case": worst, "eval_acc": named}
 

@@ -18,13 +18,13 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn import functional as F
 
-from crafter_pl.audit.bootstrap import IdentityBootstrap
-from crafter_pl.audit.verdict import rate_with_range
+from crafter_pl.audit.show.table import Table, rate
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.defenses.baselines.cloak import Cloak
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import IdentityBootstrap
 from crafter_pl.plugins import import_stages
 from crafter_pl.progress import Steps
 from crafter_pl.stages import Embedder, load_stage
@@ -78,11 +78,11 @@ def enrol(
         cloaked = torch.cat(parts)
         galleries |= {f"{name}, one person": (cloaked, True), f"{name}, everybody": (cloaked, False)}
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
-    lines = [["enrolled with", *nets], ["---"] * (len(nets) + 1)]
+    lines = []
     for name, (pictures, alone) in galleries.items():
         right = [named(net, pictures, enrolled, probes, alone) for net in nets.values()]
-        lines.append([name, *(rate_with_range(boot.mean(hits)) for hits in right)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        lines.append([name, *(rate(boot.mean(hits).estimate()) for hits in right)])
+    return Table(["enrolled with", *nets], lines).markdown() + "\n"
 
 
 @torch.no_grad()

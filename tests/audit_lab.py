@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.audit import audit as audit_module
-from crafter_pl.audit import figures, inputs
+from crafter_pl.audit import bind, features, judge, load
 from crafter_pl.audit.audit import audit
+from crafter_pl.audit.options import Options
 from crafter_pl.data.store import write_manifest, write_shard
 
 PEOPLE, PICTURES, SIZE = 6, 3, 8
@@ -88,10 +89,14 @@ class Echo(Attack):
     def __init__(self, name: str = "echo", noise: float = 0.0, stop_after: int | None = None) -> None:
         self.name, self.noise, self.stop_after = name, noise, stop_after
         self.checkpoints = {}
-        self.prepared, self.seen = 0, []
+        self.aims, self.prepared, self.seen = [], [], []  # bound copies share them
+
+    def aim(self, target: Target | None) -> None:
+        super().aim(target)
+        self.aims.append(target)
 
     def prepare(self, device: str) -> None:
-        self.prepared += 1
+        self.prepared.append(device)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         if self.stop_after is not None and len(self.seen) >= self.stop_after:
@@ -132,10 +137,11 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     """Data, two stores, and stages that are found by their file's name."""
     stages = {"task": FakeTask(), "colour": FakeOracle("colour"), "turned": FakeOracle("turned", shift=1)}
     splits: dict[str, str] = {}
-    monkeypatch.setattr(inputs, "load_stage", lambda path, cls: stages[Path(path).name])
-    monkeypatch.setattr(inputs, "load_oracle", lambda path: stages[Path(path).name])
-    monkeypatch.setattr(inputs, "trained_on", lambda path: splits.get(Path(path).name, SPLIT_HASH))
-    for module in (inputs, figures, audit_module):
+    monkeypatch.setattr(load, "load_stage", lambda path, cls: stages[Path(path).name])
+    monkeypatch.setattr(load, "load_oracle", lambda path: stages[Path(path).name])
+    for module in (load, bind):
+        monkeypatch.setattr(module, "trained_on", lambda path: splits.get(Path(path).name, SPLIT_HASH))
+    for module in (load, features, judge, audit_module):
         digest = lambda path: SHA if Path(path).name == "task" else f"of {Path(path).name}"  # noqa: E731
         monkeypatch.setattr(module, "sha256", digest)
     data = FakeData()
@@ -162,7 +168,7 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
     def run(**changes: Any) -> dict[str, Any]:
         if "oracles" in changes:
             changes["oracles"] = [one if "/" in one else file(one) for one in changes["oracles"]]
-        page = audit(**(base | {"attacks": [Echo(), Blank("blank")]} | changes))
+        page = audit(Options(**(base | {"attacks": [Echo(), Blank("blank")]} | changes)))
         assert page == out / "report.html" and page.is_file()
         return json.loads((out / "report.json").read_text())
 

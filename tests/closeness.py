@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 
@@ -25,3 +26,9 @@ def near(found: Tensor, expected: Tensor, steps: int = 1, at_least: float = 0.0)
     coarse = max((found.dtype, expected.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     size = expected.detach().to(coarse)
     return bool((found.double() - expected.double()).abs().max() <= rounding(size, steps, at_least))
+
+
+def mean_auc(scores: Tensor, targets: Tensor) -> float:
+    """Mean AUC over the attributes that have both classes, by scikit-learn; both ``(N, A)``."""
+    both = [column for column in range(targets.shape[1]) if len(targets[:, column].unique()) == 2]
+    return sum(roc_auc_score(targets[:, column], scores[:, column]) for column in both) / len(both)

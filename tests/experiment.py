@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from crafter_pl.cli import main, run
+from crafter_pl.commands import Commands
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Defense
 from crafter_pl.stages.base import Stage
@@ -49,6 +50,11 @@ class Experiment:
     @property
     def folder(self) -> Path:
         return self.runs_dir / "synthetic"
+
+    @property
+    def commands(self) -> Commands:
+        """What attacks are bound to, for their checkpoints."""
+        return Commands(self.folder)
 
     def command(self, verb: str, name: str, *more: str) -> list[str]:
         return [verb, "--config", str(CONF / f"{name}.yaml"), "--runs_dir", str(self.runs_dir), *more]

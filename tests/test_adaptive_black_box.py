@@ -22,7 +22,7 @@ from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDeco
 from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
-from crafter_pl.audit.targets import Published
+from crafter_pl.audit.load import Published
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest, read_shard, read_store
 from crafter_pl.defenses import load_defense
@@ -226,11 +226,7 @@ def test_upstream_stages_say_where_they_are(tiny):
 
 
 def aimed(tiny, target, among=None, **settings):
-    attack = AdaptiveDecoderAttack(**settings)
-    attack.resolve(tiny.folder)
-    attack.among = among
-    attack.aim(target)
-    return attack
+    return AdaptiveDecoderAttack(**settings).against(target, tiny.commands, among)
 
 
 def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trained, manifest, tmp_path):
@@ -244,19 +240,18 @@ def test_it_chooses_the_decoder_that_was_trained_against_this_defence(tiny, trai
     assert near(attack.reconstruct(features), expected)
     # Also where it inverts the mean of several queries.
     averaged = AveragedAttack(AdaptiveDecoderAttack())
-    averaged.resolve(tiny.folder)
-    averaged.aim(Target(manifest, None))
+    averaged = averaged.against(Target(manifest, None), tiny.commands)
     assert averaged.describe()["checkpoints"] == {"adaptive_black_box": sha256(best)}
     averaged.prepare("cpu")
     seen = averaged.observe(torch.stack([features - 1, features + 1]))
     assert near(averaged.reconstruct(seen), expected, steps=10)
     # The seed is the defender's; a store of an older version has no hash, but its checkpoint has.
     settings = {**manifest["settings"], "seed": 5}
-    attack.aim(Target({**manifest, "settings": settings}, None))
+    aimed(tiny, Target({**manifest, "settings": settings}, None))
     old = {key: value for key, value in manifest.items() if key != "defense_sha256"}
-    attack.aim(Target(old, load_defense(tiny.ckpt("crafter"))))
+    aimed(tiny, Target(old, load_defense(tiny.ckpt("crafter"))))
     # Unprotected features: the decoder that adaptation began with.
-    attack.aim(None)
+    attack = aimed(tiny, None)
     attack.prepare("cpu")
     assert attack.describe()["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
     basic = DecoderAttack(tiny.ckpt("black_box"))
@@ -337,8 +332,7 @@ def test_earlier_rounds_as_attacks(tiny, trained, manifest):
         with torch.no_grad():
             assert torch.equal(earlier.reconstruct(features), stage.reconstruct(features))
     assert attack.checkpoint("adaptive_black_box").endswith("best.ckpt")
-    attack.aim(None)
-    assert attack.history() == []
+    assert aimed(tiny, None).history() == []
 
 
 def test_rounds_are_in_the_order_of_their_numbers(tiny, trained, manifest, tmp_path):

@@ -224,9 +224,8 @@ def test_an_amortizer_of_another_prior(tiny, tmp_path):
 def test_the_attack_is_the_stage_on_crafted_features_and_plain_on_others(tiny, tiny_store, trained):
     manifest = read_manifest(tiny_store)
     features = torch.rand(5, 64, 8, 8, generator=torch.Generator().manual_seed(1))
-    attack = AdaptiveWhiteBoxAttack(steps=3, restarts=2, batch_size=2)
-    attack.resolve(tiny.folder)
-    attack.aim(Target(manifest, None))
+    configured = AdaptiveWhiteBoxAttack(steps=3, restarts=2, batch_size=2)
+    attack = configured.against(Target(manifest, None), tiny.commands)
     best = trained["adapted"] / "checkpoints" / "best.ckpt"
     told = attack.describe()
     assert told["checkpoints"] == {"adaptive_white_box": sha256(best)} and told["settings"] == {}
@@ -236,10 +235,10 @@ def test_the_attack_is_the_stage_on_crafted_features_and_plain_on_others(tiny, t
         expected = load_stage(best, AdaptiveWhiteBox).reconstruct(features)
     assert near(found, expected, steps=10) and not found.requires_grad
     assert 0 <= found.min() < found.max() <= 1
-    attack.aim(None)
+    attack = configured.against(None, tiny.commands)
     attack.prepare("cpu")
     plain = WhiteBoxAttack(steps=3, restarts=2, batch_size=2)
-    plain.resolve(tiny.folder)
+    plain = plain.against(None, tiny.commands)
     plain.prepare("cpu")
     assert torch.equal(attack.reconstruct(features), plain.reconstruct(features))
     assert {**attack.describe(), "name": ""} == {**plain.describe(), "name": ""}
@@ -247,12 +246,10 @@ def test_the_attack_is_the_stage_on_crafted_features_and_plain_on_others(tiny, t
 
 def test_its_rounds_are_its_history(tiny, tiny_store, trained):
     """Before the first round it is the plain attack, with the settings that it has on other features."""
-    attack = AdaptiveWhiteBoxAttack(steps=3, restarts=1)
-    attack.resolve(tiny.folder)
-    attack.aim(None)
-    assert attack.history() == []
+    configured = AdaptiveWhiteBoxAttack(steps=3, restarts=1)
+    assert configured.against(None, tiny.commands).history() == []
     target = Target(read_manifest(tiny_store), None)
-    attack.aim(target)
+    attack = configured.against(target, tiny.commands)
     moments = attack.history()
     assert [moment for moment, _ in moments] == [
         {"round": 0, "pairs": 0, "epochs": 0},
@@ -261,7 +258,7 @@ def test_its_rounds_are_its_history(tiny, tiny_store, trained):
     ]
     features = torch.rand(2, 64, 8, 8)
     plain, before = WhiteBoxAttack(steps=3, restarts=1), moments[0][1]
-    plain.resolve(tiny.folder)
+    plain = plain.against(None, tiny.commands)
     assert before.target == target and before.name == attack.name
     assert before.describe() == {**plain.describe(), "name": attack.name}
     for one in (plain, before):
@@ -280,10 +277,8 @@ def test_its_rounds_are_its_history(tiny, tiny_store, trained):
 def test_nothing_was_trained_against_this_defence(tiny, tiny_store, trained):
     manifest = read_manifest(tiny_store)
     manifest["settings"]["beta"] = 0.5
-    attack = AdaptiveWhiteBoxAttack()
-    attack.resolve(tiny.folder)
     with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
-        attack.aim(Target(manifest, None))
+        AdaptiveWhiteBoxAttack().against(Target(manifest, None), tiny.commands)
     line = str(error.value).partition("train it first: ")[2]
     assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_white_box.yaml")
     assert "--model.init_args.protect.beta 0.5" in line

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from crafter_pl.attacks import BlackBox, DecoderAttack, Target, WhiteBoxAttack
 from crafter_pl.cli import main
+from crafter_pl.commands import Commands
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Generator, fold_batchnorm
 from crafter_pl.stages import GanPrior, TaskModel, load_stage, sha256
@@ -34,7 +36,7 @@ def white_box(tiny):
 
     def make(**settings):
         attack = WhiteBoxAttack(**settings)
-        attack.resolve(tiny.folder)
+        attack = attack.against(None, tiny.commands)
         attack.prepare("cpu")
         attack.generator = vivid
         return attack
@@ -126,7 +128,7 @@ def test_a_prior_weight_keeps_latents_small(white_box, faces_of_the_prior):
 def test_decoder_attack_equals_its_stage(tiny, faces_of_the_prior):
     features = faces_of_the_prior[2]
     attack = DecoderAttack(batch_size=4)
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     attack.prepare("cpu")
     stage = load_stage(tiny.ckpt("black_box"), BlackBox)
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     told = ["--model.init_args.reads", "answers", "--name", name]
     assert main(tiny.command("fit", "black_box", *told)) == 0
     attack = DecoderAttack(name=name)
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     attack.prepare("cpu")
     assert attack.reconstruct(faces_of_the_prior[2]).shape == (len(faces_of_the_prior[2]), 3, 32, 32)
     task = load_stage(tiny.ckpt("task"), TaskModel)
@@ -176,7 +178,7 @@ def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     features, turned = faces_of_the_prior[2], Turned(task.net.cloud)
     manifest = {"defense": "other", "retrains": ["encoder", "cloud"], "defense_sha256": "ab" * 32}
     before, described = attack.reconstruct(features), attack.describe()
-    attack.aim_at(Target(manifest, None, {"cloud": turned}))
+    attack = attack.against(Target(manifest, None, {"cloud": turned}), tiny.commands)
     assert attack.describe() == {**described, "settings": {"cloud_of": "ab" * 32}}
     attack.prepare("cpu")
     net = attack.net.net
@@ -186,11 +188,10 @@ def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     assert near(attack.reconstruct(features), expected)
     assert (expected - before).abs().max() > 1e-4
     plain = DecoderAttack()
-    plain.resolve(tiny.folder)
-    plain.aim_at(Target(manifest, None))
+    plain = plain.against(Target(manifest, None), tiny.commands)
     assert plain.settings() == {}
     plain.prepare("cpu")
-    attack.aim_at(Target(manifest, None))
+    attack = attack.against(Target(manifest, None), tiny.commands)
     with pytest.raises(UserError, match="the defence other has retrained the cloud: give the checkpoint"):
         attack.prepare("cpu")
 
@@ -211,7 +212,7 @@ class Turned(nn.Module):
 
 def test_settings_and_description(tiny):
     attack = WhiteBoxAttack(steps=7, lr=0.2, restarts=3, prior_weight=0.1, seed=5, name="strong")
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     expected = {"space": "z", "steps": 7, "lr": 0.2, "restarts": 3}
     expected |= {"prior_weight": 0.1, "seed": 5, "amortized": True}
     assert attack.settings() == expected
@@ -220,21 +221,21 @@ def test_settings_and_description(tiny):
     held = {"class": "WhiteBoxAttack", "version": attack.version, "settings": expected}
     assert told == {"name": "strong", **held, "checkpoints": hashes}
     cold = WhiteBoxAttack(amortizer_ckpt="none")
-    cold.resolve(tiny.folder)
+    cold = cold.against(None, tiny.commands)
     assert cold.settings()["amortized"] is False and cold.describe()["checkpoints"].keys() == {
         "task",
         "prior",
     }
     decoder = DecoderAttack()
-    decoder.resolve(tiny.folder)
+    decoder = decoder.against(None, tiny.commands)
     told = decoder.describe()
     assert told["name"] == "black_box" and told["class"] == "DecoderAttack" and told["settings"] == {}
     assert told["checkpoints"] == {"black_box": sha256(tiny.ckpt("black_box"))}
 
 
-def test_resolve_leaves_given_checkpoints_alone(tiny):
+def test_binding_leaves_given_checkpoints_alone():
     attack = WhiteBoxAttack(prior_ckpt="mine.ckpt")
-    attack.resolve("runs/e")
+    attack = attack.against(None, Commands(Path("runs/e")))
     assert attack.checkpoints == {
         "task": "runs/e/task/checkpoints/best.ckpt",
         "prior": "mine.ckpt",
@@ -243,7 +244,7 @@ def test_resolve_leaves_given_checkpoints_alone(tiny):
 
 
 @pytest.mark.parametrize("attack", [WhiteBoxAttack, DecoderAttack])
-def test_unresolved_checkpoints(attack):
+def test_checkpoints_without_an_experiment(attack):
     with pytest.raises(UserError, match=r"has no checkpoint of stage '(task|black_box)'"):
         attack().prepare("cpu")
 
@@ -255,11 +256,11 @@ def test_missing_and_wrong_checkpoints(tiny, tmp_path):
     with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of BlackBox"):
         DecoderAttack(tiny.ckpt("task")).prepare("cpu")
     attack = WhiteBoxAttack(prior_ckpt=tiny.ckpt("task"))
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of GanPrior"):
         attack.prepare("cpu")
     attack = WhiteBoxAttack()
-    attack.resolve(tmp_path)
+    attack = attack.against(None, Commands(tmp_path))
     with pytest.raises(UserError, match=r"task/checkpoints/best\.ckpt: train the stage 'task' first"):
         attack.prepare("cpu")
 
@@ -268,19 +269,19 @@ def test_checkpoints_that_do_not_belong_together(tiny, tmp_path):
     content = torch.load(tiny.ckpt("prior"), weights_only=True)
     torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
     attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"))
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     with pytest.raises(
         UserError, match=r"was trained on .*prior/checkpoints/best\.ckpt, not on .*other\.ckpt"
     ):
         attack.prepare("cpu")
     cold = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"), amortizer_ckpt="none")
-    cold.resolve(tiny.folder)
+    cold = cold.against(None, tiny.commands)
     cold.prepare("cpu")
     large = GanPrior(latent_dim=4, width=2, critic_width=2, image_size=64)
     content.update(hyper_parameters=dict(large.hparams), state_dict=large.state_dict())
     torch.save(content, tmp_path / "large.ckpt")
     attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "large.ckpt"), amortizer_ckpt="none")
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     with pytest.raises(UserError, match=r"takes pictures of 32 pixels, .*large\.ckpt makes 64"):
         attack.prepare("cpu")
 

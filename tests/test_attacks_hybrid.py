@@ -88,7 +88,7 @@ def test_neighbours_do_not_matter():
 def test_real_nets(tiny):
     images = tiny.data().images("public_val")[:3]
     attack = HybridAttack(steps=20, tv=0.001)
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     attack.prepare("cpu")
     with torch.no_grad():
         features = attack.encoder(images)
@@ -96,7 +96,7 @@ def test_real_nets(tiny):
     assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1 and not found.requires_grad
     assert torch.equal(attack.reconstruct(features), found)
     decoder = DecoderAttack()
-    decoder.resolve(tiny.folder)
+    decoder = decoder.against(None, tiny.commands)
     decoder.prepare("cpu")
 
     @torch.no_grad()
@@ -117,6 +117,6 @@ def test_messages(tiny, tmp_path):
     content = torch.load(tiny.ckpt("task"), weights_only=True)
     torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
     attack = HybridAttack(task_ckpt=str(tmp_path / "other.ckpt"))
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     with pytest.raises(UserError, match=r"the black_box .* was trained on .*task.*, not on .*other\.ckpt"):
         attack.prepare("cpu")

@@ -126,7 +126,7 @@ def with_prior(tiny, tmp_path_factory):
             prior_ckpt=str(path),
             **{"amortizer_ckpt": "none", "steps": 10, "restarts": 1, "lr": 0.1, **settings},
         )
-        built.resolve(tiny.folder)
+        built = built.against(None, tiny.commands)
         built.prepare("cpu")
         return built
 

@@ -1,6 +1,8 @@
 """Attacks around another attack: averaging over queries; attacks in configs; encoders of a defence's own."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from crafter_pl.attacks import (
     WhiteBoxAttack,
 )
 from crafter_pl.attacks.adaptive_black_box import AdaptiveDecoderAttack
+from crafter_pl.commands import Commands
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import Defense
 from crafter_pl.errors import UserError
@@ -97,14 +100,15 @@ def test_the_mean_of_the_queries_is_inverted():
 
 def test_wrappers_say_what_they_hold(tiny):
     for attack in (AveragedAttack(), AveragedAttack(DecoderAttack())):
-        attack.resolve(tiny.folder)
+        target = Target({"defense": "x", "retrains": []}, Known())
+        bound = attack.against(target, tiny.commands)
+        assert bound.target == bound.base.target == replace(target, defense=None)
+        assert attack.target is None and attack.base.target is None
+        attack = attack.against(None, tiny.commands)
         told = json.loads(json.dumps(attack.describe()))
         assert told["checkpoints"] == attack.base.describe()["checkpoints"]
         held = {"class": type(attack.base).__name__, "version": attack.base.version}
         assert told["settings"]["base"] == {**held, **attack.base.settings()}
-        target = Target({"defense": "x", "retrains": []}, Known())
-        attack.aim(target)
-        assert attack.target is target and attack.base.target is target
     assert not AveragedAttack().adaptive
     assert AveragedAttack(AdaptiveDecoderAttack()).adaptive
 
@@ -128,8 +132,7 @@ def test_attacks_in_a_config():
     assert [type(attack) for attack in made] == list(kinds)
     assert isinstance(made[0].base, DecoderAttack)
     assert (made[1].steps, made[1].weight, made[1].verify) == (5, 2.0, True)
-    for attack in made:
-        attack.resolve("runs/e")
+    made = [attack.against(None, Commands(Path("runs/e"))) for attack in made]
     assert made[3].checkpoints["prior"] == "runs/e/prior_g2/checkpoints/best.ckpt"
     assert made[0].checkpoints == {"black_box": "runs/e/black_box/checkpoints/best.ckpt"}
     assert made[1].checkpoints.keys() == {"task", "prior", "amortizer"}
@@ -146,20 +149,18 @@ def test_a_retrained_encoder_is_the_one_inverted(tiny):
     defense = Known()
     manifest = {"defense": "other", "retrains": ["encoder"], "defense_sha256": "ab" * 32}
     images = tiny.data().images("public_val")[:2]
-    for attack in (WhiteBoxAttack(steps=1, restarts=1), HybridAttack(steps=1), LayerwiseAttack(steps=1)):
-        attack.resolve(tiny.folder)
-        plain = attack.settings()
-        attack.aim_at(Target(manifest, defense, {"encoder": Other()}))
+    for made in (WhiteBoxAttack(steps=1, restarts=1), HybridAttack(steps=1), LayerwiseAttack(steps=1)):
+        plain = made.settings()
+        attack = made.against(Target(manifest, defense, {"encoder": Other()}), tiny.commands)
         assert attack.target.defense is None
         attack.prepare("cpu")
         with torch.no_grad():
             assert torch.equal(attack.encoder(images), Other()(images))
         assert attack.settings() == {**plain, "encoder_of": "ab" * 32}
         assert getattr(attack, "amortizer", None) is None
-        attack.aim(Target(manifest, None))
         with pytest.raises(UserError, match="the defence other has retrained the encoder"):
-            attack.prepare("cpu")
-        attack.aim(None)
+            made.against(Target(manifest, None), tiny.commands).prepare("cpu")
+        attack = made.against(None, tiny.commands)
         attack.prepare("cpu")
         with torch.no_grad():
             assert attack.encoder(images).shape == (2, 64, 8, 8)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_audit_report import _Page, fake_gallery, fake_report, under_attack
+from fake_reports import Page, fake_report, made, under_attack, write
 
-from crafter_pl.audit.compare import _letter, comparable, front, report, rows
-from crafter_pl.audit.report import write_report
+from crafter_pl.audit.compare import comparable, on_front
+from crafter_pl.audit.report import report, side_by_side
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 
@@ -18,16 +18,16 @@ POINTS = ((0.5, 0.88, 0.2), (1.0, 0.9, 0.3))
 
 
 def audited(**changes: Any) -> dict[str, Any]:
-    made = fake_report(POINTS)
-    for oracle in made["oracles"]:
+    plain = fake_report(POINTS)
+    for oracle in plain["oracles"]:
         oracle["sha256"] = f"of {oracle['name']}"
-    made["settings"] |= {"task_sha256": "t", "budget": "standard"} | changes
-    return made
+    plain["settings"] |= {"task_sha256": "t", "budget": "standard"} | changes
+    return plain
 
 
-def write(folder: Path, made: dict[str, Any]) -> str:
-    write_report(folder, made, fake_gallery(made, people=1))
-    return str(folder)
+def kept(folder: Path, plain: dict[str, Any]) -> str:
+    """The folder of that audit, as a command takes it."""
+    return str(write(folder, plain, people=1).parent)
 
 
 def test_audits_are_comparable_if_split_task_oracles_and_attacks_are_the_same() -> None:
@@ -41,34 +41,36 @@ def test_audits_are_comparable_if_split_task_oracles_and_attacks_are_the_same() 
     other_oracle["oracles"][1]["sha256"] = "another"
     other_attack["attacks"]["white_box"]["settings"] = {"steps": 9}
     found = [audited(), other_split, other_oracle, other_attack, other_budget, audited(task_sha256="u")]
-    groups, apart = comparable(found)
+    groups, apart = comparable([made(one) for one in found])
     assert groups == [1, 2, 3, 4, 1, 5], "a budget's name alone sets nothing apart"
     assert apart == ["", "other split", "other oracles", "other attacks", "", "other task model"]
     other_net = audited()
     other_net["attacks"]["white_box"]["checkpoints"] = {"prior": "another"}
-    assert comparable([audited(), other_net])[1] == ["", "other attacks"]
+    assert comparable([made(one) for one in [audited(), other_net]])[1] == ["", "other attacks"]
     weaker, stronger = under_attack(audited()), under_attack(audited())
     for entry in stronger["defenses"]:
         for moments in entry.get("history", {}).values():
             moments[-1]["pairs"] *= 2
-    assert comparable([weaker, stronger])[1] == ["", "other attacks"]
+    assert comparable([made(one) for one in [weaker, stronger]])[1] == ["", "other attacks"]
     more = under_attack(audited())
     more["data"]["image_size"] = 64
-    assert comparable([audited(), more])[1] == ["", "other split, other attacks"]
+    assert comparable([made(one) for one in [audited(), more]])[1] == ["", "other split, other attacks"]
 
 
 def test_the_front_is_what_nobody_beats() -> None:
-    assert front([(0.9, 0.3), (0.8, 0.2), (0.85, 0.4), (0.9, 0.3), (0.7, 0.2)]) == [(0.8, 0.2), (0.9, 0.3)]
+    points = [(0.9, 0.3), (0.8, 0.2), (0.85, 0.4), (0.9, 0.3), (0.7, 0.2)]
+    assert on_front(points) == [True, True, False, True, False]
 
 
-def test_rows_are_marked_by_audit_and_place() -> None:
+def test_sets_are_marked_by_audit_and_place() -> None:
     second = audited()
     second["defenses"][1]["utility_training"] = second["defenses"][1]["utility"]
-    found = rows([audited(), second])
-    assert [row.mark for row in found] == ["A0", "A1", "A2", "B0", "B1", "B1", "B2"]
-    assert [row.scenario for row in found[4:6]] == ["utility", "utility_training"]
-    assert found[1].point == (0.88, pytest.approx(0.25))
-    assert [_letter(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
+    every = side_by_side([made(audited()), made(second)], ["a", "b"])
+    found = [one for audit in every for one in audit.sets]
+    assert [mark for mark, *_ in found] == ["A0", "A1", "A2", "B0", "B1", "B1", "B2"]
+    assert [scenario for _, _, scenario, _ in found[4:6]] == ["utility", "utility_training"]
+    letters = [audit.letter for audit in side_by_side([made(audited())] * 53, [""] * 53)]
+    assert [letters[n] for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
 
 
 def test_the_page_stands_alone_and_links_to_the_audits(
@@ -76,12 +78,12 @@ def test_the_page_stands_alone_and_links_to_the_audits(
 ) -> None:
     attacked = under_attack(fake_report())
     attacked["data"]["source"] = "celeba <b>"
-    folders = [write(tmp_path / "a b", audited()), write(tmp_path / "two", attacked)]
+    folders = [kept(tmp_path / "a b", audited()), kept(tmp_path / "two", attacked)]
     out = tmp_path / "site" / "all.html"
     assert main(["report", *folders, "--out", str(out)]) == 0
     assert f"compared 2 audits: {out}" in capsys.readouterr().out
     source = out.read_text()
-    page = _Page()
+    page = Page()
     page.feed(source)
     assert page.stack == [] and "script" not in page.tags and "http" not in source
     plots = [link for link in page.links if link.startswith("data:image/png;base64,")]
@@ -98,7 +100,7 @@ def test_the_page_stands_alone_and_links_to_the_audits(
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = write(tmp_path / "one", audited()), str(tmp_path / "all.html")
+    folder, out = kept(tmp_path / "one", audited()), str(tmp_path / "all.html")
     (tmp_path / "none").mkdir()
     for args, message in (
         ([folder, str(tmp_path / "none")], "report.json is missing"),
@@ -124,7 +126,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_one_audits_page_is_written_again(tmp_path: Path) -> None:
-    folder = write(tmp_path / "one", audited())
+    folder = kept(tmp_path / "one", audited())
     page = tmp_path / "one" / "report.html"
     before = page.read_bytes()
     page.unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from experiment import CONF
 
-from crafter_pl.audit import inputs
+from crafter_pl.audit import find
 from crafter_pl.cli import main
 from crafter_pl.commands import Commands
 from crafter_pl.errors import UserError
@@ -26,58 +26,58 @@ def test_oracles_of_the_experiment(tmp_path):
     home = tmp_path / "e"
     commands = Commands(home)
     with pytest.raises(UserError, match=r"train them first:\n.*oracle_resnet.yaml.*\n.*oracle_plain.yaml"):
-        inputs.found_oracles(commands, None)
+        find.find_oracles(commands, None)
     with pytest.raises(UserError, match="needs an oracle"):
-        inputs.found_oracles(commands, [])
+        find.find_oracles(commands, [])
     with pytest.raises(UserError, match=r"oracle_robust.yaml"):
-        inputs.found_oracles(commands, ["oracle_robust"])
+        find.find_oracles(commands, ["oracle_robust"])
     mine, plain = run(home, "mine", "oracle"), run(home, "oracle_plain", "oracle")
     run(home, "task", "task")
-    assert inputs.found_oracles(commands, None) == ([plain, mine], [])
-    found, notes = inputs.found_oracles(commands, ["mine", "oracle_robust", plain])
+    assert find.find_oracles(commands, None) == ([plain, mine], [])
+    found, notes = find.find_oracles(commands, ["mine", "oracle_robust", plain])
     assert found == [mine, plain]
     assert len(notes) == 1 and "fit --config configs/oracle_robust.yaml --experiment e" in notes[0]
     for wrong in ("oracel_plain", str(tmp_path / "none.ckpt")):
         with pytest.raises(UserError, match=r"mine, oracle_plain, task"):
-            inputs.found_oracles(commands, [wrong])
+            find.find_oracles(commands, [wrong])
 
 
 def test_stores_of_the_experiment(tmp_path, tiny_store):
     home = tmp_path / "e"
     with pytest.raises(UserError, match="no store of private_test"):
-        inputs.found_stores(home, None)
+        find.find_stores(home, None)
     first, second = (home / "crafter" / "features" / f"private_test-{name}" for name in ("a", "b"))
     shutil.copytree(tiny_store, first)
-    assert inputs.found_stores(home, None) == [str(first)]
-    assert inputs.found_stores(home, []) == []
+    assert find.find_stores(home, None) == [str(first)]
+    assert find.find_stores(home, []) == []
     shutil.copytree(tiny_store, second)
     with pytest.raises(UserError, match=r"private_test-a\n.*private_test-b"):
-        inputs.found_stores(home, None)
-    assert inputs.found_stores(home, ["b", "private_test-a", str(second)]) == [
+        find.find_stores(home, None)
+    assert find.find_stores(home, ["b", "private_test-a", str(second)]) == [
         str(second),
         str(first),
         str(second),
     ]
-    assert inputs.found_stores(home, ["crafter/a"]) == [str(first)]
+    assert find.find_stores(home, ["crafter/a"]) == [str(first)]
     with pytest.raises(UserError, match=r"--features c: [\s\S]*private_test-b"):
-        inputs.found_stores(home, ["c"])
+        find.find_stores(home, ["c"])
     shutil.copytree(first, home / "other" / "features" / first.name)
     with pytest.raises(UserError, match="are several"):
-        inputs.found_stores(home, ["a"])
+        find.find_stores(home, ["a"])
 
 
 def test_the_task_model_of_the_experiment(tmp_path):
     home = tmp_path / "synthetic"
     with pytest.raises(UserError, match=r"fit --config configs/task.yaml"):
-        inputs.found_task(Commands(home), None)
+        find.find_task(Commands(home), None)
     task, other = run(home, "task", "task"), run(home, "task_small", "task")
-    assert [str(inputs.found_task(Commands(home), given)) for given in (None, "task_small", task)] == [
+    assert [str(find.find_task(Commands(home), given)) for given in (None, "task_small", task)] == [
         task,
         other,
         task,
     ]
     with pytest.raises(UserError, match="--task_ckpt"):
-        inputs.found_task(Commands(home), str(tmp_path / "none.ckpt"))
+        find.find_task(Commands(home), str(tmp_path / "none.ckpt"))
 
 
 def test_an_audit_of_the_experiment_as_it_is(tiny, tiny_store, tmp_path):

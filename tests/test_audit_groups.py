@@ -11,16 +11,17 @@ import pytest
 import torch
 import yaml
 from audit_lab import Blank, Echo, make_lab
-from test_audit_report import fake_gallery, fake_report
+from fake_reports import fake_report, made, write
 from test_audit_worst import judgement
 from torch import Tensor
 
-from crafter_pl.audit.bootstrap import IdentityBootstrap
-from crafter_pl.audit.groups import known_groups, measure
-from crafter_pl.audit.grouptable import markdown, section, sentences
-from crafter_pl.audit.report import text, write_report
+from crafter_pl.audit.groups import by_group, known_groups
+from crafter_pl.audit.record import to_json
+from crafter_pl.audit.show.sentences import group_sentences
+from crafter_pl.audit.show.tables import groups_page, text
 from crafter_pl.data.people import IDENTITY_ATTRIBUTES
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import IdentityBootstrap
 
 # 40 people of 2 pictures, as `judgement` knows them. Attributes: "tall" are people 0 to 9; "hat" is every
 # first picture; "old" are the first pictures of the tall, so nobody else is; "few" are people 0 to 3.
@@ -34,8 +35,9 @@ ROWS = {"identity": TRUTH, "attributes": ATTRIBUTES}
 PANEL: Any = SimpleNamespace(
     truth=TRUTH, people=torch.arange(40), originals=SimpleNamespace(hits=torch.stack([FIRST, TALL]))
 )
-BOOT = IdentityBootstrap(TRUTH, 100, seed=4)
-ATTACKS: Any = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+JUDGE: Any = SimpleNamespace(
+    rows=ROWS, attributes=NAMES, panel=PANEL, boot=IdentityBootstrap(TRUTH, 100, seed=4)
+)
 
 
 def named_rightly(rows: Tensor) -> Any:
@@ -43,18 +45,21 @@ def named_rightly(rows: Tensor) -> Any:
     return judgement(torch.where(rows, TRUTH, (TRUTH + 1) % 40))
 
 
-def entry(scores: Tensor) -> dict[str, Any]:
+def judged(scores: Tensor) -> Any:
     # a: the first pictures of the tall, and of person 39; b: both pictures of person 0.
-    verdicts = [named_rightly((TALL | (TRUTH == 39)) & FIRST), named_rightly(TRUTH == 0)]
-    return {"label": "none", "verdicts": verdicts, "scores": {"utility": scores}}
+    verdicts = {"a": named_rightly((TALL | (TRUTH == 39)) & FIRST), "b": named_rightly(TRUTH == 0)}
+    return SimpleNamespace(
+        result=SimpleNamespace(label="none"), verdicts=verdicts, inference=SimpleNamespace(scores=scores)
+    )
 
 
-def run(names: list[str], scores: Tensor = ATTRIBUTES) -> dict[str, Any]:
-    return measure(names, [entry(scores)], ATTACKS, ROWS, NAMES, PANEL, BOOT)
+def run(name: str, scores: Tensor = ATTRIBUTES) -> dict[str, Any]:
+    """The group as report.json has it."""
+    return to_json(by_group(name, [judged(scores)], JUDGE))
 
 
 def test_rates_of_both_sides_by_hand() -> None:
-    group = run(["tall"])["tall"]
+    group = run("tall")
     assert group["present"] == {"images": 20, "identities": 10}
     assert group["absent"] == {"images": 60, "identities": 30}
     own = group["defenses"]["none"]
@@ -76,10 +81,10 @@ def test_rates_of_both_sides_by_hand() -> None:
 
 
 def test_intervals_are_those_of_written_out_resamples() -> None:
-    own = run(["tall"])["tall"]["defenses"]["none"]
+    own = run("tall")["defenses"]["none"]
     hits = (TALL | (TRUTH == 39)) & FIRST | (TRUTH == 0)
     gaps = []
-    for weights in BOOT.weights:
+    for weights in JUDGE.boot.weights:
         drawn = np.concatenate(
             [np.flatnonzero(TRUTH.numpy() == p).repeat(int(n)) for p, n in enumerate(weights)]
         )
@@ -92,7 +97,7 @@ def test_the_mean_auc_is_over_attributes_that_both_sides_have() -> None:
     scores = ATTRIBUTES.clone()
     scores[TALL, 1] = torch.arange(20).float() // 2 * 2 + torch.tensor([1.0, 0.0] * 10)
     # "hat" of the tall: of 100 pairs a first picture beats a second one of the same or a lower number: 55
-    group = run(["tall"], scores)["tall"]
+    group = run("tall", scores)
     assert group["attributes"] == ["hat"], "its own is left out, and what only one side has"
     own = group["defenses"]["none"]
     assert own["present"]["mean_auc"]["value"] == pytest.approx(0.55)
@@ -103,7 +108,7 @@ def test_the_mean_auc_is_over_attributes_that_both_sides_have() -> None:
 
 
 def test_a_side_of_fewer_than_five_people_is_left_out() -> None:
-    group = run(["few"])["few"]
+    group = run("few")
     assert group["present"]["identities"] == 4 and group["attributes"] == ["tall", "hat", "old"]
     own = group["defenses"]["none"]
     assert own["present"] is None and own["difference"] is None and own["absent"]["mean_auc"]["value"] == 1.0
@@ -112,7 +117,7 @@ def test_a_side_of_fewer_than_five_people_is_left_out() -> None:
 
 
 def test_people_with_pictures_on_both_sides_count_on_both() -> None:
-    group = run(["hat"])["hat"]
+    group = run("hat")
     assert group["present"]["identities"] == group["absent"]["identities"] == 40
     assert group["attributes"] == ["tall", "few"], "nobody is old without a hat"
     gap = group["defenses"]["none"]["difference"]["attacks"]["b"]
@@ -120,7 +125,7 @@ def test_people_with_pictures_on_both_sides_count_on_both() -> None:
 
 
 def test_names_that_the_data_lack_are_said_and_no_name_twice() -> None:
-    assert known_groups(None, NAMES) == ([], [])
+    assert known_groups([], NAMES) == ([], [])
     known, notes = known_groups(["hat", "Male", "Young"], NAMES)
     assert known == ["hat"] and len(notes) == 1
     assert "No figures by Male, Young (--groups)" in notes[0] and "tall, hat, old, few" in notes[0]
@@ -197,27 +202,29 @@ def grouped_report() -> dict[str, Any]:
 
 
 def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) -> None:
-    report = grouped_report()
-    lines = sentences(report)
+    plain = grouped_report()
+    report = made(plain)
+    lines = list(group_sentences(report))
     assert "Only 11 people with Pale<b>_Skin: the intervals are narrower than they should be." in lines
     assert "Only 2 people with Young: left out, as every side of fewer than 5." in lines
     assert any(
         "unprotected: in the worst case 60.0 %" in line and "10.0 to 30.0 points" in line for line in lines
     )
     assert len(lines) == 2 + 4 and all(line in text(report) for line in lines)
-    write_report(tmp_path, report, fake_gallery(report))
-    html = section(report)
+    html = write(tmp_path, plain).read_text()
+    html = html[html.index("<h2>By group</h2>") : html.index("<h2>The oracles</h2>")]
     assert "<b>" not in html and "left out" in html and "+20.0<small>10.0 to 30.0 points</small>" in html
-    assert html.strip().replace(" %", "&nbsp;%") in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "groups.md").read_text() == markdown(report)
-    assert "| unprotected, difference |  |  | - | +20.0 (10.0 to 30.0 points) |" in markdown(report)
+    markdown = (tmp_path / "groups.md").read_text()
+    assert markdown == groups_page(report)
+    assert "| unprotected, difference |  |  | - | +20.0 (10.0 to 30.0 points) |" in markdown
     both, alone = (
-        "90.0 % (80.0 to 100.0 %) of those with",
+        "90.0&nbsp;% (80.0 to 100.0&nbsp;%) of those with",
         "picture: 70.0 % (60.0 to 80.0 %) of those without. Att",
     )
-    assert both in html and "difference +20.0 (10.0 to 30.0 points)" in html and alone in markdown(report)
-    for group in report["groups"].values():  # as in reports from before the originals were counted
+    assert both in html and "difference +20.0 (10.0 to 30.0 points)" in html and alone in markdown
+    for group in plain["groups"].values():  # as in reports from before the originals were counted
         del group["originals"]
-    assert "original picture" not in section(report) + markdown(report)
-    assert "Attributes in the mean AUC: hat." in markdown(report)
-    assert section(fake_report()) == "" and sentences(fake_report()) == []
+    assert "original picture" not in groups_page(made(plain))
+    assert "Attributes in the mean AUC: hat." in groups_page(made(plain))
+    assert "By group" not in write(tmp_path / "none", fake_report()).read_text()
+    assert list(group_sentences(made(fake_report()))) == []

@@ -12,8 +12,10 @@ import torch
 from audit_lab import IDENTITIES, SHA, SIZE, Echo, make_lab, write_store
 
 from crafter_pl.attacks.base import Ruler
-from crafter_pl.audit import targets
-from crafter_pl.audit.targets import Published, same_protection
+from crafter_pl.audit import load
+from crafter_pl.audit.features import same_protection
+from crafter_pl.audit.load import Published
+from crafter_pl.data.store import read_manifest
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
 
@@ -65,17 +67,15 @@ class _Turned(torch.nn.Module):
 
 
 class Knowing(Echo):
-    """Remembers whom it was aimed at, and needs to know the defence."""
+    """Needs to know the defence."""
 
     adaptive = True
 
     def __init__(self, name: str = "knowing") -> None:
         super().__init__(name)
-        self.aims: list[Any] = []
 
     def aim(self, target: Any) -> None:
         super().aim(target)
-        self.aims.append(target)
         if target is not None and target.defense is None:
             raise UserError(f"attack {self.name}: nothing was trained against {target.manifest['defense']}")
 
@@ -87,7 +87,11 @@ class Rules(Ruler):
     identities = torch.tensor(sorted(IDENTITIES))
 
     def __init__(self) -> None:
-        self.checkpoints = {}
+        self.checkpoints, self.aims = {}, []
+
+    def aim(self, target: Any) -> None:
+        super().aim(target)
+        self.aims.append(target)
 
     def prepare(self, device: str) -> None:
         pass
@@ -103,7 +107,7 @@ class Rules(Ruler):
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     lab = make_lab(tmp_path, monkeypatch)
     lab.found = {}  # checkpoint -> defence
-    monkeypatch.setattr(targets, "load_defense", lambda path: lab.found[path])
+    monkeypatch.setattr(load, "load_defense", lambda path: lab.found[path])
     return lab
 
 
@@ -145,14 +149,14 @@ def test_attacks_are_handed_no_more_than_they_may_know(lab: SimpleNamespace) -> 
     basic, knowing, ruler = Echo(), Knowing(), Rules()
     report = lab.run(features=[store(lab, **changes)], attacks=[basic, knowing], rulers=[ruler])
     assert report["defenses"][1]["settings"]["seed"] == 7
-    for told in (basic.target, knowing.target, ruler.target):
+    known_to = [one.aims[-1] for one in (basic, knowing, ruler)]
+    for told in known_to:
         assert told is not None and told.backend.keys() == {"encoder", "cloud"}
         assert told.manifest["settings"] == {"beta": 2.0, "steps": 5}
         assert not {"seed", "fingerprint"} & told.manifest.keys()
-        known = told is knowing.target
+        known = told is known_to[1]
         assert (told.defense is not None) == (told.checkpoint is not None) == known
-    assert knowing.target is not None and knowing.target.defense is not None
-    assert knowing.target.options == Told(beta=2.0, seed=targets.OWN_SEED)
+    assert knowing.aims[-1].options == Told(beta=2.0, seed=load.OWN_SEED)
 
 
 def test_or_among_the_experiments_own(lab: SimpleNamespace) -> None:
@@ -167,7 +171,7 @@ def test_two_stores_of_one_checkpoint_have_options_of_their_own(lab: SimpleNames
     place(lab, lab.tmp / "runs" / "e" / "mine", FakeDefense())
     published = Published(lab.tmp / "runs" / "e", "cpu")
     stores = [store(lab), store(lab, "features/y", settings={"beta": 3.0, "steps": 5})]
-    found = [published.target(path, targets.read_manifest(path))[0].options for path in stores]
+    found = [published.target(path, read_manifest(path))[0].options for path in stores]
     assert [one.beta for one in found] == [2.0, 3.0]
 
 
@@ -192,11 +196,11 @@ def test_a_defence_that_is_not_at_hand_is_noted_and_stops_attacks_that_need_it(
         path = store(lab, **changes)
     basic = Echo()
     assert any(words in warning for warning in lab.run(features=[path], attacks=[basic])["warnings"])
-    assert basic.target is not None and basic.target.defense is None
+    assert basic.aims[-1] is not None and basic.aims[-1].defense is None
     untouched = Echo("first")
     with pytest.raises(UserError, match="nothing was trained against crafter"):
         lab.run(features=[path], attacks=[untouched, Knowing()], overwrite=True)
-    assert untouched.prepared == 0 and untouched.seen == [], "all aims come before any attack"
+    assert untouched.prepared == [] and untouched.seen == [], "all aims come before any attack"
 
 
 def test_a_retrained_cloud_answers_to_its_own_features(lab: SimpleNamespace) -> None:
@@ -229,15 +233,17 @@ def test_stores_that_differ_in_the_seed_alone_are_queries_of_one_entry(lab: Simp
     with pytest.raises(UserError, match="the same"):
         same_protection([stores[1], stores[0], stores[1]])
 
+    shapes = []
+
     class Counting(Echo):
         def observe(self, queries: torch.Tensor) -> torch.Tensor:
-            self.queries = [*getattr(self, "queries", []), tuple(queries.shape)]
+            shapes.append(tuple(queries.shape))
             return queries.mean(0) - (len(queries) - 1) / 2
 
     counting, first = Counting("counting"), Echo("first")
     report = lab.run(features=[*stores, other], attacks=[counting, first])
-    assert {shape[0] for shape in counting.queries} == {1, 3}
-    assert counting.queries[0][1:] == (len(images), 3, SIZE, SIZE)
+    assert {shape[0] for shape in shapes} == {1, 3}
+    assert shapes[0][1:] == (len(images), 3, SIZE, SIZE)
     none, several, _ = report["defenses"]
     assert several["queries"] == 3 and len(report["defenses"]) == 3
     for name in ("counting", "first"):  # the mean of all queries less its shift, and the first: the picture

@@ -6,11 +6,11 @@ from closeness import near
 from experiment import Told
 from torchvision.transforms.functional import gaussian_blur
 
-from crafter_pl.audit.metrics import ssim
 from crafter_pl.defenses import Fawkes, LowKey
 from crafter_pl.defenses.baselines.cloak import dssim
 from crafter_pl.defenses.baselines.lowkey import blur, early, perceptual
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import ssim
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages import Embedder, load_stage
 from crafter_pl.stages.embedder import verification

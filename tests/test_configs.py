@@ -13,10 +13,11 @@ import yaml
 from experiment import CONF
 
 from crafter_pl.audit import audit as audit_module
-from crafter_pl.audit.inputs import check_arguments, chosen_attacks
+from crafter_pl.audit.find import find_attacks
 from crafter_pl.cli import main
 from crafter_pl.cli.run import build
 from crafter_pl.cli.stage import StageCLI
+from crafter_pl.commands import Commands
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.store import read_store
@@ -245,32 +246,32 @@ def test_audit_configs(path, tmp_path, monkeypatch):
     calls = []
 
     @functools.wraps(audit_module.audit)
-    def record(**options):
-        calls.append(options)
+    def record(asked):
+        calls.append(asked)
 
     monkeypatch.setattr(audit_module, "audit", record)
     monkeypatch.chdir(tmp_path)
     assert main(["audit", "--config", str(ROOT / path)]) == 0
-    (options,) = calls
-    experiment = options["experiment"]
+    (asked,) = calls
+    experiment = asked.experiment
     assert experiment == CONTENT[path].get("experiment", "synthetic")
-    assert options["data"].predict_split == "private_test" and options["budget"] == "standard"
+    assert asked.data.predict_split == "private_test" and asked.budget == "standard"
     budgets = ["quick", "standard", "adaptive", "benchmark", "training", "exhaustive"]
     if experiment == "celeba":
         budgets.remove("training")
-    assert list(options["budgets"]) == budgets and options["attacks"] is None
-    for budget in options["budgets"]:
-        attacks = chosen_attacks(None, options["budgets"], budget)
-        check_arguments(attacks, options["rulers"] or [], 1, 1)
+    assert list(asked.budgets) == budgets and asked.attacks is None
+    for budget in asked.budgets:
+        attacks = find_attacks(None, asked.budgets, budget)
+        asked.check(attacks, asked.rulers or [])
         assert len(attacks) >= 2
     configs = [p for p in STAGES if CONTENT[p].get("experiment", "synthetic") == experiment]
     named = {CONTENT[p].get("name") for p in configs}
-    assert len(options["oracles"]) >= 2 and set(options["oracles"]) <= named
+    assert len(asked.oracles) >= 2 and set(asked.oracles) <= named
     data = [CONTENT[p]["data"] for p in configs]
     assert {Path(file).name for file in data} == {Path(CONTENT[path]["data"]).name}
-    for attack in (attack for attacks in options["budgets"].values() for attack in attacks):
-        attack.resolve(Path("runs") / experiment)
-        stages = {Path(file).parts[2] for file in attack.checkpoints.values()}
+    for attack in (attack for attacks in asked.budgets.values() for attack in attacks):
+        bound = attack.against(None, Commands(Path("runs") / experiment))
+        stages = {Path(file).parts[2] for file in bound.checkpoints.values()}
         assert stages <= {"task", "prior", "amortizer", "black_box", *named}
 
 

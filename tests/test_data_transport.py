@@ -8,8 +8,9 @@ from crafter_pl.attacks.base import fits
 from crafter_pl.attacks.queries import Queries
 from crafter_pl.attacks.surrogate import DefenseSurrogate
 from crafter_pl.attacks.through_defence import ThroughDefenceAttack
-from crafter_pl.audit.targets import Published
+from crafter_pl.audit.load import Published
 from crafter_pl.cli import main
+from crafter_pl.commands import Commands
 from crafter_pl.data import store
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import StoreDataModule
@@ -150,9 +151,7 @@ def test_attackers_know_the_transport(noise):
         stage = DefenseSurrogate(str(noise.checkpoint), protect={"transport": transport})
         assert stage.options.transport == (transport or "float32")
         assert fits(stage.against, target) == (transport == "int8")
-    attack = ThroughDefenceAttack()
-    attack.resolve(noise.folder.parent)
     with pytest.raises(
         UserError, match=r"--name surrogate-noise-int8 --model.init_args.protect.transport int8"
     ):
-        attack.aim_at(target)
+        ThroughDefenceAttack().against(target, Commands(noise.folder.parent))

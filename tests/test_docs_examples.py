@@ -65,7 +65,7 @@ def test_the_nearest_face_is_found_again(dropped_in, tiny):
     from crafter_pl.attacks.nearest import NearestFace
 
     attack = NearestFace(draws=70)
-    attack.resolve(tiny.folder)
+    attack = attack.against(None, tiny.commands)
     attack.prepare("cpu")
     rows = torch.tensor([3, 66, 0])
     shape = load_stage(tiny.ckpt("task"), TaskModel).feature_shape

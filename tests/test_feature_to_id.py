@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,10 +158,8 @@ def test_what_does_not_fit(settings, words, train, plain, tiny, tiny_store, caps
 
 
 def test_the_ruler_names_people(plain, runs_dir, tiny):
-    ruler = FeatureToID(batch_size=5)
+    ruler = FeatureToID(batch_size=5).against(None, Commands(runs_dir / "synthetic"))
     assert isinstance(ruler, Ruler)
-    ruler.resolve(runs_dir / "synthetic")
-    ruler.aim(None)
     ruler.prepare("cpu")
     data, stage = tiny.data(), load_stage(plain, FeatureToIdentity)
     features = stage._features(data.rows("private_test"), "private_test", augment=False)
@@ -178,8 +177,7 @@ def test_the_ruler_names_people(plain, runs_dir, tiny):
 
 
 def test_it_takes_the_net_that_learned_from_this_defence(plain, adapted, tiny_store):
-    ruler = FeatureToID(plain, adapted=[adapted])
-    ruler.resolve("nowhere")
+    configured = FeatureToID(plain, adapted=[adapted])
     manifest = read_manifest(tiny_store)
     other = {**manifest, "settings": {**manifest["settings"], "beta": 9.0}}
     retrained = {**manifest, "defense_sha256": "0" * 64}
@@ -196,7 +194,7 @@ def test_it_takes_the_net_that_learned_from_this_defence(plain, adapted, tiny_st
         (Target(retrained, None), plain),
         (Target(newer, None), plain),
     ):
-        ruler.aim(target)
+        ruler = configured.against(target, Commands(Path("nowhere")))
         assert ruler.describe()["checkpoints"] == {"feature_to_id": sha256(path)}
         assert ruler.settings() == {"adapted": path == adapted}
         ruler.prepare("cpu")
@@ -207,16 +205,14 @@ def test_it_finds_what_has_learnt_and_names_the_commands_that_train_it(
     plain, adapted, runs_dir, tiny, tiny_store
 ):
     home = runs_dir / "synthetic"
-    ruler = FeatureToID()
-    ruler.commands = Commands(home, settings_of(tiny.data()))
-    ruler.resolve(home)
+    configured, commands = FeatureToID(), Commands(home, settings_of(tiny.data()))
     manifest = read_manifest(tiny_store)
-    ruler.aim(Target(manifest, None))
+    ruler = configured.against(Target(manifest, None), commands)
     assert ruler.learnt and ruler.checkpoint("feature_to_id") != plain
     other = Target(
         {**manifest, "settings": {**manifest["settings"], "beta": 9.0}}, None, checkpoint=tiny.ckpt("crafter")
     )
-    ruler.aim(other)
+    ruler = configured.against(other, commands)
     assert not ruler.learnt and ruler.checkpoint("feature_to_id") == plain
     first, second = (StageCLI(line.partition("#")[0].split()[3:]) for line in ruler.train(other))
     store = first.options.protect.out

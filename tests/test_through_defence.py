@@ -181,14 +181,12 @@ def mixing(tiny, vivid, tmp_path_factory):
 
 
 def inversion(tiny, vivid, stage=None, kind=WhiteBoxAttack, **settings):
-    """An attack through that generator; aimed at the defence that ``stage`` has learnt."""
+    """An attack through that generator; on features of the defence that ``stage`` has learnt."""
     attack = kind(amortizer_ckpt="none", **settings)
-    attack.resolve(tiny.folder)
-    attack.prepare("cpu")
-    attack.generator, attack.latent_dim = vivid, 8
-    if stage is not None:
-        attack.stage = stage
-        attack.target = Target({"defense": "mixing", "settings": {}, "retrains": []}, None)
+    plain = getattr(attack, "basic", attack).against(None, tiny.commands)
+    plain.prepare("cpu")
+    vars(attack).update({name: net for name, net in vars(plain).items() if name not in vars(attack)})
+    attack.generator, attack.latent_dim, attack.stage = vivid, 8, stage
     return attack
 
 
@@ -244,10 +242,7 @@ def test_the_defence_may_judge_the_starts(tiny, vivid, mixing, monkeypatch):
 
 def aimed(tiny, target, **settings):
     attack = ThroughDefenceAttack(**{"steps": 2, "lr": 0.1, "batch_size": 2, **settings})
-    attack.resolve(tiny.folder)
-    attack.among = [tiny.ckpt("surrogate")]  # other files' tests train others
-    attack.aim(target)
-    return attack
+    return attack.against(target, tiny.commands, [tiny.ckpt("surrogate")])  # other files' tests train others
 
 
 def test_the_objective_and_the_starts(tiny, trained, target):
@@ -266,8 +261,7 @@ def test_the_objective_and_the_starts(tiny, trained, target):
             seen = attack.encoder(attack.generator(z))
             terms = stage.doing(seen) - features, seen - undone
             values.append(sum(w * t.square().flatten(1).sum(1) for w, t in zip((1, 3), terms, strict=True)))
-            loss = attack.render(z) - attack._join(features, undone)
-            assert torch.allclose(loss.square().flatten(1).sum(1), values[-1], rtol=1e-4)
+            assert torch.allclose(attack.objective(features)(seen), values[-1], rtol=1e-4)
         first = (values[0] <= values[1])[:, None]
         expected = attack.generator(torch.where(first, *starts))
     found = attack.reconstruct(features)
@@ -277,7 +271,7 @@ def test_the_objective_and_the_starts(tiny, trained, target):
 def test_on_unprotected_features_it_is_the_white_box_attack(tiny, trained, target):
     features = torch.rand(3, 64, 8, 8, generator=torch.Generator().manual_seed(1))
     attack, plain = aimed(tiny, target), WhiteBoxAttack(steps=2, lr=0.1, batch_size=2)
-    plain.resolve(tiny.folder)
+    plain = plain.against(None, tiny.commands)
     plain.prepare("cpu")
     best = trained / "checkpoints" / "best.ckpt"
     told = json.loads(json.dumps(attack.describe()))
@@ -286,7 +280,7 @@ def test_on_unprotected_features_it_is_the_white_box_attack(tiny, trained, targe
     attack.prepare("cpu")
     found = attack.reconstruct(features)
     assert found.shape == (3, 3, 32, 32) and 0 <= found.min() < found.max() <= 1
-    attack.aim(None)
+    attack = aimed(tiny, None)
     attack.prepare("cpu")
     assert torch.equal(attack.reconstruct(features), plain.reconstruct(features))
     assert {**attack.describe(), "name": ""} == {**plain.describe(), "name": ""}
@@ -308,8 +302,7 @@ def test_its_rounds_are_its_history(tiny, trained, target):
     earlier.prepare("cpu")
     attack.prepare("cpu")
     assert torch.equal(earlier.reconstruct(features), attack.reconstruct(features))
-    attack.aim(None)
-    assert attack.history() == []
+    assert aimed(tiny, None).history() == []
 
 
 def test_nothing_was_trained_against_this_defence(tiny, trained, target):

@@ -11,9 +11,9 @@ import yaml
 
 import crafter_pl.attacks
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
-from crafter_pl.audit.bootstrap import IdentityBootstrap
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import Estimate, IdentityBootstrap
 from crafter_pl.stages import IdentityOracle, TaskModel, load_stage
 from crafter_pl.tune import bench, tune
 from crafter_pl.tune.config import shown, write_setting
@@ -130,17 +130,19 @@ def test_one_person_alone_is_refused(run, monkeypatch, capsys):
 
 
 def result(values, seconds=1.0):
-    similarity = {"value": sum(values) / len(values), "ci95": [0.4, 0.6]}
+    similarity = Estimate(sum(values) / len(values), 0.4, 0.6)
     return bench.Score(similarity, {}, similarity, similarity, similarity, seconds, values)
 
 
 def test_what_must_be_noted_of_any_setting_is_said(tmp_path, monkeypatch, capsys):
     found = iter([["first"], [], ["both", "first"]])
-    monkeypatch.setattr(tune, "check_adversary", lambda attack, split_hash: next(found))
+    monkeypatch.setattr(tune.bind, "check", lambda attack, split_hash: next(found))
     made = SimpleNamespace(split_hash="s", key=[], images=[0], boot=SimpleNamespace(people=2), features=[])
     made.device, made.commands = "cpu", SimpleNamespace(home=tmp_path)
     made.measure = lambda attack: result([0.5])
     attacks = [Mock(describe=lambda number=number: {"number": number}) for number in range(3)]
+    for attack in attacks:
+        attack.against.return_value = attack
     tune.search(made, tmp_path / "tuning" / "x.csv", [{"a": n} for n in range(3)], attacks)
     said = capsys.readouterr().out
     assert said.count("note: first\n") == 1 and "note: both\n" in said
@@ -153,8 +155,8 @@ def test_the_cheapest_that_is_as_good():
     assert tune.choose(tries, best=True).setting == {"a": 0}
     # The second is better for one person and worse for another; the third is worse by 0.1 for everybody.
     assert tune.choose(tries, best=False).setting == {"a": 1}
-    assert tries[2].behind["ci95"] == pytest.approx([0.1, 0.1])
-    assert tries[0].behind == {"value": 0, "ci95": [0, 0]}
+    assert [tries[2].behind.low, tries[2].behind.high] == pytest.approx([0.1, 0.1])
+    assert tries[0].behind == Estimate(0, 0, 0)
 
 
 def test_faces_are_dealt_over_people():

@@ -204,9 +204,8 @@ class Lab:
         }
         for kind, stage in learnt.items():
             options = {"black_box_ckpt": self.ckpt["black_box"]} if kind is AdaptiveDecoderAttack else plain
-            attack = kind(self.save(stage), **options)
-            attack.target = atk.Target({}, None)
-            attack.checkpoints = attack.adapted(attack.ckpt)
+            attack = kind(file := self.save(stage), **options)
+            attack.target, attack.checkpoints = atk.Target({}, None), attack.adapted(file)
             yield attack, stage.stage_name, self.features
 
     def attacked(self, attack: atk.Attack | atk.Ruler, features: Tensor) -> list[float]:

@@ -1,25 +1,17 @@
-"""What attacks that adapt to a defence share (A1): rounds of queries, and finding what fits a defence."""
+"""What stages that adapt to a defence share (A1): rounds of queries and training."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
 from crafter_pl.attacks.queries import Queries, QueriesDataModule, QueryPlan
-from crafter_pl.commands import trained
-from crafter_pl.data.store import present
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.files import sha256
-from crafter_pl.stages.base import Stage, Upstream, read_checkpoint
+from crafter_pl.stages.base import Stage, Upstream
 
 SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises
@@ -207,154 +199,3 @@ class AdaptiveStage(Stage):
         epochs = self.epochs_done
         progress = {"round": self.plan.rounds(epochs), "pairs": self.plan.pairs(epochs), "epochs": epochs}
         checkpoint["adaptation"] = {**self.against, **progress}
-
-
-class AdaptedAttack(Attack):
-    """An attack by a stage that has adapted: for each defence the one trained against exactly that one.
-
-    It looks among the experiment's finished runs of its stage, whatever they are called: at those that began
-    with the nets that it uses on unprotected features, and at those whose name begins with `runs`, the
-    attack's name unless a subclass says otherwise. Of several that fit it takes the one that has learned from
-    most pairs, and of these in most epochs. Where `among` lists checkpoints it looks at these alone. On
-    unprotected features, where there is nothing to adapt to, it is the attack that adaptation starts from.
-
-    A subclass sets `ckpt` (a checkpoint of the stage, such as one of its rounds; None finds it as said) and
-    `basic`, which is also its `checkpoints` until it is aimed.
-    """
-
-    stage_class: ClassVar[type[AdaptiveStage]]
-    adaptive = True
-    ckpt: str | None
-    basic: dict[str, str | None]
-    experiment_dir: Path | None = None
-    among: list[str] | None = None
-
-    @property
-    def runs(self) -> str:
-        """How the folders of its stage begin; in `checkpoints` also the key of the stage that was chosen."""
-        return self.name
-
-    def adapted(self, file: str) -> dict[str, str | None]:
-        """Its `checkpoints` with that one of the stage: by default no others."""
-        return {self.runs: file}
-
-    def resolve(self, experiment_dir: str | Path) -> None:
-        """Remembers where to look."""
-        super().resolve(experiment_dir)
-        self.experiment_dir = Path(experiment_dir)
-
-    def aim(self, target: Target | None) -> None:
-        """Chooses the checkpoint for the features to come.
-
-        Raises:
-            UserError: none was trained against this defence; the message says how to train it.
-        """
-        super().aim(target)
-        self.checkpoints = self.basic if target is None else self.adapted(self._choose(target))
-
-    def describe(self) -> dict[str, Any]:
-        """On unprotected features as the attack that it is there: the audit makes its pictures once."""
-        described = super().describe()
-        if self.target is None:
-            kinds = [cls for cls in type(self).__mro__ if issubclass(cls, Attack)]
-            basic = next(cls for cls in kinds if not issubclass(cls, AdaptedAttack))
-            described |= {"class": basic.__name__, "version": basic.version}
-        return described
-
-    def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """The rounds of the chosen training, each with an attack by its checkpoint."""
-        if self.target is None:
-            return []
-        moments: list[tuple[dict[str, int], Attack]] = []
-        folder = Path(self.checkpoint(self.runs)).parent
-        found = [(file, read_checkpoint(file)["adaptation"]) for file in folder.glob("round-*.ckpt")]
-        for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
-            earlier = copy.copy(self)
-            earlier.ckpt, earlier.checkpoints = str(file), self.adapted(str(file))
-            moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
-        return moments
-
-    def _choose(self, target: Target) -> str:
-        if self.ckpt is not None:
-            if not fits(_about(self.ckpt, sha256(self.ckpt))[1], target):
-                raise UserError(
-                    f"attack {self.name}: {self.ckpt} was not trained against {_what(target)}; give the "
-                    "checkpoint that was, or none at all to let it be found"
-                )
-            return self.ckpt
-        assert self.experiment_dir is not None, "resolve() comes before aim()"
-        stage = self.stage_class.stage_name
-        there = trained(self.experiment_dir, stage) if self.among is None else map(Path, self.among)
-        found, others = [], []
-        for best in there:
-            kind, adaptation, began = _about(str(best), sha256(best) if best.is_file() else "")
-            if adaptation is None or kind != self.stage_class.__name__:
-                continue
-            if not fits(adaptation, target):
-                others.append(f"{best.parent.parent.name} learnt from {_other(adaptation, target)}")
-            elif not self._starts_alike(best, began):
-                others.append(f"{best.parent.parent.name} started from another net than this attack does")
-            else:
-                found.append((adaptation["pairs"], adaptation["epochs"], str(best)))
-        if not found:
-            where = f"{self.experiment_dir}/*" if self.among is None else "--adapted"
-            looked = "; ".join(others) or f"no other run is of the stage {stage}"
-            raise UserError(
-                f"attack {self.name}: nothing in {where} was trained against {_what(target)} ({looked}); "
-                f"train it first: {self._train(target)}"
-            )
-        return max(found, key=lambda entry: entry[:2])[2]
-
-    def _starts_alike(self, best: Path, began: dict[str, Any]) -> bool:
-        """Whether a run bears this attack's name, or began with the nets that it uses itself."""
-        mine = {key: file for key, file in self.basic.items() if key in began and file is not None}
-        alike = all(Path(file).is_file() and sha256(file) == began[key][1] for key, file in mine.items())
-        return alike or best.parent.parent.name.startswith(self.runs)
-
-    def _train(self, target: Target) -> str:
-        """The command that trains the stage against this defence."""
-        assert self.experiment_dir is not None and self.commands is not None
-        stage, (checkpoint, name) = self.stage_class.stage_name, place_of(target, self.experiment_dir)
-        more = ["--name", f"{self.runs}-{name}"]
-        more += [
-            part
-            for key, value in options_of(target).items()
-            for part in (f"--model.init_args.protect.{key}", str(value))
-        ]
-        taken = inspect.signature(self.stage_class).parameters
-        for start, file in self.basic.items():
-            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
-                more += [f"--model.init_args.{start}_ckpt", file]
-        if checkpoint.resolve() != (self.experiment_dir / "crafter" / "checkpoints" / "best.ckpt").resolve():
-            more += ["--model.init_args.defense_ckpt", str(checkpoint)]
-        return self.commands.fit(stage, *more)
-
-
-@lru_cache(maxsize=256)
-def _about(path: str, digest: str) -> tuple[str | None, dict[str, Any] | None, dict[str, Any]]:
-    """A checkpoint's class, what it has adapted to, and the hashes of what it began with."""
-    content = read_checkpoint(path)
-    adaptation = content.get("adaptation")
-    return content.get("stage_class"), adaptation and present(adaptation), content.get("upstream", {})
-
-
-def _other(adaptation: dict[str, Any], target: Target) -> str:
-    """What a run has learnt from, as far as it is something else."""
-    if adaptation["defense"] != target.manifest["defense"]:
-        return str(adaptation["defense"])
-    mine, its = target.manifest["settings"], adaptation["settings"]
-    differs = [
-        f"{key} {its.get(key)}"
-        for key in sorted(mine.keys() | its.keys() - {"seed"})
-        if its.get(key) != mine.get(key)
-    ]
-    if not differs:
-        other = "version" if adaptation.get("version", 1) != target.manifest.get("version", 1) else "weights"
-        return f"another {other} of {adaptation['defense']}"
-    return f"{adaptation['defense']} with {', '.join(differs)}"
-
-
-def _what(target: Target) -> str:
-    settings, defense = target.manifest["settings"], str(target.manifest["defense"])
-    words = [f"beta {settings['beta']:g}"] if settings.get("beta") is not None else []
-    return defense + (f" ({', '.join(words)})" if words else "") + " as it is"

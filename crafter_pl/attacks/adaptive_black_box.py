@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.adaptive import AdaptedAttack, AdaptiveStage
+from crafter_pl.attacks.adapted import AdaptedAttack
+from crafter_pl.attacks.adaptive import AdaptiveStage
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
 from crafter_pl.data.keyed import keyed_uniform
 from crafter_pl.errors import UserError
@@ -129,15 +130,13 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
         black_box_ckpt: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        self.name, self.ckpt, self.batch_size = name, ckpt, batch_size
-        self.checkpoints = self.basic = {"black_box": black_box_ckpt}
+        super().__init__(name=name, batch_size=batch_size)
+        self.ckpt, self.basic = ckpt, DecoderAttack(black_box_ckpt, "black_box", batch_size)
 
     def prepare(self, device: str) -> None:
-        """Loads the decoder for the features that the attack is aimed at."""
+        """Loads the retrained decoder."""
         self.device = device
-        cls: type[BlackBox] | type[AdaptiveBlackBox] = BlackBox if self.target is None else AdaptiveBlackBox
-        (stage,) = self.checkpoints
-        self.net = load_stage(self.checkpoint(stage), cls).to(device)
+        self.net = load_stage(self.checkpoint(self.runs), AdaptiveBlackBox).to(device)
 
     def settings(self) -> dict[str, Any]:
         """The decoder's are in its checkpoint; it has learned itself what to make of a retrained cloud."""

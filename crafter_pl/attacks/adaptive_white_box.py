@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.attacks.adaptive import AdaptedAttack, AdaptiveStage
+from crafter_pl.attacks.adapted import AdaptedAttack
+from crafter_pl.attacks.adaptive import AdaptiveStage
 from crafter_pl.attacks.base import Attack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import invert
@@ -184,7 +185,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
             self._last = dict(zip(index.tolist(), z.unbind(), strict=True))
 
 
-class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
+class AdaptiveWhiteBoxAttack(AdaptedAttack):
     """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
 
     On unprotected features it is the white-box attack that adaptation starts from, which is also the first
@@ -206,39 +207,26 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, WhiteBoxAttack):
         name: str = "adaptive_white_box",
         **plain: Any,  # noqa: ANN401 (WhiteBoxAttack says)
     ) -> None:
-        super().__init__(name=name, **plain)
-        self.plain = plain
-        self.ckpt, self.basic = ckpt, self.checkpoints
+        self.basic: WhiteBoxAttack = WhiteBoxAttack(name=name, **plain)
+        self.name, self.ckpt, self.checkpoints = name, ckpt, self.basic.checkpoints
+        self.batch_size = self.basic.batch_size
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
-        moments = super().history()
-        if self.target is not None:
-            plain = WhiteBoxAttack(name=self.name, **self.plain)
-            plain.checkpoints = self.basic
-            plain.aim_at(self.target)
-            later = [moment for moment in moments if moment[0]["round"] > 0]
-            moments = [({"round": 0, "pairs": 0, "epochs": 0}, plain), *later]
-        return moments
+        later = [moment for moment in super().history() if moment[0]["round"] > 0]
+        return [({"round": 0, "pairs": 0, "epochs": 0}, self.basic), *later]
 
     def prepare(self, device: str) -> None:
-        """Loads the nets for the features that the attack is aimed at."""
-        if self.target is None:
-            super().prepare(device)
-            return
+        """Loads the adapted nets."""
         self.device = device
-        self.stage = load_stage(self.checkpoint(self.name), AdaptiveWhiteBox).to(device)
+        self.net = load_stage(self.checkpoint(self.runs), AdaptiveWhiteBox).to(device)
 
+    @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
         """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        if self.target is None:
-            return super().reconstruct(features)
-        with torch.no_grad():
-            parts = [
-                self.stage.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)
-            ]
+        parts = [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
         return torch.cat(parts)
 
     def settings(self) -> dict[str, Any]:
-        """The white-box attack's own; those of the adapted one are in its checkpoint."""
-        return super().settings() if self.target is None else {}
+        """Those of the adapted one are in its checkpoint."""
+        return {}

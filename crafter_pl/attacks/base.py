@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.stages.base import named_run
+
+AdversaryT = TypeVar("AdversaryT", bound="Adversary")
 
 
 @dataclass(frozen=True)
@@ -65,32 +68,55 @@ def _plain(settings: dict[str, Any]) -> str:
     return json.dumps(seedless(settings), sort_keys=True)
 
 
+def checkpoint_of(home: Path, stage: str, given: str | None) -> str:
+    """The path that a checkpoint argument means, see `named_run`: in an experiment's folder, or as given."""
+    run = named_run(stage, given)
+    return str(given) if run is None else str(home / run / "checkpoints" / "best.ckpt")
+
+
 class Adversary(ABC):
-    """What attacks and rulers share: whom they aim at, their checkpoints, and how a report describes them.
+    """What attacks and rulers share: what they are bound to, their checkpoints, how a report describes them.
+
+    One that is built names its settings alone. `against` binds a copy to the features of one defence: that
+    copy has its checkpoints, is described, prepared and let at the features.
 
     Class attributes:
         version: raised by hand whenever equal checkpoints, settings and features give another result than
             before; reconstructions that are kept name it (tests/versions.py).
+
+    Attributes:
+        target: of a bound one, what made the features; None: they are unprotected.
+        commands: of a bound one, those of the experiment whose checkpoints it uses.
+        among: of a bound one, the only checkpoints that one that adapts may choose from; None: all finished
+            runs of the experiment.
     """
 
     version: ClassVar[int] = 1
     name: str
     checkpoints: dict[str, str | None]
     target: Target | None = None
-    commands: Commands | None = None  # what its messages name; `resolve` sets it
+    commands: Commands | None = None
+    among: list[str] | None = None
     adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
-    def aim_at(self, target: Target | None) -> None:
-        """Aims it, and hands it no more than it may know: only one that adapts gets the defence."""
+    def _bound(
+        self: AdversaryT, target: Target | None, commands: Commands, among: list[str] | None
+    ) -> AdversaryT:
+        """See `Attack.against`."""
+        bound = copy.copy(self)
+        bound.commands, bound.among = commands, among
+        bound.checkpoints = {
+            stage: checkpoint_of(commands.home, stage, path) for stage, path in self.checkpoints.items()
+        }
         if target is not None and not self.adaptive:
-            target = replace(target, defense=None, checkpoint=None)
-        self.aim(target)
+            target = replace(target, defense=None, checkpoint=None, options=None)
+        bound.aim(target)
+        return bound
 
     def aim(self, target: Target | None) -> None:
-        """Told before each set of features which defence made it; None: these features are unprotected.
+        """Called once on a bound copy, whose checkpoints are those given and the experiment's own.
 
-        Called before `describe` and `prepare`. One that adapts chooses here what fits the defence; by default
-        it only takes note. Aiming is cheap and may happen more often than attacking: nets are loaded by
+        One that adapts chooses here what fits the defence; by default it only takes note. Nets are loaded by
         `prepare`.
 
         Raises:
@@ -120,7 +146,7 @@ class Adversary(ABC):
 
     @property
     def learnt(self) -> bool:
-        """Whether it knows what it is aimed at: one that does not shows no protection, whatever it gets."""
+        """Whether it knows what it is bound to: one that does not shows no protection, whatever it gets."""
         return self.target is None or self.adaptive
 
     def observe(self, queries: Tensor) -> Tensor:
@@ -131,30 +157,23 @@ class Adversary(ABC):
         """
         return queries[0]
 
-    def resolve(self, experiment_dir: str | Path) -> None:
-        """Finds in the experiment's folder the checkpoints that were left null or named by their run."""
-        self.commands = self.commands or Commands(Path(experiment_dir))
-        for stage, path in self.checkpoints.items():
-            if run := named_run(stage, path):
-                self.checkpoints[stage] = str(Path(experiment_dir) / run / "checkpoints" / "best.ckpt")
-
     def checkpoint(self, stage: str) -> str:
         """Path of the checkpoint of ``stage``.
 
         Raises:
-            UserError: it was left null, and `resolve` has not filled it.
+            UserError: it was left null, and the attack is bound to no experiment.
         """
         path = self.checkpoints[stage]
         if path is None:
             raise UserError(
-                f"attack {self.name} has no checkpoint of stage {stage!r}: give its path, or call "
-                "resolve(experiment_dir) before prepare()"
+                f"attack {self.name} has no checkpoint of stage {stage!r}: give its path, or bind the attack "
+                "to an experiment's: against(target, commands)"
             )
         return path
 
     @abstractmethod
     def prepare(self, device: str) -> None:
-        """Loads the nets onto ``device``; after `resolve`, and again after each `aim`."""
+        """Loads the nets onto ``device``."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -180,18 +199,35 @@ class Attack(Adversary):
     its protected one.
     """
 
+    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Attack:
+        """A copy for the features of one defence; this one stays as it is.
+
+        It is handed no more than it may know: only one that adapts gets the defence.
+
+        Args:
+            target: what made the features; None: they are unprotected.
+            commands: of the experiment whose checkpoints stand for those that were left null, or named by
+                their run.
+            among: the only checkpoints that one that adapts may choose from; None: all finished runs of the
+                experiment.
+
+        Raises:
+            UserError: it cannot attack this defence; says what to train or give first.
+        """
+        return self._bound(target, commands, among)
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        """Earlier moments of an attack that adapts to what it is bound to, for curves of its strength.
+
+        Returns:
+            For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and a bound attack that
+            stands for it; by default none.
+        """
+        return []
+
     @abstractmethod
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
-
-    def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """Earlier moments of an attack that adapts to what it is aimed at, for curves of its strength.
-
-        Returns:
-            For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and an attack that
-            stands for it, resolved and aimed; by default none.
-        """
-        return []
 
 
 def options_of(target: Target) -> dict[str, Any]:
@@ -220,6 +256,10 @@ class Ruler(Adversary):
     So does an attacker who has named photographs of the users. Reports show rulers apart and not in the worst
     case, which is over attackers without any.
     """
+
+    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Ruler:
+        """A copy for the features of one defence, see `Attack.against`."""
+        return self._bound(target, commands, among)
 
     def train(self, target: Target) -> list[str]:
         """The commands that let it learn from this defence; by default none is known."""

@@ -122,14 +122,14 @@ class DecoderAttack(Attack):
     version = 1
 
     def __init__(self, ckpt: str | None = None, name: str = "black_box", batch_size: int = 64) -> None:
-        self.name = name
+        self.name = self.stage = name
         self.batch_size = batch_size
         self.checkpoints = {name: ckpt}
 
     def prepare(self, device: str) -> None:
         """Loads the decoder."""
         self.device = device
-        self.net: Any = load_stage(self.checkpoint(self.name), BlackBox)
+        self.net: Any = load_stage(self.checkpoint(self.stage), BlackBox)
         if self._other_cloud():
             self.net.net.classifier = copy.deepcopy(self.published("cloud")).eval()
         self.net.to(device)
@@ -138,7 +138,7 @@ class DecoderAttack(Attack):
         """`retrained`, for a decoder that reads answers."""
         if not (found := self.retrained("cloud")):
             return {}
-        told = read_checkpoint(self.checkpoint(self.name), self.name).get("hyper_parameters", {})
+        told = read_checkpoint(self.checkpoint(self.stage), self.stage).get("hyper_parameters", {})
         return found if told.get("reads") == "answers" else {}
 
     @torch.no_grad()

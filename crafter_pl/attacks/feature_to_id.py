@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -233,29 +232,23 @@ class FeatureToID(Ruler):
         self.name, self.batch_size = name, batch_size
         self.adapted = adapted
         self.checkpoints = {name: ckpt}
-        self._plain = ckpt
-
-    def resolve(self, experiment_dir: str | Path) -> None:
-        """Finds the experiment's own checkpoints where none were given."""
-        super().resolve(experiment_dir)
-        self._plain = self.checkpoints[self.name]
-        if self.adapted is None:
-            runs = trained(Path(experiment_dir), FeatureToIdentity.stage_name)
-            self.adapted = [str(path) for path in runs if str(path) != self._plain]
 
     def aim(self, target: Target | None) -> None:
-        """Chooses the net that has learned from this defence's features, if there is one; after `resolve`."""
+        """Chooses the net that has learned from this defence's features, if there is one."""
         super().aim(target)
-        self.checkpoints[self.name] = self._plain
         if target is None:
             return
-        fitting = [path for path in self.adapted or () if fits(_learned_from(path)[0], target)]
+        assert self.commands is not None
+        runs = map(str, trained(self.commands.home, FeatureToIdentity.stage_name))
+        mine = self.checkpoints[self.name]
+        others = [path for path in runs if path != mine] if self.adapted is None else self.adapted
+        fitting = [path for path in others if fits(_learned_from(path)[0], target)]
         if fitting:
             self.checkpoints[self.name] = max(fitting, key=lambda path: _learned_from(path)[1])
 
     @property
     def learnt(self) -> bool:
-        """Whether the net that it took has learned from the features that it is aimed at."""
+        """Whether the net that it took has learned from the features that it is bound to."""
         return self.target is None or fits(_learned_from(self.checkpoint(self.name))[0], self.target)
 
     def train(self, target: Target) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.adaptive import AdaptedAttack
+from crafter_pl.attacks.adapted import AdaptedAttack
 from crafter_pl.attacks.surrogate import DefenseSurrogate
 from crafter_pl.attacks.white_box import WhiteBoxAttack
-from crafter_pl.crafting.inversion import InversionResult
+from crafter_pl.crafting.inversion import InversionResult, Objective
 from crafter_pl.data.transport import received
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage
@@ -57,7 +57,7 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             raise UserError(f"attack {name}: weight {weight} must be at least 0")
         super().__init__(name=name, **plain)
         self.weight, self.verify = weight, verify
-        self.ckpt, self.basic = ckpt, self.checkpoints
+        self.ckpt, self.basic = ckpt, WhiteBoxAttack(name=name, **plain)
 
     @property
     def runs(self) -> str:
@@ -66,46 +66,36 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
 
     def adapted(self, file: str) -> dict[str, str | None]:
         """Those of the inversion, and the surrogate's."""
-        return {**self.basic, self.runs: file}
+        return {**self.basic.checkpoints, self.runs: file}
 
     def prepare(self, device: str) -> None:
         """Loads what inverts, and the nets that stand for the defence."""
         super().prepare(device)
-        if self.target is not None:
-            self.stage = load_stage(self.checkpoint(self.runs), DefenseSurrogate).to(device)
+        self.stage = load_stage(self.checkpoint(self.runs), DefenseSurrogate).to(device)
 
-    def render(self, latent: Tensor) -> Tensor:
-        """``Enc(G(z))``; what the defence makes of it beside it, where there is one."""
-        seen = super().render(latent)
-        return seen if self.target is None else self._join(self.stage.doing(seen), seen)
+    def objective(self, features: Tensor) -> Objective:
+        """``|P(E) - F|^2 + weight |E - Q(F)|^2`` as a function of ``E``."""
+        through, near = super().objective(features), super().objective(self._undo(features))
+        return lambda seen: through(self.stage.doing(seen)) + self.weight * near(seen)
 
-    def _join(self, crafted: Tensor, clean: Tensor) -> Tensor:
-        """Both terms of the objective as one feature, ``(N, 2C, h, w)``."""
-        return torch.cat([crafted, self.weight**0.5 * clean], 1)
-
-    def _search(self, features: Tensor, index: Tensor) -> Tensor:
-        if self.target is None:
-            return super()._search(features, index)
+    def _undo(self, features: Tensor) -> Tensor:
         with torch.no_grad():
-            self._undone = self.stage.undoing(features)
-        return super()._search(self._join(features, self._undone), index)
+            return self.stage.undoing(features)
 
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
-        if self.target is None or self.amortizer is None or restart > 1:
+        if self.amortizer is None or restart > 1:
             return super()._start(features, index, restart)
-        source = self._undone if restart == 0 else features.chunk(2, 1)[0]
-        return super()._start(source, index, 0)
+        return super()._start(self._undo(features) if restart == 0 else features, index, 0)
 
     def _rank(self, result: InversionResult, features: Tensor, index: Tensor) -> Tensor:
-        if self.target is None or not self.verify:
+        if not self.verify:
             return super()._rank(result, features, index)
         pictures = self._draw(features, result.z)
         with torch.enable_grad():
             protected = self.stage.defense.protect(pictures, OWN_KEYS + index, self.stage.options)
         protected = received(protected, self.stage.options.transport).to(features)
-        return (protected - features.chunk(2, 1)[0]).square().flatten(1).sum(1)
+        return (protected - features).square().flatten(1).sum(1)
 
     def settings(self) -> dict[str, Any]:
-        """The white-box attack's own, and on crafted features what this one adds."""
-        own = {} if self.target is None else {"weight": self.weight, "verify": self.verify}
-        return {**super().settings(), **own}
+        """The white-box attack's own, and what this one adds."""
+        return {**super().settings(), "weight": self.weight, "verify": self.verify}

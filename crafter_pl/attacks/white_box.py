@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.crafting.inversion import InversionResult, invert
+from crafter_pl.crafting.inversion import InversionResult, Objective, invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
@@ -144,13 +144,18 @@ class WhiteBoxAttack(Attack):
             cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
             return self.enter(cold)
 
+    def objective(self, features: Tensor) -> Objective:
+        """What the search minimises for each face: ``|F - E|^2`` as a function of ``E = Enc(G(z))``."""
+        return lambda seen: (features - seen).flatten(1).square().sum(1)
+
     def _search(self, features: Tensor, index: Tensor) -> Tensor:
         """The latents ``(N, P)`` of the best start of each face."""
         best_z, best_loss = features.new_empty(0), features.new_empty(0)
+        objective = self.objective(features)
         for restart in range(self.restarts):
             result = invert(
                 self.render,
-                features,
+                objective,
                 self._start(features, index, restart),
                 steps=self.steps,
                 lr=self.lr,

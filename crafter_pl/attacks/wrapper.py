@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ class Wrapper(Attack):
 
     def __init__(self, base: Attack | None, name: str) -> None:
         self.base = WhiteBoxAttack() if base is None else base
+        self.kind = type(self.base)
         self.name = name
         self.checkpoints = self.base.checkpoints
         self.adaptive = self.adaptive or self.base.adaptive
@@ -31,18 +32,15 @@ class Wrapper(Attack):
         """What the attack that inverts gets of several queries of each face, ``(K, N, C, h, w)``."""
 
     def aim(self, target: Target | None) -> None:
-        """Tells the attack that inverts, too."""
-        self.target = target
-        self.base.aim(target)
+        """Binds the attack that inverts, too."""
+        assert self.commands is not None
+        super().aim(target)
+        self.base = self.base.against(target, self.commands, self.among)
         self.checkpoints = self.base.checkpoints
-
-    def resolve(self, experiment_dir: str | Path) -> None:
-        """Finds the checkpoints of the attack that inverts."""
-        self.base.commands = self.commands
-        self.base.resolve(experiment_dir)
 
     def prepare(self, device: str) -> None:
         """Loads the nets of the attack that inverts."""
+        self.base = copy.copy(self.base)  # a copy of this one loads nets of its own
         self.base.prepare(device)
 
     def reconstruct(self, features: Tensor) -> Tensor:
@@ -51,5 +49,5 @@ class Wrapper(Attack):
 
     def settings(self) -> dict[str, Any]:
         """Those of the attack that inverts, with its class and version."""
-        base = self.base
-        return {"base": {"class": type(base).__name__, "version": base.version, **base.settings()}}
+        own = {"class": self.kind.__name__, "version": self.kind.version}
+        return {"base": {**own, **self.base.settings()}}

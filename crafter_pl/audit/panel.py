@@ -8,30 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from crafter_pl.audit import metrics
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import identity_similarity, topk_hits
+from crafter_pl.stages.oracle import IdentityOracle
 
 
-class Oracle(Protocol):
-    """What the panel needs of an `IdentityOracle`."""
-
-    @property
-    def hparams(self) -> Any:  # noqa: ANN401 (Lightning's)
-        """`identities`: the raw identity of each class."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Pictures `(N, 3, H, W)` in [0, 1] -> logits `(N, P)`."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Pictures `(N, 3, H, W)` in [0, 1] -> unit embeddings `(N, E)`."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Judgement:
     """What each of `O` oracles says about `N` pictures."""
 
@@ -57,7 +43,12 @@ class Panel:
     """
 
     def __init__(
-        self, oracles: Mapping[str, Oracle], images: Tensor, identity: Tensor, device: str, batch_size: int
+        self,
+        oracles: Mapping[str, IdentityOracle],
+        images: Tensor,
+        identity: Tensor,
+        device: str,
+        batch_size: int,
     ) -> None:
         """Embed the originals, and judge them: how good each oracle is."""
         self.oracles, self.device, self.batch_size = oracles, device, batch_size
@@ -86,11 +77,11 @@ class Panel:
         for (name, oracle), original in zip(self.oracles.items(), self.embeddings, strict=True):
             logits, classes = self._batched(oracle.logits, images), self.classes[name]
             label = (classes[None, :] == self.identity[:, None]).long().argmax(dim=1)
-            hits.append(metrics.topk_hits(logits, label, 1))
-            top5.append(metrics.topk_hits(logits, label, 5))
+            hits.append(topk_hits(logits, label, 1))
+            top5.append(topk_hits(logits, label, 5))
             named.append(torch.searchsorted(self.people, classes[logits.argmax(dim=1)]))
             embeddings.append(self._batched(oracle.embed, images))
-            similarity.append(metrics.identity_similarity(embeddings[-1], original))
+            similarity.append(identity_similarity(embeddings[-1], original))
         return Judgement(
             torch.stack(hits), torch.stack(top5), torch.stack(named), torch.stack(similarity), embeddings
         )

@@ -1,312 +1,160 @@
-"""Writes an audit's results: report.json, report.html, table.csv, groups.md and the plots.
-
-Every file is written beside its place and moved there, so that a reader never meets half a report.
-"""
+"""The verb `report`: several audits on one page, or one audit's own page again."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save
-
-from crafter_pl.audit import plots
-from crafter_pl.audit.front import TRAINING
-from crafter_pl.audit.grouptable import markdown, sentences
-from crafter_pl.audit.page import render
-from crafter_pl.audit.plots import Column, Gallery
-from crafter_pl.audit.verdict import (
-    Report,
-    curves,
-    learnt,
-    percent,
-    percent_range,
-    title,
-    verdict,
-    warnings,
-)
+from crafter_pl import __version__
+from crafter_pl.audit.compare import SCENARIOS, comparable
+from crafter_pl.audit.record import read_report
+from crafter_pl.audit.schema import DefenseResult, Report, Utility
+from crafter_pl.audit.show.page import rebuild, render
+from crafter_pl.audit.show.plots import COLOURS, MARKERS, Point, pareto
+from crafter_pl.audit.show.sentences import percent
+from crafter_pl.audit.show.table import Cell, Table, number, rate
+from crafter_pl.audit.show.tables import heading
+from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-GALLERY = "gallery.safetensors"  # the pictures of the grid, so that `rebuild` needs nothing else
+from crafter_pl.files import write_file
 
 
-def complete(report: Report) -> Report:
-    """Add what follows from the numbers: the verdict, the warnings and whether the curves are monotone."""
-    return {**report, "verdict": verdict(report), "warnings": warnings(report), "curves": curves(report)}
+@dataclass(frozen=True)
+class Compared:
+    """One audit among others.
+
+    Attributes:
+        number: from 0.
+        report: of the audit.
+        place: its folder, seen from the page.
+        group: audits of one number share what makes figures comparable.
+        apart: what sets it apart from the first.
+    """
+
+    number: int
+    report: Report
+    place: str
+    group: int
+    apart: str
+
+    @property
+    def letter(self) -> str:
+        """A, B, ..., Z, AA, AB, ..."""
+        more = self.number // 26
+        return chr(ord("A") + more - 1) * bool(more) + chr(ord("A") + self.number % 26)
+
+    @property
+    def line(self) -> str:
+        """How the plot's legend calls it."""
+        return f"{self.letter}, conditions {self.group}"
+
+    @property
+    def sets(self) -> list[tuple[str, DefenseResult, str, Utility]]:
+        """Its sets of features in each scenario: mark in the plot, figures, scenario, utility."""
+        return [
+            (f"{self.letter}{place}", entry, scenario, utility)
+            for place, entry in enumerate(self.report.defenses)
+            for scenario in SCENARIOS
+            if (utility := getattr(entry, scenario)) is not None
+        ]
 
 
-def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
-    """Write all files of a report to `out` and return the path of report.html, which is written last.
+def report(audits: list[str] | str | None = None, folder: str | None = None, out: str | None = None) -> Path:
+    """Compare the audits of several experiments on one page, or write one audit's own page again.
 
     Args:
-        out: folder, made if missing.
-        report: the report of `audit`; verdict, warnings and curves are added here.
-        gallery: pictures for the grid.
-
-    Raises:
-        ValueError: on a number that is not finite.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    report = complete(report)
-    text = to_json(report).encode()
-    pictures = {"tradeoff": plots.tradeoff(report)}
-    for over in plots.AXES:
-        if (curve := plots.adaptation(report, over)) is not None:
-            pictures[f"adaptation_{over}"] = curve
-    if (side_by_side := plots.pareto(report)) is not None:
-        pictures["pareto"] = side_by_side
-    tensors = {"originals": gallery.originals}
-    both = [*gallery.columns, *gallery.rounds]
-    tensors |= {f"column-{i}": column.images for i, column in enumerate(both)}
-    columns = [
-        {"attack": c.attack, "features": c.features, "named": c.named, "moment": c.moment} for c in both
-    ]
-    tensors = {
-        name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous() for name, value in tensors.items()
-    }
-    files = {GALLERY: save(tensors, metadata={"columns": json.dumps(columns)})}
-    files |= {f"{name}.png": picture for name, picture in pictures.items()}
-    files |= {"reconstructions.png": plots.reconstructions(gallery), "table.csv": table(report).encode()}
-    if report.get("groups"):
-        files["groups.md"] = markdown(report).encode()
-    else:
-        (out / "groups.md").unlink(missing_ok=True)  # of an earlier audit by groups
-    files |= {"report.json": text, "report.html": render(report, gallery, pictures).encode()}
-    for name, data in files.items():
-        write_file(out / name, data)
-    return out / "report.html"
-
-
-def read_report(folder: Path) -> Report:
-    """The report.json of an audit's folder.
-
-    Raises:
-        UserError: there is none, it is no report, or of another version.
-    """
-    file = folder / "report.json"
-    if not file.is_file():
-        raise UserError(
-            f"no report in {folder}: report.json is missing; run the audit with --out {folder} first"
-        )
-    report: Report = read_json(file, "run the audit again with --overwrite true")
-    schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != 1:
-        raise UserError(f"{file} has schema {schema}, expected 1. Run the audit again.")
-    try:
-        _complete_old(report)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"The report in {folder} is damaged ({error!r}). Run the audit again with --overwrite true."
-        ) from error
-    return report
-
-
-def _complete_old(report: Report) -> None:
-    """Adds to a report of an earlier version which attacks and rulers have learnt from which defence."""
-    for entry in report["defenses"]:
-        known = entry["name"] == "none"
-        results = [(name, [result]) for name, result in entry["attacks"].items()]
-        for name, points in [*results, *entry.get("history", {}).items()]:
-            for point in points:
-                point.setdefault("learnt", known or bool(report["attacks"][name].get("adaptive")))
-        for result in entry.get("rulers", {}).values():
-            result.setdefault("learnt", known)
-
-
-def rebuild(folder: str) -> Path:
-    """Write a report's page, table and plots again from its report.json and the pictures kept beside it.
-
-    Args:
-        folder: where an audit wrote its report.
+        audits: folders of audits, each with its report.json, to compare.
+        folder: of one audit, whose page, tables and plots are written again from its report.json.
+        out: the HTML file that compares the audits.
 
     Returns:
-        Path of report.html.
+        Path of the page.
 
     Raises:
-        UserError: if the folder has no complete report of this version.
+        UserError: a folder holds no report or a damaged one, or it is not clear what to write.
     """
-    from safetensors import SafetensorError, safe_open
-
-    out = Path(folder)
-    report = read_report(out)
-    if not (out / GALLERY).is_file():
-        raise UserError(f"no report in {out}: {GALLERY} is missing; run the audit with --out {out} again")
-    try:
-        with safe_open(out / GALLERY, framework="pt") as handle:
-            columns = json.loads(handle.metadata()["columns"])
-        tensors = {name: value.float() / 255 for name, value in load_file(out / GALLERY).items()}
-        shown = [
-            Column(c["attack"], c["features"], tensors[f"column-{i}"], c["named"], c.get("moment"))
-            for i, c in enumerate(columns)
-        ]
-        gallery = Gallery(
-            tensors["originals"],
-            [column for column in shown if column.moment is None],
-            [column for column in shown if column.moment is not None],
-        )
-        return write_report(out, report, gallery)
-    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+    if bool(audits) == bool(folder) or bool(audits) != bool(out):
         raise UserError(
-            f"The report in {out} is damaged ({error!r}). Run the audit again with --overwrite true."
-        ) from error
+            "give folders of audits and --out FILE.html to compare them, or --folder FOLDER alone to write "
+            "one audit's page again"
+        )
+    if folder:
+        return rebuild(folder)
+    assert audits and out
+    return compare([Path(one) for one in listed(audits)], Path(out))
 
 
-def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
-    """Scalars and the grid, in place of those of an earlier audit in the same folder."""
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
+def compare(folders: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page over several audits; it needs no other file.
 
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(log_dir=str(folder)) as writer:
-        for entry in report["defenses"]:
-            writer.add_scalar(f"mean_auc/{entry['label']}", entry["utility"]["mean_auc"]["value"])
-            writer.add_scalar(f"worst_case/{entry['label']}", entry["worst_case"]["eval_acc"]["value"])
-            for name, result in entry["attacks"].items():
-                for key in ("eval_acc", "identity_similarity", "ssim"):
-                    writer.add_scalar(f"{name}_{key}/{entry['label']}", result[key]["value"])
-            for name, points in entry.get("history", {}).items():
-                _curves(writer, f"{name}, {entry['label']}", points)
-        for (attack, features), rounds in gallery.adapting().items():
-            for column in rounds.columns:
-                assert column.moment is not None
-                grid = plots.mosaic(Gallery(gallery.originals, [column]))
-                tag = f"audit/reconstructions_by_round/{attack}, {features}"
-                writer.add_image(tag, grid, column.moment["round"], dataformats="HWC")
-        writer.add_image("reconstructions", plots.mosaic(gallery), dataformats="HWC")
-        writer.add_text("verdict", verdict(report))
-        writer.add_text("settings", f"```\n{json.dumps(report['settings'], indent=1)}\n```")
-
-
-def _curves(writer: SummaryWriter, line: str, points: list[dict[str, Any]]) -> None:
-    """How an attack gains over rounds and over pairs, each with both ends of its interval."""
-    for over in plots.AXES:
-        for point in points:
-            for key in ("eval_acc", "panel_any", "identity_similarity", "ssim"):
-                low, high = point[key]["ci95"]
-                tag = f"audit/{key}_by_{over}/{line}"
-                writer.add_scalar(tag, point[key]["value"], point[over])
-                writer.add_scalar(f"{tag}, low", low, point[over])
-                writer.add_scalar(f"{tag}, high", high, point[over])
-
-
-def _cells(name: str, figure: dict[str, Any]) -> dict[str, Any]:
-    return {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
-
-
-def table(report: Report) -> str:
-    """The figures as CSV: one row for every features and attack, each figure with its interval.
-
-    Then one for every moment of an attack that adapts, and one for every ruler.
+    Raises:
+        UserError: a folder is there twice or has no complete report, or `out` is no place for a page.
     """
-    rows = [row for entry in report["defenses"] for row in _rows(report, entry)]
-    buffer = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def _rows(report: Report, entry: Report) -> Iterator[dict[str, Any]]:
-    alike = {"features": entry["label"], "beta": entry["beta"]}
-    alike["retrains"] = " ".join(entry.get("retrains", []))
-    tail = _cells("mean_auc", entry["utility"]["mean_auc"]) | _cells(
-        "worst_case", entry["worst_case"]["eval_acc"]
+    if out.suffix != ".html" or (out.parent / "report.json").exists():
+        raise UserError(f"--out {out}: give a file that ends in .html, and not in the folder of an audit")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"a folder is there twice: {', '.join(map(str, folders))}")
+    audits = side_by_side(
+        [read_report(one) for one in folders], [os.path.relpath(one, out.parent) for one in folders]
     )
-    if TRAINING in entry:
-        tail |= _cells("mean_auc_training", entry[TRAINING]["mean_auc"])
-    tail |= {"worst_case_chance": entry["worst_case"]["chance"], "chance": report["data"]["chance"]}
-    if basic := entry.get("worst_case_basic"):
-        tail |= _cells("worst_case_basic", basic["eval_acc"])
-    if adapted := entry.get("false_security"):
-        tail |= {"false_security": adapted["flag"], **_cells("adaptive_gain", adapted["gain"])}
-    tail |= {"images": report["data"]["images"], "identities": report["data"]["identities"]}
-    moments: list[tuple[str, dict[str, Any]]] = list(entry["attacks"].items())
-    moments += [(name, point) for name, points in entry.get("history", {}).items() for point in points]
-    for name, result in moments:
-        row = {**alike, "attack": name, "adaptive": report["attacks"][name].get("adaptive", False)}
-        row["learnt"] = result["learnt"]
-        row |= {key: result[key] for key in ("round", "pairs", "epochs") if key in result}
-        for key, value in result.items():
-            if isinstance(value, dict) and "value" in value:
-                row |= _cells(key, value)
-        parts = {"by_oracle": "eval_acc", "top5_by_oracle": "eval_acc_top5", "tar_by_oracle": "tar"}
-        for part, column in parts.items():
-            for oracle, value in result.get(part, {}).items():
-                row |= _cells(f"{column}[{oracle}]", value)
-        yield row | tail
-    for name, result in entry.get("rulers", {}).items():
-        yield {
-            **alike,
-            "ruler": name,
-            "learnt": result["learnt"],
-            **_cells("top1", result["top1"]),
-            **_cells("top5", result["top5"]),
-        } | tail
-
-
-def text(report: Report) -> str:
-    """The short table for the terminal: utility, attacks, worst case, chance, and the oracles' accuracy."""
-    report = complete(report)
-    data, attacks = report["data"], list(report["defenses"][0]["attacks"])
-    adaptive = any(entry.get("false_security") for entry in report["defenses"])
-    more = ["not adaptive"] if adaptive else []
-    both = any(TRAINING in entry for entry in report["defenses"])
-    trained = ["training"] if both else []
-    known = ["learnt by"] if report["defenses"][1:] else []  # how many attacks have learnt from the defence
-    lines = [["features", "mean AUC", *trained, *attacks, *more, "worst case", "(95 %)", "by chance", *known]]
-    for entry in report["defenses"]:
-        worst = entry["worst_case"]
-        row = [entry["label"], f"{entry['utility']['mean_auc']['value']:.3f}"]
-        if both:
-            row.append(f"{entry[TRAINING]['mean_auc']['value']:.3f}" if TRAINING in entry else "-")
-        row += [percent(entry["attacks"][name]["eval_acc"]["value"]) for name in attacks]
-        row += [percent(entry["worst_case_basic"]["eval_acc"]["value"])] if adaptive else []
-        row += [
-            percent(worst["eval_acc"]["value"]),
-            percent_range(worst["eval_acc"]["ci95"]),
-            percent(worst["chance"]),
-        ]
-        if known:
-            count = len(learnt(entry))
-            row.append(
-                "" if entry["name"] == "none" else f"{count} of {len(attacks)}" if count else "NO ATTACK"
-            )
-        lines.append(row)
-    lines.append(
+    picture = pareto(
         [
-            "chance of one guess",
-            "0.500",
-            *["0.500" for _ in trained],
-            *[percent(data["chance"])] * len(attacks),
-            *[""] * (3 + len(more) + len(known)),
-        ]
+            Point(
+                scenario,
+                utility.mean_auc,
+                entry.worst_case.eval_acc,
+                one.line,
+                front=str(one.group),
+                hollow=entry.plain,
+                mark=mark,
+            )
+            for one in audits
+            for mark, entry, scenario, utility in one.sets
+        ],
+        {
+            one.line: {
+                "color": _colour(one.group),
+                "marker": MARKERS[one.number % len(MARKERS)],
+                "linestyle": "",
+            }
+            for one in audits
+        },
+        {str(one.group): {"color": _colour(one.group), "alpha": 0.25} for one in audits},
     )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {"pareto": picture}
+    write_file(
+        out, render("compare", audits=audits, sets=_table(audits), pictures=pictures, version=__version__)
+    )
+    print(f"compared {len(audits)} audits: {out}", flush=True)
+    return out
+
+
+def side_by_side(reports: Sequence[Report], places: Sequence[str]) -> list[Compared]:
+    """Audits with the number of what they share, and what sets each apart."""
+    found = zip(reports, places, *comparable(reports), strict=True)
+    return [Compared(number, *own) for number, own in enumerate(found)]
+
+
+def _colour(group: int) -> str:
+    return COLOURS[(group - 1) % len(COLOURS)]
+
+
+def _table(audits: Sequence[Compared]) -> Table:
+    head = ["", "features", "conditions", "scenario", "mean AUC", "worst case", "by chance", "false security"]
     rows = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        rows.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
-    panel = report["panel"]["accuracy_on_originals"]["value"]
-    oracles = ", ".join(f"{o['name']} {percent(o['accuracy_on_originals'])}" for o in report["oracles"])
-    head = f"Audit of {data['source']}: {data['images']} faces of {data['identities']} people"
-    tail = [f"oracles on the originals: {oracles}; any {percent(panel)}"]
-    tail += [
-        f"ruler {name}, {title(entry)}: names {percent(own['top1']['value'])} straight from the feature "
-        f"({percent_range(own['top1']['ci95'])})"
-        + ("" if own["learnt"] else ", NOT LEARNT FROM THIS DEFENCE: no figure of protection")
-        for entry in report["defenses"]
-        for name, own in entry.get("rulers", {}).items()
-    ]
-    tail += sentences(report)
-    tail += [curve["sentence"] for curve in report["curves"]]
-    tail += [report["verdict"], *(f"warning: {warning}" for warning in report["warnings"])]
-    return "\n".join([head, "", *(row.rstrip() for row in rows), "", *tail])
+    for one in audits:
+        for mark, entry, scenario, utility in one.sets:
+            flag = "not tested" if entry.false_security is None else "yes" if entry.flagged else "not found"
+            flag = "-" if entry.plain else flag
+            worst = entry.worst_case
+            row = [mark, heading(entry), one.group, SCENARIOS[scenario], number(utility.mean_auc)]
+            row += [
+                rate(worst.eval_acc),
+                percent(worst.chance),
+                Cell(flag, css="bad" if flag == "yes" else ""),
+            ]
+            rows.append(row)
+    return Table(head, rows)

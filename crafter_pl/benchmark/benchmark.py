@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from crafter_pl.attacks.adaptive import AdaptedAttack
-from crafter_pl.audit.inputs import chosen_attacks
+from crafter_pl.attacks.adapted import AdaptedAttack
+from crafter_pl.audit.find import find_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
@@ -153,7 +153,7 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     read = made.instantiate(made.parse_args(["--config", audit, *place.shared]))
     check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
-    for attack in chosen_attacks(read.attacks, read.budgets, budget):
+    for attack in find_attacks(read.attacks, read.budgets, budget):
         if isinstance(attack, AdaptedAttack) and not any(name.startswith(attack.runs) for name in trained):
             raise UserError(
                 f"the budget {budget} has the attack {attack.name}, and nobody trains {attack.runs} against "

@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from matplotlib.figure import Figure as Plot
+from matplotlib.figure import Figure
 
-from crafter_pl.audit.bootstrap import Figure
-from crafter_pl.audit.verdict import percent, rate_with_range
+from crafter_pl.audit.record import read_report
+from crafter_pl.audit.record import to_json as plain
+from crafter_pl.audit.show.sentences import percent, rate_with_range
+from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json, write_file
+from crafter_pl.metrics import Estimate
 from crafter_pl.stages import TaskModel, load_stage
 
 
@@ -27,9 +30,9 @@ class Row:
     cut: str
     shape: list[int]
     edge_parameters: int
-    mean_auc: Figure
-    attacks: dict[str, Figure]
-    worst_case: Figure
+    mean_auc: Estimate
+    attacks: dict[str, Estimate]
+    worst_case: Estimate
     task_seconds: float
 
 
@@ -105,7 +108,7 @@ def sweep(
     ]:
         raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
     rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
-    write_file(folder / "cuts.json", to_json([asdict(row) for row in rows]))
+    write_file(folder / "cuts.json", to_json(plain(rows)))
     write_file(folder / "cuts.png", _plot(rows, arch))
     table = _table(rows)
     print(table, flush=True)
@@ -113,16 +116,16 @@ def sweep(
 
 
 def _row(place: Place, cut: str, audit: Path) -> Row:
-    (entry,) = json.loads((audit / "report.json").read_text())["defenses"]
+    (entry,) = read_report(audit).defenses
     task = load_stage(place.checkpoint("task"), TaskModel)
     assert task.hparams["cut"] == cut
     return Row(
         cut=cut,
         shape=list(task.feature_shape),
         edge_parameters=sum(p.numel() for p in task.net.edge.parameters()),
-        mean_auc=entry["utility"]["mean_auc"],
-        attacks={name: result["eval_acc"] for name, result in entry["attacks"].items()},
-        worst_case=entry["worst_case"]["eval_acc"],
+        mean_auc=entry.utility.mean_auc,
+        attacks={name: result.eval_acc for name, result in entry.attacks.items()},
+        worst_case=entry.worst_case.eval_acc,
         task_seconds=json.loads((place.home / "task" / "summary.json").read_text())["seconds"],
     )
 
@@ -131,26 +134,26 @@ def _table(rows: list[Row]) -> str:
     """In Markdown."""
     attacks = [name.replace("_", "-") for name in rows[0].attacks]
     heads = ["cut", "features", "edge parameters", "mean AUC", *attacks, "worst case (95 %)"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for row in rows:
         shape, size = "×".join(map(str, row.shape)), f"{row.edge_parameters:,}"
-        rates = [percent(found["value"]) for found in row.attacks.values()]
-        auc = f"{row.mean_auc['value']:.3f}"
+        rates = [percent(found.value) for found in row.attacks.values()]
+        auc = f"{row.mean_auc.value:.3f}"
         lines.append([row.cut, shape, size, auc, *rates, rate_with_range(row.worst_case)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return Table(heads, lines).markdown() + "\n"
 
 
 def _plot(rows: list[Row], arch: str) -> bytes:
     """Utility and leakage against depth, with 95 % intervals, as a PNG."""
-    plot = Plot(figsize=(6.0, 4.4), dpi=160, layout="constrained")
+    plot = Figure(figsize=(6.0, 4.4), dpi=160, layout="constrained")
     axes = plot.add_subplot()
     lines = {"mean AUC (utility)": [row.mean_auc for row in rows]}
     lines |= {name.replace("_", "-"): [row.attacks[name] for row in rows] for name in rows[0].attacks}
     lines |= {"worst case": [row.worst_case for row in rows]}
     for name, figures in lines.items():
-        values = [one["value"] for one in figures]
-        below = [max(one["value"] - one["ci95"][0], 0) for one in figures]
-        above = [max(one["ci95"][1] - one["value"], 0) for one in figures]
+        values = [one.value for one in figures]
+        below = [max(one.value - one.low, 0) for one in figures]
+        above = [max(one.high - one.value, 0) for one in figures]
         style = "--" if "AUC" in name else "-"
         places = range(len(rows))
         axes.errorbar(places, values, [below, above], marker="o", ls=style, capsize=3, label=name)

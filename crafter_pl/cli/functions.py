@@ -1,10 +1,12 @@
-"""The verbs that are functions: their options are the function's arguments."""
+"""The verbs that are functions: their options are its arguments, or the fields of the dataclass it takes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from pkgutil import resolve_name
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from crafter_pl.cli.options import expanded
 from crafter_pl.cli.parsing import Parser, verb_parser
@@ -14,8 +16,14 @@ from crafter_pl.errors import UserError
 from crafter_pl.plugins import import_stages
 
 
+def options_class(function: Callable[..., Any]) -> Any:  # noqa: ANN401 (a class)
+    """The dataclass whose fields are the options of a verb's function; None: its arguments are."""
+    first, *others = get_type_hints(function).values()
+    return first if len(others) == 1 and is_dataclass(first) else None  # the other one is what it returns
+
+
 def parser(verb: str) -> Parser:
-    """The options of a verb: its function's arguments, or a YAML file with any of them."""
+    """The options of a verb, or a YAML file with any of them."""
     import_stages()
     made = verb_parser(verb, allow_abbrev=False)
     made.add_argument("--base", type=str | None, help="in a config: another one, which it builds on")
@@ -25,10 +33,13 @@ def parser(verb: str) -> Parser:
         made.add_argument(name, nargs="*", type=str, default=[], help=text)
         positional = {name}
     function = resolve_name(FUNCTIONS[verb])
-    made.hints = get_type_hints(function)
-    made.add_function_arguments(
-        function, fail_untyped=False, as_positional=False, sub_configs=True, skip=positional
-    )
+    told: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
+    if options := options_class(function):
+        made.hints = get_type_hints(options)
+        made.add_class_arguments(options, instantiate=False, **told)
+    else:
+        made.hints = get_type_hints(function)
+        made.add_function_arguments(function, skip=positional, **told)
     return made
 
 
@@ -40,4 +51,6 @@ def call(args: list[str]) -> None:
     made = parser(verb)
     config = made.instantiate(expanded(made.parse_args(with_bases(args)[1:])))
     del config["config"], config["base"]
-    resolve_name(FUNCTIONS[verb])(**config)
+    function = resolve_name(FUNCTIONS[verb])
+    options = options_class(function)
+    function(options(**config)) if options else function(**config)

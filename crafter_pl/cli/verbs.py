@@ -8,7 +8,7 @@ FUNCTIONS = {  # the verbs that are functions, and where these are
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
     "sweep": "crafter_pl.benchmark.sweep:sweep",
     "tune": "crafter_pl.tune.tune:tune",
-    "report": "crafter_pl.audit.compare:report",
+    "report": "crafter_pl.audit.report:report",
 }
 POSITIONAL = {  # what some of them are given without an option's name
     "protect": ("photos", "photographs, and folders of them"),

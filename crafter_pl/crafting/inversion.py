@@ -17,6 +17,8 @@ from torch import Tensor
 Render = Callable[[Tensor], Tensor]
 Scale = Literal["sum", "mean"] | float
 """Factor c of the data term: 1 ("sum"), 1/d with d entries a sample ("mean"), or the number given."""
+Objective = Callable[[Tensor], Tensor]
+"""A data term of one's own: ``e(z)`` ``(N, ...)`` -> ``(N,)``, of each sample alone."""
 
 
 def data_weight(scale: Scale, target: Tensor) -> float:
@@ -35,18 +37,25 @@ def data_weight(scale: Scale, target: Tensor) -> float:
 
 
 def inner_loss(
-    rendered: Tensor, target: Tensor, z: Tensor, prior_weight: float = 0.0, scale: Scale = "sum"
+    rendered: Tensor,
+    target: Tensor | Objective,
+    z: Tensor,
+    prior_weight: float = 0.0,
+    scale: Scale = "sum",
 ) -> Tensor:
     """Return the inner objective a sample, ``(N,)``: ``c * ||F - e(z)||^2 + prior_weight * ||z||^2``.
 
     Args:
-        rendered: ``e(z)``, the shape of ``target``.
-        target: features F, ``(N, ...)``.
+        rendered: ``e(z)``, ``(N, ...)``.
+        target: features F of that shape; or a data term in place of that one.
         z: latents, ``(N, Z)``.
         prior_weight: rho.
         scale: see `Scale`.
     """
-    loss = data_weight(scale, target) * (target - rendered).flatten(1).square().sum(1)
+    if isinstance(target, Tensor):
+        loss = data_weight(scale, target) * (target - rendered).flatten(1).square().sum(1)
+    else:
+        loss = target(rendered)
     return loss + prior_weight * z.square().sum(1) if prior_weight else loss
 
 
@@ -125,7 +134,7 @@ def _step(
 
 def invert(
     render: Render,
-    target: Tensor,
+    target: Tensor | Objective,
     z0: Tensor | Recorded,
     *,
     steps: int,
@@ -147,7 +156,7 @@ def invert(
     Args:
         render: ``z (N, Z) -> features (N, ...)``, frozen and in eval mode, so that it treats samples
             separately.
-        target: features F to invert, ``(N, ...)``.
+        target: features F to invert, ``(N, ...)``; or a data term of one's own, see `Objective`.
         z0: start, ``(N, Z)``, not modified; or the pass recorded there, which the first step uses up.
         steps: gradient steps; 0 evaluates ``z0``.
         lr: step size. With "momentum" it multiplies the gradient of the objective, so its meaning moves with
@@ -173,9 +182,11 @@ def invert(
     if optimizer not in ("adam", "momentum"):
         raise ValueError(f"optimizer is {optimizer!r}; expected 'adam' or 'momentum'.")
     here = z0
-    z, target = (z0.z if isinstance(z0, Recorded) else z0).detach(), target.detach()
-    if len(z) != len(target):
-        raise ValueError(f"z0 has {len(z)} samples, target {len(target)}: one latent a feature.")
+    z = (z0.z if isinstance(z0, Recorded) else z0).detach()
+    if isinstance(target, Tensor):
+        target = target.detach()
+        if len(z) != len(target):
+            raise ValueError(f"z0 has {len(z)} samples, target {len(target)}: one latent a feature.")
     state = state or _fresh_state(z, optimizer)
     if state.first.shape != z.shape or (state.second is None) != (optimizer == "momentum"):
         raise ValueError("state belongs to another optimizer or batch; pass state=None to start afresh.")

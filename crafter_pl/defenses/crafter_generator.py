@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.crafting.craft import (
     CraftNets,
@@ -24,11 +23,12 @@ from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.quality import relative_error
-from crafter_pl.stages.task import TaskModel, mean_auc
+from crafter_pl.stages.task import TaskModel
 
 _NOISE = 0  # stream of keyed noise
 
@@ -130,7 +130,7 @@ class CrafterGenerator(Defense[GeneratorOptions]):
         if adversary_weight:
             size = task.hparams["image_size"]
             self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)
-        self.auc = MultilabelAUROC(num_labels=answers, average="none", thresholds=None)
+        self.auc = AttributeAUC()
 
     @property
     def nets(self) -> CraftNets:
@@ -204,7 +204,7 @@ class CrafterGenerator(Defense[GeneratorOptions]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The cloud's scores for crafted features of held-out public people; the adversary's error."""
         crafted = self._crafted(batch["image"], batch["index"], 0)
-        self.auc.update(self.task.cloud(crafted).float().sigmoid(), batch["attributes"].long())
+        self.auc.update(self.task.cloud(crafted), batch["attributes"])
         moved = (crafted - self.nets.encoder(batch["image"])).square().mean()
         figures = {"val/distance": moved}
         if self.adversary is not None and len(crafted) > 1:
@@ -213,7 +213,8 @@ class CrafterGenerator(Defense[GeneratorOptions]):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC; draws held-out public faces above the inversions of their crafted features."""
-        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
+        self.auc.reset()
         images = self.fixed_images(self.val_split, 8)
         crafted = self._crafted(images, torch.arange(len(images), device=self.device), 0)
         with torch.enable_grad():

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.store import expect, present
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import AttributeAUC
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage, Upstream
-from crafter_pl.stages.task import TaskModel, mean_auc
+from crafter_pl.stages.task import TaskModel
 
 
 class CloudClassifier(Stage):
@@ -73,9 +73,7 @@ class CloudClassifier(Stage):
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
         self.net.train()
-        self.auc = MultilabelAUROC(
-            num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
-        )
+        self.auc = AttributeAUC()
 
     def setup(self, stage: str) -> None:
         """Lets the data open the stores.
@@ -141,11 +139,12 @@ class CloudClassifier(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects scores of ``private_test``; no checkpoint is chosen by them."""
-        self.auc.update(self(self._features(batch)).float().sigmoid(), batch["attributes"].long())
+        self.auc.update(self(self._features(batch)), batch["attributes"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC over the attributes that have both classes."""
-        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
+        self.auc.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The same figure: the validation part is the audited one."""
@@ -153,4 +152,5 @@ class CloudClassifier(Stage):
 
     def on_test_epoch_end(self) -> None:
         """Logs it."""
-        self.log("test/mean_auc", mean_auc(self.auc), prog_bar=True)
+        self.log("test/mean_auc", self.auc.compute(), prog_bar=True)
+        self.auc.reset()

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_sensitivity_at_specificity
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import attribute_auc, tar_at_far
+from crafter_pl.metrics.identity import FAR
 from crafter_pl.stages.recogniser import Recogniser
 
-FAR = 0.01
 _PICTURES = 1000  # of which pairs are made in validation, at most: half a million pairs
 
 
@@ -100,11 +100,9 @@ def verification(embeddings: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
     """
     chosen = identity.argsort(stable=True)[:_PICTURES]
     embeddings, identity = embeddings[chosen], identity[chosen]
-    first, second = torch.triu_indices(len(chosen), len(chosen), 1, device=chosen.device)
-    same = identity[first] == identity[second]
-    if same.all() or not same.any():
+    different = ~torch.eye(len(chosen), dtype=torch.bool)
+    same = (identity[:, None] == identity[None]).cpu()[different]
+    if (tar := tar_at_far(embeddings, embeddings, identity.cpu(), FAR)) is None:
         return embeddings.new_tensor(FAR), embeddings.new_tensor(0.5)
-    # torchmetrics would put scores outside [0, 1] through a sigmoid
-    score = ((embeddings @ embeddings.T)[first, second].clamp(-1, 1) + 1) / 2
-    tar, _ = binary_sensitivity_at_specificity(score, same.long(), 1 - FAR)
-    return tar, binary_auroc(score, same.long())
+    auc = attribute_auc((embeddings @ embeddings.T).cpu()[different][:, None], same[:, None])
+    return embeddings.new_tensor(float(tar[0])), embeddings.new_tensor(float(auc[0]))

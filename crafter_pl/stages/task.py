@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
@@ -57,7 +56,7 @@ class TaskModel(Stage):
         self.save_hyperparameters()
         count = len(self.needs("attribute_names"))
         self.net = SplitClassifier(arch, cut, count, weights)
-        self.auc = MultilabelAUROC(num_labels=count, average="none", thresholds=None)
+        self.auc = AttributeAUC()
         self.net.train()
         self.feature_shape = self._measure(count)
 
@@ -182,26 +181,8 @@ class TaskModel(Stage):
         logits = self.net(batch["image"])
         loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
         self.log(name, loss, batch_size=len(logits))
-        self.auc.update(logits.float().sigmoid(), batch["attributes"].long())
+        self.auc.update(logits, batch["attributes"])
 
     def _log_auc(self, name: str) -> None:
-        self.log(name, mean_auc(self.auc), prog_bar=True)
-
-
-def mean_auc(metric: MultilabelAUROC) -> Tensor:
-    """Mean AUC over the attributes that have both classes among what ``metric`` has seen, which it forgets.
-
-    Args:
-        metric: with ``average="none"`` and ``thresholds=None``.
-
-    Returns:
-        Scalar in [0, 1]; 0.5 if no attribute has both classes.
-    """
-    parts = metric.target
-    target = torch.cat(list(parts)) if isinstance(parts, list) else parts
-    two_classes = (target.sum(0) > 0) & (target.sum(0) < len(target))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about attributes of one class, which are left out below
-        per_attribute = metric.compute()
-    metric.reset()
-    return per_attribute[two_classes].mean() if two_classes.any() else per_attribute.new_tensor(0.5)
+        self.log(name, self.auc.compute(), prog_bar=True)
+        self.auc.reset()

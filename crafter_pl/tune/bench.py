@@ -13,14 +13,14 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit import inputs
-from crafter_pl.audit.bootstrap import Figure, IdentityBootstrap
-from crafter_pl.audit.metrics import identity_similarity
+from crafter_pl.audit.find import find_oracles, find_task
+from crafter_pl.audit.load import load_oracles, load_task
 from crafter_pl.commands import Commands, settings_of
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import pick_device
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.metrics import Estimate, IdentityBootstrap, identity_similarity
 
 SPLIT = "public_val"
 
@@ -40,11 +40,11 @@ class Score:
         per_face: the similarity of each face, `N` numbers.
     """
 
-    similarity: Figure
-    by_oracle: dict[str, Figure]
-    rank1: Figure
-    pixel_error: Figure
-    feature_loss: Figure
+    similarity: Estimate
+    by_oracle: dict[str, Estimate]
+    rank1: Estimate
+    pixel_error: Estimate
+    feature_loss: Estimate
     seconds_per_face: float
     per_face: list[float]
 
@@ -77,11 +77,11 @@ class Bench:
         data.setup("test")
         self.split_hash = data.split_hash
         self.commands = Commands(Path(options.runs_dir) / options.experiment, settings_of(data))
-        task_path = inputs.found_task(self.commands, options.task_ckpt)
-        self._task, notes = inputs.load_task(task_path, data)
+        task_path = find_task(self.commands, options.task_ckpt)
+        self._task, notes = load_task(task_path, data)
         self._task.to(self.device)
-        files, missing = inputs.found_oracles(self.commands, options.oracles)
-        self._oracles = {n: o.to(self.device) for n, o in inputs.load_oracles(files, data).items()}
+        files, missing = find_oracles(self.commands, options.oracles)
+        self._oracles = {n: o.to(self.device) for n, o in load_oracles(files, data).items()}
         for note in (*notes, *missing):
             print(f"note: {note}", flush=True)
         everybody = data.dataset(SPLIT)
@@ -131,13 +131,17 @@ class Bench:
             others = (embedded @ gallery.T).scatter_(1, self._rows[:, None], -2)  # without the face itself
             right.append(self.owner[others.argmax(1)] == self.identity)
         per_face = torch.stack(list(similar.values())).mean(0)
+
+        def mean(values: Tensor) -> Estimate:
+            return self.boot.mean(values).estimate()
+
         loss = (self._encode(made) - self.features).square()
         return Score(
-            similarity=self.boot.mean(per_face),
-            by_oracle={name: self.boot.mean(values) for name, values in similar.items()},
-            rank1=self.boot.mean(torch.stack(right).float().mean(0)),
-            pixel_error=self.boot.mean((made - self.images).square().flatten(1).mean(1)),
-            feature_loss=self.boot.mean(loss.flatten(1).mean(1)),
+            similarity=mean(per_face),
+            by_oracle={name: mean(values) for name, values in similar.items()},
+            rank1=mean(torch.stack(right).float().mean(0)),
+            pixel_error=mean((made - self.images).square().flatten(1).mean(1)),
+            feature_loss=mean(loss.flatten(1).mean(1)),
             seconds_per_face=seconds / len(made),
             per_face=per_face.tolist(),
         )

@@ -9,21 +9,24 @@ import itertools
 import json
 import random
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit.bootstrap import Figure, IdentityBootstrap, figure
-from crafter_pl.audit.inputs import check_adversary, chosen_attacks
+from crafter_pl.audit import bind
+from crafter_pl.audit.find import find_attacks
+from crafter_pl.audit.record import from_json
+from crafter_pl.audit.record import to_json as plain
 from crafter_pl.benchmark.grid import flags
 from crafter_pl.cli.functions import parser
 from crafter_pl.cli.parsing import Parser
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.metrics import Estimate, IdentityBootstrap
 from crafter_pl.tune.bench import SPLIT, Bench, Score
 from crafter_pl.tune.config import Setting, shown, write_setting
 
@@ -36,7 +39,7 @@ class Try:
 
     setting: Setting
     score: Score
-    behind: Figure
+    behind: Estimate
 
 
 def tune(
@@ -132,7 +135,7 @@ def _find(
     made = parser("audit")
     read = made.parse_args(["--config", config, *flags(told)])
     options = made.instantiate(read)
-    attacks = chosen_attacks(options.attacks, options.budgets, options.budget)
+    attacks = find_attacks(options.attacks, options.budgets, options.budget)
     names = [attack.name for attack in attacks]
     if name not in names:
         raise UserError(f"--attack {name}: the config has {', '.join(names)}")
@@ -164,13 +167,11 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     """
     file = out.with_suffix(".json")
     done = read_json(file, "delete it: every setting is tried again") if file.is_file() else {}
-    keys, notes = [], []
+    keys, notes, bound = [], [], []
     for setting, attack in zip(settings, attacks, strict=True):
-        attack.commands = bench.commands
-        attack.resolve(bench.commands.home)
-        attack.aim(None)
-        notes += check_adversary(attack, bench.split_hash)
-        text = json.dumps([attack.describe(), setting, bench.key], sort_keys=True)
+        bound.append(attack.against(None, bench.commands))
+        notes += bind.check(bound[-1], bench.split_hash)
+        text = json.dumps([bound[-1].describe(), setting, bench.key], sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
     for note in dict.fromkeys(notes):
         print(f"note: {note}", flush=True)
@@ -182,38 +183,29 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     )
     began = time.perf_counter()
     for count, number in enumerate(todo, 1):
-        attack = attacks[number]
+        attack = bound[number]
         attack.prepare(bench.device)
         if count == 1:
             attack.reconstruct(bench.features[:2])  # the first call of a process is slower
             began = time.perf_counter()
         score = bench.measure(attack)
-        done[keys[number]] = {"setting": settings[number], **asdict(score)}
+        done[keys[number]] = {"setting": settings[number], **plain(score)}
         write_file(file, to_json(done))
         left = (time.perf_counter() - began) / count * (len(todo) - count)
-        low, high = score.similarity["ci95"]
+        found = score.similarity
         print(
-            f"[{count}/{len(todo)}] {shown(settings[number])}: similarity {score.similarity['value']:.3f} "
-            f"{low:.3f}..{high:.3f}, {score.seconds_per_face:.3g} s a face; about {left:.0f} s left",
+            f"[{count}/{len(todo)}] {shown(settings[number])}: similarity {found.value:.3f} {found.low:.3f}.."
+            f"{found.high:.3f}, {score.seconds_per_face:.3g} s a face; about {left:.0f} s left",
             flush=True,
         )
-    kept = [field.name for field in fields(Score)]
-    return [Score(**{name: done[key][name] for name in kept}) for key in keys]
+    return [from_json(Score, done[key]) for key in keys]
 
 
 def compared(settings: list[Setting], scores: list[Score], boot: IdentityBootstrap) -> list[Try]:
     """Each setting beside the best; ``boot`` is of the faces."""
-    top = max(scores, key=lambda score: score.similarity["value"])
-    replicates = boot.mean_replicates(top.per_face)
+    best = boot.mean(max(scores, key=lambda score: score.similarity.value).per_face)
     return [
-        Try(
-            setting,
-            score,
-            figure(
-                top.similarity["value"] - score.similarity["value"],
-                replicates - boot.mean_replicates(score.per_face),
-            ),
-        )
+        Try(setting, score, (best - boot.mean(score.per_face)).estimate())
         for setting, score in zip(settings, scores, strict=True)
     ]
 
@@ -221,8 +213,8 @@ def compared(settings: list[Setting], scores: list[Score], boot: IdentityBootstr
 def choose(tries: list[Try], best: bool) -> Try:
     """The best by mean similarity, or the cheapest that cannot be told from it."""
     if best:
-        return min(tries, key=lambda one: one.behind["value"])
-    level = [one for one in tries if one.behind["ci95"][0] <= 0]
+        return min(tries, key=lambda one: one.behind.value)
+    level = [one for one in tries if one.behind.low <= 0]
     return min(level, key=lambda one: one.score.seconds_per_face)
 
 
@@ -231,16 +223,16 @@ def _table(tries: list[Try], chosen: Try) -> str:
     width = max(len(shown(one.setting)) for one in tries)
     heads = (("similarity", 21), ("behind the best", 21), ("rank-1", 7), ("pixels", 8), ("features", 9))
     lines = [f"  {'setting':{width}} {' '.join(f'{head:>{size}}' for head, size in heads)} {'s/face':>8}"]
-    for one in sorted(tries, key=lambda one: one.behind["value"]):
+    for one in sorted(tries, key=lambda one: one.behind.value):
         score = one.score
         intervals = (
-            f"{found['value']:7.3f} {found['ci95'][0]:6.3f} {found['ci95'][1]:6.3f}"
+            f"{found.value:7.3f} {found.low:6.3f} {found.high:6.3f}"
             for found in (score.similarity, one.behind)
         )
         lines.append(
             f"{'*' if one is chosen else ' '} {shown(one.setting):{width}} {' '.join(intervals)} "
-            f"{score.rank1['value']:7.3f} {score.pixel_error['value']:8.5f} "
-            f"{score.feature_loss['value']:9.5f} {score.seconds_per_face:8.3g}"
+            f"{score.rank1.value:7.3f} {score.pixel_error.value:8.5f} "
+            f"{score.feature_loss.value:9.5f} {score.seconds_per_face:8.3g}"
         )
     return "\n".join(lines)
 
@@ -252,6 +244,6 @@ def _csv(tries: list[Try]) -> str:
     figures = ("similarity", "rank1", "pixel_error", "feature_loss")
     writer.writerow([*tries[0].setting, *figures, "seconds_per_face"])
     for one in tries:
-        values = [getattr(one.score, name)["value"] for name in figures]
+        values = [getattr(one.score, name).value for name in figures]
         writer.writerow([*one.setting.values(), *values, one.score.seconds_per_face])
     return text.getvalue()

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MultilabelAUROC
 
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import OptionsT
+from crafter_pl.metrics import AttributeAUC
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.task import TaskModel, mean_auc
+from crafter_pl.stages.task import TaskModel
 
 
 class Retrained(Defense[OptionsT]):
@@ -39,9 +39,7 @@ class Retrained(Defense[OptionsT]):
         task = self.use("task", task_ckpt, TaskModel)
         self.net = copy.deepcopy(task.net).requires_grad_(True).train()
         self.adversary = None
-        self.auc = MultilabelAUROC(
-            num_labels=len(task.hparams["attribute_names"]), average="none", thresholds=None
-        )
+        self.auc = AttributeAUC()
 
     # ---- the game -----------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ class Retrained(Defense[OptionsT]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
         features = self.to_cloud(self.features(batch["image"]))
-        self.auc.update(self.net.classify(features).float().sigmoid(), batch["attributes"].long())
+        self.auc.update(self.net.classify(features), batch["attributes"])
         figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
         self.log_dict(figures, batch_size=len(features))
 
@@ -122,7 +120,8 @@ class Retrained(Defense[OptionsT]):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC."""
-        self.log("val/mean_auc", mean_auc(self.auc), prog_bar=True)
+        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
+        self.auc.reset()
 
     # ---- predict ------------------------------------------------------------------------------------------
     @torch.no_grad()

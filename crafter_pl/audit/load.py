@@ -1,4 +1,4 @@
-"""The defence behind a feature store: found, checked against the manifest, and published to attackers."""
+"""Nets that an audit needs, loaded and checked: task model, judges, and the defences behind stores."""
 
 from __future__ import annotations
 
@@ -8,50 +8,90 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.attacks.base import Target
-from crafter_pl.data.store import read_manifest, seedless
+from crafter_pl.audit.oracle import load_oracle
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.store import seedless
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
+from crafter_pl.files import sha256
+from crafter_pl.stages.base import load_stage, read_checkpoint
+from crafter_pl.stages.oracle import IdentityOracle
+from crafter_pl.stages.task import TaskModel
 
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
-_NOT_SETTINGS = ("seed", "shards", "count", "cost", "fingerprint")  # one protection may differ in these
 
 
-def same_protection(stores: list[str]) -> list[list[str]]:
-    """Groups stores that are equal in everything except the seed: several queries of each face.
+def trained_on(path: str | Path) -> str | None:
+    """Hash of the split that a checkpoint was trained on; None if it does not say."""
+    return read_checkpoint(path).get("split_hash")
+
+
+def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
+    """The task model, and what the report must note about it.
 
     Raises:
-        UserError: two stores of a group have one seed, too: they are the same.
+        UserError: it is missing, or was made for other attributes or another picture size.
     """
-    groups: dict[str, dict[int | None, str]] = {}
-    for store in stores:
-        manifest = read_manifest(store)
-        plan = {key: value for key, value in manifest.items() if key not in _NOT_SETTINGS}
-        plan["settings"] = seedless(manifest["settings"])
-        group = groups.setdefault(json.dumps(plan, sort_keys=True), {})
-        if manifest.get("seed") in group:
+    task = load_stage(path, TaskModel)
+    if list(task.hparams["attribute_names"]) != list(data.attribute_names):
+        raise UserError(
+            f"the task model {path} knows the attributes {', '.join(task.hparams['attribute_names'])}, but "
+            f"the data have {', '.join(data.attribute_names) or 'none'}: train it on these data, or choose "
+            "the same --data.attribute_columns"
+        )
+    if task.hparams["image_size"] != data.image_size:
+        raise UserError(
+            f"the task model {path} was trained on pictures of {task.hparams['image_size']} pixels, the data "
+            f"have {data.image_size}: give --data.image_size {task.hparams['image_size']}"
+        )
+    if trained_on(path) == data.split_hash:
+        return task, []
+    return task, [
+        "The task model was trained on another split: make sure that it has seen none of the private people."
+    ]
+
+
+def load_oracles(paths: list[str], data: FacesDataModule) -> dict[str, IdentityOracle]:
+    """The panel by name; equal names are numbered.
+
+    Raises:
+        UserError: an oracle is there twice, or was trained on pictures of another size or on another split,
+            where it may have seen the pictures that it is to judge.
+    """
+    loaded: dict[str, IdentityOracle] = {}
+    files: dict[str, str] = {}
+    for path in paths:
+        oracle = load_oracle(path)
+        if trained_on(path) != data.split_hash:
             raise UserError(
-                f"two sets of features are the same, {group[manifest.get('seed')]} and {store}: name each "
-                "feature store once"
+                f"oracle {path} was trained on another split and may have seen the pictures that it is to "
+                "judge: give the same --data settings as in its training, or train it again"
             )
-        group[manifest.get("seed")] = store
-    return [list(group.values()) for group in groups.values()]
+        if (size := oracle.hparams["image_size"]) != data.image_size:
+            raise UserError(
+                f"oracle {path} was trained on pictures of {size} pixels, the data have {data.image_size}: "
+                f"give --data.image_size {size}, or train it again"
+            )
+        if (digest := sha256(path)) in files:
+            raise UserError(
+                f"oracles {files[digest]} and {path} are the same: leave one out, or give one of another "
+                "backbone or input"
+            )
+        files[digest] = path
+        base = str(oracle.hparams["name"])
+        names = (base, *(f"{base} {number}" for number in range(2, len(paths) + 1)))
+        loaded[next(name for name in names if name not in loaded)] = oracle
+    return loaded
 
 
 class Published:
     """Finds the defences of stores; each checkpoint is loaded once."""
 
     def __init__(self, home: Path, device: str, given: list[str] | None = None) -> None:
-        """Remember where an experiment's own defences are, which others are given, and where to put them.
-
-        Raises:
-            UserError: a given checkpoint does not exist.
-        """
+        """Remember where an experiment's own defences are, which others are given, and where to put them."""
         self.home, self.device, self.given = home, device, [Path(path) for path in given or []]
-        for path in self.given:
-            if not path.is_file():
-                raise UserError(f"--defenses {path} does not exist: give the checkpoint of a defence")
-        self.loaded: dict[Path, Defense] = {}
+        self.loaded: dict[Path, Defense[Any]] = {}
 
     def target(self, store: str, manifest: dict[str, Any]) -> tuple[Target, list[str]]:
         """What attackers may know of a store, and what the report must note if that is not all.

@@ -1,0 +1,82 @@
+"""Attacks and rulers bound to what they are let at, and checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from crafter_pl.attacks.base import Adversary, Attack, Ruler, Target
+from crafter_pl.audit.load import trained_on
+from crafter_pl.commands import Commands
+from crafter_pl.errors import UserError
+
+Moment = (
+    dict[str, int] | None
+)  # the label of an earlier moment (`Attack.history`); None: the attack at its end
+A = TypeVar("A", Attack, Ruler)
+Bound = dict[str, list[list[tuple[Moment, A]]]]  # by name and target, with the earlier moments
+
+
+def bind(
+    adversaries: Sequence[A],
+    targets: Sequence[Target | None],
+    commands: Commands,
+    adapted: list[str] | None,
+    split_hash: str,
+) -> tuple[Bound[A], list[str], list[str]]:
+    """Everybody bound to every target, what the report must note, and what is wrong.
+
+    Args:
+        adversaries: as they were configured.
+        targets: what made each set of features; None: they are unprotected.
+        commands: of the experiment.
+        adapted: see `Attack.against`, ``among``.
+        split_hash: of the data.
+    """
+    bound: Bound[A] = {one.name: [] for one in adversaries}
+    notes, wrong = [], []
+    for target in targets:
+        for adversary in adversaries:
+            try:
+                one = adversary.against(target, commands, adapted)
+                moments: list[tuple[Moment, A]] = [(None, one)]
+                if isinstance(one, Attack) and target is not None:
+                    moments += one.history()
+                notes += [note for _, own in moments for note in check(own, split_hash)]
+                bound[adversary.name].append(moments)
+            except UserError as error:
+                wrong.append(str(error))
+    return bound, notes, wrong
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raises UserError where attacks have nothing that fits a defence, or a checkpoint is missing."""
+    if wrong := list(dict.fromkeys(wrong)):
+        raise UserError("\n- ".join(["the attacks are not ready:", *wrong]) if wrong[1:] else wrong[0])
+
+
+def check(adversary: Adversary, split_hash: str) -> list[str]:
+    """What the report must note about an attack or ruler that is bound.
+
+    Raises:
+        UserError: a checkpoint is missing; or a ruler was trained on another split, where it may have seen
+            the pictures whose features it is to name.
+    """
+    files = {stage: path for stage, path in adversary.checkpoints.items() if path is not None}
+    for path in files.values():
+        if not Path(path).is_file():
+            assert adversary.commands is not None
+            way = adversary.commands.fit(Path(path).absolute().parents[1].name)
+            raise UserError(f"attack {adversary.name} needs {path}, which is missing: train it first: {way}")
+    others = [stage for stage, path in files.items() if trained_on(path) != split_hash]
+    if others and isinstance(adversary, Ruler):
+        raise UserError(
+            f"ruler {adversary.name}: {files[others[0]]} was trained on another split and may have seen the "
+            "audited pictures: give the --data settings that it was trained with, or train it again"
+        )
+    note = (
+        f"Attack {adversary.name}: {', '.join(others)} trained on another split. Make sure that it has seen "
+        "none of the private people."
+    )
+    return [note] if others else []

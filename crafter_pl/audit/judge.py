@@ -1,0 +1,315 @@
+"""From reconstructions to figures: each stage returns something new and changes nothing that it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.base import Ruler
+from crafter_pl.audit.attack import Job
+from crafter_pl.audit.columns import COLUMNS, Seen
+from crafter_pl.audit.features import Classifier, Loaded
+from crafter_pl.audit.panel import Judgement, Panel
+from crafter_pl.audit.schema import (
+    AttackResult,
+    AttributeEstimate,
+    Data,
+    DefenseResult,
+    FalseSecurity,
+    OracleResult,
+    RulerResult,
+    Settings,
+    Utility,
+    WorstCase,
+)
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.errors import UserError
+from crafter_pl.files import sha256
+from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, topk_hits, worst_case_chance
+from crafter_pl.metrics.bootstrap import mean_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What features keep.
+
+    Attributes:
+        utility: the figures.
+        mean: their mean's, in every resample.
+        scores: the classifier's answers ``(N, A)``.
+    """
+
+    utility: Utility
+    mean: Bootstrapped
+    scores: Tensor
+
+
+class Look(NamedTuple):
+    """The panel's look at what one attack, at one moment of it, made of one set of features."""
+
+    job: Job
+    judgement: Judgement
+    result: AttackResult
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One set of features, judged by itself; `compare` holds it against others.
+
+    Attributes:
+        result: its figures.
+        verdicts: of the panel, by attack.
+        inference, training: its utility in either scenario.
+        worst: its worst case in every resample.
+    """
+
+    result: DefenseResult
+    verdicts: dict[str, Judgement]
+    inference: Measured
+    training: Measured | None
+    worst: Bootstrapped
+
+
+class Joint(NamedTuple):
+    """What several attacks together make of each picture."""
+
+    hits: Tensor  # (N,) bool: any attack's reconstruction is named by any oracle
+    chance: Tensor  # (N,) float64: how often that would be so by chance, see `worst_case_chance`
+
+    @property
+    def rate(self) -> float:
+        """Of the pictures that are hit."""
+        return float(self.hits.double().mean())
+
+
+def any_of(judgements: Sequence[Judgement], panel: Panel) -> Joint:
+    """Join what the panel says of several attacks."""
+    hits = torch.cat([judgement.hits for judgement in judgements]).any(dim=0)
+    named = torch.cat([judgement.named for judgement in judgements])
+    return Joint(hits, worst_case_chance(named, panel.truth, len(panel.people)))
+
+
+def worst_case(joint: Joint, boot: IdentityBootstrap) -> WorstCase:
+    """Of the pictures that are hit, with the level by chance."""
+    return WorstCase(boot.mean(joint.hits).estimate(), float(joint.chance.mean()))
+
+
+def false_security(
+    basic: Sequence[Judgement], adaptive: Mapping[str, Judgement], panel: Panel, boot: IdentityBootstrap
+) -> FalseSecurity | None:
+    """Whether an attack that knows the defence identifies more faces than any that does not.
+
+    One attack against one, the strongest of either side, so that both have as many guesses; the difference is
+    paired over the resamples of people and must hold after each one's chance level is taken off. The adaptive
+    one is the best of several: its interval is as wide as so many tries ask for (Bonferroni).
+
+    Returns:
+        The flag and its figures; None without both kinds of attacks.
+    """
+    if not basic or not adaptive:
+        return None
+    joints = {name: any_of([one], panel) for name, one in adaptive.items()}
+    strongest = max(joints, key=lambda name: joints[name].rate)
+    after, before = joints[strongest], max((any_of([one], panel) for one in basic), key=lambda own: own.rate)
+    more = after.hits.double() - before.hits.double()
+    gain, beyond = (
+        boot.mean(one).estimate(len(adaptive)) for one in (more, more - (after.chance - before.chance))
+    )
+    return FalseSecurity(
+        flag=gain.low > 0 and beyond.low > 0,
+        basic=boot.mean(before.hits).estimate(),
+        adaptive=boot.mean(after.hits).estimate(),
+        gain=gain,
+        gain_beyond_chance=beyond,
+        strongest=strongest,
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The truth about the audited pictures, and all that judges by it.
+
+    Attributes:
+        panel: oracles.
+        boot: resamples of people.
+        rows: the pictures: `image` `(N, 3, H, W)` in [0, 1], `identity` `(N,)`, `attributes` `(N, A)` 0 or 1.
+        attributes: names of the `A` columns.
+        device: where nets work.
+        batch_size: features at a time.
+        lpips: whether it is measured, too.
+    """
+
+    panel: Panel
+    boot: IdentityBootstrap
+    rows: Mapping[str, Tensor]
+    attributes: Sequence[str]
+    device: str
+    batch_size: int
+    lpips: bool = False
+
+    def look(self, job: Job, pictures: Tensor) -> Look:
+        """Every column of a job's reconstructions `(N, 3, H, W)`, in the order of the originals."""
+        judgement = self.panel.judge(pictures)
+        ended, told = job.moment is None, job.moment or {}
+        figures: dict[str, Estimate] = {}
+        by_oracle: dict[str, dict[str, Estimate]] = {}
+        seen = Seen(pictures, self.rows["image"], judgement, self.panel, self.boot, self.lpips and ended)
+        for column in COLUMNS:
+            found = column.of(seen)
+            if isinstance(found, list):
+                named = zip(self.panel.oracles, found, strict=True)
+                by_oracle[column.key] = {name: one.estimate() for name, one in named if one is not None}
+                found = found[0]
+            if found is not None:
+                figures[column.key] = found.estimate()
+        result = AttackResult(
+            figures=figures,
+            by_oracle={key: own for key, own in by_oracle.items() if own},
+            learnt=job.attack.learnt and (ended or told["round"] > 0),
+            round=told.get("round"),
+            pairs=told.get("pairs"),
+            epochs=told.get("epochs"),
+        )
+        return Look(job, judgement, result)
+
+    @torch.no_grad()
+    def utility(self, features: Tensor, cloud: Classifier) -> Measured:
+        """The AUC of every attribute that has both classes, and their mean.
+
+        Args:
+            features: `(N, C, h, w)`.
+            cloud: the classifier.
+
+        Raises:
+            UserError: no attribute has both classes.
+        """
+        parts = features.split(self.batch_size)
+        scores = torch.cat([cloud(part.to(self.device)).float().cpu() for part in parts])
+        targets = self.rows["attributes"]
+        positives = targets.sum(0).long().tolist()
+        kept = [column for column, count in enumerate(positives) if 0 < count < len(targets)]
+        if not kept:
+            raise UserError(
+                f"None of the attributes {', '.join(self.attributes)} has both classes in the evaluated "
+                "pictures, so there is no mean AUC. Evaluate more pictures, or choose other columns with "
+                "--data.attribute_columns."
+            )
+        found = self.boot.auc(scores[:, kept], targets[:, kept])
+        per_attribute = {
+            self.attributes[column]: AttributeEstimate(**vars(one.estimate()), positives=positives[column])
+            for column, one in zip(kept, found, strict=True)
+        }
+        mean = mean_of(found)
+        return Measured(Utility(mean.estimate(), per_attribute), mean, scores)
+
+    @torch.no_grad()
+    def ruler(self, ruler: Ruler, loaded: Loaded) -> RulerResult:
+        """How often a ruler names the right person.
+
+        Args:
+            ruler: bound to these features.
+            loaded: the features.
+
+        Raises:
+            UserError: it does not know one of the people.
+        """
+        ruler.prepare(self.device)
+        parts, identity = ruler.observe(loaded.queries).split(self.batch_size), self.rows["identity"]
+        logits = torch.cat([ruler.identify(part).float() for part in parts])
+        column = ruler.identities[None, :] == identity[:, None]
+        if strangers := identity[~column.any(dim=1)].unique().tolist():
+            raise UserError(
+                f"ruler {ruler.name} was trained on other people: it does not know {len(strangers)} of the "
+                f"audited ones (first {strangers[0]}). Train it on this split."
+            )
+        label = column.long().argmax(dim=1)
+        top1, top5 = (self.boot.mean(topk_hits(logits, label, k)).estimate() for k in (1, 5))
+        train = None if ruler.learnt or loaded.target is None else ruler.train(loaded.target)
+        return RulerResult(top1, top5, ruler.learnt, ruler.describe()["checkpoints"], train)
+
+    def join(
+        self,
+        loaded: Loaded,
+        looks: Sequence[Look],
+        rulers: Mapping[str, RulerResult],
+        described: Mapping[str, Settings],
+    ) -> Judged:
+        """All that is found of one set of features by itself: attacks, utility and worst cases.
+
+        Args:
+            loaded: the features.
+            looks: at every attack on them, at every moment.
+            rulers: their figures.
+            described: the attacks, of which some know the defence.
+        """
+        panel, boot = self.panel, self.boot
+        inference = self.utility(loaded.queries[0], loaded.cloud)
+        trained = loaded.trained_cloud
+        training = None if trained is None else self.utility(loaded.queries[0], trained)
+        ended = [one for one in looks if one.job.moment is None]
+        earlier = [one for one in looks if one.job.moment is not None]
+        verdicts = {one.job.name: one.judgement for one in ended}
+        history: dict[str, list[AttackResult]] = {one.job.name: [] for one in earlier}
+        for one in earlier:
+            history[one.job.name].append(one.result)
+        worst = any_of(list(verdicts.values()), panel)
+        basic = [one for name, one in verdicts.items() if not described[name]["adaptive"]]
+        knowing = {name: one for name, one in verdicts.items() if described[name]["adaptive"]}
+        result = DefenseResult(
+            **vars(loaded.about),
+            utility=inference.utility,
+            utility_training=None if training is None else training.utility,
+            attacks={one.job.name: one.result for one in ended},
+            history=history,
+            rulers=dict(rulers),
+            worst_case=worst_case(worst, boot),
+            worst_case_basic=worst_case(any_of(basic, panel), boot) if basic else None,
+            false_security=None if loaded.about.plain else false_security(basic, knowing, panel, boot),
+        )
+        return Judged(result, verdicts, inference, training, boot.mean(worst.hits))
+
+    def data(self, data: FacesDataModule) -> Data:
+        """The audited faces."""
+        images, targets = self.rows["image"], self.rows["attributes"].double().mean(0)
+        return Data(
+            source=data.source,
+            split_hash=data.split_hash,
+            image_size=int(images.shape[-1]),
+            identities=self.boot.people,
+            images=len(images),
+            chance=1 / len(self.panel.people),
+            attributes_left_out=[
+                name for name, share in zip(self.attributes, targets, strict=True) if not 0 < share < 1
+            ],
+        )
+
+    def oracles(self, paths: Sequence[str]) -> list[OracleResult]:
+        """Each oracle with its settings, and how well it names and matches the originals.
+
+        Args:
+            paths: of their checkpoints.
+        """
+        found, panel = [], self.panel
+        every = zip(panel.oracles.items(), paths, panel.originals.hits, panel.embeddings, strict=True)
+        for (name, oracle), path, hits, own in every:
+            accuracy, tar, settings = self.boot.mean(hits).estimate(), self.boot.tar(own, own), oracle.hparams
+            shown = [
+                key for key in ("backbone", "grey", "width", "heavy", "reconstructed") if key in settings
+            ]
+            found.append(
+                OracleResult(
+                    name=name,
+                    accuracy_on_originals=accuracy.value,
+                    ci95=[accuracy.low, accuracy.high],
+                    people=len(panel.classes[name]),
+                    settings={key: settings[key] for key in shown},
+                    checkpoint=path,
+                    sha256=sha256(path),
+                    tar_on_originals=None if tar is None else tar.estimate(),
+                )
+            )
+        return found

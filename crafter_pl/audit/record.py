@@ -1,0 +1,105 @@
+"""Reports as JSON and back: the one place where a report of another version or a damaged one fails."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from crafter_pl.audit.schema import AttackResult, Report
+from crafter_pl.errors import UserError
+from crafter_pl.files import read_json
+from crafter_pl.metrics import Estimate
+
+SCHEMA = 1
+_BY_ORACLE = {"eval_acc": "by_oracle", "eval_acc_top5": "top5_by_oracle"}  # others: <key>_by_oracle
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or what it holds)
+    """A dataclass as plain values; what is None by default and still None is left out."""
+    if isinstance(value, dict):
+        return {key: to_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [to_json(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    plain = {
+        one.name.rstrip("_"): to_json(own)
+        for one in fields(value)
+        if (own := getattr(value, one.name)) is not None or one.default is MISSING
+    }
+    if isinstance(value, Estimate):
+        return {"value": plain.pop("value"), "ci95": [plain.pop("low"), plain.pop("high")], **plain}
+    if isinstance(value, AttackResult):
+        oracles = {
+            _BY_ORACLE.get(key, f"{key}_by_oracle"): own for key, own in plain.pop("by_oracle").items()
+        }
+        return {**plain.pop("figures"), **oracles, **plain}
+    return {"schema": SCHEMA, **plain} if isinstance(value, Report) else plain
+
+
+def from_json(kind: type[T], plain: Any) -> T:  # noqa: ANN401 (whatever JSON holds)
+    """The dataclass that `to_json` has written as these values; what it does not know is left out.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: they are something else.
+    """
+    return _read(kind, plain)
+
+
+def _read(kind: Any, plain: Any) -> Any:  # noqa: ANN401 (any type)
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return plain
+    if origin in (Union, types.UnionType):  # always X | None
+        return None if plain is None else _read(inner[0], plain)
+    if origin is list:
+        return [_read(inner[0], one) for one in plain]
+    if origin is dict:
+        return {key: _read(inner[1], one) for key, one in plain.items()}
+    if hasattr(kind, "__dataclass_fields__"):
+        if issubclass(kind, Estimate):
+            plain = {**plain, "low": plain["ci95"][0], "high": plain["ci95"][1]}
+        if kind is AttackResult:
+            names = {name: key for key, name in _BY_ORACLE.items()}
+            oracles = {key: own for key, own in plain.items() if key.endswith("by_oracle")}
+            figures = {key: own for key, own in plain.items() if isinstance(own, dict) and "ci95" in own}
+            by_oracle = {names.get(key, key.removesuffix("_by_oracle")): own for key, own in oracles.items()}
+            plain = {**plain, "figures": figures, "by_oracle": by_oracle}
+        given = {name: plain[key] for name in _hints(kind) if (key := name.rstrip("_")) in plain}
+        return kind(**{name: _read(_hints(kind)[name], own) for name, own in given.items()})
+    if not isinstance(plain, (int, float) if kind is float else kind):
+        raise TypeError(f"{plain!r} is no {kind.__name__}")
+    return plain
+
+
+@cache
+def _hints(kind: type[object]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def read_report(folder: Path) -> Report:
+    """The report.json of an audit's folder.
+
+    Raises:
+        UserError: there is none, it is no report, or of another version.
+    """
+    file = folder / "report.json"
+    if not file.is_file():
+        raise UserError(
+            f"no report in {folder}: report.json is missing; run the audit with --out {folder} first"
+        )
+    plain = read_json(file, "run the audit again with --overwrite true")
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{file} has schema {schema}, expected {SCHEMA}. Run the audit again.")
+    try:
+        return from_json(Report, plain)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"The report in {folder} is damaged or of an earlier version ({error!r}). Run the audit again "
+            "with --overwrite true: what its attacks made is used again."
+        ) from error

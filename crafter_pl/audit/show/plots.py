@@ -1,0 +1,262 @@
+"""The plots of a report, as PNG files: trade-off, Pareto fronts, adaptation, reconstructions. No display."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from crafter_pl.audit.compare import SCENARIOS, on_front
+from crafter_pl.audit.schema import Report
+from crafter_pl.audit.show.gallery import GAP, Gallery, face_size, lefts, mosaic
+from crafter_pl.metrics import Estimate
+
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#8C6D31", "#5D3A9B", "#7F7F7F", "#B6A800", "#17BECF"),
+)
+WORST = "#B22222"
+LINES = ("-", "-", "--", "-.", ":")  # the unprotected point has none; then one a family of settings
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+AXES = {"round": "rounds of retraining", "pairs": "crafted public pairs that the attack has seen"}
+_STYLE = {
+    **{"axes.grid": True, "grid.color": "0.92", "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10},
+}
+
+
+def _panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, with axes that share what is across."""
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    with rc_context(_STYLE):
+        axes = figure.subplots(rows, columns, sharex=rows > 1, sharey=columns > 1, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _save(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _legend(figure: Figure, axes: Axes, columns: int, more: Sequence[tuple[Any, str]] = ()) -> None:
+    """Above the axes; levels by chance come last."""
+    named = zip(*axes.get_legend_handles_labels(), strict=True)
+    if entries := [*sorted(named, key=lambda entry: "chance" in entry[1]), *more]:
+        place = "outside upper center"
+        figure.legend(*zip(*entries, strict=True), loc=place, ncols=columns, fontsize=9, frameon=False)
+
+
+def _draw(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any) -> None:  # noqa: ANN401
+    """Points with their 95 % intervals. The style is matplotlib's."""
+    # A percentile interval may just miss its value.
+    across, up = (
+        np.array([[max(one.value - one.low, 0), max(one.high - one.value, 0)] for one in part]).T
+        for part in (x, y)
+    )
+    style["xerr"] = across if across.any() else None
+    axes.errorbar([one.value for one in x], [one.value for one in y], up, capsize=2, **style)
+
+
+def tradeoff(report: Report) -> bytes:
+    """Draw utility (mean AUC) against privacy (Eval Acc): one point a beta, 95 % error bars."""
+    entries, names = report.defenses, list(report.defenses[0].attacks)
+    families = list(dict.fromkeys(entry.family for entry in entries))
+    figure, (axes,) = _panels(6.0, 4.8)
+    for i, name in enumerate([None, *names], -1):
+        style: dict[str, Any] = {"color": WORST, "marker": "*", "ms": 11, "linewidth": 2.2, "zorder": 3}
+        if name is not None:
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+            style |= {"ms": 6, "linewidth": 1.2}
+        for number, family in enumerate(families):  # joined in order of beta; the unprotected is hollow
+            own = [entry for entry in entries if entry.family == family]
+            aucs = [entry.utility.mean_auc for entry in own]
+            if name is not None:
+                aucs = [Estimate(one.value, one.value, one.value) for one in aucs]
+            rates = [entry.attacks[name].eval_acc if name else entry.worst_case.eval_acc for entry in own]
+            style |= {"label": None if number else (name or "worst case").replace("_", " ")}
+            style |= {"mfc": style["color"] if number else "white", "elinewidth": 0.8}
+            _draw(axes, aucs, rates, linestyle=LINES[number % len(LINES)], **style)
+    levels = sorted((entry.auc, entry.worst_case.chance) for entry in entries)
+    axes.plot(*zip(*levels, strict=True), ":_", color=WORST, linewidth=1, label="worst case by chance")
+    _by_chance(axes, report)
+    for entry in entries:
+        name = entry.title if entry.beta is None else f"β {entry.beta:g}"
+        place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9, "color": "0.2"}
+        axes.annotate(name, (entry.auc, entry.rate), (-7, 5), **place)
+    axes.margins(x=0.08)
+    axes.set(
+        ylim=(-0.03, 1.05),
+        xlabel="mean AUC over attributes (utility: right is better)",
+        ylabel="faces identified, Eval Acc (privacy: low is better)",
+    )
+    retrained = {entry.family for entry in entries if entry.retrains}
+    more = [
+        (
+            Line2D([], [], color="0.2", linestyle=LINES[number % len(LINES)]),
+            family.replace("_", " ") + " (retrains the backend)" * (family in retrained),
+        )
+        for number, family in enumerate(families)
+        if number and len(families) > 2
+    ]
+    _legend(figure, axes, 2 if more else 3, more)
+    return _save(figure)
+
+
+def _by_chance(axes: Axes, report: Report) -> None:
+    line: dict[str, Any] = {"color": "0.45", "linewidth": 1, "linestyle": "--"}
+    axes.axhline(report.data.chance, label="chance of one guess", **line)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A set of features in one scenario.
+
+    Attributes:
+        scenario: a key of `SCENARIOS`.
+        auc, worst: mean AUC and worst case.
+        line: points of one are joined, and named in the legend.
+        front: points of one have a Pareto front together.
+        hollow: drawn so.
+        mark: written beside it.
+    """
+
+    scenario: str
+    auc: Estimate
+    worst: Estimate
+    line: str
+    front: str = ""
+    hollow: bool = False
+    mark: str = ""
+
+
+def pareto(
+    points: Sequence[Point], styles: dict[str, dict[str, Any]], fronts: dict[str, dict[str, Any]]
+) -> bytes:
+    """Draw the worst case over utility, a panel a scenario; 95 % error bars.
+
+    The steps are fronts: for every utility the lowest worst case that any setting gives.
+
+    Args:
+        points: of all scenarios.
+        styles: matplotlib's, by line.
+        fronts: likewise, by front.
+    """
+    shown = [scenario for scenario in SCENARIOS if any(point.scenario == scenario for point in points)]
+    figure, panels = _panels(6.2 * len(shown), 5.3, columns=len(shown))
+    for axes, scenario in zip(panels, shown, strict=True):
+        here = [point for point in points if point.scenario == scenario]
+        for name, style in styles.items():
+            own = sorted((point for point in here if point.line == name), key=lambda point: point.auc.value)
+            for hollow in sorted({point.hollow for point in own}):
+                part = [point for point in own if point.hollow is hollow]
+                label, mfc = name if part[0] is own[0] else None, "white" if hollow else style["color"]
+                x, y = [point.auc for point in part], [point.worst for point in part]
+                _draw(axes, x, y, label=label, mfc=mfc, ms=7, elinewidth=0.6, **style)
+        for point in here:
+            place: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "0.2"}
+            axes.annotate(point.mark, (point.auc.value, point.worst.value), (5, 5), **place)
+        for name, style in fronts.items():
+            places = [(point.auc.value, point.worst.value) for point in here if point.front == name]
+            best = sorted({place for place, won in zip(places, on_front(places), strict=True) if won})
+            if best:
+                axes.step(*zip(*best, strict=True), where="pre", linewidth=4, zorder=0, **style)
+        axes.set(title=f"{SCENARIOS[scenario]} scenario", ylim=(-0.03, 1.05))
+        axes.set_xlabel("mean AUC over attributes (right is better)")
+    panels[0].set_ylabel("faces identified in the worst case (low is better)")
+    _legend(figure, panels[0], 4)
+    return _save(figure)
+
+
+def defences(points: Sequence[Point]) -> bytes | None:
+    """Draw defences side by side, a line each, beside ``unprotected``; None of a single defence."""
+    names = [name for name in dict.fromkeys(point.line for point in points) if name != "unprotected"]
+    if len(names) < 2:
+        return None
+    styles: dict[str, dict[str, Any]] = {"unprotected": {"color": "0.2", "marker": "*"}}
+    for number, name in enumerate(names):
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+        styles[name] = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "linewidth": 1.2}
+    return pareto(points, styles, {"": {"color": "0.6", "alpha": 0.4}})
+
+
+def points_of(report: Report) -> list[Point]:
+    """Every set of features in each scenario, for `defences`; filled ones change nothing in the backend."""
+    return [
+        Point(
+            key,
+            utility.mean_auc,
+            entry.worst_case.eval_acc,
+            "unprotected" if entry.plain else entry.curve.replace("_", " "),
+            hollow=bool(entry.retrains),
+        )
+        for key in SCENARIOS
+        for entry in report.defenses
+        if (utility := getattr(entry, key)) is not None
+    ]
+
+
+def adaptation(report: Report, over: str) -> bytes | None:
+    """Draw how attacks gain while they adapt: Eval Acc and identity similarity, 95 % intervals.
+
+    Args:
+        report: of the audit.
+        over: a key of `AXES`, what is on the horizontal axis.
+
+    Returns:
+        None if no attack has a history.
+    """
+    lines = [(entry.title, name, own) for entry in report.defenses for name, own in entry.history.items()]
+    if not lines:
+        return None
+    figure, (upper, lower) = _panels(5.0, 6.4, rows=2)
+    titles, names = (list(dict.fromkeys(line[place] for line in lines)) for place in (0, 1))
+    shown = {"eval_acc": "faces identified, Eval Acc", "identity_similarity": "identity similarity"}
+    for axes, (key, words) in zip((upper, lower), shown.items(), strict=True):
+        for title, name, moments in lines:
+            places = [float(getattr(moment, over)) for moment in moments]
+            _draw(
+                axes,
+                [Estimate(place, place, place) for place in places],
+                [moment.figures[key] for moment in moments],
+                label=f"{name}, {title}".replace("_", " "),
+                color=COLOURS[titles.index(title) % len(COLOURS)],
+                marker=MARKERS[names.index(name) % len(MARKERS)],
+                linestyle=LINES[1 + names.index(name) % (len(LINES) - 1)],
+                **{"ms": 5, "elinewidth": 0.8, "linewidth": 1.4},
+            )
+        axes.set_ylabel(words)
+    _by_chance(upper, report)
+    upper.set_ylim(bottom=-0.02)
+    lower.set_xlabel(AXES[over])
+    if over == "round":
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, upper, 1)
+    return _save(figure)
+
+
+def reconstructions(gallery: Gallery) -> bytes:
+    """Draw the grid with its captions; a red frame marks faces that some oracle names."""
+    canvas, step = mosaic(gallery), face_size(gallery)[0] + GAP
+    height, width = canvas.shape[:2]
+    captions = ["original"]
+    for column in gallery.columns:
+        words = [column.attack, *column.features.rstrip(")").replace(" (", ", ").split(", ")]
+        captions.append("\n".join(textwrap.fill(word.replace("_", " "), 13) for word in words))
+    head = 10 + 12 * max(caption.count("\n") + 1 for caption in captions)
+    figure = Figure(figsize=(width / 100, (height + head) / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, height / (height + head)))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
+    axes.axis("off")
+    for left, caption in zip(lefts(gallery), captions, strict=False):
+        axes.text(left + step / 2 - 2, -5, caption, ha="center", va="bottom", fontsize=6.5, clip_on=False)
+    return _save(figure)

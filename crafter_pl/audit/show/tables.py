@@ -1,0 +1,234 @@
+"""The tables of a report, and its text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from crafter_pl.audit.columns import COLUMNS
+from crafter_pl.audit.groups import SIDES
+from crafter_pl.audit.schema import AttackResult, DefenseResult, Report, RulerResult
+from crafter_pl.audit.show.sentences import (
+    GROUPS,
+    UNTESTED,
+    group_sentences,
+    percent,
+    percent_range,
+    points,
+)
+from crafter_pl.audit.show.table import Cell, Table, number, rate
+from crafter_pl.metrics import Estimate
+
+CHANCE = "chance of one guess"
+
+
+def heading(entry: DefenseResult, below: str = "", result: AttackResult | RulerResult | None = None) -> Cell:
+    """The first cell of a row: what the features are, and what must not be missed.
+
+    Args:
+        entry: the features.
+        below: what the row is of, an attack or a ruler.
+        result: its figures.
+    """
+    notes = [f"retrains {', '.join(entry.retrains)}"] if entry.retrains else []
+    if below:
+        unknown = result is not None and not entry.plain and not result.learnt
+        bad = ["has not learnt from this defence"] if unknown else []
+        return Cell(entry.title, notes=[*notes, below], warnings=bad)
+    bad = ["false security"] if entry.flagged else []
+    return Cell(entry.title, notes=notes, warnings=[*bad, UNTESTED] if entry.untested else bad)
+
+
+def marked(entry_or_name: str, retrains: list[str]) -> str:
+    """A row's name in a table, with what the defence makes a service roll out anew."""
+    return f"{entry_or_name} (retrains {', '.join(retrains)})" if retrains else entry_or_name
+
+
+def known(report: Report, name: str) -> str:
+    """An attack's name; one that knows the defence is marked."""
+    return f"{name} (adaptive)" if name in report.adaptive and "adaptive" not in name else name
+
+
+def records(report: Report) -> Table:
+    """The figures as in table.csv: a row for every features and attack, each figure with its interval.
+
+    Then one for every moment of an attack that adapts, and one for every ruler.
+    """
+    return Table.of([row for entry in report.defenses for row in _records(report, entry)])
+
+
+def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
+    alike: dict[str, Any] = {
+        "features": entry.label,
+        "beta": entry.beta,
+        "retrains": " ".join(entry.retrains),
+    }
+    tail: dict[str, Any] = {"mean_auc": entry.utility.mean_auc, "worst_case": entry.worst_case.eval_acc}
+    if entry.utility_training:
+        tail["mean_auc_training"] = entry.utility_training.mean_auc
+    tail |= {"worst_case_chance": entry.worst_case.chance, "chance": report.data.chance}
+    if entry.worst_case_basic:
+        tail["worst_case_basic"] = entry.worst_case_basic.eval_acc
+    if found := entry.false_security:
+        tail |= {"false_security": found.flag, "adaptive_gain": found.gain}
+    tail |= {"images": report.data.images, "identities": report.data.identities}
+    moments = [*entry.attacks.items(), *((name, one) for name, own in entry.history.items() for one in own)]
+    for name, result in moments:
+        row = {
+            **alike,
+            "attack": name,
+            "adaptive": report.attacks[name].get("adaptive", False),
+            "learnt": result.learnt,
+        }
+        if result.round is not None:
+            row |= {"round": result.round, "pairs": result.pairs, "epochs": result.epochs}
+        row |= result.figures
+        for column in COLUMNS:
+            if column.digits is None:
+                own = result.by_oracle.get(column.key, {})
+                row |= {f"{column.key}[{oracle}]": figure for oracle, figure in own.items()}
+        yield row | tail
+    for name, ruler in entry.rulers.items():
+        yield {**alike, "ruler": name, "learnt": ruler.learnt, "top1": ruler.top1, "top5": ruler.top5} | tail
+
+
+def summary(report: Report) -> Table:
+    """A row for every set of features: utility, worst case and single attacks."""
+    attacks, entries = list(report.defenses[0].attacks), report.defenses
+    both = any(entry.false_security for entry in entries)
+    trained = any(entry.utility_training for entry in entries)
+    head = ["features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"]
+    head += [*["without adaptive attacks"] * both, "by chance"]
+    head += [*(known(report, name) for name in attacks), "cost a face"]
+    rows = []
+    for entry in entries:
+        row = [heading(entry), number(entry.utility.mean_auc)]
+        row += [_or_dash(entry.utility_training.mean_auc if entry.utility_training else None)] * trained
+        row.append(rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""))
+        row += [_or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both
+        row.append(Cell(percent(entry.worst_case.chance)))
+        row += [rate(entry.attacks[name].eval_acc) for name in attacks]
+        seconds = entry.cost["seconds_per_image"]
+        rows.append([*row, "-" if seconds is None else f"{seconds:.3g} s"])
+    chance = [percent(report.data.chance)] * len(attacks)
+    return Table(head, [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both), *chance, ""]])
+
+
+def _or_dash(figure: Estimate | None, digits: int | None = 3) -> Cell:
+    return Cell("-") if figure is None else number(figure, digits)
+
+
+def areas(report: Report) -> Table:
+    """The area under each defence's curve, in each scenario."""
+    retrains = {entry.curve: entry.retrains for entry in report.defenses}
+    names = {"none": "unprotected", "all": "the best of all"}
+    rows = [
+        [
+            marked(names.get(name, name), retrains.get(name, [])),
+            *(rate(own[name]) if name in own else "-" for own in report.areas.values()),
+        ]
+        for name in report.areas["inference"]
+    ]
+    return Table(["defence", *(f"area under its curve, {name}" for name in report.areas)], rows)
+
+
+def details(report: Report) -> Table:
+    """A row for every attack on every set of features: each oracle, and every column that has a heading."""
+    oracles, there = [oracle.name for oracle in report.oracles], report.defenses[0].attacks.values()
+    columns = [one for one in COLUMNS if one.heading and any(one.key in result.figures for result in there)]
+    columns.sort(key=lambda one: one.digits is not None)  # shares first
+    rows = [
+        [
+            heading(entry, known(report, name), result),
+            *(rate(result.by_oracle["eval_acc"][oracle]) for oracle in oracles),
+            rate(result.figures["panel_any"]),
+            *(number(result.figures[one.key], one.digits) for one in columns),
+        ]
+        for entry in report.defenses
+        for name, result in entry.attacks.items()
+    ]
+    return Table(["features, attack", *oracles, "any oracle", *(one.heading for one in columns)], rows)
+
+
+def group(report: Report, attribute: str) -> Table:
+    """Two sides and their difference for every set of features."""
+    found, attacks = report.groups[attribute], list(report.attacks)
+    head = [attribute, "faces", "people", "mean AUC", "worst case", "by chance"]
+    rows: list[list[Any]] = []
+    for entry in report.defenses:
+        own, name = found.defenses[entry.label], marked(entry.title, entry.retrains)
+        for side, word in SIDES.items():
+            figures = own[side]
+            row = [f"{name}, {word}", *(found.count(side, what) for what in ("images", "identities"))]
+            if figures is None:
+                rows.append([*row, *["left out"] * (3 + len(attacks))])
+                continue
+            row += [_or_dash(figures.mean_auc), rate(figures.worst_case)]
+            rows.append(
+                [*row, percent(figures.chance or 0.0), *(rate(figures.attacks[name]) for name in attacks)]
+            )
+        if gap := own["difference"]:
+            row = [f"{name}, difference", "", "", _or_dash(gap.mean_auc)]
+            rows.append([*row, _gap(gap.worst_case), "", *(_gap(gap.attacks[name]) for name in attacks)])
+    return Table([*head, *(name.replace("_", " ") for name in attacks)], rows)
+
+
+def below_group(report: Report, attribute: str) -> str:
+    """What stands below a group's table: how well the oracles know the faces, and what the AUC is over.
+
+    Where they know fewer, fewer can be named. Reports from before that was measured do without.
+    """
+    own = report.groups[attribute]
+    scored = f"Attributes in the mean AUC: {', '.join(own.attributes) or 'none'}."
+    if (found := own.originals) is None:
+        return scored
+    sides = [(word, found[side]) for side, word in SIDES.items()]
+    parts = [f"{rate(figure)} of those {word}" for word, figure in sides if figure is not None]
+    gap = "" if (difference := found["difference"]) is None else f"; difference {_gap(difference)}"
+    return f"Some oracle names the original picture: {', '.join(parts) or 'left out'}{gap}. {scored}"
+
+
+def _gap(figure: Estimate) -> Cell:
+    return Cell(f"{100 * figure.value:+.1f}", points(figure))
+
+
+def text(report: Report) -> str:
+    """The short report for the terminal: a table, and every sentence."""
+    data, entries, attacks = report.data, report.defenses, list(report.defenses[0].attacks)
+    adaptive = any(entry.false_security for entry in entries)
+    trained = any(entry.utility_training for entry in entries)
+    several = len(entries) > 1
+    head = ["features", "mean AUC", *["training"] * trained, *attacks, *["not adaptive"] * adaptive]
+    rows: list[list[Any]] = []
+    for entry in entries:
+        worst, row = entry.worst_case, [entry.label, f"{entry.auc:.3f}"]
+        other, basic, count = entry.utility_training, entry.worst_case_basic, len(entry.learnt)
+        row += [f"{other.mean_auc.value:.3f}" if other else "-"] * trained
+        row += [percent(entry.attacks[name].eval_acc.value) for name in attacks]
+        row += [percent(basic.eval_acc.value) if basic else "-"] * adaptive
+        row += [percent(entry.rate), percent_range(worst.eval_acc), percent(worst.chance)]
+        learnt = "" if entry.plain else f"{count} of {len(attacks)}" if count else "NO ATTACK"
+        rows.append([*row, *[learnt] * several])
+    chance = [CHANCE, *["0.500"] * (1 + trained), *[percent(data.chance)] * len(attacks)]
+    rows.append([*chance, *[""] * (3 + adaptive + several)])
+    # How many attacks have learnt from the defence stands last.
+    table = Table([*head, "worst case", "(95 %)", "by chance", *["learnt by"] * several], rows)
+    named = ", ".join(f"{one.name} {percent(one.accuracy_on_originals)}" for one in report.oracles)
+    panel = percent(report.panel["accuracy_on_originals"].value)
+    lines = [f"Audit of {data.source}: {data.images} faces of {data.identities} people", "", table.text(), ""]
+    lines.append(f"oracles on the originals: {named}; any {panel}")
+    for entry in entries:
+        for name, own in entry.rulers.items():
+            note = "" if own.learnt else ", NOT LEARNT FROM THIS DEFENCE: no figure of protection"
+            found = f"{percent(own.top1.value)} straight from the feature ({percent_range(own.top1)})"
+            lines.append(f"ruler {name}, {entry.title}: names {found}{note}")
+    lines += [*group_sentences(report), *(curve.sentence for curve in report.curves), report.verdict]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
+
+
+def groups_page(report: Report) -> str:
+    """All groups as Markdown, a table each."""
+    parts = ["# By group", GROUPS, *group_sentences(report)]
+    for attribute in report.groups:
+        parts += [f"## {attribute}", group(report, attribute).markdown(), below_group(report, attribute)]
+    return "\n\n".join(parts) + "\n"

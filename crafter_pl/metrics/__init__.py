@@ -1,0 +1,28 @@
+"""What is measured: a pure function for each figure, and a thin torchmetrics `Metric` where stages log it."""
+
+from crafter_pl.metrics.attributes import AttributeAUC, attribute_auc
+from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstrap
+from crafter_pl.metrics.identity import (
+    TarAtFar,
+    identity_similarity,
+    tar_at_far,
+    topk_hits,
+    worst_case_chance,
+)
+from crafter_pl.metrics.image import lpips, psnr, ssim
+
+__all__ = [
+    "AttributeAUC",
+    "Bootstrapped",
+    "Estimate",
+    "IdentityBootstrap",
+    "TarAtFar",
+    "attribute_auc",
+    "identity_similarity",
+    "lpips",
+    "psnr",
+    "ssim",
+    "tar_at_far",
+    "topk_hits",
+    "worst_case_chance",
+]

@@ -1,0 +1,170 @@
+"""Privacy: whom a recogniser names in a picture, and how alike it finds two of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from crafter_pl.metrics.collected import Collected
+
+FAR = 0.01
+_FIRST_TRY = 4  # times the false accepts: how many of the most similar impostor pairs are looked at first
+CHUNK = 4_000_000  # weights held at once: resamples x pairs, about 32 MB in float64
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+def topk_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Say for each picture whether its person is among the ``k`` best guesses (the paper's Eval Acc).
+
+    Args:
+        logits: ``(N, P)``, one column a person.
+        labels: ``(N,)`` int64 in ``[0, P)``.
+        k: guesses allowed; more than ``P`` means all.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Raises:
+        ValueError: on logits that are not finite (NaN would be sorted first, and count as a hit).
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("the oracle's logits are not finite; its input or its weights are broken")
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(dim=1)
+
+
+def worst_case_chance(named: Tensor, labels: Tensor, people: int) -> Tensor:
+    """Worst-case rate if every reconstruction had been made from *another* person's picture, by picture.
+
+    Several attacks and oracles have several guesses at each picture, so the worst case has a higher chance
+    level than ``1 / people``. The mean over the pictures is the mean, over all permutations that give each
+    picture another person's label, of the rate at which any guess names that label. Each other label is
+    equally often a picture's, so it is exact and needs no sampling: picture ``i`` has
+    ``|guesses_i without label_i| / (people - 1)``, where equal guesses count once.
+
+    Args:
+        named: ``(V, N)`` int64, the person that each of ``V`` attack-oracle pairs names; all in the same
+            label space.
+        labels: ``(N,)`` int64, the true person.
+        people: how many labels there are.
+
+    Returns:
+        ``(N,)`` float64 in [0, 1].
+
+    Raises:
+        ValueError: with fewer than two people.
+    """
+    if people < 2:
+        raise ValueError(f"a permutation needs at least 2 people, got {people}")
+    guessed = torch.zeros(labels.shape[0], people, dtype=torch.bool)
+    guessed.scatter_(1, named.T.contiguous(), True)
+    guessed.scatter_(1, labels[:, None], False)
+    return guessed.sum(dim=1).double() / (people - 1)
+
+
+def identity_similarity(made: Tensor, originals: Tensor) -> Tensor:
+    """Cosine of an oracle's embeddings of reconstruction and original: high where it sees the same person.
+
+    The paper calls this "FSIM". It is *not* the image-quality index FSIM (feature similarity by phase
+    congruency); the name says what it is here. As a metric it is torchmetrics' `CosineSimilarity`.
+
+    Args:
+        made: embeddings ``(N, E)``.
+        originals: embeddings ``(N, E)``.
+
+    Returns:
+        ``(N,)`` in [-1, 1].
+    """
+    return torch.cosine_similarity(made, originals, dim=1)
+
+
+def tar_at_far(
+    made: Tensor, originals: Tensor, identity: ArrayLike, far: float = FAR, weights: ArrayLike | None = None
+) -> Floats | None:
+    """True accept rate at a fixed false accept rate, over all pairs of a reconstruction and an original.
+
+    Would a face matcher take a reconstruction for another picture of the same person? A pair is genuine if
+    the original is *another* picture of the same person, as a matcher would have it on file, and an impostor
+    pair if it shows somebody else; a reconstruction with its own original is neither. The threshold is the
+    lowest score above which at most ``far`` of the impostor pairs lie, so a matcher that sees nothing has a
+    rate of about ``far``. With weights the threshold is set anew in each weighting, and a pair counts as the
+    product of its people's weights.
+
+    Args:
+        made: unit embeddings ``(N, E)`` of reconstructions.
+        originals: unit embeddings ``(N, E)`` of the same pictures in the same order.
+        identity: ``(N,)``, whose pictures they are.
+        far: the false accept rate, in (0, 1).
+        weights: ``(B, P)`` of the people in ascending order; by default one weighting in which all count
+            once.
+
+    Returns:
+        ``(B,)`` in [0, 1], NaN where one person alone has weight; None if nobody has two pictures, or there
+        is but one person.
+    """
+    people, group = np.unique(np.asarray(identity), return_inverse=True)
+    drawn = np.ones((1, len(people))) if weights is None else np.asarray(weights, dtype=np.float64)
+    scores = (made @ originals.T).double().cpu().numpy()
+    same = group[:, None] == group[None, :]
+    genuine = same & ~np.eye(len(group), dtype=bool)
+    if not genuine.any() or same.all():
+        return None
+    first, second = np.nonzero(~same)
+    thresholds = _thresholds(scores[first, second], group[first], group[second], drawn, group, far)
+    first, second = np.nonzero(genuine)
+    order = np.argsort(scores[first, second])  # a person's pairs are counted by ranks, not pair by pair
+    accepted, person = scores[first, second][order], group[first][order]
+    step, rates = max(1, CHUNK // len(accepted)), np.full(len(drawn), np.nan)
+    for start in range(0, len(drawn), step):
+        rows = drawn[start : start + step]
+        mass = np.zeros((len(rows), len(accepted) + 1))
+        np.cumsum(rows[:, person], axis=1, out=mass[:, 1:])
+        below = np.searchsorted(accepted, thresholds[start : start + step], side="right")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates[start : start + step] = 1 - mass[np.arange(len(rows)), below] / mass[:, -1]
+    rates[np.isnan(thresholds)] = np.nan
+    return rates
+
+
+def _thresholds(
+    scores: Floats, first: Places, second: Places, weights: Floats, group: Places, far: float
+) -> Floats:
+    """The threshold of every weighting ``(B,)``; NaN where one person alone has weight.
+
+    Only the most similar pairs decide: so few are looked at first, and more where those do not reach.
+    """
+    pictures = np.bincount(group).astype(float)
+    allowed = far * ((weights @ pictures) ** 2 - weights**2 @ pictures**2)
+    kept, found = min(len(scores), int(_FIRST_TRY * far * len(scores)) + 1), np.full(len(weights), np.nan)
+    todo = np.arange(len(weights))
+    while len(todo):
+        top = np.argpartition(-scores, kept - 1)[:kept]
+        top = top[np.argsort(-scores[top], kind="stable")]
+        step, late = max(1, CHUNK // kept), []
+        for start in range(0, len(todo), step):
+            rows = todo[start : start + step]
+            mass = np.cumsum(weights[rows][:, first[top]] * weights[rows][:, second[top]], axis=1)
+            above = (mass <= allowed[rows, None] * (1 + 1e-9)).sum(axis=1)
+            reached = above < kept
+            found[rows[reached]] = scores[top][above[reached]]
+            late.append(rows[~reached])
+        if kept == len(scores):
+            break  # no impostor pair of the others has any weight
+        todo, kept = np.concatenate(late), min(len(scores), 4 * kept)
+    return found
+
+
+class TarAtFar(Collected):
+    """`tar_at_far` over all pictures seen; NaN where there is no pair to compare."""
+
+    parts = ("made", "originals", "identity")  # (N, E), (N, E), (N,)
+
+    def compute(self) -> Tensor:
+        """Scalar in [0, 1], float32."""
+        made, originals, identity = self.seen
+        found = tar_at_far(made, originals, identity)
+        return torch.tensor(np.nan if found is None else found[0], dtype=torch.float32)
