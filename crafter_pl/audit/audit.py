@@ -20,12 +20,12 @@ from crafter_pl.audit.judge import Judge, Judged, Look
 from crafter_pl.audit.load import Published, load_oracles, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.panel import Panel
+from crafter_pl.audit.process_group import ProcessGroup
 from crafter_pl.audit.schema import Report, Settings
 from crafter_pl.audit.show.gallery import Column, Gallery, people_shown
 from crafter_pl.audit.show.page import to_tensorboard, write_report
 from crafter_pl.audit.show.sentences import completed
 from crafter_pl.audit.show.tables import text
-from crafter_pl.audit.team import Team
 from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.files import lock, sha256
@@ -60,8 +60,8 @@ def audit(asked: Options) -> Path:
         for option in ("clouds", "defenses", "adapted")
     )
     task_path = find.find_task(commands, asked.task_ckpt)
-    team = Team(asked.device, asked.devices, asked.num_nodes)
-    device, first = team.device, team.rank == 0
+    group = ProcessGroup(asked.device, asked.devices, asked.num_nodes)
+    device, first = group.device, group.rank == 0
     settings = {
         "task_ckpt": str(task_path),
         "task_sha256": sha256(task_path),
@@ -91,7 +91,7 @@ def audit(asked: Options) -> Path:
     bound, more, wrong = bind(attacks, targets, commands, adapted, split_hash)
     ruling, others, missed = bind(rulers, targets, commands, adapted, split_hash)
     refuse([*wrong, *missed])
-    sets[0] = replace(sets[0], queries=team.agree(encode(task, images, device, asked.batch_size)))
+    sets[0] = replace(sets[0], queries=group.agree(encode(task, images, device, asked.batch_size)))
 
     with lock(folder, doing="auditing", other="--out") if first else nullcontext():
         cache = folder / "cache"
@@ -103,7 +103,7 @@ def audit(asked: Options) -> Path:
             for loaded, moments in zip(sets, by_set, strict=True)
             for moment, one in moments
         ]
-        work = Work(jobs, team.rank, team.world)
+        work = Work(jobs, group.rank, group.world)
         # What may fail at the people, the labels or the weights of a metric does so before the attacks.
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
         panel = Panel(oracles, images, rows["identity"], device, asked.batch_size)
@@ -118,7 +118,7 @@ def audit(asked: Options) -> Path:
         if first:
             print(expected, flush=True)
         work.run()
-        team.wait()
+        group.wait()
         if not first:
             return folder / "report.html"  # the first process writes it
 

@@ -74,10 +74,10 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("litserve", "fastapi", "uvicorn"):
             raise
         raise UserError(f"serve needs {error.name}: pip install 'litserve<0.3'") from error
-    from crafter_pl.audit.team import Team
     from crafter_pl.cloud.classifier import load_classifier
+    from crafter_pl.device import pick_device
 
-    device = Team(device).device
+    device = pick_device(device)
     _, facts = load_classifier(checkpoint)
     api = CloudAPI(checkpoint, facts, device, max_batch_size, batch_timeout)
     server = CloudServer(api, token, int(max_body_mb * 2**20), timeout)

@@ -12,7 +12,7 @@ from crafter_pl.device import check_processes, pick_device, usable
 from crafter_pl.errors import UserError
 
 
-class Team:
+class ProcessGroup:
     """This process among those that share the work: started here, by torchrun or by SLURM (Fabric finds out).
 
     Attributes:
@@ -55,10 +55,7 @@ class Team:
 
     def agree(self, values: Tensor) -> Tensor:
         """The first process's values, on the CPU: what others have computed may differ by rounding."""
-        if self._fabric is None:
-            return values
-        agreed: Tensor = self._fabric.broadcast(values)
-        return agreed
+        return values if self._fabric is None else self._fabric.broadcast(values)
 
     def wait(self) -> None:
         """Until all processes are here."""
