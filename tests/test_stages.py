@@ -462,7 +462,9 @@ def test_drawing_changes_no_training(cls, tiny, tmp_path, monkeypatch):
 
     def fit(folder):
         torch.manual_seed(0)
-        stage = cls() if cls is TaskModel else cls(backbone="plain", width=4, embedding=8)
+        told = cls.from_data(tiny.data(), {"public_people": True})
+        small = {} if cls is TaskModel else {"backbone": "plain", "width": 4, "embedding": 8}
+        stage = cls(**told, **small)
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=2,
