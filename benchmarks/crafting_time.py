@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, craft, craft_step, start_crafting
+from crafter_pl.crafting.craft import craft, craft_step, start_crafting
+from crafter_pl.crafting.settings import CraftNets, CraftSettings
 from crafter_pl.defenses.crafter_variants import FAST
 from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass

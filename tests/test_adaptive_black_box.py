@@ -28,7 +28,7 @@ from crafter_pl.data.store import read_manifest, read_shard, read_store
 from crafter_pl.defenses import load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages import load_stage, sha256
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 
 def fit(tiny, name, *more):

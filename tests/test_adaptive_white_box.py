@@ -18,7 +18,7 @@ from crafter_pl.crafting.inversion import invert
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.stages import Amortizer, GanPrior, load_stage, sha256
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 PAPER = ["--model.init_args.amortize", "false", "--model.init_args.attack_steps", "3"]
 PAPER += ["--model.init_args.inversion_lr", "0.05"]

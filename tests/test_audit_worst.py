@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from crafter_pl.audit.judge import any_of, false_security, worst_case
 from crafter_pl.audit.panel import Judgement
 from crafter_pl.audit.schema import FalseSecurity
+from crafter_pl.audit.worst import any_of, false_security, worst_case
 from crafter_pl.metrics import IdentityBootstrap
 
 PEOPLE, PICTURES = 40, 2

@@ -13,8 +13,8 @@ import torch
 from crafting_cases import defense, faces
 from torch import nn
 
-from crafter_pl.crafting.craft import CraftSettings
 from crafter_pl.crafting.reference import reference_craft
+from crafter_pl.crafting.settings import CraftSettings
 from crafter_pl.defenses.crafter_variants import RELEASED
 from crafter_pl.errors import UserError
 

@@ -21,7 +21,7 @@ from crafter_pl.cli.functions import parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages import load_stage
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "slurm" / "run.sbatch"

@@ -23,8 +23,6 @@ from torch import nn
 
 from crafter_pl.cli import main
 from crafter_pl.crafting.craft import (
-    CraftNets,
-    CraftSettings,
     craft_answers,
     craft_step,
     privacy_gradient,
@@ -34,6 +32,7 @@ from crafter_pl.crafting.craft import (
 from crafter_pl.crafting.implicit import hypergradient
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.crafting.reference import reference_craft
+from crafter_pl.crafting.settings import CraftNets, CraftSettings
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Answers, Crafter, CrafterFast, CrafterReference, CrafterZ
 from crafter_pl.defenses import crafter as crafter_module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, jacrev
 
-from crafter_pl.crafting.craft import CraftNets, privacy_gradient
+from crafter_pl.crafting.craft import privacy_gradient
 from crafter_pl.crafting.implicit import neumann
 from crafter_pl.crafting.reference import (
     HYPERGRADIENT_WEIGHT,
@@ -19,6 +19,7 @@ from crafter_pl.crafting.reference import (
     reference_hypergradient,
     reference_inversion,
 )
+from crafter_pl.crafting.settings import CraftNets
 
 
 def make_critic() -> nn.Module:

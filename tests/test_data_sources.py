@@ -15,7 +15,8 @@ from PIL import Image
 
 from crafter_pl.data import decoding
 from crafter_pl.data.decoding import Decoding, decode, decode_all
-from crafter_pl.data.sources import LFW_PAPER_COLUMNS, load_celeba, load_folder, load_lfw
+from crafter_pl.data.labels import LFW_PAPER_COLUMNS
+from crafter_pl.data.sources import load_celeba, load_folder, load_lfw
 from crafter_pl.errors import UserError
 
 HOW = Decoding(image_size=8)

@@ -19,7 +19,7 @@ from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureMap, Generator, fold_batchnorm
 from crafter_pl.stages import TaskModel, load_stage, sha256
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 
 def fit(tiny, name, *more):

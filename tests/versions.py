@@ -22,8 +22,8 @@ from crafter_pl import defenses as dfn
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
 from crafter_pl.attacks.adaptive_white_box import AdaptiveWhiteBox, AdaptiveWhiteBoxAttack
 from crafter_pl.attacks.surrogate import DefenseSurrogate
-from crafter_pl.crafting.craft import CraftSettings
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.crafting.settings import CraftSettings
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.stages import Amortizer, GanPrior, TaskModel

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from crafter_pl.attacks.adaptive import AdaptiveStage
 from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
 from crafter_pl.commands import Commands, trained
-from crafter_pl.data.store import present
+from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 
 class AdaptedAttack(Attack):

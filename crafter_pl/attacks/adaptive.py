@@ -11,7 +11,8 @@ from torch import Tensor
 from crafter_pl.attacks.queries import Queries, QueriesDataModule, QueryPlan
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, Upstream
+from crafter_pl.stages.base import Stage
+from crafter_pl.stages.upstream import Upstream
 
 SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises

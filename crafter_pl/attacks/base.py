@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from crafter_pl.commands import Commands
-from crafter_pl.data.store import seedless
+from crafter_pl.data.provenance import seedless
 from crafter_pl.defenses.base import Defense, defenses
 from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import named_run
+from crafter_pl.stages.checkpoints import named_run
 
 AdversaryT = TypeVar("AdversaryT", bound="Adversary")
 

@@ -12,7 +12,8 @@ from crafter_pl.attacks.base import Attack
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AnswersDecoder, build_decoder
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage, load_stage, read_checkpoint
+from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.task import TaskModel
 
 

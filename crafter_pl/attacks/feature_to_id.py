@@ -12,23 +12,25 @@ from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
 from crafter_pl.commands import command, trained
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import protected_by
+from crafter_pl.data.provenance import present
 from crafter_pl.data.split import check_several
-from crafter_pl.data.store import present, read_store
+from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages.augment import flip, warp
-from crafter_pl.stages.base import Stage, Upstream, load_stage, read_checkpoint
+from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.recogniser import cosface_loss
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 
 class FeatureToIdentity(Stage):
     """Names private people by their features; learned from features of *other* pictures of them.
 
     Unprotected features of ``private_train``, and of the public people in the same softmax, are made anew
-    from augmented pictures in every epoch. With ``train_store`` it adapts to a defence: it learns from the
-    features that the defence made of ``private_train`` (``predict --data.predict_split private_train``), best
-    from an unprotected one's weights (``init_from``), since private pictures are few.
+    from augmented pictures in every epoch. With ``train_store`` it adapts to a defence: it learns from what
+    that made of ``private_train``, best from an unprotected one's weights on: private pictures are few.
 
     Args:
         task_ckpt: the task model (edge encoder); null finds the experiment's own.

@@ -14,7 +14,8 @@ from crafter_pl.attacks.base import Target, fits
 from crafter_pl.audit.find import SPLIT
 from crafter_pl.audit.load import Published
 from crafter_pl.audit.schema import FeatureSet
-from crafter_pl.data.store import present, read_manifest, read_store, seedless
+from crafter_pl.data.provenance import present, seedless
+from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.stages.base import load_stage

@@ -8,7 +8,7 @@ from crafter_pl.attacks.base import Attack, checkpoint_of
 from crafter_pl.commands import Commands, listed, trained
 from crafter_pl.data.store import MANIFEST, read_manifest
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import named_run
+from crafter_pl.stages.checkpoints import named_run
 from crafter_pl.stages.oracle import IdentityOracle
 
 SPLIT = "private_test"

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from crafter_pl.audit.judge import Judge, Judged, any_of
+from crafter_pl.audit.judge import Judge, Judged
 from crafter_pl.audit.schema import Group, SideResult
+from crafter_pl.audit.worst import any_of
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate
 from crafter_pl.metrics.bootstrap import mean_of

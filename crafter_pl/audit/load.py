@@ -10,12 +10,13 @@ from typing import Any
 from crafter_pl.attacks.base import Target
 from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import seedless
+from crafter_pl.data.provenance import seedless
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage, read_checkpoint
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Upstream, load_stage, read_checkpoint
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.oracle import IdentityOracle
+from crafter_pl.stages.upstream import Upstream
 
 
 class ReconstructionOracle(IdentityOracle):

@@ -24,7 +24,7 @@ from crafter_pl.cli.resume import plain_settings
 from crafter_pl.errors import UserError
 from crafter_pl.files import new_file, sha256, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
-from crafter_pl.stages.base import kept_as
+from crafter_pl.stages.checkpoints import kept_as
 
 FOR_TRAINING_ALONE = ("optimizer_states", "lr_schedulers")  # two thirds of a checkpoint, with Adam
 FOR_USE = "for use"  # `AtomicCheckpointIO`'s storage option: leave these out

@@ -7,7 +7,7 @@ import yaml
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
-from crafter_pl.stages.base import read_checkpoint
+from crafter_pl.stages.checkpoints import read_checkpoint
 
 # Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
 FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}

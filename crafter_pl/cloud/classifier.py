@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from crafter_pl.defenses.base import defenses, load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage, read_checkpoint
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.cloud import CloudClassifier
 from crafter_pl.stages.task import TaskModel
 

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from crafter_pl.crafting.conjugate import conjugate_gradients, divide, dot
 from crafter_pl.crafting.curvature import Curvature
 from crafter_pl.crafting.inversion import Recorded, Render, Scale, data_weight, inner_loss
 
@@ -49,73 +50,6 @@ class Hypergradient:
     residual: Tensor
     products: int
     negative_curvature: int
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product a sample, ``(N,)``."""
-    return (a * b).flatten(1).sum(1)
-
-
-def _along(step: Tensor, x: Tensor) -> Tensor:
-    """Multiply every sample of ``x (N, ...)`` by its own scalar ``step (N,)``."""
-    return step.view(-1, *[1] * (x.ndim - 1)) * x
-
-
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a / b``, and 0 where ``b`` is 0."""
-    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
-
-
-def _relative(rr: Tensor, norm: Tensor) -> Tensor:
-    """Return the relative residual, at least the dtype's epsilon: a recurrence knows no better."""
-    residual = _divide(rr.sqrt(), norm.sqrt())
-    return torch.where(norm > 0, residual.clamp(min=torch.finfo(residual.dtype).eps), 0.0)
-
-
-def _conjugate_gradients(
-    matrix: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-    v: Tensor,
-    y0: Tensor | None,
-    iterations: int,
-    tol: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Solve ``A y = v`` for every sample on its own.
-
-    Args:
-        matrix: ``p -> (A p, B p, p . A p)``, with any linear image B.
-        v: right sides ``(N, Z)``.
-        y0: start, ``(N, Z)``; zeros by default.
-        iterations: at most this many products, and one more with ``y0``.
-        tol: a sample is frozen once its relative residual is at most this.
-
-    Returns:
-        ``y``; ``B y``, accumulated on the way (None if no product was taken); the relative residual ``(N,)``;
-        which samples were stopped by non-positive curvature.
-    """
-    norm = _dot(v, v)
-    y, r, image = torch.zeros_like(v), v, None
-    if y0 is not None:
-        y = torch.where((norm > 0)[:, None], y0.detach(), 0.0)
-        product, image, _ = matrix(y)
-        r = v - product
-    p, rr = r, _dot(r, r)
-    active = rr > tol**2 * norm
-    negative = torch.zeros_like(active)
-    for _ in range(iterations):
-        if tol > 0 and not active.any():  # asking costs a wait for the device
-            break
-        product, ahead, bend = matrix(p)
-        negative = negative | (active & (bend <= 0))
-        active = active & (bend > 0)
-        step = torch.where(active, _divide(rr, bend), 0.0)
-        y = y + _along(step, p)
-        image = _along(step, ahead) if image is None else image + _along(step, ahead)
-        r = r - _along(step, product)
-        after = torch.where(active, _dot(r, r), rr)
-        p = torch.where(active[:, None], r + _along(_divide(after, rr), p), p)
-        rr = after
-        active = active & (rr > tol**2 * norm)
-    return y, image, _relative(rr, norm), negative
 
 
 def neumann(
@@ -150,7 +84,7 @@ def neumann(
         total = total + power
     if diagnose:
         remainder = power - alpha * curvature.hessian(power)
-        residual = _divide(_dot(remainder, remainder).sqrt(), _dot(v, v).sqrt())
+        residual = divide(dot(remainder, remainder).sqrt(), dot(v, v).sqrt())
     else:
         residual = torch.full((len(v),), torch.nan, dtype=v.dtype, device=v.device)
     y = alpha * total
@@ -192,9 +126,9 @@ def cg(
 
     def matrix(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         product = curvature.hessian(p) + damping * p
-        return product, p, _dot(p, product)
+        return product, p, dot(p, product)
 
-    y, _, residual, negative = _conjugate_gradients(matrix, v, y0, iterations, tol)
+    y, _, residual, negative = conjugate_gradients(matrix, v, y0, iterations, tol)
     return Hypergradient(
         curvature.mixed(y), curvature.loss(), y, residual, curvature.products, int(negative.sum())
     )
@@ -238,9 +172,9 @@ def gauss_newton(
         curvature.products += 1
         ahead = curvature.forward(p)
         product = weight * curvature.transposed(ahead) + ridge * p
-        return product, ahead, weight * _dot(ahead, ahead) + ridge * _dot(p, p)
+        return product, ahead, weight * dot(ahead, ahead) + ridge * dot(p, p)
 
-    y, image, residual, _ = _conjugate_gradients(matrix, v, y0, iterations, tol)
+    y, image, residual, _ = conjugate_gradients(matrix, v, y0, iterations, tol)
     image = torch.zeros_like(target) if image is None else image
     return Hypergradient(weight * image, curvature.loss(), y, residual, curvature.products, 0)
 
@@ -292,7 +226,7 @@ def unroll(
         end = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(inner_loss(render(end), feature, end, rho, scale).sum(), end)
     assert before is not None and first is not None
-    residual = _divide(_dot(gradient, gradient).sqrt(), _dot(before, before).sqrt())
+    residual = divide(dot(gradient, gradient).sqrt(), dot(before, before).sqrt())
     return Hypergradient(grad, first, torch.zeros_like(z0), residual.detach(), steps - 1, 0)
 
 
@@ -317,7 +251,7 @@ def hypergradient(
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}.")
     constant = v.detach()
     if solver == "unroll":
-        linear: Callable[..., Hypergradient] = partial(unroll, lambda end: _dot(constant, end))
+        linear: Callable[..., Hypergradient] = partial(unroll, lambda end: dot(constant, end))
         return linear(render, target, z.z if isinstance(z, Recorded) else z, **settings)
     functions: dict[str, Callable[..., Hypergradient]]
     functions = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}

@@ -26,8 +26,7 @@ class _Canvas:
     """The picture being painted: `(N, 3, S, S)`, masks `(N, S, S)`."""
 
     def __init__(self, image: Tensor, pixel: Tensor) -> None:
-        self.image = image
-        self.pixel = pixel
+        self.image, self.pixel = image, pixel
 
     def cover(self, distance: Tensor, softness: float = 1.0) -> Tensor:
         """How much of each pixel lies inside a shape, from the signed distance."""
@@ -220,19 +219,13 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     glint = _ellipse(ix - side * 0.02, yy + 0.022, 0.016, 0.016)
     canvas.paint(white_mask * 0.9 * canvas.cover(glint), torch.ones(3, 1, 1))
     t = ax / p["eye_width"]
-    lid = (
-        yy + (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()
-    ).abs() - 0.015
+    rise = (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()
+    lid = (yy + rise).abs() - 0.015
     canvas.paint(0.85 * canvas.cover(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05)), p["skin"] * 0.22)
 
     b = ax / p["brow_width"]
-    middle = (
-        p["eye_y"]
-        - p["brow_gap"]
-        - 0.115 * p["brow_raise"]
-        - p["brow_arch"] * (1 - b * b)
-        + p["brow_slant"] * ax
-    )
+    middle = p["eye_y"] - p["brow_gap"] - 0.115 * p["brow_raise"] - p["brow_arch"] * (1 - b * b)
+    middle = middle + p["brow_slant"] * ax
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
     brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
     canvas.paint(0.92 * canvas.cover(brow), p["brow"])

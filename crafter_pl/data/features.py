@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import expect, read_manifest, read_shard, seedless
+from crafter_pl.data.provenance import seedless
+from crafter_pl.data.store import expect, read_manifest, read_shard
 from crafter_pl.data.stream import StoreBatches, store_loader
 from crafter_pl.errors import UserError
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from unicodedata import normalize
 
 import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
 from crafter_pl.data.faces import Faces
-from crafter_pl.data.pictures import ENDINGS, is_junk, shown, text_of
+from crafter_pl.data.folders import (
+    LFW_FOLDERS,
+    _is_picture,
+    _pictures,
+    find_folder,
+    holds_people,
+    holds_pictures,
+    people_folders,
+)
+from crafter_pl.data.labels import (
+    choose_columns,
+    find_labels,
+    lfw_attributes,
+    need_labels,
+    read_table,
+    to_number,
+)
+from crafter_pl.data.pictures import shown
 from crafter_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LFW_PAPER_COLUMNS = [0, 1, 2, 7, 9, 14, 16, 17, 19, 25]
 _CELEBA_FOLDERS = ("img_align_celeba", "img_align_celeba_png")
-_LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
 _KAGGLE = "; Kaggle's copy of CelebA has none: get it from CelebA's own page (Anno/identity_CelebA.txt)"
 
 
@@ -42,13 +53,13 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
-    folder = _find(root, _CELEBA_FOLDERS, _holds_pictures, "the CelebA pictures")
+    folder = find_folder(root, _CELEBA_FOLDERS, holds_pictures, "the CelebA pictures")
     identity = {
-        row.name: _number(row.values[0], row.at, "an identity number")
-        for row in _table(_needed(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
+        row.name: to_number(row.values[0], row.at, "an identity number")
+        for row in read_table(need_labels(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
     }
-    names, rows = _table(_needed(root, folder, "list_attr_celeba"), None)
-    columns = _columns(attribute_columns, list(range(len(names))), len(names))
+    names, rows = read_table(need_labels(root, folder, "list_attr_celeba"), None)
+    columns = choose_columns(attribute_columns, list(range(len(names))), len(names))
     labels: dict[str, list[int]] = {}
     for row in rows:
         if len(row.values) != len(names) or not set(row.values) <= {"1", "-1"}:
@@ -57,8 +68,8 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
                 f"values: {' '.join(row.values)[:40]!r}"
             )
         labels[row.name] = [int(row.values[column] == "1") for column in columns]
-    if (partition := _label_file(root, folder, "list_eval_partition")) is not None:
-        for row in _table(partition, 1)[1]:
+    if (partition := find_labels(root, folder, "list_eval_partition")) is not None:
+        for row in read_table(partition, 1)[1]:
             if row.values[0] not in ("0", "1", "2"):
                 raise UserError(f"{row.at}: the partition must be 0, 1 or 2, got {row.values[0]!r}")
 
@@ -98,15 +109,15 @@ def load_lfw(
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
-    folder = _find(root, _LFW_FOLDERS, _holds_people, "the LFW pictures")
-    files = _people_folders(folder)
+    folder = find_folder(root, LFW_FOLDERS, holds_people, "the LFW pictures")
+    files = people_folders(folder)
     people = _people(files)
     notes: dict[str, int] = {}
     names: list[str] = []
     labels: dict[str, list[int]] = {}
     if require_attributes:
-        file = _needed(root, folder, "lfw_attributes", "; or do without: --data.require_attributes false")
-        names, labels = _lfw_attributes(file, attribute_columns)
+        file = need_labels(root, folder, "lfw_attributes", "; or do without: --data.require_attributes false")
+        names, labels = lfw_attributes(file, attribute_columns)
         known = {PurePosixPath(f).stem for f in files}
         notes["rows_without_picture"] = len(labels.keys() - known)
         notes["pictures_without_row"] = len(known - labels.keys())
@@ -139,7 +150,7 @@ def load_folder(root: Path, how: Decoding) -> Faces:
     """
     if not root.is_dir():
         raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
-    files = _people_folders(root)
+    files = people_folders(root)
     people = _people(files)
     notes = {"pictures_outside_a_person": sum(map(_is_picture, os.scandir(root)))}
     return _assemble(
@@ -197,107 +208,6 @@ def _assemble(
 # Finding pictures
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder's entry is meant as a picture; what it holds is for the opener to say."""
-    return entry.name.lower().endswith(ENDINGS) and not is_junk(entry.name) and not entry.is_dir()
-
-
-def _holds_pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(map(_is_picture, os.scandir(folder)))
-
-
-def _holds_people(folder: Path) -> bool:
-    if not folder.is_dir() or any((folder / name).is_dir() for name in _LFW_FOLDERS):
-        return False  # or it is an archive's folder around that of the people
-    return any(_holds_pictures(folder / person) for person in sorted(os.listdir(folder)))
-
-
-def _find(root: Path, names: tuple[str, ...], holds: Callable[[Path], bool], what: str) -> Path:
-    """The folder of pictures: one of `names` under `root`, or in that a folder of the same name.
-
-    Raises:
-        UserError: there is none; says where one is, above `root` or one below.
-    """
-
-    def within(base: Path) -> Path | None:
-        places = [base / more / name for name in names for more in ("", name, "Img")]
-        return next(filter(holds, places), None)
-
-    if (found := within(root)) is not None:
-        if found != root / names[0]:
-            log.warning("the pictures are taken from %s", shown(found))
-        return found
-    here = Path(os.path.abspath(root))
-    meant = [
-        base for base in (here.parent, here.parent.parent) if (at := within(base)) and here in (at, at.parent)
-    ]
-    meant += (
-        [each for each in sorted(root.iterdir()) if each.is_dir() and within(each)] if root.is_dir() else []
-    )
-    hint = f"; did you mean {' or '.join(map(shown, meant))}?" if meant else ""
-    wrong = "holds none" if (root / names[0]).is_dir() else "is missing"
-    raise UserError(f"{shown(root / names[0])} {wrong}: no folder of {what} (--data.root){hint}")
-
-
-def _pictures(entries: Iterable[tuple[str, os.DirEntry[str]]], folder: Path) -> dict[str, str]:
-    """Which files are pictures, by name; others are counted by their endings.
-
-    Args:
-        entries: paths below `folder`, and what is there.
-        folder: where they are.
-    """
-    chosen, others = [], Counter[str]()
-    for path, entry in entries:
-        if _is_picture(entry):
-            chosen.append(path)
-        elif not is_junk(entry.name) and not entry.is_dir():
-            others[os.path.splitext(entry.name)[1].lower() or "without any"] += 1
-    if others:
-        counts = ", ".join(f"{count} {shown(ending)}" for ending, count in others.most_common(10))
-        log.warning("%s: left out by their endings: %s", shown(folder), counts)
-    return _named(chosen, folder)
-
-
-def _named(paths: Iterable[str], folder: Path) -> dict[str, str]:
-    """Paths below a folder by the names that they have on every system: UTF-8, Unicode's normal form C.
-
-    Raises:
-        UserError: two have one name.
-    """
-    named: dict[str, str] = {}
-    for path in paths:
-        name = normalize("NFC", text_of(path))
-        if name in named:
-            raise UserError(
-                f"{shown(folder)} holds {shown(name)} twice, in two normal forms of Unicode "
-                f"({named[name]!a} and {path!a}): rename or remove one"
-            )
-        named[name] = path
-    return named
-
-
-def _people_folders(root: Path) -> dict[str, str]:
-    """The pictures `<person>/<picture>` under `root`, paths by name, in the order of the names.
-
-    Raises:
-        UserError: there are none, or two people have one name.
-    """
-    people = [entry for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)]
-    _named((person.name for person in people), root)
-    inside = [(f"{person.name}/{entry.name}", entry) for person in people for entry in os.scandir(person)]
-    files = _pictures(inside, root)
-    if not files:
-        meant = [person.path for person in people if _holds_people(Path(person.path))]
-        hint = f"; did you mean {' or '.join(map(shown, sorted(meant)))}?" if meant else ""
-        raise UserError(
-            f"{shown(root)} holds no pictures: expected <person>/<picture>, ending in {', '.join(ENDINGS)}"
-            f"{hint}"
-        )
-    if deeper := sum(entry.is_dir() and not is_junk(entry.name) for _, entry in inside):
-        log.warning("%s: left out %d folders inside a person's", shown(root), deeper)
-    return dict(sorted(files.items()))
-
-
 def _people(files: Iterable[str]) -> dict[str, int]:
     """The people's numbers by name."""
     return {person: number for number, person in enumerate(sorted({f.partition("/")[0] for f in files}))}
@@ -329,128 +239,3 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 # Reading label files
-
-
-class _Row(NamedTuple):
-    """A row of a label file: its place, for messages; the picture's name; the values."""
-
-    at: str
-    name: str
-    values: list[str]
-
-
-def _label_file(root: Path, folder: Path, stem: str) -> Path | None:
-    """A label file under its official name: beside the pictures, or in CelebA's own folders for them."""
-    places = (root, root / "Anno", root / "Eval", folder.parent)
-    files = (place / f"{stem}{ending}" for place in places for ending in (".txt", ".csv"))
-    return next(filter(Path.is_file, files), None)
-
-
-def _needed(root: Path, folder: Path, stem: str, more: str = "") -> Path:
-    if (file := _label_file(root, folder, stem)) is None:
-        raise UserError(
-            f"{shown(root / stem)}.txt is missing; it belongs beside the pictures, under its official name"
-            f"{more}"
-        )
-    return file
-
-
-def _read_lines(file: Path) -> list[str]:
-    text = normalize("NFC", file.read_bytes().decode("utf-8-sig", "surrogateescape"))
-    if "\0" in text:
-        raise UserError(f"{shown(file)} cannot be read as text: save it in UTF-8")
-    return text.splitlines()
-
-
-def _cells(line: str, separator: str | None) -> list[str]:
-    return line.split() if separator is None else [cell.strip(' "') for cell in line.split(separator)]
-
-
-def _table(file: Path, width: int | None) -> tuple[list[str], list[_Row]]:
-    """The columns' names, where it has them, and the rows of CelebA's label files, official or CSV.
-
-    Args:
-        file: either kind, whatever its ending.
-        width: how many values a row has; None: as many as there are named columns.
-
-    Raises:
-        UserError: names file and line.
-    """
-    lines = _read_lines(file)
-    at = shown(file)
-    separator = next((mark for mark in ",;" if lines and mark in lines[0]), None)
-    columns: list[str] = []
-    skip = 0
-    if separator is not None and not _is_number((head := _cells(lines[0], separator))[1]):
-        columns, skip = head[1:], 1
-    elif width is None:
-        columns, skip = lines[1].split() if len(lines) > 1 else [], 2
-        if separator is not None or not columns or not lines[0].strip().isdecimal():
-            raise UserError(f"{at}: line 1 must be the number of rows, line 2 the attribute names")
-    rows: dict[str, _Row] = {}
-    for number, line in enumerate(lines[skip:], start=skip + 1):
-        if not line.strip():
-            continue
-        name, *values = _cells(line, separator)
-        if width is not None and len(values) != width:
-            raise UserError(f"{at}, line {number}: expected a file name and {width} value, got {line[:60]!r}")
-        if name in rows:
-            raise UserError(f"{at}, line {number}: a second row for {shown(name)}; remove one of them")
-        rows[name] = _Row(f"{at}, line {number}", name, values)
-    if skip == 2 and int(lines[0]) != len(rows):
-        log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
-    return columns, list(rows.values())
-
-
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _number(text: str, at: str, what: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"{at}: expected {what}, got {text!r}")
-    return int(text)
-
-
-def _columns(chosen: list[int] | None, default: list[int], width: int) -> list[int]:
-    columns = default if chosen is None else chosen
-    if not columns or len(set(columns)) != len(columns) or not all(0 <= column < width for column in columns):
-        raise UserError(
-            f"attribute_columns {columns} must be different numbers from 0 to {width - 1} "
-            "(--data.attribute_columns)"
-        )
-    return columns
-
-
-def _lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], dict[str, list[int]]]:
-    """The names of the chosen columns, and the labels by the picture's name without its ending."""
-    lines = _read_lines(file)
-    separator, between = ("\t", "tabs") if any("\t" in line for line in lines[:2]) else (",", "commas")
-    heads = [_cells(line.lstrip("#").strip(), separator) for line in lines[:2]]
-    skip = next((number for number, head in enumerate(heads, 1) if head[:2] == ["person", "imagenum"]), 0)
-    if not skip:
-        raise UserError(
-            f"{shown(file)}, line 2: expected a header that starts '#, person, imagenum', tab-separated"
-        )
-    names = heads[skip - 1][2:]
-    columns = _columns(chosen, LFW_PAPER_COLUMNS, len(names))
-    labels: dict[str, list[int]] = {}
-    for number, line in enumerate(lines[skip:], start=skip + 1):
-        if not line.strip():
-            continue
-        at, cells = f"{shown(file)}, line {number}", _cells(line, separator)
-        if len(cells) != len(names) + 2:
-            raise UserError(f"{at}: expected {len(names) + 2} cells separated by {between}, got {len(cells)}")
-        stem = f"{cells[0].replace(' ', '_')}_{_number(cells[1], at, 'a picture number'):04d}"
-        if stem in labels:
-            raise UserError(f"{at}: a second row for {shown(stem)}; remove one of them")
-        try:
-            scores = [float(cells[2 + column]) for column in columns]
-        except ValueError:
-            scores = [math.nan]
-        if not all(map(math.isfinite, scores)):
-            raise UserError(
-                f"{at}: the scores must be finite numbers, got {[cells[2 + c] for c in columns][:3]}..."
-            )
-        labels[stem] = [int(score > 0) for score in scores]
-    return [names[column].replace(" ", "_") for column in columns], labels

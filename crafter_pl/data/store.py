@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from crafter_pl.cloud.wire import Features, Refused, read_features
-from crafter_pl.data.transport import TRANSPORTS, bytes_each, encode
+from crafter_pl.data.provenance import present
+from crafter_pl.data.transport import TRANSPORTS, encode
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, tidy, to_json, write_file
-from crafter_pl.memory import peak_memory_mb
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,7 +39,6 @@ _REQUIRED = {
     "count": int,
     "shards": dict,
 }
-_METHODS = {"fast": "crafter_fast", "reference": "crafter_reference"}  # `present`
 _SENT = {"F32": "float32", "F16": "float16", "I8": "int8"}  # `TRANSPORTS` by safetensors' names
 _SHARD = re.compile(r"shard-[0-9]{5,12}\.safetensors")
 _MOST = 2**31  # of a size or a count: more is no store
@@ -118,66 +117,6 @@ def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
         return False
 
 
-class StoreWriter:
-    """Writes one store batch by batch, and goes on where an interrupted writer stopped.
-
-    Args:
-        folder: the store.
-        about: its manifest, but for the count, the shards and what `finish` adds.
-    """
-
-    def __init__(self, folder: str | Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = Path(folder), about
-        self.seconds, self.written = 0.0, 0
-
-    def claim(self, fingerprint: str) -> None:
-        """Marks the folder as that of a store with this fingerprint.
-
-        Raises:
-            UserError: features of other settings are in it.
-        """
-        mark, there = self.folder / "fingerprint", None
-        if (self.folder / MANIFEST).is_file():
-            there = read_manifest(self.folder).get("fingerprint")
-        elif mark.is_file():
-            there = mark.read_text().strip()
-        elif any(self.folder.glob("shard-*")):
-            there = "unknown"
-        if there not in (None, fingerprint):
-            raise UserError(
-                f"{self.folder} holds features of other settings, checkpoints or versions of the defence; "
-                "choose another --protect.out, or delete the folder"
-            )
-        self.about |= {"fingerprint": fingerprint}
-        if not mark.is_file():
-            write_file(mark, f"{fingerprint}\n".encode())
-
-    def done(self, number: int, index: Tensor) -> bool:
-        """See `shard_done`."""
-        return shard_done(self.folder, number, index)
-
-    def write(self, number: int, features: Tensor, index: Tensor, seconds: float = 0.0) -> None:
-        """Writes a shard, see `write_shard`; ``seconds`` is what protecting has taken."""
-        write_shard(self.folder, number, features, index, self.about["dtype"])
-        self.seconds += seconds
-        self.written += len(index)
-
-    @property
-    def cost(self) -> dict[str, float | None]:
-        """What the features written by this process took, and how many bytes each is."""
-        return {
-            "seconds_per_image": self.seconds / self.written if self.written else None,
-            "peak_memory_mb": peak_memory_mb(),
-            "bytes_per_image": bytes_each(self.about["shape"], self.about["dtype"]),
-        }
-
-    def finish(self, sizes: dict[int, int], **more: Any) -> Path:  # noqa: ANN401 (entries of the manifest)
-        """Writes the manifest: the shards by their numbers with their sizes, and ``more``."""
-        shards = {shard_name(number): size for number, size in sizes.items()}
-        size = {"count": sum(sizes.values()), "shards": shards}
-        return write_manifest(self.folder, {**self.about, **size, **more})
-
-
 # Reading
 
 
@@ -246,22 +185,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     _check_manifest(manifest, UserError, str(file))
     return present(manifest)
-
-
-def present(about: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest or a checkpoint says of a defence, in present words: Crafter's methods had one name."""
-    settings = about["settings"]
-    if about["defense"] != "crafter" or "method" not in settings:
-        return about
-    method = settings["method"]
-    alone = {"method"} if method == "crafter" else {"method", "critic"}
-    own = {key: value for key, value in settings.items() if key not in alone}
-    return {**about, "defense": _METHODS.get(method, method), "settings": own}
-
-
-def seedless(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a protection without its seed: the same for two queries of one defence."""
-    return {key: value for key, value in settings.items() if key != "seed"}
 
 
 def expect(
@@ -342,9 +265,8 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
 def _read_shard(file: Path) -> Features:
     """One shard, checked by itself."""
     if not file.is_file():
-        raise UserError(
-            f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
-        )
+        again = "run predict again with the same settings: it writes the missing shards alone"
+        raise UserError(f"{file} is missing; {again}")
     try:
         shard = read_features(file.read_bytes())
     except Refused as error:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.craft import PRECISIONS, CraftSettings, craft_answers
+from crafter_pl.crafting.craft import craft_answers
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.crafting.settings import PRECISIONS, CraftSettings
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
 from crafter_pl.defenses.untrained import Untrained

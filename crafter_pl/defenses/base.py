@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from crafter_pl.data.store import FORMAT_VERSION
 from crafter_pl.defenses.options import OptionsT, ProtectOptions, checked, names
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, Upstream, load_stage, read_checkpoint, stages
+from crafter_pl.stages.base import Stage, load_stage, stages
+from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 
 class Defense(Stage, Generic[OptionsT]):

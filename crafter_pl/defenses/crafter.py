@@ -10,25 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.craft import (
-    PRECISIONS,
-    CraftNets,
-    CraftSettings,
-    CraftState,
-    craft,
-    craft_step,
-    critic_step,
-    start_crafting,
-)
+from crafter_pl.crafting.craft import craft, craft_step, critic_step, start_crafting
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
+from crafter_pl.crafting.settings import PRECISIONS, CraftNets, CraftSettings, CraftState
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
 from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 CriticUse = Literal["fixed", "adapted", "per_batch"]
 # Streams of keyed noise: prior samples, the critic's places between real and fake.

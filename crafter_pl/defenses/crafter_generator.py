@@ -8,17 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.crafting.craft import (
-    CraftNets,
-    CraftSettings,
-    CraftState,
-    craft,
-    craft_answers,
-    craft_gradient,
-    start_crafting,
-    task_gradient,
-)
+from crafter_pl.crafting.craft import craft, craft_answers, craft_gradient, start_crafting, task_gradient
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.crafting.settings import CraftNets, CraftSettings, CraftState
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.options import KeyedOptions
@@ -26,9 +18,9 @@ from crafter_pl.errors import UserError
 from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.quality import relative_error
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 _NOISE = 0  # stream of keyed noise
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.craft import CraftSettings, CraftState, craft, craft_z
+from crafter_pl.crafting.craft import craft, craft_z
 from crafter_pl.crafting.reference import reference_craft
+from crafter_pl.crafting.settings import CraftSettings, CraftState
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafting import CraftOptions, trained_options
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 # Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
 # utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crafter_pl.crafting.craft import CraftNets, CraftSettings, Precision
+from crafter_pl.crafting.settings import CraftNets, CraftSettings, Precision
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze

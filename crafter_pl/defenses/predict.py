@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import MANIFEST, StoreWriter
+from crafter_pl.data.store import MANIFEST
+from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError

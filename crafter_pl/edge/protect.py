@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crafter_pl.data.store import MANIFEST, StoreWriter, shard_name
+from crafter_pl.data.store import MANIFEST, shard_name
 from crafter_pl.data.transport import Transport
+from crafter_pl.data.writer import StoreWriter
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.listing import photographs

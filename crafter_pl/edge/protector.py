@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from crafter_pl.data.framing import OFFICIAL
-from crafter_pl.data.store import PHOTOGRAPHS, seedless
+from crafter_pl.data.provenance import seedless
+from crafter_pl.data.store import PHOTOGRAPHS
 from crafter_pl.defenses.answers import Answers
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.crafter import Crafter

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import lightning as L
 import torch
@@ -17,6 +16,7 @@ from torchvision.utils import make_grid
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.stages.checkpoints import find_upstream, read_checkpoint
 from crafter_pl.stages.schedules import OneCycle
 
 StageT = TypeVar("StageT", bound="Stage")
@@ -24,32 +24,6 @@ StageT = TypeVar("StageT", bound="Stage")
 # What a stage has loaded already while it loads another upstream one, by file and hash: a stage below two
 # others, as the task model below Crafter and its amortizer, is one.
 _known: ContextVar[dict[tuple[str, str], Stage]] = ContextVar("known", default={})  # noqa: B039 (never changed)
-
-
-def named_run(stage: str, given: str | None) -> str | None:
-    """The run of the same experiment that a checkpoint argument means; None: it is the path of a file.
-
-    Args:
-        stage: what it is the checkpoint of.
-        given: null for the run that bears the stage's name, a bare name for another run (``prior_g2``), or a
-            path.
-    """
-    if given is None:
-        return stage
-    return given if re.fullmatch(r"[\w-]+", given) else None
-
-
-class Upstream(Generic[StageT]):
-    """An upstream stage as an attribute: ``task = Upstream[TaskModel]()`` is ``self.upstream["task"]``."""
-
-    def __init__(self, key: str | None = None) -> None:
-        self.key = key
-
-    def __set_name__(self, owner: type[Stage], name: str) -> None:
-        self.key = self.key or name
-
-    def __get__(self, instance: Stage, owner: type[Stage]) -> StageT:
-        return cast(StageT, instance.upstream[str(self.key)])
 
 
 class Stage(L.LightningModule):
@@ -252,8 +226,7 @@ class Stage(L.LightningModule):
 
     def log_grid(self, tag: str, images: Tensor, columns: int = 8, step: int | None = None) -> None:
         """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid, by default at this epoch."""
-        logger = getattr(self, "logger", None)
-        experiment = getattr(logger, "experiment", None)
+        experiment = getattr(getattr(self, "logger", None), "experiment", None)
         if self.trainer.is_global_zero and hasattr(experiment, "add_image"):
             grid = make_grid(images.detach().float().cpu().clamp(0, 1), nrow=columns, padding=1)
             assert experiment is not None
@@ -262,76 +235,20 @@ class Stage(L.LightningModule):
     def fixed_images(self, split: str, count: int) -> Tensor:
         """The first ``count`` pictures of a split, on this device: the same in every epoch and every run."""
         data = self.data.dataset(split)
-        batch = data.__getitems__(list(range(min(count, len(data)))))
-        images: Tensor = batch["image"]
-        return images.to(self.device)
+        return data.__getitems__(list(range(min(count, len(data)))))["image"].to(self.device)
 
     def spread_images(self, split: str, count: int) -> Tensor:
         """Up to ``count`` pictures spread evenly over a split: where its first ones would be one person's."""
         data = self.data.dataset(split)
         count = min(count, len(data))
         batch = data.__getitems__([place * len(data) // count for place in range(count)])
-        images: Tensor = batch["image"]
-        return images.to(self.device).type(self.dtype)
+        return batch["image"].to(self.device).type(self.dtype)
 
 
 def stages(cls: type[Stage] = Stage) -> dict[str, type[Stage]]:
     """Every class of stage below ``cls`` that has been imported, by its name, ``cls`` included."""
     below = [entry for sub in cls.__subclasses__() for entry in stages(sub).items()]
     return {cls.__name__: cls, **dict(below)}
-
-
-def read_checkpoint(path: str | Path, stage: str = "") -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU; ``stage`` says in messages whose it should be.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = f"the stage {stage!r}" if stage else "the stage"
-        raise UserError(f"no checkpoint {path}: train {what} first, or give the right path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for damaged bytes
-        raise UserError(
-            f"{path} is no readable checkpoint ({type(error).__name__}): it is damaged or no checkpoint; "
-            "train the stage again, or give another file"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def kept_as(file: str | Path, digest: str) -> Path:
-    """Where a checkpoint is kept once a longer training has replaced it."""
-    return Path(file).with_name(f"best-{digest[:12]}.ckpt")
-
-
-def _upstream(path: Path, key: str, file: str, digest: str) -> Path:
-    """The file that a checkpoint was trained on: where it was, or beside the checkpoint in a moved folder.
-
-    A relative path is one from the working directory of the training, which is looked for above the
-    checkpoint.
-
-    Raises:
-        UserError: it is nowhere, or another file is in its place.
-    """
-    above = path.absolute().parents
-    places = [Path(file), *(folder / file for folder in above if not Path(file).is_absolute())]
-    places += [folder / Path(*Path(file).parts[-3:]) for folder in above[2:3]]  # EXPERIMENT/STAGE/checkpoints
-    there = [place for place in places if place.is_file()]
-    if not there:
-        raise UserError(
-            f"{path} was trained on {file} (stage {key}), which is missing; it was looked for from "
-            f"{Path.cwd()} and the folders above {path}: bring it back, or train {path} again"
-        )
-    for place in there:
-        for candidate in (place, kept_as(place, digest)):
-            if candidate.is_file() and sha256(candidate) == digest:
-                return candidate
-    raise UserError(
-        f"upstream mismatch: {path} was trained on {file} with sha256 {digest[:12]}…, but {there[0]} "
-        f"has {sha256(there[0])[:12]}…; train {path} again, or bring the old {file} back"
-    )
 
 
 def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] | None = None) -> StageT:
@@ -358,7 +275,7 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     found = {
-        f"{key}_ckpt": str(_upstream(path, key, file, digest))
+        f"{key}_ckpt": str(find_upstream(path, key, file, digest))
         for key, (file, digest) in checkpoint.get("upstream", {}).items()
     }
     try:

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crafter_pl.data.features import StoreDataModule, protected_by
-from crafter_pl.data.store import expect, present
+from crafter_pl.data.provenance import present
+from crafter_pl.data.store import expect
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import AttributeAUC
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage, Upstream
+from crafter_pl.stages.base import Stage
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 
 class CloudClassifier(Stage):

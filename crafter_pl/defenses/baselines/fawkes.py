@@ -8,8 +8,8 @@ from torch import Tensor
 from crafter_pl.defenses.baselines.cloak import Cloak, dssim
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Upstream
 from crafter_pl.stages.embedder import Embedder
+from crafter_pl.stages.upstream import Upstream
 
 
 class Fawkes(Cloak[KeyedOptions]):

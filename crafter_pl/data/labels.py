@@ -1,0 +1,163 @@
+"""Label files: tables of people and attributes, with what is wrong in them said by file and line."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import NamedTuple
+from unicodedata import normalize
+
+from crafter_pl.data.pictures import shown
+from crafter_pl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+LFW_PAPER_COLUMNS = [0, 1, 2, 7, 9, 14, 16, 17, 19, 25]
+
+
+class Row(NamedTuple):
+    """A row of a label file: its place, for messages; the picture's name; the values."""
+
+    at: str
+    name: str
+    values: list[str]
+
+
+def find_labels(root: Path, folder: Path, stem: str) -> Path | None:
+    """A label file under its official name: beside the pictures, or in CelebA's own folders for them."""
+    places = (root, root / "Anno", root / "Eval", folder.parent)
+    files = (place / f"{stem}{ending}" for place in places for ending in (".txt", ".csv"))
+    return next(filter(Path.is_file, files), None)
+
+
+def need_labels(root: Path, folder: Path, stem: str, more: str = "") -> Path:
+    """The label file of that stem.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (file := find_labels(root, folder, stem)) is None:
+        raise UserError(
+            f"{shown(root / stem)}.txt is missing; it belongs beside the pictures, under its official name"
+            f"{more}"
+        )
+    return file
+
+
+def read_lines(file: Path) -> list[str]:
+    """A text file's lines, in NFC.
+
+    Raises:
+        UserError: it is no text.
+    """
+    text = normalize("NFC", file.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    if "\0" in text:
+        raise UserError(f"{shown(file)} cannot be read as text: save it in UTF-8")
+    return text.splitlines()
+
+
+def _cells(line: str, separator: str | None) -> list[str]:
+    return line.split() if separator is None else [cell.strip(' "') for cell in line.split(separator)]
+
+
+def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
+    """The columns' names, where it has them, and the rows of CelebA's label files, official or CSV.
+
+    Args:
+        file: either kind, whatever its ending.
+        width: how many values a row has; None: as many as there are named columns.
+
+    Raises:
+        UserError: names file and line.
+    """
+    lines = read_lines(file)
+    at = shown(file)
+    separator = next((mark for mark in ",;" if lines and mark in lines[0]), None)
+    columns: list[str] = []
+    skip = 0
+    if separator is not None and not is_number((head := _cells(lines[0], separator))[1]):
+        columns, skip = head[1:], 1
+    elif width is None:
+        columns, skip = lines[1].split() if len(lines) > 1 else [], 2
+        if separator is not None or not columns or not lines[0].strip().isdecimal():
+            raise UserError(f"{at}: line 1 must be the number of rows, line 2 the attribute names")
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines[skip:], start=skip + 1):
+        if not line.strip():
+            continue
+        name, *values = _cells(line, separator)
+        if width is not None and len(values) != width:
+            raise UserError(f"{at}, line {number}: expected a file name and {width} value, got {line[:60]!r}")
+        if name in rows:
+            raise UserError(f"{at}, line {number}: a second row for {shown(name)}; remove one of them")
+        rows[name] = Row(f"{at}, line {number}", name, values)
+    if skip == 2 and int(lines[0]) != len(rows):
+        log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
+    return columns, list(rows.values())
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a whole number."""
+    return text.removeprefix("-").isdecimal()
+
+
+def to_number(text: str, at: str, what: str) -> int:
+    """A cell as a whole number from 0.
+
+    Raises:
+        UserError: it is none; ``at`` says where, ``what`` what was expected.
+    """
+    if not text.isdecimal():
+        raise UserError(f"{at}: expected {what}, got {text!r}")
+    return int(text)
+
+
+def choose_columns(chosen: list[int] | None, default: list[int], width: int) -> list[int]:
+    """The columns chosen, or the default's.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    columns = default if chosen is None else chosen
+    if not columns or len(set(columns)) != len(columns) or not all(0 <= column < width for column in columns):
+        raise UserError(
+            f"attribute_columns {columns} must be different numbers from 0 to {width - 1} "
+            "(--data.attribute_columns)"
+        )
+    return columns
+
+
+def lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], dict[str, list[int]]]:
+    """The names of the chosen columns, and the labels by the picture's name without its ending."""
+    lines = read_lines(file)
+    separator, between = ("\t", "tabs") if any("\t" in line for line in lines[:2]) else (",", "commas")
+    heads = [_cells(line.lstrip("#").strip(), separator) for line in lines[:2]]
+    skip = next((number for number, head in enumerate(heads, 1) if head[:2] == ["person", "imagenum"]), 0)
+    if not skip:
+        raise UserError(
+            f"{shown(file)}, line 2: expected a header that starts '#, person, imagenum', tab-separated"
+        )
+    names = heads[skip - 1][2:]
+    columns = choose_columns(chosen, LFW_PAPER_COLUMNS, len(names))
+    labels: dict[str, list[int]] = {}
+    for number, line in enumerate(lines[skip:], start=skip + 1):
+        if not line.strip():
+            continue
+        at, cells = f"{shown(file)}, line {number}", _cells(line, separator)
+        if len(cells) != len(names) + 2:
+            raise UserError(f"{at}: expected {len(names) + 2} cells separated by {between}, got {len(cells)}")
+        stem = f"{cells[0].replace(' ', '_')}_{to_number(cells[1], at, 'a picture number'):04d}"
+        if stem in labels:
+            raise UserError(f"{at}: a second row for {shown(stem)}; remove one of them")
+        try:
+            scores = [float(cells[2 + column]) for column in columns]
+        except ValueError:
+            scores = [math.nan]
+        if not all(map(math.isfinite, scores)):
+            raise UserError(
+                f"{at}: the scores must be finite numbers, got {[cells[2 + c] for c in columns][:3]}..."
+            )
+        labels[stem] = [int(score > 0) for score in scores]
+    return [names[column].replace(" ", "_") for column in columns], labels

@@ -1,0 +1,26 @@
+"""Upstream stages as attributes."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Holder(Protocol):
+    """What has upstream stages, by their keys."""
+
+    upstream: dict[str, Any]
+
+
+class Upstream(Generic[T]):
+    """An upstream stage as an attribute: ``task = Upstream[TaskModel]()`` is ``self.upstream["task"]``."""
+
+    def __init__(self, key: str | None = None) -> None:
+        self.key = key
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.key = self.key or name
+
+    def __get__(self, instance: Holder, owner: type) -> T:
+        return cast(T, instance.upstream[str(self.key)])
