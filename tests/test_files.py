@@ -9,13 +9,15 @@ import pytest
 from crafter_pl.errors import UserError
 from crafter_pl.files import LOCK, lock
 
-HOLD = "import pathlib, sys, time; from crafter_pl.files import lock\n"
-HOLD += "with lock(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+HOLD = "import filelock, sys, time; file = filelock.FileLock(sys.argv[1])\n"
+HOLD += "with file: print('mine', flush=True); time.sleep(60)"
 
 
 def test_another_process_is_refused_or_waits_until_the_holder_dies(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "x"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE)
+    folder.mkdir()
+    command = [sys.executable, "-c", HOLD, str(folder / LOCK)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"mine\n"
         with pytest.raises(UserError, match=r"is writing in .*x: .* another --out"):

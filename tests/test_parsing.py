@@ -61,7 +61,7 @@ def test_one_value_is_a_list_of_one():
         ("audit", ["--bootstrap", "many"], ["--bootstrap many; give a whole number"]),
         ("audit", ["--data.people", "x"], ["--data.people x; give a whole number"]),
         ("protect", ["--faces", "x"], ["one of largest, all, none"]),
-        ("protect", ["--protect.beta", "x"], ["--protect.beta x; give a number"]),
+        ("protect", ["--margin", "x"], ["--margin x; give a number"]),
         ("benchmark", ["--seeds", "x"], ["--seeds x", '--seeds "[A, B]"']),
         ("benchmark", ["--defenses", "noise"], ["{stage: ...}"]),
         ("export", ["--format", "x"], ["all, torch"]),
