@@ -257,3 +257,12 @@ def test_the_grid_is_that_of_the_attacks_class_unless_one_is_given(run, tmp_path
     for more, expected in (([], {"steps": 1}), (["--grid.steps", "[0]"], {"steps": 0})):
         _, results = run("--config", str(file), "--attack", "white_box", *more)
         assert expected in [r["setting"] for r in results] and own in [r["setting"] for r in results]
+
+
+def test_an_audit_config_that_builds_on_another(run, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: audit.yaml\nbootstrap: 10\n")
+    more = ["--audit", str(file), "--attack", "black_box", "--grid.batch_size", "[64]", "--write", "true"]
+    _, (found,) = run(*more, code=2)  # found and measured, but not to be written where it does not stand
+    assert found["setting"] == {"batch_size": 64} and "by hand" in capsys.readouterr().err
+    assert file.read_text() == "base: audit.yaml\nbootstrap: 10\n"

@@ -15,7 +15,7 @@ from crafter_pl.audit.find import find_attacks
 from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
-from crafter_pl.cli.functions import parser
+from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.commands import listed
 from crafter_pl.data.split import check_several
@@ -130,8 +130,7 @@ def benchmark(
             seconds = {**jobs.seconds, **audits.seconds}
             table = write_summary(folder, summarise(folder, audited, place, seconds))
             print(f"\n{table.read_text()}\ntable: {table}", flush=True)
-    states = {**jobs.state, **audits.state}
-    if failed := [f"{name}: {state}, {jobs.log(name)}" for name, state in states.items() if state != DONE]:
+    if failed := [*jobs.undone(), *audits.undone()]:
         rest = "the others are, and in the table" if audited else "and nothing could be audited"
         raise UserError(
             f"some jobs of the benchmark are not done; {rest}. See their logs, and "
@@ -149,8 +148,8 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     """
     if not oracles:
         raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
-    made = parser("audit")
-    read = made.instantiate(made.parse_args(["--config", audit, *place.shared]))
+    made, given = parsed(["audit", "--config", audit, *place.shared])
+    read = made.instantiate(given)
     check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
     for attack in find_attacks(read.attacks, read.budgets, budget):

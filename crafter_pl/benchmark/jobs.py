@@ -109,6 +109,10 @@ class Jobs:
                 process.join()
             raise
 
+    def undone(self) -> list[str]:
+        """The jobs that are not done after `run`, each with its state and its log."""
+        return [f"{name}: {state}, {self.log(name)}" for name, state in self.state.items() if state != DONE]
+
     def log(self, name: str) -> Path:
         """The file that a job's output goes to."""
         return self.folder / "logs" / f"{name}.log"

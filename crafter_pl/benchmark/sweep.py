@@ -15,7 +15,7 @@ from crafter_pl.audit.record import to_json as plain
 from crafter_pl.audit.show.sentences import percent, rate_with_range
 from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import Place
-from crafter_pl.benchmark.jobs import DONE, Job, Jobs
+from crafter_pl.benchmark.jobs import Job, Jobs
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json, write_file
@@ -103,9 +103,7 @@ def sweep(
         jobs.append(Job(f"cut-{cut}", commands, [*outputs, str(folder / cut / "report.json")], shared))
     work = Jobs(jobs, folder, workers or os.cpu_count() or 1)
     work.run()
-    if failed := [
-        f"{name}: {state}, {work.log(name)}" for name, state in work.state.items() if state != DONE
-    ]:
+    if failed := work.undone():
         raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
     rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
     write_file(folder / "cuts.json", to_json(plain(rows)))

@@ -8,6 +8,8 @@ from dataclasses import is_dataclass
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
+from jsonargparse import Namespace
+
 from crafter_pl.cli.options import expanded
 from crafter_pl.cli.parsing import Parser, verb_parser
 from crafter_pl.cli.verbs import FUNCTIONS, POSITIONAL
@@ -45,13 +47,23 @@ def parser(verb: str) -> Parser:
     return made
 
 
+def parsed(args: list[str]) -> tuple[Parser, Namespace]:
+    """The parser of a command's verb, and what the command and its configs give.
+
+    Raises:
+        UserError: an option is wrong, or a config that one builds on.
+    """
+    made = parser(args[0])
+    return made, expanded(made.parse_args(with_bases(args)[1:]))
+
+
 def call(args: list[str]) -> None:
     """Runs a command, the verb first, by the function behind it."""
     verb = args[0]
     if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
         raise UserError("a token on the command line can be seen by others: give --token_file FILE")
-    made = parser(verb)
-    config = made.instantiate(expanded(made.parse_args(with_bases(args)[1:])))
+    made, given = parsed(args)
+    config = made.instantiate(given)
     del config["config"], config["base"]
     function = resolve_name(FUNCTIONS[verb])
     options = options_class(function)

@@ -21,7 +21,7 @@ from crafter_pl.audit.find import find_attacks
 from crafter_pl.audit.record import from_json
 from crafter_pl.audit.record import to_json as plain
 from crafter_pl.benchmark.grid import flags
-from crafter_pl.cli.functions import parser
+from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.parsing import Parser
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
@@ -132,18 +132,15 @@ def _find(
     name: str, config: str, told: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[str | int, ...], Namespace]:
     """An attack of an audit config, as it stands there and where; and the audit's options, instantiated."""
-    made = parser("audit")
-    read = made.parse_args(["--config", config, *flags(told)])
+    made, read = parsed(["audit", "--config", config, *flags(told)])
     options = made.instantiate(read)
-    attacks = find_attacks(options.attacks, options.budgets, options.budget)
-    names = [attack.name for attack in attacks]
+    names = [one.name for one in find_attacks(options.attacks, options.budgets, options.budget)]
     if name not in names:
         raise UserError(f"--attack {name}: the config has {', '.join(names)}")
-    number = names.index(name)
-    if options.attacks is not None:
-        return listed(read.attacks)[number].as_dict(), ("attacks", number), options
-    place = ("budgets", options.budget, number)
-    return read.budgets[options.budget][number].as_dict(), place, options
+    given = options.attacks is not None
+    place = ("attacks",) if given else ("budgets", options.budget)
+    entries = listed(read.attacks) if given else read.budgets[options.budget]
+    return entries[number := names.index(name)].as_dict(), (*place, number), options
 
 
 def combinations(current: Setting, grid: Grid) -> list[Setting]:
