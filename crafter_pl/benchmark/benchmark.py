@@ -148,8 +148,7 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     """
     if not oracles:
         raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
-    made, given = parsed(["audit", "--config", audit, *place.shared])
-    read = made.instantiate(given)
+    _, read = parsed(["audit", "--config", audit, *place.shared])
     check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
     for attack in find_attacks(read.attacks, read.budgets, budget):

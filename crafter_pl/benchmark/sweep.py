@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from crafter_pl.audit.record import read_report
 from crafter_pl.audit.record import to_json as plain
+from crafter_pl.audit.show.plots import save
 from crafter_pl.audit.show.sentences import percent, rate_with_range
 from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import Place
@@ -162,6 +162,4 @@ def _plot(rows: list[Row], arch: str) -> bytes:
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    plot.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return save(plot)

@@ -47,14 +47,17 @@ def parser(verb: str) -> Parser:
     return made
 
 
-def parsed(args: list[str]) -> tuple[Parser, Namespace]:
-    """The parser of a command's verb, and what the command and its configs give.
+def parsed(args: list[str]) -> tuple[Namespace, Namespace]:
+    """The options of the function behind a command: as they were given, and instantiated.
 
     Raises:
         UserError: an option is wrong, or a config that one builds on.
     """
     made = parser(args[0])
-    return made, expanded(made.parse_args(with_bases(args)[1:]))
+    given = expanded(made.parse_args(with_bases(args)[1:]))
+    options = made.instantiate(given)
+    del options["config"], options["base"]
+    return given, options
 
 
 def call(args: list[str]) -> None:
@@ -62,9 +65,7 @@ def call(args: list[str]) -> None:
     verb = args[0]
     if verb == "serve" and any(re.match("--tok[a-z]*(=|$)", word) for word in args):
         raise UserError("a token on the command line can be seen by others: give --token_file FILE")
-    made, given = parsed(args)
-    config = made.instantiate(given)
-    del config["config"], config["base"]
+    _, config = parsed(args)
     function = resolve_name(FUNCTIONS[verb])
     options = options_class(function)
     function(options(**config)) if options else function(**config)

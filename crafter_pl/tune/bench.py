@@ -6,17 +6,15 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.find import find_oracles, find_task
 from crafter_pl.audit.load import load_oracles, load_task
+from crafter_pl.audit.options import Options
 from crafter_pl.commands import Commands, settings_of
-from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import pick_device
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
@@ -53,7 +51,7 @@ class Bench:
     """Loads the nets and the `public_val` people, and embeds their pictures.
 
     Args:
-        options: of an audit.
+        asked: the audit whose data, nets and oracles it uses.
         faces: how many are attacked.
 
     Attributes:
@@ -70,17 +68,17 @@ class Bench:
         UserError: too few people, or checkpoints that are missing or do not belong to these data.
     """
 
-    def __init__(self, options: Namespace, faces: int) -> None:
-        data: FacesDataModule = options.data
-        self.batch_size, self.seed = options.batch_size, options.seed
-        self.device = pick_device(options.device)
+    def __init__(self, asked: Options, faces: int) -> None:
+        data = asked.data
+        self.batch_size, self.seed = asked.batch_size, asked.seed
+        self.device = pick_device(asked.device)
         data.setup("test")
         self.split_hash = data.split_hash
-        self.commands = Commands(Path(options.runs_dir) / options.experiment, settings_of(data))
-        task_path = find_task(self.commands, options.task_ckpt)
+        self.commands = Commands(asked.home, settings_of(data))
+        task_path = find_task(self.commands, asked.task_ckpt)
         self._task, notes = load_task(task_path, data)
         self._task.to(self.device)
-        files, missing = find_oracles(self.commands, options.oracles)
+        files, missing = find_oracles(self.commands, asked.oracles)
         self._oracles = {n: o.to(self.device) for n, o in load_oracles(files, data).items()}
         for note in (*notes, *missing):
             print(f"note: {note}", flush=True)
@@ -95,7 +93,7 @@ class Bench:
             for name, oracle in self._oracles.items()
         }
         self.features = self._encode(self.images)
-        self.boot = IdentityBootstrap(self.identity, options.bootstrap, self.seed)
+        self.boot = IdentityBootstrap(self.identity, asked.bootstrap, self.seed)
         hashes = [sha256(task_path), *map(sha256, files)]
         where = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
         self.key = [self.split_hash, batch["index"].tolist(), hashes, where, self.batch_size, self.seed]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import random
@@ -13,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit import bind
 from crafter_pl.audit.find import find_attacks
+from crafter_pl.audit.options import Options
 from crafter_pl.audit.record import from_json
 from crafter_pl.audit.record import to_json as plain
+from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import flags
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.parsing import Parser
@@ -100,7 +98,7 @@ def tune(
     }
     if not Path(audit).is_file():
         raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
-    entry, place, options = _find(attack, audit, {name: v for name, v in told.items() if v is not None})
+    entry, place, asked = _find(attack, audit, {name: v for name, v in told.items() if v is not None})
     kind = entry["class_path"].rpartition(".")[2]
     grid = grid or (grids or {}).get(kind)
     if not grid or not all(values and isinstance(values, list) for values in grid.values()):
@@ -116,7 +114,7 @@ def tune(
     for setting in settings:  # a value that the attack refuses is found at once
         one = json.dumps({**entry, "init_args": {**given, **setting}})
         attacks.append(builder.instantiate(builder.parse_args(["--attack", one])).attack)
-    bench = Bench(options, faces)
+    bench = Bench(asked, faces)
     out = bench.commands.home / "tuning" / f"{attack}.csv"
     tries = compared(settings, search(bench, out, settings, attacks), bench.boot)
     write_file(out, _csv(tries))
@@ -130,17 +128,17 @@ def tune(
 
 def _find(
     name: str, config: str, told: dict[str, Any]
-) -> tuple[dict[str, Any], tuple[str | int, ...], Namespace]:
-    """An attack of an audit config, as it stands there and where; and the audit's options, instantiated."""
-    made, read = parsed(["audit", "--config", config, *flags(told)])
-    options = made.instantiate(read)
-    names = [one.name for one in find_attacks(options.attacks, options.budgets, options.budget)]
+) -> tuple[dict[str, Any], tuple[str | int, ...], Options]:
+    """An attack of an audit config, as it stands there and where; and what that audit asks for."""
+    read, options = parsed(["audit", "--config", config, *flags(told)])
+    asked = Options(**options)
+    names = [one.name for one in find_attacks(asked.attacks, asked.budgets, asked.budget)]
     if name not in names:
         raise UserError(f"--attack {name}: the config has {', '.join(names)}")
-    given = options.attacks is not None
-    place = ("attacks",) if given else ("budgets", options.budget)
-    entries = listed(read.attacks) if given else read.budgets[options.budget]
-    return entries[number := names.index(name)].as_dict(), (*place, number), options
+    given = asked.attacks is not None
+    place = ("attacks",) if given else ("budgets", asked.budget)
+    entries = listed(read.attacks) if given else read.budgets[asked.budget]
+    return entries[number := names.index(name)].as_dict(), (*place, number), asked
 
 
 def combinations(current: Setting, grid: Grid) -> list[Setting]:
@@ -236,11 +234,13 @@ def _table(tries: list[Try], chosen: Try) -> str:
 
 def _csv(tries: list[Try]) -> str:
     """The table as CSV, without intervals."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     figures = ("similarity", "rank1", "pixel_error", "feature_loss")
-    writer.writerow([*tries[0].setting, *figures, "seconds_per_face"])
-    for one in tries:
-        values = [getattr(one.score, name).value for name in figures]
-        writer.writerow([*one.setting.values(), *values, one.score.seconds_per_face])
-    return text.getvalue()
+    rows = [
+        [
+            *one.setting.values(),
+            *(getattr(one.score, name).value for name in figures),
+            one.score.seconds_per_face,
+        ]
+        for one in tries
+    ]
+    return Table([*tries[0].setting, *figures, "seconds_per_face"], rows).csv()

@@ -42,7 +42,8 @@ def _panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, list(axes.flat)
 
 
-def _save(figure: Figure) -> bytes:
+def save(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -109,7 +110,7 @@ def tradeoff(report: Report) -> bytes:
         if number and len(families) > 2
     ]
     _legend(figure, axes, 2 if more else 3, more)
-    return _save(figure)
+    return save(figure)
 
 
 def _by_chance(axes: Axes, report: Report) -> None:
@@ -174,7 +175,7 @@ def pareto(
         axes.set_xlabel("mean AUC over attributes (right is better)")
     panels[0].set_ylabel("faces identified in the worst case (low is better)")
     _legend(figure, panels[0], 4)
-    return _save(figure)
+    return save(figure)
 
 
 def defences(points: Sequence[Point]) -> bytes | None:
@@ -241,7 +242,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
     if over == "round":
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, upper, 1)
-    return _save(figure)
+    return save(figure)
 
 
 def reconstructions(gallery: Gallery) -> bytes:
@@ -259,4 +260,4 @@ def reconstructions(gallery: Gallery) -> bytes:
     axes.axis("off")
     for left, caption in zip(lefts(gallery), captions, strict=False):
         axes.text(left + step / 2 - 2, -5, caption, ha="center", va="bottom", fontsize=6.5, clip_on=False)
-    return _save(figure)
+    return save(figure)
