@@ -1,241 +1,248 @@
-"""How much `serve` takes: many clients at a time, on this machine; if asked, one of its processes is killed.
+r"""How much a server takes from many clients at a time; several servers take turns on one machine.
 
     python scripts/load_test_serve.py --checkpoint runs/synthetic/task/checkpoints/best.ckpt --seconds 60
-    python scripts/load_test_serve.py --checkpoint ... --kill worker
+    python scripts/load_test_serve.py --checkpoint CKPT --kill
+    python scripts/load_test_serve.py --rounds 5 --seconds 10 --net CKPT \
+        --server "before=cd ../before && exec python -m crafter_pl serve --checkpoint CKPT --port 0" \
+        --server "after=exec python -m crafter_pl serve --checkpoint CKPT --port 0"
 
-Starts a server of its own. Each client sends one request after another over one connection, with a feature of
-its own, and compares every answer with its first one. A request is *lost* if neither an answer nor an error
-comes for it, and *wrong* if the answer is another than the first. Linux only: memory is read from /proc.
+A server is a command that prints `http://HOST:PORT/classify`, or such an address where one runs already. Each
+client sends one request after another over one connection, with features of its own, and compares every
+answer with its first one: *wrong* is another one, *lost* a request for which neither an answer nor an error
+comes, *broken* one whose connection has ended. Figures are medians over the rounds; memory in MB is that of
+all processes of the command (Linux only). `--net` measures the net alone, too: batch after batch, in its own
+process, while the clients get answers from nowhere, as often as they got them from the last server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import multiprocessing
 import os
+import re
+import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
-ROOT = Path(__file__).parent.parent
 LOST_AFTER = 60.0  # seconds; the server's own deadline is 30
+ROUNDING = 1e-3  # which depends on what else was in the batch
+WARM_SECONDS = 2.0
+NET_BATCHES = (1, 25, 50)  # features
 
 
 @dataclass
 class Tally:
-    """What all clients have seen."""
+    """What the clients see in one round: seconds of answered requests; counts, of refused ones by status."""
 
-    sent: int = 0
-    seconds: list[float] = field(default_factory=list)  # of answered requests
-    statuses: Counter[int] = field(default_factory=Counter)
-    broken: int = 0  # the connection ended: an error that the client sees
-    lost: int = 0
-    wrong: int = 0
-    answered_at: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Server:
-    """`python -m crafter_pl serve` in a process and a group of its own, on a free port.
+    """A server that is started here, in a session of its own, or that runs already."""
 
-    Raises:
-        RuntimeError: it ended before it answered; the message is what it has printed.
-    """
+    def __init__(self, command: str) -> None:
+        self.process, printed = None, command if command.startswith("http://") else ""
+        if not printed:
+            self.process = subprocess.Popen(
+                command, shell=True, text=True, start_new_session=True, stdout=-1, stderr=subprocess.STDOUT
+            )
+            for line in self.process.stdout:
+                printed += line
+                if "http://" in line:
+                    break
+            else:
+                sys.exit(f"{command} did not start (exit code {self.process.wait()})\n{printed}")
+        host, port = re.search(r"http://(\S+):(\d+)/classify", printed).groups()
+        self.host, self.port = host.strip("[]"), int(port)
+        with urllib.request.urlopen(f"http://{host}:{port}/info") as answer:
+            self.info: dict = json.load(answer)["model"]
 
-    def __init__(self, checkpoint: str, *options: str) -> None:
-        serve = [sys.executable, "-m", "crafter_pl", "serve", "--checkpoint", checkpoint, "--port", "0"]
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [*serve, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        self.printed = ""
-        for line in self.process.stdout:
-            self.printed += line
-            if "answers at http://" in line:
-                self.port = int(line.split("/classify")[0].rpartition(":")[2])
-                return
-        raise RuntimeError(f"the server did not start (exit code {self.process.wait()})\n{self.printed}")
-
-    def info(self) -> dict:
-        """What the classifier tells of itself."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/info") as answer:
-            return json.load(answer)["model"]
-
-    def children(self) -> dict[str, int]:
-        """Its processes by what they do: `worker` classifies, `queues` are LitServe's."""
-        found = {}
-        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"resource_tracker" not in command:
-                found["worker" if b"spawn_main" in command else "queues"] = int(pid)
+    def processes(self) -> list[Path]:
+        """The folders in /proc of all running processes of its session."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat") if self.process else ():
+            with contextlib.suppress(OSError):
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                found += [stat.parent] if int(session) == self.process.pid and state != "Z" else []
         return found
 
-    def memory(self) -> dict[str, float]:
-        """Resident megabytes of each process."""
-        return {name: _resident(pid) for name, pid in {"server": self.process.pid, **self.children()}.items()}
+    def memory(self, what: str) -> float:
+        """Megabytes of all its processes: `VmRSS`, resident now, or `VmHWM`, the most of it so far."""
+        texts = [(one / "status").read_text() for one in self.processes()]
+        return round(sum(int(re.search(rf"{what}:\s*(\d+)", text)[1]) for text in texts) / 1024, 1)
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal, if it still runs, and waits for its end; returns its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        self.printed += self.process.communicate(timeout=60)[0]
-        return self.process.returncode
-
-
-def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Sends a signal to all its processes, and waits for the first one's end."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+            self.process.communicate(timeout=60)
 
 
-async def client(port: int, number: int, info: dict, rows: int, until: float, tally: Tally) -> None:
-    """Sends until the time is over or the server is gone."""
-    torch.manual_seed(number)
+async def client(server: Server, number: int, rows: int, until: float, pause: float, tally: Tally) -> None:
+    """Sends until the time is over or the server is gone, at most every ``pause`` seconds."""
+    features = torch.rand(rows, *server.info["shape"], generator=torch.Generator().manual_seed(number))
     index = torch.arange(rows) + number * rows
-    body = save(
-        {"features": torch.rand(rows, *info["shape"]), "index": index},
-        metadata={name: info[name] for name in ("encoder_sha256", "defense_sha256") if info[name]},
-    )
+    hashes = {name: server.info[name] for name in ("encoder_sha256", "defense_sha256") if server.info[name]}
+    body = save({"features": features, "index": index}, hashes)
     head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     first, writer = None, None
-    while time.monotonic() < until:
+    while (began := time.monotonic()) < until:
         try:
             if writer is None:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection(server.host, server.port)
         except OSError:
             return  # nobody listens any more
-        began = time.monotonic()
-        tally.sent += 1
+        tally.counts["sent"] += 1
         try:
             writer.write(head + body)
-            status, answer = await asyncio.wait_for(_answer(reader), LOST_AFTER)
+            status, answer = await asyncio.wait_for(read_answer(reader), LOST_AFTER)
         except asyncio.TimeoutError:
-            tally.lost += 1
+            tally.counts["lost"] += 1
             return
         except (OSError, asyncio.IncompleteReadError):
-            tally.broken += 1
-            writer.close()
-            writer = None
+            tally.counts["broken"] += 1
+            writer = writer.close()
             continue
-        tally.statuses[status] += 1
-        if status != 200:
-            await asyncio.sleep(1)
-            continue
-        tally.seconds.append(time.monotonic() - began)
-        tally.answered_at.append(time.monotonic())
-        answers = json.loads(answer)["answers"]
-        first = first or answers
-        tally.wrong += [one["index"] for one in answers] != index.tolist() or not _same(first, answers)
+        if status == 200:
+            tally.seconds.append(time.monotonic() - began)
+            answers = json.loads(answer)["answers"]
+            first = first or answers
+            pairs = [
+                (one["attributes"], other["attributes"]) for one, other in zip(first, answers, strict=True)
+            ]
+            tally.counts["wrong"] += [one["index"] for one in answers] != index.tolist() or any(
+                abs(then[name] - now[name]) > ROUNDING for then, now in pairs for name in then
+            )
+        else:
+            tally.counts[str(status)] += 1
+        left = began + pause - time.monotonic() if status == 200 else 1
+        if left > 0:
+            await asyncio.sleep(left)
     if writer is not None:
         writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body."""
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    return int(head.split()[1]), await reader.readexactly(int(length.split(b":")[1]))
+    length = re.search(rb"(?i)content-length: *(\d+)", head)[1]
+    return int(head.split()[1]), await reader.readexactly(int(length))
 
 
-def _same(first: list[dict], answers: list[dict]) -> bool:
-    """Up to rounding, which depends on what else was in the batch."""
-    return all(
-        abs(value - then["attributes"][name]) < 1e-3
-        for then, now in zip(first, answers, strict=True)
-        for name, value in now["attributes"].items()
-    )
+async def clients(server: Server, args: argparse.Namespace, seconds: float, pause: float = 0.0) -> Tally:
+    """All of them, for so long."""
+    tally, until = Tally(), time.monotonic() + seconds
+    await asyncio.gather(*(client(server, n, args.rows, until, pause, tally) for n in range(args.clients)))
+    return tally
 
 
-async def load(server: Server, args: argparse.Namespace) -> dict:
-    """Lets the clients loose; returns what was seen."""
-    info, tally = server.info(), Tally()
-    warm = time.monotonic() + 2
-    await asyncio.gather(
-        *(client(server.port, n, info, args.rows, warm, Tally()) for n in range(args.clients))
-    )
-    memory, children, began = server.memory(), server.children(), time.monotonic()
-    until = began + args.seconds
-    clients = [client(server.port, n, info, args.rows, until, tally) for n in range(args.clients)]
-    tasks = [asyncio.create_task(one) for one in clients]
-    killed_at = None
+async def load(server: Server, args: argparse.Namespace) -> tuple[dict[str, float], Counter[str]]:
+    """Figures of one round, memory in MB, and counts of what the clients saw."""
+    await clients(server, args, WARM_SECONDS)
+    start, began = server.memory("VmRSS"), time.monotonic()
+    running, left = asyncio.create_task(clients(server, args, args.seconds)), 0
     if args.kill:
         await asyncio.sleep(args.seconds / 2)
-        os.kill(children["worker"] if args.kill == "worker" else server.process.pid, signal.SIGKILL)
-        killed_at = time.monotonic()
-    await asyncio.gather(*tasks)
-    took = time.monotonic() - began
-    times = sorted(tally.seconds)
-    seen = {
-        "clients": args.clients,
-        "features_per_request": args.rows,
-        "seconds": round(took, 1),
-        "sent": tally.sent,
-        "answered": len(times),
-        "refused": {str(status): count for status, count in sorted(tally.statuses.items()) if status != 200},
-        "broken": tally.broken,
-        "lost": tally.lost,
-        "wrong": tally.wrong,
-        "requests_per_second": round(len(times) / took, 1),
-        "p50_ms": round(1000 * times[len(times) // 2], 1),
-        "p99_ms": round(1000 * times[int(len(times) * 0.99)], 1),
-        "memory_mb": {"start": memory, "end": {} if args.kill == "server" else server.memory()},
-        "load_average": round(os.getloadavg()[0], 1),
+        server.end(signal.SIGKILL)
+        left = len(server.processes())
+    tally = await running
+    rate, times = len(tally.seconds) / (time.monotonic() - began), sorted(tally.seconds) or [0.0]
+    figures = {
+        "requests_per_second": round(rate, 1),
+        **{f"p{part}_ms": round(1000 * times[len(times) * part // 100], 1) for part in (50, 99)},
+        "memory_start": start,
+        "memory_end": server.memory("VmRSS"),
+        "memory_peak": server.memory("VmHWM"),
     }
-    if args.kill == "worker":
-        back = [at - killed_at for at in tally.answered_at if at > killed_at + 0.3]
-        seen["answers_again_after_seconds"] = round(min(back), 1) if back else None
-    if args.kill == "server":
-        server.process.wait(10)
-        end = time.monotonic() + 10
-        while (left := [pid for pid in children.values() if alive(pid)]) and time.monotonic() < end:
-            await asyncio.sleep(0.1)
-        seen["processes_left"] = len(left)
-    return seen
+    return figures, tally.counts + Counter({"processes left": left})
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+async def beside_clients(server: Server, args: argparse.Namespace, rate: float) -> dict[int, float]:
+    """Features a second of the net alone, by size of the batch, beside clients that send so often."""
+    one = {"index": 0, "attributes": dict.fromkeys(server.info["attributes"], 0.5)}
+    text = json.dumps({"answers": [one] * args.rows}).encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(int(head.rpartition(b":")[2]))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
+
+    nowhere = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server.host, server.port = nowhere.sockets[0].getsockname()
+    found = {}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for size in NET_BATCHES:
+            net = asyncio.get_running_loop().run_in_executor(pool, net_alone, args.net, size, args.seconds)
+            while not net.done():
+                await clients(server, args, 0.5, args.clients / rate)
+            found[size] = round(await net, 1)
+    return found
+
+
+def net_alone(checkpoint: str, size: int, seconds: float) -> float:
+    """Features a second in batches of so many, with as many threads as `serve` takes."""
+    from crafter_pl.cloud.classifier import classify, load_classifier, spare_one_core
+
+    net, facts = load_classifier(checkpoint)
+    spare_one_core()
+    features, done = torch.rand(size, *facts.shape), 0
+    classify(net, features, size)
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        classify(net, features, size)
+        done += size
+    return done / (time.monotonic() - began)
 
 
 def main() -> int:
-    """Runs the test; exit code 1 if a request was lost or an answer was wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="as for serve")
+    """Runs the test; exit code 1 if a request was lost, an answer was wrong or a process is left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", help="of the one server, where no --server is given")
+    parser.add_argument("--server", action="append", metavar="NAME=COMMAND", help="or NAME=URL; several")
+    parser.add_argument("--rounds", type=int, default=1, help="of each server; they take turns")
     parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a round")
     parser.add_argument("--rows", type=int, default=1, help="features in a request")
-    parser.add_argument("--kill", choices=["worker", "server"], help="kill -9 this process at half time")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--kill", action="store_true", help="kill -9 the server at half time")
+    parser.add_argument("--net", metavar="CHECKPOINT", help="measure its net alone, too")
     args = parser.parse_args()
-    try:
-        server = Server(args.checkpoint)
-    except RuntimeError as error:
-        sys.exit(str(error))
-    try:
-        seen = asyncio.run(load(server, args))
-    finally:
-        server.end()
-    lines = [f"{name:<28} {value}" for name, value in seen.items()]
-    print(json.dumps(seen) if args.json else "\n".join(lines))
-    return int(bool(seen["lost"] or seen["wrong"] or seen.get("processes_left")))
+    if not args.server and not args.checkpoint:
+        parser.error("give --checkpoint or --server")
+    own = [sys.executable, "-m", "crafter_pl", "serve", "--checkpoint", args.checkpoint or "", "--port", "0"]
+    named = [one.partition("=") for one in args.server or [f"serve=exec {shlex.join(own)}"]]
+    results: dict[str, list[tuple[dict[str, float], Counter[str]]]] = {}
+    failures = 0
+    for name, _, command in named * args.rounds:
+        server = Server(command)
+        try:
+            results.setdefault(name, []).append(asyncio.run(load(server, args)))
+        finally:
+            server.end()
+    for name, rounds in results.items():
+        row = {key: statistics.median(figures[key] for figures, _ in rounds) for key in rounds[0][0]}
+        seen = sum((counts for _, counts in rounds), Counter())
+        failures += seen["lost"] + seen["wrong"] + seen["processes left"]
+        print(json.dumps({"server": name, **row, **seen}))
+    if args.net:
+        alone = asyncio.run(beside_clients(server, args, max(1.0, row["requests_per_second"])))
+        print(json.dumps({"net alone, features a second by batch": alone}))
+    return int(failures > 0)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,31 @@
-"""A small experiment with every kind of stage that `serve` takes, and a running server to talk to."""
+"""A small experiment with every kind of stage that `serve` takes, and running servers to talk to."""
 
+import functools
 import http.client
 import json
-import sys
+import os
+import re
+import socket
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from experiment import CONF
+from experiment import CONF, forked
 from safetensors.torch import save
 
 from crafter_pl.cli import main
+from crafter_pl.cloud import classifier, serve
+from crafter_pl.cloud.app import create_app
+from crafter_pl.cloud.batching import Batcher
+from crafter_pl.cloud.metrics import Metrics
+from crafter_pl.cloud.server import Server
+from crafter_pl.cloud.sockets import bind
 from crafter_pl.data.store import read_manifest
-from crafter_pl.stages.base import sha256
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from load_test_serve import Server
-
-QUICK = [
-    "--trainer.max_epochs",
-    "1",
-    "--trainer.limit_train_batches",
-    "1",
-    "--trainer.limit_val_batches",
-    "1",
-]
+TOKEN = "a-token-of-the-tests-0123456789"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Lab:
                 "--runs_dir",
                 str(self.runs_dir),
             ]
-            assert main([*command, "--name", stage, *QUICK, *more]) == 0
+            assert main([*command, "--name", stage, *more]) == 0
         return str(file)
 
     def store(self, part="private_test"):
@@ -66,12 +67,20 @@ def body(features, encoder=None, index=None, **metadata):
     return save(tensors, metadata=metadata or None)
 
 
-class Running(Server):
-    """A server with what tests ask of it."""
+def ask(server, data, **headers):
+    return server.ask("/classify", data, **BEARER, **headers)
 
-    def __init__(self, checkpoint, *options):
-        super().__init__(checkpoint, *options)
-        self.encoder = sha256(checkpoint)
+
+def counts(server):
+    """What /metrics says, by name and labels."""
+    page = server.ask("/metrics", **BEARER)[1]
+    return {name: float(value) for name, value in re.findall(r"^crafter_pl_(\S+) (\S+)$", page, re.MULTILINE)}
+
+
+class Client:
+    """Talks to a server on `port`."""
+
+    port: int
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -88,3 +97,85 @@ class Running(Server):
         kind = answer.getheader("content-type", "")
         content = json.loads(text) if text and "json" in kind else text.decode()
         return answer.status, content, dict(answer.headers)
+
+    def say(self, *parts, pause=0.0, lines=None):
+        """What comes back for bytes, or so many lines of it; empty: the connection was reset."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
+            try:
+                for part in parts:
+                    sock.sendall(part)
+                    time.sleep(pause)
+                file = sock.makefile("rb")
+                return file.read() if lines is None else b"".join(file.readline() for _ in range(lines))
+            except ConnectionError:
+                return b""
+
+
+class InThread(Client):
+    """A server in a thread of this process, of a net and its facts; a block of `with`."""
+
+    def __init__(self, net, facts, token=None, max_body=2**20, timeout=30.0):
+        self.metrics, self.encoder = Metrics(), facts.encoder_sha256
+        self.batcher = Batcher(net, 64, 0.002, timeout, self.metrics)
+        app = create_app(facts, self.batcher, self.metrics, token, max_body)
+        self.socks, self.listens = bind("127.0.0.1", 0), threading.Event()
+        self.port = self.socks[0].getsockname()[1]
+        self.server = Server(app, self.listens.set)
+        self.thread = threading.Thread(target=self.server.run, args=(self.socks,))
+
+    def __enter__(self):
+        self.thread.start()
+        assert self.listens.wait(30)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert self.batcher.close(30) and not self.thread.is_alive()
+
+
+class Running(Client):
+    """`serve` in a process of its own; each batch takes so many seconds, and so many are waited for the last.
+
+    Attributes:
+        pid: of the process.
+    """
+
+    def __init__(self, folder, checkpoint, *options, slow=0.0, end_seconds=5.0):
+        self.out = folder / f"printed{time.monotonic_ns()}"
+        self.process = forked(
+            ["serve", "--checkpoint", checkpoint, "--port", "0", *options],
+            self.out,
+            self.out,
+            functools.partial(_slowed, slow, end_seconds),
+        )
+        self.pid = self.process.pid
+        end = time.monotonic() + 120
+        while "answers at http://" not in self.printed:
+            assert self.process.is_alive() and time.monotonic() < end, self.printed
+            time.sleep(0.05)
+        self.port = int(self.printed.split("/classify")[0].rpartition(":")[2])
+
+    @property
+    def printed(self):
+        return self.out.read_text() if self.out.is_file() else ""
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def code(self):
+        """Its exit code, once it has ended."""
+        self.process.join(60)
+        return self.process.exitcode
+
+
+def _slowed(seconds, end_seconds):
+    """In the process of `Running`: before the net is loaded."""
+    classify = classifier.classify
+
+    def slow(net, features, most):
+        if most > 1:  # not the first try, before it listens
+            time.sleep(seconds)
+        return classify(net, features, most)
+
+    classifier.classify, serve.END_SECONDS = slow, end_seconds

@@ -69,6 +69,24 @@ def lab(tmp_path_factory):
     return Lab(tmp_path_factory.mktemp("lab") / "runs")
 
 
+@pytest.fixture(scope="module")
+def cloud(lab):
+    """The task model's classifier: its facts, and features -> probabilities."""
+    from crafter_pl.cloud.classifier import classify, load_classifier
+
+    net, facts = load_classifier(lab.ckpt("task"))
+    return facts, lambda features: classify(net, features, 64)
+
+
+@pytest.fixture(scope="module")
+def server(cloud):
+    """It behind HTTP, with a token, bodies of at most a megabyte: see `cloud_lab.InThread`."""
+    from cloud_lab import TOKEN, InThread
+
+    with InThread(cloud[1], cloud[0], TOKEN) as made:
+        yield made
+
+
 @pytest.fixture
 def game(tiny):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.

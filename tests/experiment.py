@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +135,10 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m crafter_pl ARGS`, able to import what lies in tests/, in the present folder.
-
-    The process is forked by a server that has imported everything: an import takes seconds.
-    """
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crafter_pl.benchmark.work"])
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/, in the present folder."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        process = context.Process(target=_forked, args=(args, env, *files))
-        process.start()
+        process = forked(args, *files, **environment)
         process.join(900)  # a slow machine is no fault
         if process.exitcode is None:
             process.kill()
@@ -154,7 +147,25 @@ def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedPr
         return subprocess.CompletedProcess(args, process.exitcode, *(file.read_text() for file in files))
 
 
-def _forked(args: list[str], env: dict[str, str], out: Path, err: Path) -> None:
+def forked(
+    args: list[str], out: Path, err: Path, before: Callable[[], None] | None = None, **environment: str
+) -> BaseProcess:
+    """Starts `python -m crafter_pl ARGS`, which writes into two files, after calling `before` in its process.
+
+    The process is forked by a server that has imported everything: an import takes seconds.
+    """
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crafter_pl.benchmark.work"])
+    process = context.Process(target=_forked, args=(args, env, out, err, before))
+    process.start()
+    return process
+
+
+def _forked(
+    args: list[str], env: dict[str, str], out: Path, err: Path, before: Callable[[], None] | None
+) -> None:
     for number, path in ((1, out), (2, err)):
         with open(path, "wb", buffering=0) as file:
             os.dup2(file.fileno(), number)
@@ -162,6 +173,8 @@ def _forked(args: list[str], env: dict[str, str], out: Path, err: Path) -> None:
     os.environ.update(env)
     sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
     torch.set_num_threads(1)
+    if before is not None:
+        before()
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
     sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
     sys.argv = ["crafter_pl", *args]

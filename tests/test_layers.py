@@ -40,6 +40,7 @@ def test_there_is_no_circle():
     ("part", "above"),
     [
         ("edge", ("audit", "attacks", "cli", "benchmark", "cloud")),
+        ("cloud", ("audit", "attacks", "cli", "benchmark", "edge")),
         ("cli", ("audit", "attacks", "benchmark", "tune", "edge", "cloud")),
         ("data", ("stages", "defenses", "attacks", "audit", "cli")),
         ("nets", ("stages", "defenses", "attacks", "audit", "cli", "data")),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
 import os
-import socket
 import stat
+import sys
 from pathlib import Path
-from typing import Any
 
+from crafter_pl.cloud.sockets import bind, is_loopback
 from crafter_pl.errors import UserError
 
 _MIN_TOKEN = 16  # characters
+END_SECONDS = 5.0  # that a batch may take to end when the server ends
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 
 
 def serve(
@@ -58,39 +58,55 @@ def serve(
         if not least <= value <= most:
             raise UserError(f"--{name} is {value}; give {least:g} to {most:g}")
     token = None if token_file is None else read_token(token_file)
-    if token is None and not open_to_all and not _loopback(host):
+    if token is None and not open_to_all and not is_loopback(host):
         raise UserError(
             f"--host {host} can be reached from other machines: give --token_file FILE, or, if everybody who "
             "reaches it may ask, --open_to_all true"
         )
-    for sock in _bind(
-        host, port
-    ):  # what is taken shows now; held, it would be inherited by LitServe's queues
-        sock.close()
+    import torch
+
     try:
-        from crafter_pl.cloud.api import CloudAPI
-        from crafter_pl.cloud.server import CloudServer
+        from crafter_pl.cloud.app import create_app
+        from crafter_pl.cloud.server import Server
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("litserve", "fastapi", "uvicorn"):
+        if (name := (error.name or "").partition(".")[0]) not in _PACKAGES:
             raise
-        raise UserError(f"serve needs {error.name}: pip install 'litserve<0.3'") from error
-    from crafter_pl.cloud.classifier import load_classifier
+        raise UserError(f"serve needs {name}: pip install {' '.join(_PACKAGES)}") from error
+    from crafter_pl.cloud.batching import Batcher
+    from crafter_pl.cloud.classifier import classify, load_classifier, spare_one_core
+    from crafter_pl.cloud.metrics import Metrics
     from crafter_pl.device import pick_device
 
-    device = pick_device(device)
-    _, facts = load_classifier(checkpoint)
-    api = CloudAPI(checkpoint, facts, device, max_batch_size, batch_timeout)
-    server = CloudServer(api, token, int(max_body_mb * 2**20), timeout)
-    with server.started(), contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(sock) for sock in _bind(host, port)]
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(sock) for sock in bind(host, port)]
+        device = pick_device(device)
+        spare_one_core()
+        sys.setswitchinterval(0.0005)  # seconds; the net asks for the interpreter in every layer
+        net, facts = load_classifier(checkpoint)
+        net.to(device)
+        classify(net, torch.zeros(1, *facts.shape, device=device), 1)
+        metrics = Metrics()
+        batcher = Batcher(
+            lambda features: classify(net, features.to(device), max_batch_size),
+            max_batch_size,
+            batch_timeout,
+            timeout,
+            metrics,
+        )
+        app = create_app(facts, batcher, metrics, token, int(max_body_mb * 2**20))
         where = f"[{host}]" if ":" in host else host
-        shape = "x".join(map(str, facts.shape))
         said = (
-            f"{checkpoint}: {len(facts.attributes)} attributes from features {shape} of the encoder "
-            f"{facts.encoder_sha256[:12]}…\nanswers at http://{where}:{socks[0].getsockname()[1]}/classify, "
+            f"{checkpoint}: {len(facts.attributes)} attributes from features "
+            f"{'x'.join(map(str, facts.shape))} of the encoder {facts.encoder_sha256[:12]}…\n"
+            f"answers at http://{where}:{socks[0].getsockname()[1]}/classify, "
             f"{'with' if token else 'without'} a token; described at /docs; Ctrl+C ends it"
         )
-        server.serve(socks, lambda: print(said, flush=True))
+        try:
+            Server(app, lambda: print(said, flush=True)).run(socks)
+        finally:
+            if not batcher.close(END_SECONDS):  # an orderly end of the process would wait for its thread
+                print("error: the classifier hangs and ends with the process", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def read_token(file: str | Path) -> str:
@@ -118,54 +134,3 @@ def read_token(file: str | Path) -> str:
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         print(f"note: {file} can be read by others on this machine: chmod 600 {file}", flush=True)
     return token
-
-
-def _addresses(host: str, port: int = 0) -> list[tuple[socket.AddressFamily, Any]]:
-    """Family and address of all that a host's name means.
-
-    Raises:
-        UserError: it means nothing.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError, ValueError) as error:  # ValueError: a NUL in it
-        raise UserError(f"--host {host} is no address of this machine: give 127.0.0.1 or another") from error
-    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-
-
-def _loopback(host: str) -> bool:
-    addresses = [str(address[0]).partition("%")[0] for _, address in _addresses(host)]
-    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
-
-
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """Sockets on all addresses of a host's name that this machine has, on one port.
-
-    Raises:
-        UserError: one is taken, or this machine has none of them.
-    """
-    addresses = _addresses(host, port)
-    socks: list[socket.socket] = []
-    failed: list[OSError] = []
-    with contextlib.ExitStack() as made:
-        for family, address in addresses:
-            try:
-                with contextlib.ExitStack() as own:
-                    sock = own.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if family == socket.AF_INET6 and len(addresses) > 1:
-                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    sock.bind((address[0], socks[0].getsockname()[1] if socks else port, *address[2:]))
-                    made.push(own.pop_all())
-                    socks.append(sock)
-            except OSError as error:
-                failed.append(error)
-        # "localhost" often has an IPv6 address on a machine without IPv6.
-        missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-        if failed and not (socks and all(error.errno in missing for error in failed)):
-            why = failed[0].strerror or failed[0]
-            raise UserError(
-                f"cannot listen on {host}, port {port} ({why}): give another --port or --host"
-            ) from failed[0]
-        made.pop_all()
-    return socks

@@ -1,0 +1,249 @@
+"""The application: what is answered at which path, and how a request is read and checked.
+
+Annotations here are objects and not strings: FastAPI reads them.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+import anyio
+import torch
+from fastapi import FastAPI, HTTPException, Request, Response, Security
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from crafter_pl.cloud.batching import Batcher, ClassifierError, ClientGoneError, Rows
+from crafter_pl.cloud.classifier import Facts
+from crafter_pl.cloud.metrics import Metrics
+from crafter_pl.cloud.middleware import AccessMiddleware
+from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read_features
+
+BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
+READ_SECONDS = 30.0  # that a body may take to arrive
+_LARGE = 1 << 18  # bytes; larger bodies are checked, and their answers written, beside the event loop
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+_HOW = "send the file as it is: curl --data-binary @FILE -H 'Content-Type: application/octet-stream'"
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": why}
+    for status, why in {
+        400: "no HTTP, a body that ends early, or a header twice that may be there once",
+        401: "the token is missing or wrong",
+        408: "the body took too long to arrive",
+        409: "the features are of another encoder or defence",
+        413: "the body is too large",
+        415: "the body is compressed, or something else than safetensors",
+        422: "the body is malformed, or its features are of another shape or type or not finite",
+        500: "the classifier has failed",
+        503: "too many requests, or the classifier hangs, or the server ends: send it again later",
+        504: "no answer in time",
+    }.items()
+}
+
+
+class Answer(BaseModel):
+    """One feature's."""
+
+    index: int | None
+    """The sender's number of the feature; null if the body had none."""
+    attributes: dict[str, float]
+    """Probability of each attribute, in the checkpoint's order."""
+
+
+class Answers(BaseModel):
+    """In the order of the features in the body."""
+
+    answers: list[Answer]
+
+
+def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | None, max_body: int) -> FastAPI:
+    """The application around a classifier.
+
+    Args:
+        facts: of the classifier.
+        batcher: classifies.
+        metrics: what is counted.
+        token: that requests must bear; None: none.
+        max_body: bytes of a request.
+    """
+    app = FastAPI(
+        title="crafter_pl cloud classifier",
+        version="1",
+        redirect_slashes=False,  # a redirect would name http:// behind a proxy with TLS, token and all
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.add_middleware(AccessMiddleware, token=token, metrics=metrics)
+    bearer = [] if token is None else [Security(HTTPBearer(scheme_name="token", auto_error=False))]
+
+    @app.post(
+        "/classify",
+        summary="Attributes of faces, from their protected features",
+        response_model=Answers,
+        responses=_REFUSALS,
+        openapi_extra=_request_schema(facts, max_body),
+        dependencies=bearer,
+    )
+    async def classify(request: Request) -> Response:
+        if batcher.hangs():
+            raise HTTPException(503, "the classifier hangs: send it again later", {"Retry-After": "5"})
+        body, headers = await read_body(request, max_body, metrics), request.headers
+        large, kind = len(body) >= _LARGE, headers.get("content-type", "")
+        args = facts, body, headers.get("x-encoder-sha256"), headers.get("x-defense-sha256"), kind
+        read = await asyncio.to_thread(check_body, *args) if large else check_body(*args)
+        try:
+            rows = await batcher.submit(torch.from_numpy(read.array()), request.state.is_gone)
+        except asyncio.TimeoutError:
+            late = f"no answer within {batcher.timeout:g} s: send it again later"
+            raise HTTPException(504, late, {"Retry-After": "5"}) from None
+        except ClientGoneError:
+            raise HTTPException(499, "the client has hung up") from None
+        except ClassifierError:
+            raise HTTPException(500, "the classifier has failed") from None
+        answers = rows, read.index, facts.attributes
+        text = await asyncio.to_thread(to_answers, *answers) if large else to_answers(*answers)
+        return Response(text, media_type="application/json")
+
+    @app.get("/health", summary="Whether the classifier works", response_class=PlainTextResponse)
+    async def health() -> Response:
+        return PlainTextResponse("ok") if batcher.ready() else PlainTextResponse("not ready", 503)
+
+    @app.get(
+        "/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse, dependencies=bearer
+    )
+    async def metrics_page() -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/info", summary="What the classifier tells of itself", dependencies=bearer)
+    async def info() -> dict[str, Any]:
+        return {"model": asdict(facts)}
+
+    return app
+
+
+async def read_body(request: Request, max_body: int, metrics: Metrics) -> bytes:
+    """The body, if it is not too large, too slow, compressed or empty.
+
+    Raises:
+        HTTPException: it is (413, 408, 415, 422); it ended early (400); too much is waiting (503).
+    """
+    too_large = HTTPException(413, f"the body is larger than {max_body} bytes: send smaller shards")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, f"compressed bodies are not taken: {_HOW}")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > max_body:
+        raise too_large
+    parts: list[bytes] = []
+    total = 0
+    try:
+        with anyio.fail_after(READ_SECONDS):
+            async for part in request.stream():
+                total += len(part)
+                if total > max_body:
+                    raise too_large
+                if metrics.held > BODIES_HELD * max_body:
+                    raise HTTPException(503, "too much is waiting: send it again later", {"Retry-After": "1"})
+                parts.append(part)
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {READ_SECONDS:g} s to arrive") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended early") from None
+    if not total:
+        raise HTTPException(422, f"the body is empty: {_HOW}")
+    return b"".join(parts)
+
+
+def check_body(
+    facts: Facts, body: bytes, encoder: str | None, defense: str | None, kind: str = ""
+) -> Features:
+    """The features in a body, of the encoder and the defence that a classifier belongs to.
+
+    Args:
+        facts: of the classifier.
+        body: of the request.
+        encoder: the header X-Encoder-SHA256.
+        defense: the header X-Defense-SHA256.
+        kind: the header Content-Type. curl calls a file a form by itself, so a sound body is taken under any
+            name.
+
+    Raises:
+        HTTPException: the body is malformed (422), something else, as its name says (415), or of another
+            encoder or defence (409).
+    """
+    try:
+        features = read_features(body, facts.shape)
+        encoder = claimed_hash("encoder_sha256", features.metadata, encoder)
+        defense = claimed_hash("defense_sha256", features.metadata, defense)
+    except Foreign as foreign:
+        named = kind.partition(";")[0].strip().lower() not in ("", "application/octet-stream")
+        raise HTTPException(415 if named else 422, f"{foreign}: {_HOW}") from None
+    except Refused as refused:
+        raise HTTPException(422, str(refused)) from None
+    for name, mine, theirs in (
+        ("encoder_sha256", facts.encoder_sha256, encoder),
+        ("defense_sha256", facts.defense_sha256, defense),
+    ):
+        if mine is None or mine == theirs:
+            continue
+        if theirs is None:
+            raise HTTPException(
+                422,
+                f"say what made the features: {name} of the store's manifest.json as safetensors metadata or "
+                f"as the header X-{name.replace('_', '-')}",
+            )
+        raise HTTPException(
+            409,
+            f"the features' {name} is {theirs[:12]}…, this classifier's {mine[:12]}…: they do not belong "
+            "together; protect with the checkpoint that is served, or serve the other one",
+        )
+    return features
+
+
+def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> str:
+    """JSON of the schema `Answers`.
+
+    Raises:
+        HTTPException: the net gives no finite answer (422).
+    """
+    if not all(map(math.isfinite, chain.from_iterable(rows))):
+        raise HTTPException(422, "the classifier gives no finite answer to these features")
+    numbers: Sequence[int | None] = index or [None] * len(rows)
+    answers = [
+        {"index": number, "attributes": dict(zip(names, row, strict=True))}
+        for number, row in zip(numbers, rows, strict=True)
+    ]
+    return _ENCODER.encode({"answers": answers})
+
+
+def _request_schema(facts: Facts, max_body: int) -> dict[str, Any]:
+    """What FastAPI cannot know of a request for /classify: its body and headers, as OpenAPI has them."""
+    shape = ", ".join(map(str, facts.shape))
+    text = (
+        f"safetensors: `features`, F32, F16 or I8 ({shape}) or (n, {shape}), with I8 also `scale` and "
+        "`offset`, F32 (n); optional `index`, I64 (n). "
+        f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Metadata "
+        "`encoder_sha256`, or the header."
+    )
+    return {
+        "requestBody": {
+            "required": True,
+            "description": text,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        "parameters": [
+            {
+                "name": f"X-{name}-SHA256",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": f"`{name.lower()}_sha256` of the manifest",
+            }
+            for name in ("Encoder", "Defense")
+        ],
+    }

@@ -1,0 +1,115 @@
+"""What every request passes first: the token, limits, the counting."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crafter_pl.cloud.metrics import Metrics
+
+OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a token; nothing about anybody is in them
+PATHS = frozenset({"/classify", "/metrics", "/info", *OPEN})  # counted by name, all others as one
+MAX_IN_FLIGHT = 256
+MAX_HEAD = 1 << 16  # bytes
+SINGLE = (  # headers that two readers would understand differently if they came twice
+    *(b"authorization", b"content-encoding", b"content-length", b"content-type", b"transfer-encoding"),
+    *(b"x-encoder-sha256", b"x-defense-sha256"),
+)
+
+
+class AccessMiddleware:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: what is behind it.
+        token: that requests must bear, but for the paths in `OPEN`; None: none.
+        metrics: where it counts.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+        self._digest = None if token is None else hashlib.sha256(token.encode()).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        metrics, path = self.metrics, scope["path"]
+        began, status, held = time.perf_counter(), 0, 0
+
+        async def counted_receive() -> Message:
+            nonlocal held
+            message = await receive()
+            size = len(message.get("body", b""))
+            held += size
+            metrics.held += size
+            return message
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status == 405:
+                    message["headers"] = [
+                        (name, b"GET, HEAD" if (name, value) == (b"allow", b"GET") else value)
+                        for name, value in message["headers"]
+                    ]
+            await send(message)
+
+        metrics.in_flight += 1
+        try:
+            if (refusal := self._refusal(scope)) is not None:
+                await refusal(scope, receive, noted_send)
+            else:
+                if scope["method"] == "HEAD":  # as GET; uvicorn leaves the body out
+                    scope = {**scope, "method": "GET"}
+                await self.app(scope, counted_receive, noted_send)
+        except asyncio.CancelledError:  # the server's time to end is over
+            if status:
+                raise
+            refusal = _refuse(503, "the server ends: send it again later", {"Retry-After": "5"})
+            await refusal(scope, receive, noted_send)
+        finally:
+            metrics.in_flight -= 1
+            metrics.held -= held
+            metrics.requests.labels(path if path in PATHS else "other", status or 500).inc()
+            if path == "/classify" and status == 200:
+                metrics.seconds.observe(time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """Why a request is not passed on; None: it is."""
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        names = [name for name, _ in headers]
+        if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
+            why = f"the headers are larger than {MAX_HEAD} bytes"
+            return _refuse(400, why, {"Connection": "close"})
+        if twice := next((name for name in SINGLE if names.count(name) > 1), None):
+            return _refuse(400, f"the header {twice.decode()} may be given once", {"Connection": "close"})
+        if b"content-length" in names and b"transfer-encoding" in names:
+            why = "content-length or transfer-encoding may be given, not both"
+            return _refuse(400, why, {"Connection": "close"})
+        if scope["path"] in OPEN:
+            return None
+        if self._digest is not None and not self._bears_token(headers):
+            why = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
+            return _refuse(401, why, {"WWW-Authenticate": "Bearer"})
+        if self.metrics.in_flight > MAX_IN_FLIGHT:
+            why = f"more than {MAX_IN_FLIGHT} requests at a time: send it again later"
+            return _refuse(503, why, {"Retry-After": "1"})
+        return None
+
+    def _bears_token(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """The time this takes does not tell how much of a token was right."""
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        digest = hashlib.sha256(given[7:].strip()).digest()
+        return given[:7].lower() == b"bearer " and hmac.compare_digest(digest, self._digest or b"")
+
+
+def _refuse(status: int, detail: str, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)
