@@ -83,7 +83,6 @@ def test_head_is_get_without_a_body(server, path):
         (HEAD + b"Content-Length: 99999999999999999999999999\r\n\r\nx", 400),
         (HEAD + b"Content-Length: 9999999999\r\n\r\nx", 413),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (HEAD + b"X: " + b"y" * 200_000 + b"\r\n\r\n", 400),
         (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (HEAD + b"Authorization: Bearer x\r\nContent-Length: 1\r\n\r\nx", 400),
         (HEAD + b"Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx", 422),

@@ -1,17 +1,21 @@
 """What `serve` takes and refuses before it serves, and how it ends."""
 
 import asyncio
+import configparser
 import errno
 import http.client
+import shlex
 import signal
 import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from closeness import near
 from cloud_lab import TOKEN, Running, body
 
@@ -281,3 +285,16 @@ def test_killed(running, feature):
     for thread in threads:
         thread.join(5)
     assert set(seen) == {200, "broken"} and seen.count("broken") == 12
+
+
+def test_the_examples_for_supervisors_start_it(capsys):
+    examples = Path(__file__).parent.parent / "docs" / "examples"
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read(examples / "serve.service")
+    compose = yaml.safe_load((examples / "serve.compose.yaml").read_text())
+    for command in (unit["Service"]["ExecStart"], compose["services"]["classifier"]["command"]):
+        words = shlex.split(command)
+        assert words[1:4] == ["-m", "crafter_pl", "serve"]
+        capsys.readouterr()
+        assert main([*words[3:], "--port", "70000"]) == 2  # read as far as the last option
+        assert "--port is 70000" in capsys.readouterr().err

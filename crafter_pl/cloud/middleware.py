@@ -15,7 +15,6 @@ from crafter_pl.cloud.metrics import Metrics
 OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a token; nothing about anybody is in them
 PATHS = frozenset({"/classify", "/metrics", "/info", *OPEN})  # counted by name, all others as one
 MAX_IN_FLIGHT = 256
-MAX_HEAD = 1 << 16  # bytes
 SINGLE = (  # headers that two readers would understand differently if they came twice
     *(b"authorization", b"content-encoding", b"content-length", b"content-type", b"transfer-encoding"),
     *(b"x-encoder-sha256", b"x-defense-sha256"),
@@ -86,14 +85,8 @@ class AccessMiddleware:
         """Why a request is not passed on; None: it is."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         names = [name for name, _ in headers]
-        if sum(len(name) + len(value) for name, value in headers) > MAX_HEAD:
-            why = f"the headers are larger than {MAX_HEAD} bytes"
-            return _refuse(400, why, {"Connection": "close"})
         if twice := next((name for name in SINGLE if names.count(name) > 1), None):
             return _refuse(400, f"the header {twice.decode()} may be given once", {"Connection": "close"})
-        if b"content-length" in names and b"transfer-encoding" in names:
-            why = "content-length or transfer-encoding may be given, not both"
-            return _refuse(400, why, {"Connection": "close"})
         if scope["path"] in OPEN:
             return None
         if self._digest is not None and not self._bears_token(headers):

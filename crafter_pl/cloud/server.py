@@ -77,6 +77,8 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answers outside the application, unless an answer has begun, and hangs up."""
+        if self.transport.is_closing():
+            return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = json.dumps({"detail": detail})
             head = (
