@@ -1,5 +1,6 @@
 """HTTP as it should not be: broken, endless, too large, cut off; and what is left of it in the server."""
 
+import logging
 import random
 import re
 import socket
@@ -176,3 +177,24 @@ def test_a_thousand_damaged_requests(server, cloud):
         assert status in (200, 409, 422) and ("answers" in answer or "\n" not in answer["detail"])
     assert statuses[422] > 500
     assert ask(server, good)[0] == 200
+
+
+def test_damaged_requests_in_a_row(server, cloud, monkeypatch):
+    """Three on a connection, bytes of their heads changed, and the client does not wait: nothing is left."""
+    errors, chance = [], random.Random(3)
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *said, **_: errors.append(said))
+    data = body(torch.zeros(cloud[0].shape, dtype=torch.float16), server.encoder)
+    row = (HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data) * 3
+    for _ in range(300):
+        sent = bytearray(row)
+        for _ in range(chance.randint(0, 3)):
+            place = chance.choice([0, len(row) // 3, len(row) // 3 * 2]) + chance.randrange(len(HEAD) + 30)
+            sent[place : place + chance.randint(0, 9)] = chance.choice(
+                [b"\r\n", b"\0", b":", b"chunked", b""]
+            )
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(sent)
+    end = time.monotonic() + 10
+    while (seen := counts(server))["requests_in_flight"] > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert seen["requests_in_flight"] == 1 and seen["body_bytes_held"] == 0 and not errors

@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_SECONDS = 30.0  # that the head of a request may take to arrive
 MAX_HEAD = 1 << 16  # bytes that arrive without a byte of a body among them
@@ -25,6 +25,7 @@ class Protocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _head = 0
+    _cycles: tuple[RequestResponseCycle, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected: its first head is waited for."""
@@ -44,6 +45,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["state"]["is_gone"] = self.transport.is_closing
 
+    def on_headers_complete(self) -> None:
+        """The end of a head."""
+        super().on_headers_complete()
+        self._cycles = (*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle)
+
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         self._head = 0
@@ -55,8 +61,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended."""
+        """The connection has ended; uvicorn itself tells only the last one of requests in a row."""
         self._stop_watching()
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

@@ -1,8 +1,8 @@
 r"""How much a server takes from many clients at a time; several servers take turns on one machine.
 
-    python scripts/load_test_serve.py --checkpoint runs/synthetic/task/checkpoints/best.ckpt --seconds 60
-    python scripts/load_test_serve.py --checkpoint CKPT --kill
-    python scripts/load_test_serve.py --rounds 5 --seconds 10 --net CKPT \
+    python benchmarks/load_test_serve.py --checkpoint runs/synthetic/task/checkpoints/best.ckpt --seconds 60
+    python benchmarks/load_test_serve.py --checkpoint CKPT --kill
+    python benchmarks/load_test_serve.py --rounds 5 --seconds 10 --net CKPT \
         --server "before=cd ../before && exec python -m crafter_pl serve --checkpoint CKPT --port 0" \
         --server "after=exec python -m crafter_pl serve --checkpoint CKPT --port 0"
 
