@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo reproduce tensorboard docs clean
+.PHONY: help install check test test-fast demo reproduce tensorboard docs clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv and install the package with its test and development tools
 
@@ -27,6 +27,9 @@ check: $(STAMP) ## formatting, lint and types
 
 test: $(STAMP) ## the tests, on two processes; a file's tests stay together
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-fast: $(STAMP) ## those that train nothing and start nothing, for the edit loop
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not integration and not slow"
 
 demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
 	$(BIN)/python scripts/demo.py

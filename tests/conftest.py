@@ -16,6 +16,22 @@ torch.set_num_threads(1)
 
 from tiny_runs import conf  # noqa: E402, F401 (a fixture)
 
+TRAINED = {
+    "tiny",
+    "tiny_store",
+    "train_store",
+    "lab",
+    "game",
+    "conf",
+}  # fixtures that train or start something
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what trains stages or starts processes: `make test-fast` leaves it out."""
+    for item in items:
+        if TRAINED & set(getattr(item, "fixturenames", ())):
+            item.add_marker("integration")
+
 
 @pytest.fixture
 def runs_dir(tmp_path):
