@@ -48,8 +48,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
         place = (address[0], socks[0].getsockname()[1] if socks else port, *address[2:])
         try:
             socks.append(socket.create_server(place, family=family, dualstack_ipv6=both))
-            # Connections inherit it; asyncio sets it on other sockets alone. Without it, an answer that
-            # is sent in two parts waits 40 ms for the client's acknowledgement of the first.
+            # Connections inherit it. Without it an answer in two parts waits 40 ms for the client's
+            # acknowledgement of the first; asyncio sets it on sockets of another make alone.
             socks[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             failed.append(error)
