@@ -1,17 +1,18 @@
 """The demo's commands: each parses, comes after what it needs, and makes what the next one looks for."""
 
 from pathlib import Path
-
-from experiment import load_script
+from runpy import run_path
 
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.plugins import import_stages
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_job_comes_after_what_it_needs():
     import_stages()
     before = []
-    for job in load_script("demo").jobs():
+    for job in run_path(str(ROOT / "scripts" / "demo.py"))["jobs"]():
         ((verb, *rest),) = job.commands
         cli = StageCLI([verb, *rest])
         assert set(cli.upstream) <= set(job.needs) <= set(before)
