@@ -24,6 +24,7 @@ from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
 from crafter_pl.benchmark.summary import over_seeds, summarise, write_summary
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import Estimate
 from crafter_pl.stages import sha256
 
 PLACE = Place(CONF, "synthetic", CONF / "nowhere")
@@ -252,8 +253,9 @@ def alive(group):
 
 
 def test_a_figure_over_seeds():
-    found = over_seeds([{"value": 0.2, "ci95": [0.1, 0.3]}, {"value": 0.4, "ci95": [0.2, 0.6]}])
-    assert found == {"value": pytest.approx(0.3), "ci95": [0.1, 0.6], "seeds": [0.2, 0.4]}
+    found = over_seeds([Estimate(0.2, 0.1, 0.3), Estimate(0.4, 0.2, 0.6)])
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high, found.seeds) == (0.1, 0.6, [0.2, 0.4])
 
 
 @pytest.fixture(scope="module")
@@ -423,15 +425,17 @@ def test_the_front_and_the_areas_are_over_all_seeds(done, runs_dir):
         text = json.dumps({**report, "defenses": entries, "areas": areas})
         (folder / f"seed{seed}" / "report.json").write_text(text)
     found = summarise(folder, grid, place, {})
-    rows = {row["defence"]: row for row in found["rows"]}
-    assert rows["noise (scale 1)"]["worst_case"]["value"] == pytest.approx(0.6)
-    assert rows["noise (scale 1)"]["on_front"]["utility"] and rows["unprotected"]["on_front"]["utility"]
-    assert not rows["noise (scale 2)"]["on_front"]["utility"]
-    assert list(found["areas"]["inference"]) == ["none", "noise"]
+    rows = {row.defence: row for row in found.rows}
+    assert rows["noise (scale 1)"].worst_case.value == pytest.approx(0.6)
+    assert rows["noise (scale 1)"].on_front["utility"] and rows["unprotected"].on_front["utility"]
+    assert not rows["noise (scale 2)"].on_front["utility"]
+    assert list(found.areas["inference"]) == ["none", "noise"]
     assert (folder / "pareto.png").is_file() is False
     assert "| noise (scale 2) (1 of 2 seeds) |" in write_summary(folder, found).read_text()
-    rows["noise (scale 1)"]["false_security"] = 1
-    assert "| noise (scale 1) (! 1 of 2) |" in write_summary(folder, found).read_text()
+    flagged = [
+        replace(row, false_security=1) if row.defence == "noise (scale 1)" else row for row in found.rows
+    ]
+    assert "| noise (scale 1) (! 1 of 2) |" in write_summary(folder, replace(found, rows=flagged)).read_text()
 
 
 def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
