@@ -39,11 +39,16 @@ def command(args: list[str]) -> str:
     return f"python -m crafter_pl {shlex.join(args)}"
 
 
+def pairs(args: list[str]) -> Iterator[tuple[str, str]]:
+    """Each word of `args` with the value that it has as an option: `--option value` or `--option=value`."""
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        name, _, own = word.partition("=")
+        yield name, own or after
+
+
 def configs(args: list[str]) -> list[Path]:
     """The config files that `args` name, in their order."""
-    pairs = zip(args, [*args[1:], ""], strict=False)
-    split = [(word.partition("="), after) for word, after in pairs]
-    return [Path(own or after) for (name, _, own), after in split if name in ("--config", "-c")]
+    return [Path(value) for name, value in pairs(args) if name in ("--config", "-c")]
 
 
 def with_bases(args: list[str]) -> list[str]:

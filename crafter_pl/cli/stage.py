@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from crafter_pl.cli import options, resume
 from crafter_pl.cli.parsing import Parser, parser_settings
-from crafter_pl.commands import command, configs, overlays, passed_on, resume_command, with_bases
+from crafter_pl.commands import command, configs, overlays, pairs, passed_on, resume_command, with_bases
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import declare
@@ -42,9 +42,7 @@ TRAINER = {  # where they are not Lightning's
 def named(args: list[str]) -> tuple[type[Stage], set[str]]:
     """The stage that unparsed arguments name, in a config or as an option, and the options of a defence."""
     found, told = "Stage", set()
-    for word, value in zip(args, [*args[1:], ""], strict=True):
-        name, _, own = word.partition("=")
-        value = own or value
+    for name, value in pairs(args):
         if name in ("--config", "-c") and Path(value).is_file():
             config = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
             model = config.get("model")
@@ -74,7 +72,8 @@ class StageCLI(LightningCLI):
         Raises:
             UserError: names the option that is wrong.
         """
-        self.args, self.verb, self.given = args, args[0], with_bases(args)
+        self.args, self.verb, given = args, args[0], with_bases(args)
+        self.named, self.protect_options = named(given)
         super().__init__(
             model_class=Stage,
             subclass_mode_model=True,
@@ -85,7 +84,7 @@ class StageCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs=parser_settings(self.verb),
-            args=self.given[1:],
+            args=given[1:],
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # stages save plain init arguments, which load anywhere
@@ -97,7 +96,7 @@ class StageCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
         parser.add_lightning_class_args(Stage, "model", subclass_mode=True)
         parser.add_lightning_class_args(FacesDataModule, "data", subclass_mode=True, required=False)
-        data = named(self.given)[0].data_class
+        data = self.named.data_class
         parser.set_defaults({"data": {"class_path": f"{data.__module__}.{data.__qualname__}"}})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -117,9 +116,8 @@ class StageCLI(LightningCLI):
         if self.verb == "predict":
             parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
             parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
-            stage, told = named(self.given)
-            defense = stage if issubclass(stage, Defense) else Defense
-            defense.refuse_unknown(told - {"out", "name"})
+            defense = self.named if issubclass(self.named, Defense) else Defense
+            defense.refuse_unknown(self.protect_options - {"out", "name"})
             declare(parser, defense.options_class)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 (as inherited)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from crafter_pl.crafting.craft import craft_answers
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.crafting.settings import PRECISIONS, CraftSettings
 from crafter_pl.defenses.crafter import Crafter
-from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
+from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
@@ -20,7 +19,7 @@ from crafter_pl.stages.task import TaskModel
 _FACES = 0  # stream of the keyed noise: the prior faces
 
 
-class Answers(Untrained[CraftOptions]):
+class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
     """Moves a random prior face's feature to where the cloud answers as for the picture, see `craft_answers`.
 
     With ``beta`` 0 the picture reaches the feature through the cloud's answers alone. It needs no critic and
@@ -37,6 +36,7 @@ class Answers(Untrained[CraftOptions]):
     stage_name = "answers"
     version = 1
     options_class = CraftOptions
+    counting = ("task_weight", "lr", "update")
 
     def __init__(
         self,
@@ -46,10 +46,8 @@ class Answers(Untrained[CraftOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
         self.save_hyperparameters(ignore=["craft"])
-        self.hparams["craft"] = asdict(craft)
-        self.craft_settings = craft
+        self.keep(craft)
         prior = self.use("prior", prior_ckpt, GanPrior)
         self.frozen = FrozenNets(self.use("task", task_ckpt, TaskModel), prior)
         self.latent_dim = prior.latent_dim
@@ -64,19 +62,6 @@ class Answers(Untrained[CraftOptions]):
         made.trained_on = crafter.trained_on
         return made
 
-    def trained_options(self) -> dict[str, Any]:
-        """Those of the settings, and the seed."""
-        return {**trained_options(self.craft_settings), **super().trained_options()}
-
-    def settings(self, options: CraftOptions) -> dict[str, Any]:
-        """The settings that count, for the manifest."""
-        own = {name: self.hparams["craft"][name] for name in ("task_weight", "lr", "update")}
-        return {**own, **super().settings(options)}
-
-    def store_name(self, options: CraftOptions) -> str:
-        """``beta0`` and the like; another precision than float32 is named."""
-        return options.name()
-
     def protect(self, images: Tensor, index: Tensor, options: CraftOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``."""
         dtype = torch.float64 if options.precision == "float64" else torch.float32
@@ -84,4 +69,4 @@ class Answers(Untrained[CraftOptions]):
             features = self.frozen(self.device, dtype).encoder(images.to(dtype))
         z = keyed_normal(options.seed, index, self.latent_dim, stream=_FACES, dtype=dtype)
         nets = self.frozen(self.device, PRECISIONS[options.precision])
-        return craft_answers(nets, features, z, options.on(self.craft_settings)).features.float()
+        return craft_answers(nets, features, z, self.settings_of(options)).features.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 from crafter_pl.crafting.craft import craft, craft_step, critic_step, start_crafting
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.settings import PRECISIONS, CraftNets, CraftSettings, CraftState
-from crafter_pl.defenses.base import Defense
-from crafter_pl.defenses.crafting import CraftOptions, FrozenNets, trained_options
+from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
 from crafter_pl.stages.amortizer import Amortizer
@@ -38,8 +37,12 @@ class CrafterOptions(CraftOptions):
 
     critic: CriticUse = "fixed"
 
+    def marks(self) -> list[str]:
+        """An adapting critic is named, too."""
+        return [self.critic] * (self.critic != "fixed") + super().marks()
 
-class Crafter(Defense[CrafterOptions]):
+
+class Crafter(Crafting[CrafterOptions]):
     """Crafts features whose inversion looks like a random face of the public prior (Algorithm 1).
 
     `fit` learns the steering critic, the Wasserstein potential between the reconstructions of features being
@@ -83,11 +86,9 @@ class Crafter(Defense[CrafterOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        craft = CraftSettings(**craft) if isinstance(craft, dict) else craft
         self.save_hyperparameters(ignore=["craft"])
-        self.hparams["craft"] = asdict(craft)
+        self.keep(craft)
         self.automatic_optimization = False
-        self.craft_settings = craft
         task = self.use("task", task_ckpt, TaskModel)
         prior = self.use("prior", prior_ckpt, GanPrior)
         amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
@@ -209,25 +210,13 @@ class Crafter(Defense[CrafterOptions]):
         return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
 
     # ---- predict: crafting --------------------------------------------------------------------------------
-    def trained_options(self) -> dict[str, Any]:
-        """Those of Algorithm 1's settings, the critic and the seed."""
-        return {**trained_options(self.craft_settings), **super().trained_options()}
-
-    def settings(self, options: CrafterOptions) -> dict[str, Any]:
-        """Algorithm 1's and its own, for the manifest."""
-        return {**asdict(options.on(self.craft_settings)), **super().settings(options)}
-
-    def store_name(self, options: CrafterOptions) -> str:
-        """``beta1`` and the like; an adapting critic and another precision than float32 are named."""
-        return options.name(options.critic)
-
     def protect(self, images: Tensor, index: Tensor, options: CrafterOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 
         With the critic ``fixed`` a picture's features depend on the picture and the checkpoint alone (up to
         rounding).
         """
-        return self.craft(images, index, options, options.on(self.craft_settings)).features.float()
+        return self.craft(images, index, options, self.settings_of(options)).features.float()
 
     def craft(
         self, images: Tensor, index: Tensor, options: CrafterOptions, settings: CraftSettings

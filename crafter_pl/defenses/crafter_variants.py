@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from crafter_pl.crafting.craft import craft, craft_z
 from crafter_pl.crafting.reference import reference_craft
 from crafter_pl.crafting.settings import CraftSettings, CraftState
 from crafter_pl.defenses.crafter import Crafter
-from crafter_pl.defenses.crafting import CraftOptions, trained_options
+from crafter_pl.defenses.crafting import Crafting, CraftOptions
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
 from crafter_pl.stages.task import TaskModel
@@ -46,7 +46,7 @@ RELEASED = CraftSettings(
 )
 
 
-class CrafterVariant(Untrained[CraftOptions]):
+class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
     """A defence by a trained Crafter's nets, settings and critic; a subclass says by which settings and how.
 
     Args:
@@ -63,26 +63,11 @@ class CrafterVariant(Untrained[CraftOptions]):
         self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
+        self.craft_settings = self.constants()
 
     def constants(self) -> CraftSettings:
         """Algorithm 1's settings, but for the options: by default Crafter's."""
         return self.crafter.craft_settings
-
-    def trained_options(self) -> dict[str, Any]:
-        """Those of `constants`, and the seed."""
-        return {**trained_options(self.constants()), **super().trained_options()}
-
-    def settings_of(self, options: CraftOptions) -> CraftSettings:
-        """Algorithm 1's settings in force."""
-        return options.on(self.constants())
-
-    def settings(self, options: CraftOptions) -> dict[str, Any]:
-        """Algorithm 1's and its own, for the manifest."""
-        return {**asdict(self.settings_of(options)), **super().settings(options)}
-
-    def store_name(self, options: CraftOptions) -> str:
-        """``beta1`` and the like; another precision than float32 is named."""
-        return options.name()
 
     def protect(self, images: Tensor, index: Tensor, options: CraftOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``."""

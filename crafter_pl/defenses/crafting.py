@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, Precision
+from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze
@@ -39,19 +40,51 @@ class CraftOptions(KeyedOptions):
                 "least 1 (--protect.steps)"
             )
 
-    def name(self, critic: str = "fixed") -> str:
-        """``beta1`` and the like; an adapting critic and another precision than float32 are named."""
-        marks = [critic] * (critic != "fixed") + [self.precision] * (self.precision != "float32")
-        return "-".join([f"beta{self.beta:g}", *marks])
+    def marks(self) -> list[str]:
+        """What a store's name says besides beta: another precision than float32."""
+        return [self.precision] * (self.precision != "float32")
 
     def on(self, settings: CraftSettings) -> CraftSettings:
         """Algorithm 1's settings with these in their place."""
         return replace(settings, beta=self.beta, steps=self.steps, precision=self.precision)
 
 
-def trained_options(settings: CraftSettings) -> dict[str, Any]:
-    """What Algorithm 1's settings say of `CraftOptions`."""
-    return {"beta": settings.beta, "steps": settings.steps, "precision": settings.precision}
+CraftOptionsT = TypeVar("CraftOptionsT", bound=CraftOptions)
+
+
+class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
+    """A defence that crafts by Algorithm 1 or a relative of it; a subclass sets ``craft_settings``.
+
+    Class attributes:
+        counting: which of Algorithm 1's settings count, and are in the manifest.
+    """
+
+    craft_settings: CraftSettings
+    counting: ClassVar[tuple[str, ...]] = tuple(one.name for one in fields(CraftSettings))
+
+    def keep(self, craft: CraftSettings | dict[str, Any]) -> None:
+        """Takes an init argument as ``craft_settings``; checkpoints hold it as plain values."""
+        self.craft_settings = CraftSettings(**craft) if isinstance(craft, dict) else craft
+        self.hparams["craft"] = asdict(self.craft_settings)
+
+    def trained_options(self) -> dict[str, Any]:
+        """Those of Algorithm 1's settings, and its own."""
+        craft = self.craft_settings
+        told = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
+        return {**told, **super().trained_options()}
+
+    def settings_of(self, options: CraftOptionsT) -> CraftSettings:
+        """Algorithm 1's settings in force."""
+        return options.on(self.craft_settings)
+
+    def settings(self, options: CraftOptionsT) -> dict[str, Any]:
+        """Algorithm 1's and its own, for the manifest."""
+        craft = asdict(self.settings_of(options))
+        return {**{name: craft[name] for name in self.counting}, **super().settings(options)}
+
+    def store_name(self, options: CraftOptionsT) -> str:
+        """``beta1`` and the like."""
+        return "-".join([f"beta{options.beta:g}", *options.marks()])
 
 
 class FrozenNets:
