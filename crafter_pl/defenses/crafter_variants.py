@@ -63,10 +63,9 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
         self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
-        self.craft_settings = self.constants()
 
     def constants(self) -> CraftSettings:
-        """Algorithm 1's settings, but for the options: by default Crafter's."""
+        """By default Crafter's."""
         return self.crafter.craft_settings
 
     def protect(self, images: Tensor, index: Tensor, options: CraftOptions) -> Tensor:

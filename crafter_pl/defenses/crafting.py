@@ -53,7 +53,7 @@ CraftOptionsT = TypeVar("CraftOptionsT", bound=CraftOptions)
 
 
 class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
-    """A defence that crafts by Algorithm 1 or a relative of it; a subclass sets ``craft_settings``.
+    """A defence that crafts by Algorithm 1 or a relative of it, by ``craft_settings`` or its own `constants`.
 
     Class attributes:
         counting: which of Algorithm 1's settings count, and are in the manifest.
@@ -67,15 +67,19 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
         self.craft_settings = CraftSettings(**craft) if isinstance(craft, dict) else craft
         self.hparams["craft"] = asdict(self.craft_settings)
 
+    def constants(self) -> CraftSettings:
+        """Algorithm 1's settings, but for the options."""
+        return self.craft_settings
+
     def trained_options(self) -> dict[str, Any]:
         """Those of Algorithm 1's settings, and its own."""
-        craft = self.craft_settings
+        craft = self.constants()
         told = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
         return {**told, **super().trained_options()}
 
     def settings_of(self, options: CraftOptionsT) -> CraftSettings:
         """Algorithm 1's settings in force."""
-        return options.on(self.craft_settings)
+        return options.on(self.constants())
 
     def settings(self, options: CraftOptionsT) -> dict[str, Any]:
         """Algorithm 1's and its own, for the manifest."""
