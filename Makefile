@@ -29,7 +29,7 @@ test: $(STAMP) ## the tests, on two processes; a file's tests stay together
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(STAMP) ## those that train nothing and start nothing, for the edit loop
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not integration and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
 
 demo: $(STAMP) ## all stages on synthetic faces, and the audit with its report (minutes)
 	$(BIN)/python scripts/demo.py

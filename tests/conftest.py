@@ -1,36 +1,20 @@
 import os
 import signal
-import sys
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the same sums here and in every subprocess
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # tiny_stage.py, by its name in configs
+from tiny_runs import conf  # noqa: F401 (a fixture)
 
 torch.set_num_threads(1)
 
 
-from tiny_runs import conf  # noqa: E402, F401 (a fixture)
-
-TRAINED = {
-    "tiny",
-    "tiny_store",
-    "train_store",
-    "lab",
-    "game",
-    "conf",
-}  # fixtures that train or start something
-
-
-def pytest_collection_modifyitems(items):
-    """Marks what trains stages or starts processes: `make test-fast` leaves it out."""
-    for item in items:
-        if TRAINED & set(getattr(item, "fixturenames", ())):
-            item.add_marker("integration")
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder that all workers of this session see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture
@@ -50,11 +34,11 @@ def _environment():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """The tiny experiment, trained once: see `experiment.Experiment`."""
-    from experiment import make
+def tiny(shared_dir, tmp_path_factory):
+    """The tiny experiment, trained once for all workers; each has a copy: see `experiment.Experiment`."""
+    from experiment import copy_of
 
-    return make(tmp_path_factory.mktemp("tiny"))
+    return copy_of(shared_dir / "experiment", tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -78,11 +62,11 @@ def train_store(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """Quickly trained stages of every kind that `serve` takes: see `cloud_lab.Lab`."""
+def lab(shared_dir):
+    """Quickly trained stages of every kind that `serve` takes, for all workers: see `cloud_lab.Lab`."""
     from cloud_lab import Lab
 
-    return Lab(tmp_path_factory.mktemp("lab") / "runs")
+    return Lab(shared_dir / "cloud_lab")
 
 
 @pytest.fixture(scope="module")

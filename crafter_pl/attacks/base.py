@@ -82,7 +82,7 @@ class Adversary(ABC):
 
     Class attributes:
         version: raised by hand whenever equal checkpoints, settings and features give another result than
-            before; reconstructions that are kept name it (tests/versions.py).
+            before; reconstructions that are kept name it (tests/helpers/versions.py).
 
     Attributes:
         target: of a bound one, what made the features; None: they are unprotected.

@@ -28,7 +28,8 @@ class FacesDataModule(LightningDataModule):
     """Faces with attributes and identities, split into public and private people.
 
     Class attributes:
-        version: raised by hand whenever equal settings give other pictures than before (tests/versions.py).
+        version: raised by hand whenever equal settings give other pictures than before
+            (tests/helpers/versions.py).
     """
 
     version: ClassVar[int] = 1

@@ -27,7 +27,7 @@ class Defense(Stage, Generic[OptionsT]):
 
     Class attributes:
         version: raised by hand whenever equal weights, settings and pictures give other features than before;
-            stores, attackers' queries and what has learnt from them name it (tests/versions.py).
+            stores, attackers' queries and what has learnt from them name it (tests/helpers/versions.py).
         options_class: what `protect` can be told.
         recorded: the init arguments that are settings of the protection, in the manifest.
         tradeoff: the init argument that sets the trade-off where training does; it names the store.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from experiment import CONF, DATA, Told
 from safetensors.torch import load_file, save_file
-from test_data_store import SHAPE, manifest_of
+from stores import SHAPE, manifest_of
 
 from crafter_pl.attacks.base import fits
 from crafter_pl.attacks.queries import Queries

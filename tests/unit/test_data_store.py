@@ -6,31 +6,13 @@ import threading
 
 import pytest
 import torch
+from malformed import raw
 from safetensors.torch import load_file, save_file
-from test_cloud_wire import raw
+from stores import SHAPE, manifest_of
 
 from crafter_pl import files
 from crafter_pl.data import store
 from crafter_pl.errors import UserError
-
-SHAPE = [2, 3, 3]
-
-
-def manifest_of(shards, **changes):
-    return {
-        "format_version": 1,
-        "defense": "crafter",
-        "settings": {"beta": 4.0},
-        "encoder_sha256": "e" * 64,
-        "split_hash": "s" * 64,
-        "split": "private_test",
-        "shape": SHAPE,
-        "dtype": "float32",
-        "count": sum(shards.values()),
-        "seed": 0,
-        "shards": shards,
-        "cost": {"seconds_per_image": 0.5, "peak_memory_mb": 100.0},
-    } | changes
 
 
 @pytest.fixture

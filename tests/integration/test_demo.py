@@ -6,7 +6,7 @@ from runpy import run_path
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.plugins import import_stages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_job_comes_after_what_it_needs():

@@ -276,7 +276,7 @@ main(sys.argv[3:])
 @pytest.mark.parametrize(("where", "count"), [("_examine", 5), ("_protect", 2)])
 def test_killed_and_resumed_equals_straight(go, folder, where, count, capsys, monkeypatch):
     seeded = go.command("--protect.seed", "9")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, where, str(count), *seeded]
     killed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert killed.returncode == -9, killed.stderr
@@ -477,7 +477,7 @@ def test_importing_the_package_is_light():
 
 @pytest.fixture
 def real():
-    root = Path(os.environ.get("CRAFTER_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    root = Path(os.environ.get("CRAFTER_DATA") or Path(__file__).parents[3] / "shared" / "data")
     if not (root / "celeba_aligned_sample").is_dir():
         pytest.skip(f"no real pictures in {root}: set CRAFTER_DATA")
     return sorted((root / "celeba_aligned_sample" / "img_align_celeba").iterdir())

@@ -12,7 +12,7 @@ import torch
 import yaml
 from audit_lab import Blank, Echo, make_lab
 from fake_reports import fake_report, made, write
-from test_audit_worst import judgement
+from forty_people import TRUTH, judgement
 from torch import Tensor
 
 from crafter_pl.audit.groups import by_group, known_groups
@@ -23,9 +23,8 @@ from crafter_pl.data.people import IDENTITY_ATTRIBUTES
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import IdentityBootstrap
 
-# 40 people of 2 pictures, as `judgement` knows them. Attributes: "tall" are people 0 to 9; "hat" is every
+# Attributes of the forty people: "tall" are people 0 to 9; "hat" is every
 # first picture; "old" are the first pictures of the tall, so nobody else is; "few" are people 0 to 3.
-TRUTH = torch.arange(40).repeat_interleave(2)
 FIRST = torch.arange(80) % 2 == 0
 TALL, FEW = TRUTH < 10, TRUTH < 4
 ATTRIBUTES = torch.stack([TALL, FIRST, TALL & FIRST, FEW], 1).float()
@@ -134,7 +133,7 @@ def test_names_that_the_data_lack_are_said_and_no_name_twice() -> None:
 
 
 def test_the_synthetic_faces_have_the_groups_of_their_config() -> None:
-    config = yaml.safe_load((Path(__file__).parent.parent / "configs" / "audit.yaml").read_text())
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "audit.yaml").read_text())
     assert set(config["groups"]) <= set(IDENTITY_ATTRIBUTES), "people, not pictures, are protected"
 
 

@@ -23,7 +23,7 @@ IDENTITIES = [41, 7, 13, 99, 58, 20]  # raw numbers, in the order of the picture
 SHA, SPLIT_HASH = "e" * 64, "5" * 64
 
 
-def _templates() -> Tensor:
+def templates() -> Tensor:
     """One flat colour a person, by ascending raw number, `(P, 3)`."""
     return torch.rand(PEOPLE, 3, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
 
@@ -37,7 +37,7 @@ class FakeData:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         identity = torch.tensor(IDENTITIES).repeat_interleave(PICTURES)
-        colour = _templates()[torch.searchsorted(torch.tensor(sorted(IDENTITIES)), identity)]
+        colour = templates()[torch.searchsorted(torch.tensor(sorted(IDENTITIES)), identity)]
         noise = torch.rand(len(identity), 3, SIZE, SIZE, generator=generator) * 0.02
         image = colour[:, :, None, None] + noise
         red = image[:, 0].mean((1, 2))
@@ -76,7 +76,7 @@ class FakeOracle(torch.nn.Module):
         self.shift = shift
 
     def logits(self, images: Tensor) -> Tensor:
-        distance = (images.mean((2, 3))[:, None] - _templates().flip(0).roll(self.shift, 0)[None]).norm(dim=2)
+        distance = (images.mean((2, 3))[:, None] - templates().flip(0).roll(self.shift, 0)[None]).norm(dim=2)
         return -distance
 
     def embed(self, images: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Blank(Echo):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         super().reconstruct(features)
-        return _templates()[2][None, :, None, None].expand(len(features), 3, SIZE, SIZE)
+        return templates()[2][None, :, None, None].expand(len(features), 3, SIZE, SIZE)
 
 
 def write_store(folder: Path, data: FakeData, features: Tensor, beta: float, **changes: Any) -> str:

@@ -1,10 +1,11 @@
-"""The tiny experiment: every stage of tests/conf trained once through `main([...])`."""
+"""The tiny experiment: every stage of tests/helpers/conf trained once through `main([...])`."""
 
 from __future__ import annotations
 
 import io
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from crafter_pl.cli import main, run
 from crafter_pl.commands import Commands
@@ -110,6 +112,18 @@ class Told:
         return getattr(self.stage, name)
 
 
+def copy_of(folder: Path, own: Path) -> Experiment:
+    """The experiment in a folder that workers share, trained by the first of them; its runs are copied."""
+    kept = folder / "experiment.pt"
+    with FileLock(f"{folder}.lock"):
+        if not kept.is_file():
+            torch.save(make(folder), kept)
+    shutil.copytree(folder / "runs", own / "runs")
+    made: Experiment = torch.load(kept, weights_only=False)
+    made.runs_dir, made.printed = own / "runs", made.printed.replace(str(folder), str(own))
+    return made
+
+
 def make(folder: Path) -> Experiment:
     """Trains Crafter alone (so its upstream stages first), then what the audit and the cloaks need."""
     made = Experiment(folder / "runs")
@@ -135,7 +149,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m crafter_pl ARGS`, able to import what lies in tests/, in the present folder."""
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/helpers, in the present folder."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
         process = forked(args, *files, **environment)
@@ -154,7 +168,7 @@ def forked(
 
     The process is forked by a server that has imported everything: an import takes seconds.
     """
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["crafter_pl.benchmark.work"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from experiment import CONF, forked
+from filelock import FileLock
 from safetensors.torch import save
 
 from crafter_pl.cli import main
@@ -30,30 +31,28 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @dataclass
 class Lab:
-    """Where the runs are; each stage is trained when it is first asked for."""
+    """Where the runs are; each stage is trained when any worker first asks for it."""
 
     runs_dir: Path
 
+    def command(self, verb, config, *more):
+        return [verb, "--config", str(CONF / f"{config}.yaml"), "--runs_dir", str(self.runs_dir), *more]
+
     def ckpt(self, stage, config=None, *more):
         file = self.runs_dir / "synthetic" / stage / "checkpoints" / "best.ckpt"
-        if not file.is_file():
-            command = [
-                "fit",
-                "--config",
-                str(CONF / f"{config or stage}.yaml"),
-                "--runs_dir",
-                str(self.runs_dir),
-            ]
-            assert main([*command, "--name", stage, *more]) == 0
+        with FileLock(f"{self.runs_dir}.lock"):
+            if not file.is_file():
+                assert main(self.command("fit", config or stage, "--name", stage, *more)) == 0
         return str(file)
 
     def store(self, part="private_test"):
         self.ckpt("task")
         self.ckpt("noise")
         folder = self.runs_dir / "stores" / part
-        if not folder.is_dir():
-            command = ["predict", "--config", str(CONF / "noise.yaml"), "--runs_dir", str(self.runs_dir)]
-            assert main([*command, "--data.predict_split", part, "--protect.out", str(folder)]) == 0
+        options = ["--data.predict_split", part, "--protect.out", str(folder)]
+        with FileLock(f"{self.runs_dir}.lock"):
+            if not folder.is_dir():
+                assert main(self.command("predict", "noise", *options)) == 0
         return folder
 
     def manifest(self):

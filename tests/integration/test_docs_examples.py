@@ -20,7 +20,7 @@ from crafter_pl.data.store import read_store
 from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.stages import TaskModel, load_stage
 
-EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 @pytest.fixture

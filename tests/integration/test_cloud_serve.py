@@ -8,7 +8,7 @@ import pytest
 import torch
 from closeness import near
 from cloud_lab import BEARER, TOKEN, InThread, ask, body, counts
-from test_cloud_wire import MALFORMED
+from malformed import MALFORMED
 
 from crafter_pl.cloud.classifier import Facts
 from crafter_pl.data.store import read_shard

@@ -18,7 +18,7 @@ from crafter_pl.stages import IdentityOracle, TaskModel, load_stage
 from crafter_pl.tune import bench, tune
 from crafter_pl.tune.config import shown, write_setting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FACES = 14  # of 11 people: of three of them two
 
 

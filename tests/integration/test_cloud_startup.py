@@ -288,7 +288,7 @@ def test_killed(running, feature):
 
 
 def test_the_examples_for_supervisors_start_it(capsys):
-    examples = Path(__file__).parent.parent / "docs" / "examples"
+    examples = Path(__file__).parents[2] / "docs" / "examples"
     unit = configparser.ConfigParser(interpolation=None)
     unit.read(examples / "serve.service")
     compose = yaml.safe_load((examples / "serve.compose.yaml").read_text())

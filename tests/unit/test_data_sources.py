@@ -624,7 +624,7 @@ def test_decode_all_returns_positions(folder):
 
 @pytest.fixture
 def real():
-    default = Path(__file__).parents[2] / "shared" / "data"
+    default = Path(__file__).parents[3] / "shared" / "data"
     root = Path(os.environ.get("CRAFTER_DATA") or default)
     if not (root / "celeba").is_dir():
         pytest.skip(f"no real pictures in {root}: set CRAFTER_DATA")

@@ -26,7 +26,7 @@ from crafter_pl.defenses.crafter_variants import RELEASED
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 
 

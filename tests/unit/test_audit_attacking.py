@@ -57,9 +57,9 @@ class FakeRuler(Ruler):
         return torch.tensor(self.known)
 
     def identify(self, features: Tensor) -> Tensor:
-        from audit_lab import _templates
+        from audit_lab import templates
 
-        return -(features.mean((2, 3))[:, None] - _templates().flip(0)[None]).norm(dim=2)
+        return -(features.mean((2, 3))[:, None] - templates().flip(0)[None]).norm(dim=2)
 
 
 @pytest.fixture

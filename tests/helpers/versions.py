@@ -1,7 +1,7 @@
 """What the versions of defences, attacks and pictures stand for: a few figures of each, in versions.json.
 
-`python tests/versions.py` writes the file anew, where a `version` was raised or a case is new. Small nets
-with keyed weights in float64 on the CPU, and few steps: the figures are the same on every processor.
+`python tests/helpers/versions.py` writes the file anew, where a `version` was raised or a case is new. Small
+nets with keyed weights in float64 on the CPU, and few steps: the figures are the same on every processor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from crafter_pl.stages.base import Stage
 from crafter_pl.stages.embedder import Embedder
 
 FILE = Path(__file__).with_name("versions.json")
-RENEW = "raise the class's `version`, then run `python tests/versions.py` and commit tests/versions.json"
+RENEW = (
+    "raise the class's `version`, then run `python tests/helpers/versions.py` and commit its versions.json"
+)
 SIZE, FACES, FIGURES = 16, 3, 6
 FEW = {
     "steps": 2,

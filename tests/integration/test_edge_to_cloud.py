@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from crafter_pl.edge.photos import open_photo
 from crafter_pl.edge.protector import Protector
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import wire  # noqa: E402
 

@@ -23,7 +23,7 @@ from crafter_pl.plugins import import_stages
 from crafter_pl.stages import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "slurm" / "run.sbatch"
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 SLURM = {

@@ -20,7 +20,7 @@ from crafter_pl.cli.verbs import FUNCTIONS, VERBS
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.plugins import import_stages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("**/*.md"))
 GENERATED = {"readme.md": ROOT / "README.md", "changelog.md": ROOT / "CHANGELOG.md"}  # scripts/docs_hooks.py

@@ -7,23 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from forty_people import PEOPLE, TRUTH, judgement
 
 from crafter_pl.audit.panel import Judgement
 from crafter_pl.audit.schema import FalseSecurity
 from crafter_pl.audit.worst import any_of, false_security, worst_case
 from crafter_pl.metrics import IdentityBootstrap
 
-PEOPLE, PICTURES = 40, 2
-TRUTH = torch.arange(PEOPLE).repeat_interleave(PICTURES)
 PANEL: Any = SimpleNamespace(truth=TRUTH, people=torch.arange(PEOPLE))
 BOOT = IdentityBootstrap(TRUTH, 200)
-
-
-def judgement(named: Tensor) -> Judgement:
-    """One oracle's verdict that names these people."""
-    hits = (named == TRUTH)[None]
-    return Judgement(hits, hits, named[None], torch.zeros(1, len(TRUTH)), [])
 
 
 def naming(people: int) -> Judgement:
