@@ -1,21 +1,15 @@
 """The adaptive black-box attack: its rounds, its checkpoints, which decoder it uses, several processes."""
 
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from black_box_lab import fit
 from closeness import near
-from experiment import Told, in_subprocess, shards
-from rounds import ROUNDS, TWO, WHOLE, same, weights
+from experiment import Told
+from rounds import ROUNDS, WHOLE, same, weights
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
@@ -29,10 +23,6 @@ from crafter_pl.defenses import load_defense
 from crafter_pl.errors import UserError
 from crafter_pl.stages import load_stage, sha256
 from crafter_pl.stages.checkpoints import read_checkpoint
-
-
-def fit(tiny, name, *more):
-    return tiny.command("fit", "adaptive_black_box", "--name", name, *more)
 
 
 @pytest.fixture(scope="module")
@@ -132,94 +122,6 @@ def test_resumed_equals_straight(tiny, trained, epochs):
     kept = {path.name for path in (tiny.folder / name / "checkpoints").iterdir()}
     kept -= {path for path in kept if path.startswith("best-")}  # of the shorter training
     assert kept == {f"{n}.ckpt" for n in ("best", "last", "round-00", "round-01", "round-02")}
-
-
-def test_losses(tiny):
-    """Against their formulas; the clean share replaces features, never pictures."""
-    data = tiny.data().dataset("public_train").take(tiny.data().dataset("public_train").index[:6])
-    upstream = {"defense_ckpt": tiny.ckpt("crafter"), **tiny.upstream("black_box")}
-    crafted = torch.randn(6, 64, 8, 8, generator=torch.Generator().manual_seed(0))
-    for loss, weight, share in (("l2", 0.0, 0.0), ("l1", 0.5, 0.0), ("l1", 0.0, 1.0)):
-        stage = AdaptiveBlackBox(**upstream, loss=loss, feature_weight=weight, clean_share=share).eval()
-        stage.log = lambda *_, **__: None
-        stage._trainer = type("T", (), {"current_epoch": 0})()
-        made = stage.training_step({**data, "features": crafted}, 0)
-        edge = stage.defense.edge_module()
-        with torch.no_grad():
-            features = edge(data["image"]) if share else crafted
-            decoded = stage.reconstruct(features)
-            expected = (F.mse_loss if loss == "l2" else F.l1_loss)(decoded, data["image"])
-            expected = expected + weight * F.mse_loss(edge(decoded), edge(data["image"]))
-        assert made.item() == pytest.approx(expected.item(), rel=1e-5)
-        made.backward()
-        assert all(p.grad is not None for p in stage.net.parameters())
-        assert all(p.grad is None for p in stage.defense.parameters())
-
-
-def test_the_learning_rate_rises_and_falls_once_a_round(tiny, monkeypatch):
-    seen = []
-    step = AdaptiveBlackBox.training_step
-
-    def watched(self, batch, batch_idx):
-        seen.append(self.optimizers().param_groups[0]["lr"])
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(AdaptiveBlackBox, "training_step", watched)
-    more = ["--model.init_args.batch_size", "2", "--model.init_args.lr", "0.002"]
-    assert main(fit(tiny, "rates", *ROUNDS, *WHOLE, *more)) == 0
-    first, second = seen[:16], seen[16:]  # two epochs of 8 steps, then two of 16
-    assert len(second) == 32
-    for rates in (first, second):
-        assert rates[0] < 0.0002 and rates[-1] < 0.0002
-        assert max(rates) == pytest.approx(0.002, rel=0.05) and rates.index(max(rates)) < len(rates) / 4
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (
-            ["--trainer.max_epochs", "3"],
-            "max_epochs 3 is not a number of whole rounds of 2 epochs: give, for ex",
-        ),
-        (
-            ["--model.init_args.pairs_per_round", "99"],
-            "4 epochs need 198 pairs, and public_train has 88 pictures",
-        ),
-        (["--model.init_args.val_pairs", "999"], "999 queries asked of public_val"),
-        (["--model.init_args.loss", "l3"], "loss 'l3' must be l1 or l2"),
-        (["--model.init_args.clean_share", "2"], "clean_share 2.0 at most 1"),
-        (["--model.init_args.val_pairs", "0"], "val_pairs is 0; give at least 1"),
-        (["--model.init_args.critic", "absent"], "critic 'absent'|critic absent"),
-    ],
-)
-def test_settings_out_of_range(tiny, more, words, capsys):
-    assert main(fit(tiny, "refused", *ROUNDS, *more)) == 2
-    assert re.search(words, capsys.readouterr().err)
-
-
-def test_a_decoder_of_another_task_model(tiny, tmp_path):
-    content = torch.load(tiny.ckpt("task"), weights_only=True)
-    other = tmp_path / "task.ckpt"
-    torch.save({**content, "epoch": 99}, other)
-    decoder = torch.load(tiny.ckpt("black_box"), weights_only=True)
-    decoder["upstream"]["task"] = [str(other), sha256(other)]
-    decoder["hyper_parameters"]["task_ckpt"] = str(other)
-    torch.save(decoder, tmp_path / "black_box.ckpt")
-    with pytest.raises(UserError, match=r"reads features of .*task\.ckpt, the defence .* one task model"):
-        AdaptiveBlackBox(tiny.ckpt("crafter"), str(tmp_path / "black_box.ckpt"))
-    with pytest.raises(UserError, match="is a checkpoint of BlackBox, not of a defence"):
-        AdaptiveBlackBox(tiny.ckpt("black_box"), tiny.ckpt("black_box"))
-
-
-def test_upstream_stages_say_where_they_are(tiny):
-    """A defence crafts on its own device, which it must know when it is upstream of another stage."""
-    stage = AdaptiveBlackBox(tiny.ckpt("crafter"), tiny.ckpt("black_box"))
-    assert stage.defense.device == torch.device("cpu")
-    stage.to("meta")
-    assert stage.defense.device == stage.defense.task.device == torch.device("meta")
 
 
 # The attack
@@ -374,107 +276,3 @@ def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
             )
     finally:
         shutil.rmtree(more)
-
-
-# Several processes
-
-
-@pytest.fixture(scope="module")
-def pair(tiny, tmp_path_factory):
-    """The same training by one process and by two: 5 steps, then 10; their own queries."""
-    folder = tmp_path_factory.mktemp("pair")
-    more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "40", "--trainer.callbacks+=ranks.Losses"]
-    more += ["--model.init_args.lr", "1e-4"]  # that of the first steps of a round of ordinary length
-    more += ["--trainer.precision", "64-true"]  # two processes add up in another order
-
-    def command(name, *extra):
-        return fit(tiny, name, *more, "--model.init_args.queries_dir", str(folder / name), *extra)
-
-    assert main(command("one")) == 0
-    two = in_subprocess(command("two", *TWO))
-    assert two.returncode == 0, two.stderr
-    return folder, command, two
-
-
-def losses(tiny, name):
-    return json.loads((tiny.folder / name / "losses.json").read_text())
-
-
-def test_two_processes_give_the_losses_of_one(tiny, pair):
-    one, two = losses(tiny, "one"), losses(tiny, "two")
-    assert len(one) == len(two) == 5 + 5 + 10 + 10
-    assert one == pytest.approx(two, rel=1e-9)
-    assert not same(weights(tiny.folder / "one", "round-00"), weights(tiny.folder / "one", "round-01"))
-
-
-def test_two_processes_write_the_store_of_one(pair):
-    folder, _, two = pair
-    made = {name: sorted((folder / name).glob("*/public_*")) for name in ("one", "two")}
-    assert [path.relative_to(folder / "one") for path in made["one"]] == [
-        path.relative_to(folder / "two") for path in made["two"]
-    ]
-    for one, other in zip(made["one"], made["two"], strict=True):
-        assert shards(one) == shards(other) and read_manifest(one) == read_manifest(other)
-    assert "queries public_train" in two.stdout and "shard 5/5" in two.stdout  # each crafted 5 of the 10
-
-
-@pytest.mark.parametrize("how", ["exit", "error", "crafting"])
-def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
-    folder, command, _ = pair
-    plain = [*TWO, "--trainer.precision", "32-true"]  # what Lightning reads a checkpoint into
-    died = in_subprocess(
-        command(how, *plain, "--trainer.callbacks+=ranks.Die", f"--trainer.callbacks.how={how}")
-    )
-    assert died.returncode != 0
-    if how == "error":
-        assert "[process 1] error: process 1 has a reason to stop" in died.stderr
-    else:
-        assert "another process has ended" in died.stderr or "terminated with code 3" in died.stderr
-    if how == "exit":
-        resumed = in_subprocess(command(how, *plain, "--ckpt_path", "last"))
-        assert resumed.returncode == 0, resumed.stderr
-        assert in_subprocess(command("straight", *plain)).returncode == 0
-        assert same(weights(tiny.folder / how), weights(tiny.folder / "straight"))
-        store = next((folder / "straight").glob("*/public_train"))
-        assert shards(folder / how / store.relative_to(folder / "straight")) == shards(store)
-
-
-def test_processes_that_cannot_share_a_batch(tiny, pair):
-    _, command, _ = pair
-    made = in_subprocess(command("odd", *TWO, "--model.init_args.batch_size", "7"))
-    assert made.returncode == 2 and "2 processes cannot share a batch of 7" in made.stderr
-
-
-LAUNCHER = """
-import os, subprocess, sys
-env = {**os.environ, "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_PORT": "1"}
-env["CRAFTER_PL_LAUNCHER"] = str(os.getpid())
-print(subprocess.Popen([sys.executable, "-m", "crafter_pl", *sys.argv[1:]], env=env).pid)
-"""
-
-
-def test_a_process_whose_launcher_is_gone_ends(tiny, tmp_path):
-    """While it waits for the others to start, too: nobody listens at the port that it is given."""
-    more = ["--model.init_args.queries_dir", str(tmp_path), *TWO]
-    with open(tmp_path / "log", "w") as log:
-        made = subprocess.run(
-            [sys.executable, "-c", LAUNCHER, *fit(tiny, "orphan", *ROUNDS, *more)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            timeout=60,
-        )
-    process = int(made.stdout)
-    try:
-        for _ in range(300):
-            if "is gone" in (tmp_path / "log").read_text():
-                break
-            time.sleep(0.5)
-        assert "[process 1] the process that launched this one is gone" in (tmp_path / "log").read_text()
-        time.sleep(1)
-        # Nobody may be there to reap an orphan: gone, or dead and not yet reaped.
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], stdout=subprocess.PIPE, text=True)
-        assert state.stdout.strip()[:1] in ("", "Z")
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)

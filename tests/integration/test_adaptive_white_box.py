@@ -9,6 +9,7 @@ from closeness import near
 from experiment import in_subprocess
 from rounds import ROUNDS, TWO, WHOLE, same, weights
 from torch.nn import functional as F
+from white_box_lab import PAPER, stage  # noqa: F401
 
 from crafter_pl.attacks.adaptive_white_box import AdaptiveWhiteBox, AdaptiveWhiteBoxAttack
 from crafter_pl.attacks.base import Target
@@ -20,9 +21,8 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages import Amortizer, GanPrior, load_stage, sha256
 from crafter_pl.stages.checkpoints import read_checkpoint
 
-PAPER = ["--model.init_args.amortize", "false", "--model.init_args.attack_steps", "3"]
-PAPER += ["--model.init_args.inversion_lr", "0.05"]
 KINDS = {"adapted": [], "paper": PAPER}
+
 NAMES = {"adapted": "adaptive_white_box", "paper": "white_paper"}
 
 
@@ -36,21 +36,6 @@ def trained(tiny):
     for kind, more in KINDS.items():
         assert main(fit(tiny, NAMES[kind], *ROUNDS, *WHOLE, *more)) == 0
     return {kind: tiny.folder / name for kind, name in NAMES.items()}
-
-
-@pytest.fixture
-def stage(tiny):
-    """A stage outside a trainer, whose hidden lines are quiet; in float64: tiny nets amplify rounding."""
-
-    def make(**settings):
-        made = AdaptiveWhiteBox(
-            tiny.ckpt("crafter"), **tiny.upstream("prior", "amortizer"), **settings
-        ).double()
-        made.log = lambda *_, **__: None
-        made.all_gather = lambda x: x
-        return made
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -189,33 +174,6 @@ def test_it_inverts_through_the_encoder_that_the_defence_publishes(stage, batch,
         found = other.reconstruct(features)
         assert torch.allclose(found, by_hand(other, retrained), atol=1e-8)
     assert (found - before).abs().max() > 1e-4  # ten thousand times what rounding does
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"inversion_steps": -1}, "inversion_steps -1 must be at least 0"),
-        ({"inversion_steps": 0, "amortize": False}, "inversion_steps 0 must be at least 1"),
-        ({"attack_steps": -1}, "attack_steps -1 null or at least 0"),
-        ({"inversion_lr": 0.0}, "inversion_lr 0.0 above 0"),
-        ({"loss": "l3"}, "loss 'l3' must be l1 or l2"),
-        ({"lr": 0.0}, "lr 0.0 must be above 0"),
-        ({"val_pairs": 0}, "val_pairs is 0; give at least 1"),
-    ],
-)
-def test_settings_out_of_range(stage, settings, words):
-    with pytest.raises(UserError, match=words):
-        stage(**settings)
-
-
-def test_an_amortizer_of_another_prior(tiny, tmp_path):
-    content = torch.load(tiny.ckpt("prior"), weights_only=True)
-    torch.save({**content, "epoch": 99}, tmp_path / "prior.ckpt")
-    with pytest.raises(UserError, match=r"the amortizer .* was trained on .*, not on .*prior\.ckpt"):
-        AdaptiveWhiteBox(tiny.ckpt("crafter"), str(tmp_path / "prior.ckpt"), tiny.ckpt("amortizer"))
 
 
 # The attack

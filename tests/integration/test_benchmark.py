@@ -2,260 +2,22 @@
 
 import csv
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
-import torch
 from experiment import CONF
 
 from crafter_pl.benchmark.grid import Defended, Place, cells
-from crafter_pl.benchmark.jobs import DONE, FAILED, SKIPPED, Job, Jobs
 from crafter_pl.benchmark.summary import over_seeds, summarise, write_summary
 from crafter_pl.cli import main
-from crafter_pl.errors import UserError
 from crafter_pl.metrics import Estimate
 from crafter_pl.stages import sha256
 
-PLACE = Place(CONF, "synthetic", CONF / "nowhere")
 ALONE = ("--workers", "1")  # no second process to start: `done` has two
 
 
-# The grid
-
-
-def test_every_combination_is_a_cell_with_a_name_of_its_own():
-    lines = [
-        Defended("noise", {"scale": [0.5, 2.0], "kind": "laplace"}),
-        Defended("crafter", protect={"beta": [0.1, 1], "critic": "adapted"}),
-        Defended("adversarial_learning", {"lambda_": 0.5}, training=False),
-    ]
-    found = cells(lines, [0, 3])
-    assert [(cell.name, cell.run, cell.title) for cell in found[:5]] == [
-        ("noise-laplace-scale0.5", "noise-laplace-scale0.5", "noise (kind laplace, scale 0.5)"),
-        ("noise-laplace-scale2", "noise-laplace-scale2", "noise (kind laplace, scale 2)"),
-        ("crafter-beta0.1-adapted", "crafter", "crafter (beta 0.1, critic adapted)"),
-        ("crafter-beta1-adapted", "crafter", "crafter (beta 1, critic adapted)"),
-        ("adversarial_learning-lambda0.5",) * 2 + ("adversarial_learning (lambda 0.5)",),
-    ]
-    assert [cell.seed for cell in found] == [0] * 5 + [3] * 5
-    assert found[5].name == found[5].run == "noise-laplace-scale0.5-seed3"
-    assert found[7].run == "crafter-seed3" and found[7].title == found[2].title
-
-
-@pytest.mark.parametrize(
-    ("lines", "seeds", "said"),
-    [
-        ([], [0], "needs defences"),
-        ([Defended("noise")], [], "needs defences and seeds"),
-        ([Defended("noise"), Defended("noise")], [0], "the same: noise"),
-        ([Defended("noise")], [1, 1], "the same: noise, seed 1"),
-        (
-            [
-                Defended("noise", {"kind": "laplace", "scale": 2}),
-                Defended("noise", {"scale": 2, "kind": "laplace"}),
-            ],
-            [0],
-            r"the same: noise \(kind laplace, scale 2\)",
-        ),
-    ],
-)
-def test_a_grid_of_nothing_or_of_twice_the_same_is_refused(lines, seeds, said):
-    with pytest.raises(UserError, match=said):
-        cells(lines, seeds)
-
-
-def test_commands():
-    line = Defended("crafter", {"craft.steps": 3}, {"beta": 0.5, "critic": "adapted"})
-    (cell,) = cells([line], [2])
-    fit, protect = cell.fitted(PLACE), cell.protected(PLACE, "private_train")
-    assert fit[:3] == ["fit", "--config", str(CONF / "crafter.yaml")]
-    assert options(fit) >= {
-        ("--name", "crafter-steps3-seed2"),
-        ("--seed_everything", "2"),
-        ("--data.order_seed", "2"),
-        ("--model.init_args.craft.steps", "3"),
-        ("--ckpt_path", "last"),
-    }
-    assert options(protect) >= {
-        ("--protect.beta", "0.5"),
-        ("--protect.critic", "adapted"),
-        ("--protect.seed", "2"),
-        ("--data.predict_split", "private_train"),
-        ("--protect.out", cell.store(PLACE, "private_train")),
-    }
-    own = {"adaptive_black_box": {"trainer.max_epochs": 7}, "task": {"model.init_args.lr": 0.5}}
-    place = replace(PLACE, fit_options=own)
-    run, attack = cell.attacked(place, "adaptive_black_box")
-    assert run == "adaptive_black_box-crafter-steps3-beta0.5-adapted-seed2"
-    assert options(attack) >= {
-        ("--model.init_args.defense_ckpt", PLACE.checkpoint(cell.run)),
-        ("--model.init_args.protect.beta", "0.5"),
-        ("--model.init_args.protect.critic", "adapted"),
-        ("--trainer.max_epochs", "7"),
-    }
-    run, cloud = cell.cloud(PLACE)
-    assert run == f"cloud-{cell.name}"
-    assert ("--model.init_args.test_store", cell.store(PLACE)) in options(cloud)
-    assert ("--model.init_args.lr", "0.5") in options(place.command("fit", "task", None, {}))
-    assert "--model.init_args.lr" not in place.command("predict", "task", None, {})
-    asked = ["fit", "--config", str(CONF / "task.yaml"), "--experiment", "synthetic"]
-    assert place.upstream(asked) == [*asked, "--ckpt_path", "last", "--model.init_args.lr", "0.5"]
-    with pytest.raises(UserError, match=r"no config .*unheard.yaml"):
-        PLACE.command("fit", "unheard", None, {})
-
-
-def options(args):
-    return set(pairwise(args))
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_crafting_in_bfloat16_where_the_processor_has_it(fast, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    given = ["--configs", str(CONF), "--audit", str(CONF / "benchmark_audit.yaml")]
-    line = "--defenses=[{stage: crafter, protect: {precision: bf16, beta: 1}}]"
-    budget = ["--budget", "tiny", "--oracles", "[oracle_plain]", "--attackers", "[adaptive_black_box]"]
-    more = ["--device", "cpu", "--runs_dir", str(tmp_path), "--plan", "true"]
-    assert main(["benchmark", *given, line, *budget, *more]) == 0
-    printed = capsys.readouterr().out
-    assert ("--protect.precision bf16" in printed) is fast
-    assert ("--protect.precision float32" in printed) is not fast
-    assert ("note: crafting runs in float32" in printed) is not fast
-
-
-# The jobs
-
-
-def job(name, *needs, code=0, outputs=()):
-    return Job(name, [["--version"] if code == 0 else ["nonsense"]], list(map(str, outputs)), list(needs))
-
-
-def endless(folder):
-    """A training that goes on until somebody ends it."""
-    args = ["fit", "--config", str(CONF / "task.yaml"), "--runs_dir", str(folder / "runs")]
-    return Job("endless", [[*args, "--trainer.max_epochs", "1000000"]], [])
-
-
-def go(folder, *made, workers=2):
-    jobs = Jobs(list(made), folder, workers)
-    jobs.run()
-    return jobs
-
-
-def test_a_job_that_fails_takes_those_that_need_it_and_no_others(tmp_path, capsys):
-    jobs = go(
-        tmp_path, job("a", code=2), job("b"), job("c", "a", "b"), job("d", "c"), job("e", "b"), job("f")
-    )
-    assert jobs.state == {"a": FAILED, "b": DONE, "c": SKIPPED, "d": SKIPPED, "e": DONE, "f": DONE}
-    said = capsys.readouterr().out
-    assert "unknown verb 'nonsense'" in said and str(jobs.log("a")) in said
-    assert "crafter_pl" in jobs.log("b").read_text() and not jobs.log("c").exists()
-
-
-def test_what_is_done_is_not_done_again_unless_something_has_changed(tmp_path):
-    a, b = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
-    a.write_text("one")
-    b.write_text("one")
-    made = [job("first", outputs=[a]), job("second", "first", outputs=[b])]
-    assert go(tmp_path, *made).ran == 2
-    again = go(tmp_path, *made)
-    assert (
-        again.ran == 0 and set(again.state.values()) == {DONE} and set(again.seconds) == {"first", "second"}
-    )
-    a.write_text("another")  # made again by hand: what stands on it is stale
-    assert go(tmp_path, *made).ran == 2
-    b.unlink()
-    assert go(tmp_path, *made).state["second"] == FAILED  # it did not make what it should
-    b.write_text("one")  # the very file is back
-    assert go(tmp_path, *made).ran == 0
-    made[1] = replace(made[1], commands=[["--version"], ["--version"]])
-    assert go(tmp_path, *made).ran == 1
-
-
-def test_jobs_wait_for_room_and_the_first_comes_first(tmp_path, capsys):
-    seen, done = [], threading.Event()
-
-    def watch():
-        while not done.wait(0.01):
-            seen.append(len(multiprocessing.active_children()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    go(tmp_path / "two", *map(job, "abcde"))
-    done.set()
-    watcher.join()
-    assert max(seen) == 2
-    capsys.readouterr()
-    go(tmp_path / "one", job("a"), job("b", "a"), job("c"), workers=1)
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["a:", "b:", "c:"]
-
-
-def started(folder, process=None):
-    """Waits until the job has begun."""
-    log = folder / "logs" / "endless.log"
-    for _ in range(1200):
-        if log.is_file() and log.stat().st_size:
-            return
-        assert process is None or process.poll() is None
-        time.sleep(0.1)
-    raise AssertionError("the job has not begun")
-
-
-def test_an_interruption_ends_the_processes(tmp_path):
-    def interrupt():
-        started(tmp_path)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, endless(tmp_path))
-    assert not multiprocessing.active_children()
-    assert "terminated" in (tmp_path / "logs" / "endless.log").read_text()
-
-
-def test_a_benchmark_that_is_killed_leaves_nothing_running(tmp_path):
-    code = "import sys, test_benchmark as t; from pathlib import Path; "
-    code += "folder = Path(sys.argv[1]); t.go(folder, t.endless(folder))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CONF.parent), *sys.path])}
-    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env, start_new_session=True)
-    started(tmp_path, killed)
-    killed.kill()
-    killed.wait()
-    for _ in range(200):
-        if not alive(killed.pid):
-            return
-        time.sleep(0.1)
-    os.killpg(killed.pid, signal.SIGKILL)
-    raise AssertionError("the job goes on")
-
-
-def alive(group):
-    """Whether a process of a group runs, which may wait to be reaped."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, of = file.read_text().rpartition(") ")[2].split()[:3]
-            if int(of) == group and state != "Z":
-                return True
-    return False
-
-
 # The results
-
-
-def test_a_figure_over_seeds():
-    found = over_seeds([Estimate(0.2, 0.1, 0.3), Estimate(0.4, 0.2, 0.6)])
-    assert found.value == pytest.approx(0.3)
-    assert (found.low, found.high, found.seeds) == (0.1, 0.6, [0.2, 0.4])
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +44,12 @@ def command(runs_dir, *more):
 def done(runs_dir):
     assert main(command(runs_dir)) == 0
     return runs_dir / "synthetic" / "benchmark"
+
+
+def test_a_figure_over_seeds():
+    found = over_seeds([Estimate(0.2, 0.1, 0.3), Estimate(0.4, 0.2, 0.6)])
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high, found.seeds) == (0.1, 0.6, [0.2, 0.4])
 
 
 def test_the_plan_runs_nothing(tiny, tmp_path, capsys):

@@ -3,58 +3,24 @@
 import functools
 import inspect
 import math
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from experiment import CONF
+from configs_lab import AUDITS, BENCHMARKS, CONTENT, DATA, ROOT, STAGES, command_line
 
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit.find import find_attacks
 from crafter_pl.cli import main
 from crafter_pl.cli.run import build
-from crafter_pl.cli.stage import StageCLI
 from crafter_pl.commands import Commands
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import read_store
 from crafter_pl.defenses.base import defenses
 from crafter_pl.defenses.crafter_variants import RELEASED
-from crafter_pl.plugins import import_stages
 from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
-
-ROOT = Path(__file__).parents[2]
-FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
-
-
-def merged(base, more):
-    """Settings with others on top, as one config on another."""
-    both = base.keys() & more.keys()
-    deep = [key for key in both if isinstance(base[key], dict) and isinstance(more[key], dict)]
-    return {**base, **more, **{key: merged(base[key], more[key]) for key in deep}}
-
-
-def content_of(file):
-    """What a config says, with what it builds on."""
-    content = yaml.safe_load(file.read_text())
-    base = content.pop("base", None)
-    return content if base is None else merged(content_of(file.parent / base), content)
-
-
-CONTENT = {path: content_of(ROOT / path) for path in FILES}
-STAGES = [path for path, content in CONTENT.items() if "model" in content]
-BENCHMARKS = [path for path, content in CONTENT.items() if "defenses" in content]
-AUDITS = [path for path, content in CONTENT.items() if "budgets" in content]
-TUNE = Path("configs/tune.yaml")
-DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE)]
-
-
-def command_line(path, *more):
-    import_stages()
-    return StageCLI(["fit", "--config", str(ROOT / path), *more])
 
 
 def test_there_are_configs_of_every_kind():
@@ -203,41 +169,6 @@ def test_the_papers_settings(folder, betas):
     assert prior.pop("latent_dim") == {"paper": 500, "paper/lfw": 3000}[folder]
     defaults = inspect.signature(GanPrior).parameters  # the paper's
     assert all(value == defaults[key].default for key, value in prior.items()) and data["batch_size"] == 64
-
-
-def test_the_papers_crafter_runs(tiny, tmp_path):
-    """The config as it is, but for its pictures, its steps and the critic's width."""
-    given = [
-        f"--model.init_args.{key}={path}" for key, path in tiny.upstream("task", "prior", "amortizer").items()
-    ]
-    few = [
-        f"--model.init_args.craft.{key}=2" for key in ("steps", "inner_steps", "iterations", "critic_steps")
-    ]
-    more = ["--data", str(CONF / "synthetic.yaml"), "--data.predict_batch_size", "16", *given, *few]
-    more += [
-        "--runs_dir",
-        str(tmp_path),
-        "--trainer.accelerator",
-        "cpu",
-        "--model.init_args.critic_width",
-        "4",
-    ]
-    for verb in ("fit", "predict"):
-        assert main([verb, "--config", str(ROOT / "configs/paper/crafter.yaml"), *more]) == 0
-    store = tmp_path / "paper/crafter/features/private_test-beta1-per_batch"
-    features, _, manifest = read_store(store)
-    assert len(features) == 16 and manifest["settings"]["critic"] == "per_batch"
-    assert manifest["settings"]["alpha"] == 9.54e-7 and manifest["settings"]["solver"] == "neumann"
-
-
-@pytest.mark.parametrize("path", DATA, ids=str)
-def test_data_configs(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CRAFTER_DATA", "/faces")
-    cli = command_line(STAGES[0], "--data", str(ROOT / path))
-    for key, value in CONTENT[path].items():
-        wanted = os.path.expandvars(value) if isinstance(value, str) else value
-        assert cli.options.data.init_args[key] == wanted, key
 
 
 @pytest.mark.parametrize("path", AUDITS, ids=str)

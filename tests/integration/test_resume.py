@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 import yaml
+from experiment import CONF, in_subprocess
 
 from crafter_pl.cli import main
 from crafter_pl.cli.resume import data_differences, differences
@@ -48,11 +49,13 @@ def place(tmp_path_factory):
         yield folder
 
 
-def state(run):
-    content = torch.load(f"runs/synthetic/{run}/checkpoints/last.ckpt", weights_only=True)
-    with open(f"runs/synthetic/{run}/metrics.csv", newline="") as file:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return content["state_dict"], rows
+def last(run, runs="runs"):
+    return torch.load(f"{runs}/synthetic/{run}/checkpoints/last.ckpt", weights_only=True)
+
+
+def rows(run, runs="runs"):
+    with open(f"{runs}/synthetic/{run}/metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -64,10 +67,10 @@ def test_resumed_equals_straight(stage, place, monkeypatch):
     stopped = [*fit, "--name", "stopped_" + stage]
     assert main([*stopped, "--trainer.callbacks+=tiny_stage.Interrupt"]) == 130
     assert main([*stopped, "--ckpt_path", "last"]) == 0
-    straight, resumed = state(stage), state("stopped_" + stage)
-    for key, value in straight[0].items():
-        assert torch.equal(value, resumed[0][key]), key
-    assert straight[1] == resumed[1] and len(straight[1]) == 3
+    resumed = last("stopped_" + stage)["state_dict"]
+    for key, value in last(stage)["state_dict"].items():
+        assert torch.equal(value, resumed[key]), key
+    assert rows(stage) == rows("stopped_" + stage) and len(rows(stage)) == 3
 
 
 def test_the_training_order_is_a_stages_own():
@@ -76,3 +79,24 @@ def test_the_training_order_is_a_stages_own():
     assert passed_on(given) == ["--data", "faces.yaml", "--data.seed=1"]
     old, new = ({"model": {}, "data": {"seed": 0, "order_seed": seed}} for seed in (None, 3))
     assert data_differences(old, new, "training") == [] and len(differences(old, new)) == 1
+
+
+def test_killed_gan_fit_resumed_equals_straight(tmp_path):
+    fit = ["fit", "--config", str(CONF / "prior.yaml"), "--trainer.max_epochs", "2"]
+    killed = in_subprocess([*fit, "--runs_dir", str(tmp_path / "killed"), "--trainer.callbacks+=kill.Kill"])
+    assert killed.returncode == -9, killed.stderr
+    assert len(rows("prior", tmp_path / "killed")) == 1
+    assert not (tmp_path / "killed" / "synthetic" / "prior" / "summary.json").exists()
+    assert main([*fit, "--runs_dir", str(tmp_path / "killed"), "--ckpt_path", "last"]) == 0
+    assert main([*fit, "--runs_dir", str(tmp_path / "straight")]) == 0
+    resumed, straight = (last("prior", tmp_path / runs) for runs in ("killed", "straight"))
+    assert resumed["epoch"] == straight["epoch"] == 1
+    for key, value in straight["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    for mine, other in zip(straight["optimizer_states"], resumed["optimizer_states"], strict=True):
+        for number, state in mine["state"].items():
+            assert torch.equal(state["exp_avg_sq"], other["state"][number]["exp_avg_sq"])
+    assert rows("prior", tmp_path / "killed") == rows("prior", tmp_path / "straight")
+    # The second epoch did something.
+    first = torch.load(tmp_path / "straight/synthetic/prior/checkpoints/best.ckpt", weights_only=True)
+    assert first["epoch"] == 1 and len(rows("prior", tmp_path / "straight")) == 2

@@ -1,16 +1,11 @@
 """Plain networks: shapes at every picture size, the cut against torchvision's net, folding, the penalty."""
 
-import copy
-from collections import Counter
-
 import pytest
 import torch
-import torchvision
 from closeness import near
+from nets_lab import SIZES, calibrated, pictures
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from crafter_pl.crafting.curvature import Curvature
 from crafter_pl.errors import UserError
 from crafter_pl.nets import (
     AmortizerNet,
@@ -18,38 +13,14 @@ from crafter_pl.nets import (
     Critic,
     Generator,
     ImageEncoder,
-    InceptionFeatures,
     OracleNet,
     PaperDecoder,
     ResidualDecoder,
     SplitClassifier,
     build_decoder,
-    fold_batchnorm,
-    freeze,
     gradient_penalty,
     to_grey,
 )
-from crafter_pl.nets.fold import FrozenConv
-
-SIZES = (32, 64, 112, 128)
-
-
-def calibrated(net, *shape):
-    """`net` in eval mode with batch-norm statistics and scales of its own, not the initial zeros and ones."""
-    generator = torch.Generator().manual_seed(5)
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            with torch.no_grad():
-                module.running_mean.copy_(0.3 * torch.randn(module.num_features, generator=generator))
-                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-                module.weight.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-                module.bias.copy_(0.3 * torch.randn(module.num_features, generator=generator))
-    return net.eval()
-
-
-def pictures(count, size, seed=0):
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
 
 # Shapes
 
@@ -157,277 +128,6 @@ def test_to_grey():
     assert to_grey(pixel).item() == pytest.approx(0.299 + 0.5 * 0.587 + 0.25 * 0.114)
     assert to_grey(torch.ones(2, 3, 4, 4)).shape == (2, 1, 4, 4)
     assert torch.allclose(to_grey(torch.ones(1, 3, 2, 2)), torch.ones(1, 1, 2, 2))
-
-
-# The cut
-
-
-def whole(arch, state_from, outputs):
-    """torchvision's own net with the weights of a `SplitClassifier` and a head of `outputs`."""
-    with torch.device("meta"):  # not drawn: all weights are given below
-        net = getattr(torchvision.models, arch)(num_classes=outputs).eval()
-    own = list(state_from.edge.state_dict().values()) + list(state_from.cloud.state_dict().values())
-    if arch == "resnet18":
-        names = list(net.state_dict())
-    else:
-        net.classifier, net.avgpool = nn.Linear(512, outputs), nn.AdaptiveAvgPool2d(1)
-        names = list(net.state_dict())
-    assert len(names) == len(own)
-    net.load_state_dict(dict(zip(names, own, strict=True)), assign=True)
-    return net
-
-
-@pytest.mark.parametrize(
-    ("arch", "cut", "shape"),
-    [
-        ("resnet18", "stem", (64, 16, 16)),
-        ("resnet18", "layer1", (64, 16, 16)),
-        ("resnet18", "layer2", (128, 8, 8)),
-        ("resnet18", "layer3", (256, 4, 4)),
-        ("vgg16", "pool2", (128, 16, 16)),
-        ("vgg16_bn", "pool4", (512, 4, 4)),
-    ],
-)
-@torch.no_grad()
-def test_edge_and_cloud_are_the_whole_net(arch, cut, shape):
-    torch.manual_seed(0)
-    net = calibrated(SplitClassifier(arch, cut, 5)).double()
-    images = pictures(2, 64).double()
-    features = net.encode(images)
-    assert features.shape[1:] == shape
-    assert torch.equal(net.encoder_module()(images), features)
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).tolist()  # as the net has them
-    expected = whole(arch, net, 5).double()(torchvision.transforms.functional.normalize(images, mean, std))
-    assert near(net.classify(features), expected) and near(net(images), expected)
-    assert expected.std() > 1e-3
-
-
-@pytest.mark.parametrize(("arch", "cut", "channels"), [("resnet18", "layer1", 64), ("vgg16", "pool2", 128)])
-@torch.no_grad()
-def test_the_papers_cuts_at_every_size(arch, cut, channels):
-    net = SplitClassifier(arch, cut, 2).eval()
-    for size in SIZES:  # the paper: 64x16x16 and 128x16x16 at 64 pixels
-        assert net.encode(pictures(1, size)).shape[1:] == (channels, size // 4, size // 4)
-
-
-def test_imagenet_weights_from_a_file(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "resnet18.pt"
-    source = torchvision.models.resnet18(weights=None)
-    torch.save(source.state_dict(), path)
-    net = SplitClassifier("resnet18", "layer1", 3, str(path))
-    assert torch.equal(net.edge[1][1].conv2.weight, source.layer1[1].conv2.weight)
-    assert torch.equal(net.cloud[2][1].bn2.weight, source.layer4[1].bn2.weight)
-    with pytest.raises(UserError, match="do not fit torchvision's vgg16"):
-        SplitClassifier("vgg16", "pool2", 3, str(path))
-    torch.save([1, 2], path)
-    with pytest.raises(
-        UserError, match=r"resnet18\.pt' holds no state dict; expected one of torchvision's resnet18"
-    ):
-        SplitClassifier("resnet18", "layer1", 3, str(path))
-    path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"resnet18\.pt' cannot be read"):
-        SplitClassifier("resnet18", "layer1", 3, str(path))
-
-
-def test_inception_features_are_torchvisions_pooled_ones(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "inception.pt"
-    source = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True).eval()
-    for module in source.modules():  # so that pictures make a difference through 48 layers
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(source.state_dict(), path)  # with both heads, as published
-    random = torch.random.get_rng_state()
-    net = InceptionFeatures(str(path))
-    assert torch.equal(torch.random.get_rng_state(), random)
-    assert not net.training and not any(p.requires_grad for p in net.parameters())
-    images = pictures(2, 299)  # not resized; torchvision's takes them by ImageNet's mean and deviation
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    pooled = []
-    source.avgpool.register_forward_hook(lambda module, given, made: pooled.append(made.flatten(1)))
-    with torch.no_grad():
-        source((images - mean) / std)
-        scale = pooled[0].std(0).mean()  # between the two pictures
-        assert (net(images) - pooled[0]).abs().max() < 1e-2 * scale
-        assert (net(images + 0.02) - pooled[0]).abs().max() > 0.1 * scale
-        assert net(pictures(1, 64)).shape == (1, 2048)
-    state = source.state_dict()
-    del state["Mixed_7c.branch1x1.conv.weight"]
-    torch.save({**state, "more": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"1 tensors are missing and 1 unknown \(Mixed_7c\.branch1x1"):
-        InceptionFeatures(str(path))
-    torch.save({**state, "Mixed_7c.branch1x1.conv.weight": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match=r"does not fit torchvision's inception_v3: size mismatch for Mixed"):
-        InceptionFeatures(str(path))
-    with pytest.raises(UserError, match=r"inception: no file 'absent\.pt'"):
-        InceptionFeatures("absent.pt")
-
-
-def test_download_without_a_network(monkeypatch):
-    def fail(*_, **__):
-        raise OSError("no route")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(UserError, match=r"inception_v3 could not be downloaded .*init_args\.inception PATH"):
-        InceptionFeatures("download")
-    with pytest.raises(UserError, match=r"resnet18 could not be downloaded .*init_args\.weights PATH"):
-        SplitClassifier("resnet18", "layer1", 2, "download")
-
-
-# Folding
-
-
-@pytest.mark.parametrize(
-    ("net", "shape"),
-    [
-        (lambda: SplitClassifier("resnet18", "layer1", 2).encoder_module(), (3, 32, 32)),
-        (lambda: SplitClassifier("vgg16_bn", "pool2", 2).encoder_module(), (3, 32, 32)),
-        (lambda: Generator("G1", 6, 32, 8), (6,)),
-        (lambda: AmortizerNet((4, 8, 8), 6, 8), (4, 8, 8)),
-    ],
-    ids=["resnet18", "vgg16_bn", "G1", "amortizer"],
-)
-def test_folded_net_is_the_same_function(net, shape):
-    torch.manual_seed(0)
-    original = calibrated(net()).double()
-    before = {name: value.clone() for name, value in original.state_dict().items()}
-    folded = fold_batchnorm(original)
-    x = torch.rand(4, *shape, dtype=torch.float64)
-    with torch.no_grad():
-        assert near(folded(x), original(x))
-        original.train()
-        assert not torch.allclose(folded.train()(x), original(x), rtol=1e-2)  # the copy learns no statistics
-    assert not any(p.requires_grad for p in folded.parameters())
-    assert any(p.requires_grad for p in original.parameters())
-
-    def norms(n):
-        return sum(isinstance(m, nn.BatchNorm2d) for m in n.modules())
-
-    # What is left comes after no convolution: the generator's first, after its linear layer.
-    assert norms(folded) == int(isinstance(original, Generator)) and norms(original) > norms(folded)
-    original.eval()
-    for name, value in before.items():
-        if "running" not in name and "tracked" not in name:
-            assert torch.equal(value, original.state_dict()[name]), name
-
-
-def test_fold_leaves_a_convolution_whose_output_is_used_twice():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            y = self.conv(x)
-            return self.norm(y) + y
-
-    torch.manual_seed(0)
-    net = calibrated(Twice()).double()
-    x = torch.rand(2, 3, 4, 4, dtype=torch.float64)
-    assert near(fold_batchnorm(net)(x), net(x))
-
-
-# Frozen convolutions
-
-
-CONVOLUTIONS = [
-    nn.Conv2d(4, 6, 3),
-    nn.Conv2d(4, 6, 3, padding=1, bias=False),
-    nn.Conv2d(4, 6, 7, stride=2, padding=3),
-    nn.Conv2d(4, 6, 3, stride=(3, 2), padding=(0, 2)),
-    nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
-    nn.ConvTranspose2d(4, 6, 5, stride=2, padding=2, output_padding=1),
-    nn.ConvTranspose2d(4, 6, 3, stride=3, padding=1, output_padding=2, groups=2, bias=False),
-]
-
-
-@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=repr)
-@pytest.mark.parametrize("side", [9, 10, 11])
-def test_a_frozen_convolution_has_the_same_value_and_derivatives(conv, side):
-    torch.manual_seed(0)
-    plain = copy.deepcopy(conv).double().requires_grad_(False)
-    frozen = FrozenConv(copy.deepcopy(plain))
-    x = torch.randn(2, 4, side, side + 1, dtype=torch.double, requires_grad=True)
-    found = []
-    for net in (plain, frozen):
-        y = net(x)
-        w, u = torch.ones_like(y).cumsum(-1), torch.ones_like(x).cumsum(-2)
-        (slope,) = torch.autograd.grad(net(x).square().mul(w).sum(), x, create_graph=True)
-        (bend,) = torch.autograd.grad(slope.mul(u).sum(), x)  # of second order, through both
-        found.append((y, slope, bend))
-    for a, b in zip(*found, strict=True):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
-    assert torch.autograd.gradgradcheck(frozen, (x[:1].detach().requires_grad_(),), fast_mode=True)
-    with torch.no_grad():
-        assert near(frozen(x), plain(x))
-
-
-def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
-    """By PyTorch's own double backward every convolution computes a gradient for its weight besides."""
-    torch.manual_seed(0)
-    net = nn.Sequential(Generator("G1", 6, 32, 8), SplitClassifier("resnet18", "layer1", 2).encoder_module())
-    net, z = net.double(), torch.randn(2, 6, dtype=torch.float64)
-
-    def convolutions(frozen):
-        seen = Counter()
-
-        class Count(TorchDispatchMode):
-            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-                seen[func._overloadpacket] += 1
-                return func(*args, **(kwargs or {}))
-
-        curvature = Curvature(frozen, frozen(z), z, 0.0, "sum")
-        curvature.forward(z)
-        with Count():
-            product = curvature.forward(z)
-        return sum(n for name, n in seen.items() if "convolution" in str(name)), product
-
-    count = sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in net.modules())
-    plain, expected = convolutions(fold_batchnorm(net))
-    frozen, product = convolutions(freeze(net))
-    assert (plain, frozen) == (2 * count, count)
-    assert near(product, expected)
-
-
-def test_freezing_turns_a_widening_linear_layer_for_single_samples():
-    """In memory alone; it stays so in copies, and in other precisions."""
-    net = nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)).double()
-    frozen, x = freeze(net), torch.randn(7, 5, dtype=torch.float64)
-    assert torch.allclose(frozen(x), net(x), rtol=1e-13, atol=1e-13)
-    for made in (frozen, copy.deepcopy(frozen).float()):
-        assert [weight.stride() for weight in made.parameters() if weight.ndim == 2] == [(1, 40), (40, 1)]
-    assert net[0].weight.stride() == (5, 1), "the net that was given is not changed"
-
-
-def test_frozen_convolutions_compute_in_their_own_precision_under_autocast():
-    """What a stage trained in bf16-mixed differentiates twice; only the linear layers are narrowed."""
-    torch.manual_seed(0)
-    net = freeze(Generator("G1", 6, 32, 8).eval())
-    z = torch.randn(2, 6)
-
-    def derivatives():
-        leaf = z.clone().requires_grad_()
-        images = net(leaf)
-        (first,) = torch.autograd.grad(images.square().sum(), leaf, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), leaf)
-        return images, first, second
-
-    exact = derivatives()
-    with torch.autocast("cpu", torch.bfloat16):
-        narrow = derivatives()
-    for expected, made in zip(exact, narrow, strict=True):
-        assert made.dtype == torch.float32
-        assert 0 < (made - expected).norm() < 0.2 * expected.norm()
-
-
-def test_freezing_leaves_a_convolution_padded_otherwise():
-    net = nn.Sequential(
-        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same")
-    )
-    x = torch.rand(1, 3, 6, 6)
-    assert torch.equal(freeze(net)(x), net(x))
-    assert not any(isinstance(m, FrozenConv) for m in freeze(net).modules())
 
 
 # Gradient penalty
