@@ -25,7 +25,7 @@ from crafter_pl.cli import main, run
 from crafter_pl.commands import Commands
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Defense
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages import load_stage
 
 CONF = Path(__file__).parent / "conf"
 OTHERS = ("oracle_resnet", "oracle_plain", "black_box", "embedder", "embedder_plain")
@@ -44,11 +44,17 @@ DATA = {
 
 @dataclass
 class Experiment:
-    """Where the runs are, what was printed on the way, and the stages as training left them in memory."""
+    """Where the runs are, what was printed on the way, and what training left in memory.
+
+    Attributes:
+        trained: the entries of each stage's `state_dict`.
+        touched: stages whose training changed a net upstream.
+    """
 
     runs_dir: Path
     printed: str = ""
-    trained: dict[str, Stage] = field(default_factory=dict)
+    trained: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    touched: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -119,7 +125,7 @@ def copy_of(folder: Path, own: Path) -> Experiment:
         if not kept.is_file():
             torch.save(make(folder), kept)
     shutil.copytree(folder / "runs", own / "runs")
-    made: Experiment = torch.load(kept, weights_only=False)
+    made: Experiment = torch.load(kept, weights_only=False)  # our own file
     made.runs_dir, made.printed = own / "runs", made.printed.replace(str(folder), str(own))
     return made
 
@@ -131,7 +137,12 @@ def make(folder: Path) -> Experiment:
         go = run.go
 
         def watched(cli, loaded):
-            made.trained[cli.name] = go(cli, loaded)
+            stage = go(cli, loaded)
+            made.trained[cli.name] = stage.state_dict()
+            for key, upstream in stage.upstream.items():
+                fresh = load_stage(made.ckpt(key), type(upstream)).state_dict()
+                if not all(torch.equal(value, fresh[name]) for name, value in upstream.state_dict().items()):
+                    made.touched.append(f"{cli.name}: {key}")
 
         patch.setattr(run, "go", watched)
         text = io.StringIO()

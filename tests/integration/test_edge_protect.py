@@ -31,7 +31,8 @@ def indices(store):
 
 def test_a_folder_becomes_a_store(go, folder, tiny, capsys):
     store = folder.parent / "store"
-    assert go() == 0
+    double = "float64"  # in float32 one step may magnify the rounding
+    assert go("--protect.precision", double) == 0
     out = capsys.readouterr().out
     assert f"protected {FACES} faces of {FACES} photographs in {store}; skipped: none" in out
     assert f"keep {store}.private.json on this device" in out and "drawn by code" in out
@@ -45,13 +46,14 @@ def test_a_folder_becomes_a_store(go, folder, tiny, capsys):
     assert sorted(order) == list(range(FACES)) and order != sorted(order)
     # Each feature is what the defence makes of its own photograph, keyed by the ledger's seed and index.
     seed = ledger_of(store)["seed"]
-    protector = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", seed=seed, steps=1)
+    told = {"seed": seed, "steps": 1, "precision": double}
+    protector = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", **told)
     plain = protector.defense.task
     for name, (where,) in indices(store).items():
         image = np.asarray(Image.open(next(folder.rglob(name)))).transpose(2, 0, 1)
         face = torch.from_numpy(image.copy())[None]
         made = protector.craft(face, torch.tensor([where]))[0]
-        assert (made - features[where]).abs().max() < 1e-3, name
+        assert (made - features[where]).abs().max() < 1e-5, name
         with torch.no_grad():
             assert (plain.edge(face / 255)[0] - features).abs().flatten(1).max(1).values.min() > 0.05, name
 

@@ -126,7 +126,9 @@ def test_prior_logs_the_kid_at_the_end_of_fit(tiny, tmp_path, monkeypatch):
     assert metrics == json.loads((plain / "summary.json").read_text())["metrics"]
     assert "val/kernel_distance" in metrics and "val/kid" not in figures(run)
     # Training is the same as without, and a reload reads no weights.
-    stage, before = load_stage(run / "checkpoints" / "best.ckpt", GanPrior), tiny.trained["prior"]
+    stage, before = (
+        load_stage(file, GanPrior) for file in (run / "checkpoints" / "best.ckpt", tiny.ckpt("prior"))
+    )
     assert FewFeatures.built == ["some.pt"] and stage.hparams["inception"] == "some.pt"
     assert all(torch.equal(value, before.state_dict()[key]) for key, value in stage.state_dict().items())
     assert stage.state_dict().keys() == before.state_dict().keys()
