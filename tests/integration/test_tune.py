@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from experiment import CONF
 
 import crafter_pl.attacks
 from crafter_pl.attacks import DecoderAttack, WhiteBoxAttack
@@ -31,8 +32,8 @@ def run(tiny, tmp_path, monkeypatch):
     assert bench.SPLIT == "public_val"
     monkeypatch.setattr(bench, "SPLIT", "public_train")
     config = tmp_path / "audit.yaml"
-    text = (ROOT / "tests" / "conf" / "audit.yaml").read_text()
-    config.write_text(text.replace("synthetic.yaml", str(ROOT / "tests" / "conf" / "synthetic.yaml")))
+    text = (CONF / "audit.yaml").read_text()
+    config.write_text(text.replace("synthetic.yaml", str(CONF / "synthetic.yaml")))
     given = ["--audit", str(config), "--runs_dir", str(tiny.runs_dir), "--faces", str(FACES)]
     given += ["--oracles", "[oracle_resnet, oracle_plain]"]
 
@@ -56,7 +57,7 @@ def test_a_search_from_grid_to_config(tiny, run, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert f"chosen: {shown(best)}\nwritten to {config}" in text and "3 settings, 0 done before" in text
     assert yaml.safe_load(config.read_text())["attacks"][0]["init_args"] == best
-    head = (ROOT / "tests" / "conf" / "audit.yaml").read_text().splitlines()[0]
+    head = (CONF / "audit.yaml").read_text().splitlines()[0]
     assert config.read_text().splitlines()[0] == head
     lines = (tiny.folder / "tuning" / "white_box.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith("steps,lr,restarts,similarity,rank1,pixel_error")
