@@ -28,7 +28,6 @@ from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
 _LARGE = 1 << 18  # bytes; larger bodies are checked, and their answers written, beside the event loop
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _HOW = "send the file as it is: curl --data-binary @FILE -H 'Content-Type: application/octet-stream'"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": why}
@@ -218,7 +217,7 @@ def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> s
         {"index": number, "attributes": dict(zip(names, row, strict=True))}
         for number, row in zip(numbers, rows, strict=True)
     ]
-    return _ENCODER.encode({"answers": answers})
+    return json.dumps({"answers": answers}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _request_schema(facts: Facts, max_body: int) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -33,16 +33,7 @@ class _Waiting:
     features: Tensor
     is_gone: Callable[[], bool]
     arrived: float
-    answer: asyncio.Future[Rows]
-
-    def settle(self, answer: Rows | Exception) -> None:
-        """Gives the request its answer, if it still waits for one; within the event loop."""
-        if self.answer.done():
-            return
-        if isinstance(answer, Exception):
-            self.answer.set_exception(answer)
-        else:
-            self.answer.set_result(answer)
+    answer: Future[Rows]
 
 
 class Batcher:
@@ -96,14 +87,9 @@ class Batcher:
             ClientGoneError: the client has hung up.
             ClassifierError: the net has failed.
         """
-        loop = asyncio.get_running_loop()
-        item = _Waiting(features, is_gone, time.monotonic(), loop.create_future())
-        timer = loop.call_later(self.timeout, item.settle, asyncio.TimeoutError())
+        item = _Waiting(features, is_gone, time.monotonic(), Future())
         self._queue.put(item)
-        try:
-            return await item.answer
-        finally:
-            timer.cancel()
+        return await asyncio.wait_for(asyncio.wrap_future(item.answer), self.timeout)
 
     def close(self, seconds: float) -> bool:
         """Ends the thread; returns whether it has ended within so many seconds."""
@@ -115,18 +101,21 @@ class Batcher:
         """The thread's."""
         while batch := self._collect():
             self._began = time.monotonic()
-            answers: list[Rows] | list[ClassifierError]
             try:
                 probabilities = self.classify(torch.cat([item.features for item in batch]))
                 rows = iter(probabilities.double().round(decimals=6).tolist())
-                answers, self._failed = [list(islice(rows, len(item.features))) for item in batch], False
+                self._failed = False
                 self.metrics.features.inc(len(probabilities))
                 self.metrics.batches.inc(-(-len(probabilities) // self.max_batch_size))
             except Exception:
                 traceback.print_exc()
-                answers, self._failed = [ClassifierError()] * len(batch), True
+                self._failed = True
             self._began = None
-            _settle(batch, answers)
+            for item in batch:
+                if self._failed:
+                    item.answer.set_exception(ClassifierError())
+                else:
+                    item.answer.set_result(list(islice(rows, len(item.features))))
 
     def _collect(self) -> list[_Waiting]:
         """The requests of the next batch; none: the thread is to end."""
@@ -139,21 +128,12 @@ class Batcher:
                 break
             if item is None:
                 return []
+            if not item.answer.set_running_or_notify_cancel():  # nobody waits any more
+                continue
             if item.is_gone():
-                _settle([item], [ClientGoneError()])
-            elif not item.answer.done():
+                item.answer.set_exception(ClientGoneError())
+            else:
                 batch.append(item)
                 count += len(item.features)
                 seconds = max(0.0, batch[0].arrived + self.batch_timeout - time.monotonic())
         return batch
-
-
-def _settle(items: list[_Waiting], answers: Sequence[Rows | Exception]) -> None:
-    """Gives requests their answers, from the thread."""
-
-    def settle() -> None:
-        for item, answer in zip(items, answers, strict=True):
-            item.settle(answer)
-
-    with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-        items[0].answer.get_loop().call_soon_threadsafe(settle)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,8 +62,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     elif name == "CloudClassifier":
         stage = load_stage(path, CloudClassifier)
         task, net, encoder = stage.task, stage.net, stage.upstream_files["task"][1]
-        learned_from: dict[str, Any] = stage.hparams["learned_from"] or {}
-        defense = learned_from.get("defense_sha256")
+        defense = (stage.hparams["learned_from"] or {}).get("defense_sha256")
     elif name in defenses():
         trained = load_defense(path)
         task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]

@@ -83,13 +83,12 @@ class AccessMiddleware:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         """Why a request is not passed on; None: it is."""
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
-        names = [name for name, _ in headers]
+        names = [name for name, _ in scope["headers"]]
         if twice := next((name for name in SINGLE if names.count(name) > 1), None):
             return _refuse(400, f"the header {twice.decode()} may be given once", {"Connection": "close"})
         if scope["path"] in OPEN:
             return None
-        if self._digest is not None and not self._bears_token(headers):
+        if self._digest is not None and not self._bears_token(scope["headers"]):
             why = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
             return _refuse(401, why, {"WWW-Authenticate": "Bearer"})
         if self.metrics.in_flight > MAX_IN_FLIGHT:

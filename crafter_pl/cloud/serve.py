@@ -123,9 +123,8 @@ def read_token(file: str | Path) -> str:
         raise UserError(
             f"--token_file {file} is missing: write a token into it, readable by you alone"
         ) from error
-    except ValueError as error:
+    except ValueError:
         token, mode = "", 0
-        del error
     if len(token) < _MIN_TOKEN or not token.isprintable() or " " in token:
         raise UserError(
             f"--token_file {file} holds no token: one line of {_MIN_TOKEN} or more letters, digits and "
