@@ -8,9 +8,6 @@ runs on the edge, where the photographs are; exit code 1 if any piece of a photo
 pixels of a face or a feature close to an unprotected one are among the bytes that left.
 """
 
-from __future__ import annotations
-
-import argparse
 import re
 import socket
 import sys
@@ -20,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from jsonargparse import auto_cli
 
 from crafter_pl.cloud.wire import Refused, read_features
 from crafter_pl.data.store import MANIFEST, read_manifest
@@ -66,20 +64,29 @@ class Relay:
             sink.close()
 
 
-def ask(url: str, store: Path, wire: Path, out: Path) -> None:
-    """Posts every shard; writes the answers by photograph and face."""
+def ask(url: str, store: Path, *, wire: Path, out: Path) -> None:
+    """Posts every shard; writes the answers by photograph and face.
+
+    Args:
+        url: of the server's /classify.
+        store: of the protected features.
+        wire: file for the bytes that leave.
+        out: file for the answers.
+    """
+    photos = _ledger(store)["photos"]
     found = re.fullmatch(r"http://(\[[^]]+\]|[\w.-]+):(\d+)(/\w+)", url)
     if found is None:
         raise UserError(f"{url} is no address as serve prints it: http://HOST:PORT/classify")
     relay, manifest = Relay(found[1].strip("[]"), int(found[2])), read_manifest(store)
-    headers = {"X-Encoder-SHA256": manifest["encoder_sha256"]}
-    headers |= {"X-Defense-SHA256": manifest["defense_sha256"]}
+    headers = {
+        "X-Encoder-SHA256": manifest["encoder_sha256"],
+        "X-Defense-SHA256": manifest["defense_sha256"],
+    }
     answers: dict[int, dict[str, float]] = {}
     for name in manifest["shards"]:
-        body = (store / name).read_bytes()
-        request = urllib.request.Request(f"http://127.0.0.1:{relay.port}{found[3]}", body, headers)
+        place, body = f"http://127.0.0.1:{relay.port}{found[3]}", (store / name).read_bytes()
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(urllib.request.Request(place, body, headers), timeout=60) as answer:
                 said = parse_json(
                     answer.read(), f"the answer to {name}", "ask a server that serve has started"
                 )
@@ -89,7 +96,6 @@ def ask(url: str, store: Path, wire: Path, out: Path) -> None:
         except OSError as error:
             raise UserError(f"no answer from {url} to {name} ({error}): is serve running?") from error
     write_file(wire, bytes(relay.sent))
-    photos = _ledger(store)["photos"]
     told = {
         path: [answers[face["index"]] for face in photo["faces"] if face["index"] in answers]
         for path, photo in photos.items()
@@ -99,7 +105,9 @@ def ask(url: str, store: Path, wire: Path, out: Path) -> None:
 
 
 def _ledger(store: Path) -> dict:
-    """The ledger's content as it is."""
+    """The content of a finished store's ledger as it is."""
+    if not (store / MANIFEST).is_file():
+        raise UserError(f"{store} is no finished feature store: run protect first")
     return read_json(private_file(store), "run protect again")
 
 
@@ -117,8 +125,8 @@ def bodies(wire: bytes) -> list[bytes]:
 
 def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
     """What went over the wire and should not have, in words; empty: nothing."""
-    protector = Protector.load(checkpoint, device="cpu", faces="none")
     ledger = Ledger(store, _ledger(store)["settings"], None)
+    protector = Protector.load(checkpoint, device="cpu", faces="none")
     leaks, faces = [], []
     for path, photo in ledger.photos.items():
         if _pieces(Path(path).read_bytes(), wire):
@@ -163,40 +171,27 @@ def _pieces(secret: bytes, wire: bytes) -> bool:
     return any(len(set(piece)) > 4 and piece in wire for piece in (secret[at : at + PIECE] for at in starts))
 
 
-def main() -> int:
-    """Runs one of the two."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("ask")
-    one.add_argument("url")
-    one.add_argument("store", type=Path)
-    one.add_argument("--wire", type=Path, required=True)
-    one.add_argument("--out", type=Path, required=True)
-    other = commands.add_parser("check")
-    other.add_argument("wire", type=Path)
-    other.add_argument("store", type=Path)
-    other.add_argument("checkpoint")
-    args = parser.parse_args()
-    if not (args.store / MANIFEST).is_file():
-        raise UserError(f"{args.store} is no finished feature store: run protect first")
-    if args.command == "ask":
-        ask(args.url, args.store, args.wire, args.out)
-        return 0
-    leaks = check(args.wire.read_bytes(), args.store, args.checkpoint)
+def look(wire: Path, store: Path, checkpoint: str) -> int:
+    """Says what went over the wire and should not have; exit code 1 if anything did.
+
+    Args:
+        wire: the bytes that left.
+        store: of the protected features, beside its photographs.
+        checkpoint: of the defence.
+    """
+    leaks = check(wire.read_bytes(), store, checkpoint)
     for leak in leaks:
         print(f"leak: {leak}", file=sys.stderr)
     nothing = (
         f"nothing verbatim of a picture and no feature within {CLOSE:.0%} of an unprotected one was sent"
     )
     print("leaks were found" if leaks else nothing)
-    return 1 if leaks else 0
+    return int(bool(leaks))
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(auto_cli({"ask": ask, "check": look}, description=__doc__))
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
