@@ -74,18 +74,21 @@ def _bases(file: Path, above: list[Path]) -> list[str]:
 
 def overlays(args: list[str]) -> list[str]:
     """Those configs among `args` that are of no stage: upstream stages get them, too."""
-    contents = {str(file): yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in configs(args)}
-    shared = [file for file, content in contents.items() if not content.keys() & {"model", "base", "name"}]
-    return [part for file in shared for part in ("--config", file)]
+    return [
+        part
+        for file in dict.fromkeys(configs(args))
+        if not (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys() & {"model", "base", "name"}
+        for part in ("--config", str(file))
+    ]
 
 
 def without(args: list[str], *options: str) -> list[str]:
     """`args` without some options and their values."""
-    kept: list[str] = []
-    for before, arg in zip(["", *args], args, strict=False):
-        if before not in options and arg.partition("=")[0] not in options:
-            kept.append(arg)
-    return kept
+    return [
+        arg
+        for before, arg in zip(["", *args], args, strict=False)
+        if before not in options and arg.partition("=")[0] not in options
+    ]
 
 
 def resume_command(args: list[str]) -> str:
@@ -96,12 +99,9 @@ def resume_command(args: list[str]) -> str:
 def passed_on(args: list[str]) -> list[str]:
     """Those of `args` that upstream stages get, too: `--option value` or `--option=value`."""
     kept: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, has_value, _ = arg.partition("=")
-        if any(name == option or name.startswith(option + ".") for option in PASSED_ON):
-            given = [arg] if has_value else [arg, next(rest, "")]
-            kept += [] if name == OWN else given
+    for arg, (name, value) in zip(args, pairs(args), strict=True):
+        if name != OWN and f"{name}.".startswith(tuple(f"{option}." for option in PASSED_ON)):
+            kept += [arg] if "=" in arg else [arg, value]
     return kept
 
 
@@ -147,14 +147,13 @@ class Commands:
     def config(self, stage: str) -> Path | None:
         """The config of a stage: the experiment's own, or the one for all; None: there is neither."""
         folders = [CONFIGS / self.home.name, CONFIGS]
-        files = [folder / part / f"{stage}.yaml" for folder in folders for part in (".", "attacks")]
-        return next((file for file in files if file.is_file()), None)
+        files = (folder / part / f"{stage}.yaml" for folder in folders for part in (".", "attacks"))
+        return next(filter(Path.is_file, files), None)
 
     def args(self, verb: str, stage: str, *more: str) -> list[str]:
         """The arguments of a command by a stage's config."""
-        config = self.config(stage) or CONFIGS / f"{stage}.yaml"
         experiment, runs_dir = self.home.name, str(self.home.parent)
-        args = [verb, "--config", str(config)]
+        args = [verb, "--config", str(self.config(stage) or CONFIGS / f"{stage}.yaml")]
         args += ["--experiment", experiment] if experiment != "synthetic" else []
         args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
         args += data_options(self.data) if self.data else []
@@ -169,8 +168,7 @@ class Commands:
 
     def minutes(self, stage: str) -> str:
         """How long a run or a stage took in this experiment, else in another of the folder; or nothing."""
-        homes = [self.home, *sorted(path for path in self.home.parent.glob("*") if path != self.home)]
-        for home in homes:
+        for home in [self.home, *sorted(path for path in self.home.parent.glob("*") if path != self.home)]:
             for folder, own in _summaries(home):
                 if stage in (folder.name, own.get("stage")) and isinstance(own.get("seconds"), (int, float)):
                     return f"  # about {max(1, round(own['seconds'] / 60))} min, as {folder} took"
@@ -179,8 +177,7 @@ class Commands:
 
 def settings_of(data: FacesDataModule) -> dict[str, Any]:
     """The settings that data were made with, for `Commands`; nothing of the data themselves."""
-    taken = signature(type(data)).parameters
-    return {name: getattr(data, name) for name in taken if name not in _OF_PREDICT}
+    return {name: getattr(data, name) for name in signature(type(data)).parameters if name not in _OF_PREDICT}
 
 
 def data_options(settings: dict[str, Any]) -> list[str]:

@@ -201,8 +201,6 @@ def tidy(folder: str | Path, name: str | None = None) -> None:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # another user's may not be signalled
     return True

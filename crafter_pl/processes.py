@@ -66,8 +66,8 @@ def end_with_launcher() -> None:
 
 def tells_of_another(error: Exception) -> bool:
     """Whether a collective failed because another process is gone: gloo and NCCL notice it at once."""
-    kinds = getattr(sys.modules.get("torch.distributed"), "DistError", ())
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    noticed = isinstance(error, getattr(sys.modules.get("torch.distributed"), "DistError", ()))
+    return noticed or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def leave_group() -> None:

@@ -8,10 +8,10 @@ from dataclasses import is_dataclass
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace
 
 from crafter_pl.cli.options import expanded
-from crafter_pl.cli.parsing import Parser, verb_parser
+from crafter_pl.cli.parsing import Parser, parser_settings
 from crafter_pl.cli.verbs import FUNCTIONS, POSITIONAL
 from crafter_pl.commands import with_bases
 from crafter_pl.errors import UserError
@@ -29,13 +29,12 @@ def options_class(function: Callable[..., Any]) -> Any:  # noqa: ANN401 (a class
 def parser(verb: str) -> Parser:
     """The options of a verb, or a YAML file with any of them."""
     import_stages()
-    made = verb_parser(verb, allow_abbrev=False)
+    made = Parser(**parser_settings(verb), allow_abbrev=False)
+    made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
     made.add_argument("--base", type=str | None, help="in a config: another one, which it builds on")
-    positional: set[str | int] = set()
-    if verb in POSITIONAL:
-        name, text = POSITIONAL[verb]
-        made.add_argument(name, nargs="*", type=str, default=[], help=text)
-        positional = {name}
+    positional, text = POSITIONAL.get(verb, ("", ""))
+    if positional:
+        made.add_argument(positional, nargs="*", type=str, default=[], help=text)
     function = resolve_name(FUNCTIONS[verb])
     told: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
     if options := options_class(function):
@@ -43,7 +42,7 @@ def parser(verb: str) -> Parser:
         made.add_class_arguments(options, instantiate=False, **told)
     else:
         made.hints = get_type_hints(function)
-        made.add_function_arguments(function, skip=positional, **told)
+        made.add_function_arguments(function, skip={positional}, **told)
     return made
 
 

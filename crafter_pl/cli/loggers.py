@@ -27,8 +27,7 @@ class Board(TensorBoardLogger):
 
     def __init__(self, folder: Path, step: int | None = None) -> None:
         # What was logged from the step on at which a run goes on is logged anew: it is not shown twice.
-        again: dict[str, Any] = {} if step is None else {"purge_step": step}
-        super().__init__(str(folder), name="", version="", default_hp_metric=False, **again)
+        super().__init__(str(folder), name="", version="", default_hp_metric=False, purge_step=step)
 
     def save(self) -> None:
         """Writes no hparams.yaml: `<verb>.yaml` beside it holds every setting."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import torch
-from jsonargparse import ActionConfigFile
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -64,16 +63,12 @@ def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
             raise
         text = "no memory left: give a smaller --data.batch_size, --data.image_size or --data.people"
         if not memory:
-            text = ": ".join([type(error).__name__, *[line[:300] for line in _lines(str(error))[:1]]])
+            said = [line.strip()[:300] for line in str(error).splitlines() if line.strip()]
+            text = ": ".join([type(error).__name__, *said[:1]])
         given = re.sub(r"(^| )(-c|--config)[ =]\S+", "", " ".join(args[1:])).strip()
         folder = folder or Path(tempfile.mkdtemp(prefix="crafter_pl-"))
         place = write_file(folder / "error.txt", traceback.format_exc())
         raise UserError(f"{text} (options: {given or 'of the config alone'}; traceback: {place})") from error
-
-
-def _lines(text: str) -> list[str]:
-    """Its lines that say something."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class Parser(LightningArgumentParser):
@@ -102,13 +97,6 @@ def parser_settings(verb: str) -> dict[str, Any]:
     return {"prog": f"crafter_pl {verb}", "description": VERBS[verb], "exit_on_error": False}
 
 
-def verb_parser(verb: str, **settings: Any) -> Parser:  # noqa: ANN401 (the parser's)
-    """A parser that knows `--config` alone, for the options of a verb."""
-    made = Parser(**parser_settings(verb), **settings)
-    made.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with any of these options")
-    return made
-
-
 def plain(message: str, hints: dict[str, Any]) -> str:
     """A message of jsonargparse without its types.
 
@@ -129,13 +117,11 @@ def plain(message: str, hints: dict[str, Any]) -> str:
     lines = [line.strip().removeprefix("- ").strip() for line in head.splitlines()]
     wrong = [re.sub(r'^Parser key "[^"]+": *', "", line) for line in lines]
     wrong = [line for line in dict.fromkeys(wrong) if not _OWN.match(line)]
-    missing = re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", head)
-    if missing:
+    if missing := re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", head):
         wrong = [f"there is no file {missing[1]}"]
     elif unknown := re.search(r"Expected a dot import path string: (\S+)", head):
         wrong.insert(0, f"there is no class {unknown[1]}")
-    wanted = _form(f"--{keys[0]}", hints.get(keys[0])) if len(keys) == 1 else ""
-    wanted = wanted or _expected(head)
+    wanted = (_form(f"--{keys[0]}", hints.get(keys[0])) if len(keys) == 1 else "") or _expected(head)
     text = f"{option} {given}".strip()
     text += f": {'; '.join(wrong)}" if wrong else ""
     return f"{text}; give {wanted}" if wanted else text

@@ -119,5 +119,6 @@ def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
 
 def batches_done(checkpoint: Path) -> int:
     """How many batches a run had stepped through at a checkpoint: the step of its next entry in a log."""
-    loops = read_checkpoint(checkpoint)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+    return int(
+        read_checkpoint(checkpoint)["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+    )

@@ -67,8 +67,7 @@ def go(cli: StageCLI, loaded: Loaded) -> Stage | None:
     Returns:
         The stage as the run has left it; None: the run was finished before.
     """
-    alone = lock(cli.run_dir) if cli.verb == "fit" else nullcontext()
-    with alone, blamed(cli.args, cli.run_dir):
+    with lock(cli.run_dir) if cli.verb == "fit" else nullcontext(), blamed(cli.args, cli.run_dir):
         start = cli.checkpoint()
         if line := cli.finished():
             _say(line)
@@ -130,11 +129,10 @@ def _predict(cli: StageCLI, defense: Stage, data: FacesDataModule, trainer: Trai
     options = defense.options(**told)
     data.setup("predict")
     writer = FeatureWriter(defense, options, data, out, name, cli.run_dir)
-    batches, world = len(writer.batches), trainer.world_size
-    if batches < world:
+    if len(writer.batches) < trainer.world_size:
         raise UserError(
-            f"{batches} batches of {data.predict_batch_size} pictures cannot be shared by "
-            f"{world} processes: use fewer processes, or a smaller --data.predict_batch_size"
+            f"{len(writer.batches)} batches of {data.predict_batch_size} pictures cannot be shared by "
+            f"{trainer.world_size} processes: use fewer processes, or a smaller --data.predict_batch_size"
         )
     if not writer.finished():
         trainer.callbacks.append(writer)  # type: ignore[attr-defined]
@@ -181,13 +179,13 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Traine
         callbacks.append(TQDMProgressBar(10) if terminal else LineProgress(f"{cli.verb} {cli.name}"))
     if fit and not dry:
         seed = cli.options.seed_everything
-        longer = resume.finished(folder) is not None
+        extends = resume.finished(folder) is not None
         callbacks += [
             EpochStart(torch.initial_seed() if seed is False else seed),
             Finite(),
             Summary(folder / "summary.json"),
             MetricsCSV(folder / "metrics.csv"),
-            BestAndLast(folder / "checkpoints", cli.stage.monitor, cli.stage.mode, longer),
+            BestAndLast(folder / "checkpoints", cli.stage.monitor, cli.stage.mode, extends),
         ]
     if not dry:
         callbacks.append(SaveConfig(cli.dump(), folder, cli.verb))

@@ -145,8 +145,7 @@ class StageCLI(LightningCLI):
 
     def dump(self) -> str:
         """All options as YAML, from which the command can be given again."""
-        text: str = self.parser.dump(self.options, skip_unset=False)
-        return text
+        return str(self.parser.dump(self.options, skip_unset=False))
 
     def settings(self) -> dict[str, Any]:
         """All options as plain values, those of the data without their class."""
@@ -187,8 +186,7 @@ class StageCLI(LightningCLI):
             for path in configs(self.args)
             for folder in (path.parent, path.parent.parent, path.parent / "attacks")
         ]
-        files = [folder / f"{stage}.yaml" for folder in folders]
-        config = next((file for file in files if file.is_file()), None)
+        config = next(filter(Path.is_file, (folder / f"{stage}.yaml" for folder in folders)), None)
         if config is None:
             places = ", ".join(dict.fromkeys(map(str, folders))) or "no --config was given"
             raise UserError(
@@ -196,14 +194,13 @@ class StageCLI(LightningCLI):
                 f"is no {stage}.yaml to train it with ({places}): train it first, or name its checkpoint by "
                 f"--model.init_args.{stage}_ckpt PATH"
             )
-        last = self.experiment_dir / stage / "checkpoints" / "last.ckpt"
-        start = ["--ckpt_path", "last"] if last.is_file() else []
-        return ["fit", "--config", str(config), *self._shared(), *start]
+        begun = (self.experiment_dir / stage / "checkpoints" / "last.ckpt").is_file()
+        return ["fit", "--config", str(config), *self._shared(), *["--ckpt_path", "last"] * begun]
 
     def _shared(self, overlaid: bool = True) -> list[str]:
         """Options of this command that others of its experiment get; ``overlaid``: configs among them."""
-        runs_dir = [] if self.options.runs_dir == "runs" else ["--runs_dir", self.options.runs_dir]
-        own = ["--experiment", self.options.experiment, *runs_dir]
+        own = ["--experiment", self.options.experiment]
+        own += [] if self.options.runs_dir == "runs" else ["--runs_dir", self.options.runs_dir]
         return [*(overlays(self.args) if overlaid else []), *own, *passed_on(self.args)]
 
     # Its run
@@ -233,8 +230,10 @@ class StageCLI(LightningCLI):
         other = "choose another --experiment or --name, or delete the folder"
         if any(folder.glob("*.ckpt")):
             if path is None or path.parent.resolve() != folder.resolve():
-                on = resume_command(self.args)
-                raise UserError(f"{self.run_dir} holds a run already: go on with it ({on}), {other}")
+                raise UserError(
+                    f"{self.run_dir} holds a run already: go on with it "
+                    f"({resume_command(self.args)}), {other}"
+                )
             if given == "last" and not path.is_file():
                 raise UserError(
                     f"{path} is missing, and {self.run_dir} holds a run that cannot be gone on with without "
