@@ -127,8 +127,8 @@ def benchmark(
         audits.run()
         audited = [cell for cell in protected if audits.state[_audit_job(cell.seed)] == DONE]
         if audited:
-            seconds = {**jobs.seconds, **audits.seconds}
-            table = write_summary(folder, summarise(folder, audited, place, seconds))
+            summary = summarise(folder, audited, place, {**jobs.seconds, **audits.seconds})
+            table = write_summary(folder, summary)
             print(f"\n{table.read_text()}\ntable: {table}", flush=True)
     if failed := [*jobs.undone(), *audits.undone()]:
         rest = "the others are, and in the table" if audited else "and nothing could be audited"
@@ -190,7 +190,7 @@ class _Plan:
         run = dict(pairwise(args)).get("--name", cli.name)
         name = f"fit-{run}"
         if name not in self.made:
-            needs = [self.fit(command) for command in upstream]
+            needs = list(map(self.fit, upstream))
             commands = [] if self._ended(run, args) else [args]
             self.made[name] = Job(name, commands, [self.place.checkpoint(run)], needs)
         return name
@@ -239,11 +239,12 @@ class _Plan:
         if self.training and cell.line.training:
             parts.append("private_train")
             fits.append(cell.cloud(place))
-        for _, args in fits:
+        commands = [cell.protected(place, part) for part in parts]
+        outputs = [str(Path(cell.store(place, part), MANIFEST)) for part in parts]
+        for run, args in fits:
             needs += map(self.fit, self._needed(args)[1])
-        commands = [*(cell.protected(place, part) for part in parts), *(args for _, args in fits)]
-        stores = [str(Path(cell.store(place, part), MANIFEST)) for part in parts]
-        outputs = [*stores, *(place.checkpoint(run) for run, _ in fits)]
+            commands.append(args)
+            outputs.append(place.checkpoint(run))
         self.made[_cell_job(cell)] = Job(_cell_job(cell), commands, outputs, list(dict.fromkeys(needs)))
 
     def audits(
@@ -272,8 +273,8 @@ class _Plan:
             if place.checkpoint("cloud") in inputs:
                 runs = ["cloud", *(cell.cloud(place)[0] for cell in own if cell.line.training)]
                 given["clouds"] = option(list(map(place.checkpoint, runs)))
-            args = ["audit", "--config", audit, *place.shared, *flags(given)]
-            jobs.append(Job(_audit_job(seed), [args], [str(out / "report.json")], inputs=inputs))
+            command = ["audit", "--config", audit, *place.shared, *flags(given)]
+            jobs.append(Job(_audit_job(seed), [command], [str(out / "report.json")], inputs=inputs))
         return jobs
 
 

@@ -161,8 +161,7 @@ def cells(lines: list[Defended], seeds: list[int]) -> list[Cell]:
             tail = f"-seed{seed}" if seed else ""
             run = "-".join([line.stage, *_words(fit)])
             name = "-".join([run, *_words(protect)])
-            both = {**fit, **protect}
-            said = [f"{key.rstrip('_')} {option(value)}" for key, value in both.items()]
+            said = [f"{key.rstrip('_')} {option(value)}" for key, value in {**fit, **protect}.items()]
             title = f"{line.stage} ({', '.join(said)})" if said else line.stage
             found.append(Cell(name + tail, run + tail, title, line, fit, protect, seed))
     if not found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from crafter_pl.audit.compare import BUDGET, SCENARIOS, on_front
 from crafter_pl.audit.record import read_report, to_json
@@ -176,21 +175,26 @@ def _figure(figure: OverSeeds | None, digits: int | None = None) -> str:
 def _table(summary: Summary) -> Table:
     """The table for readers: rates in per cent, each with its interval."""
     trained = any(row.mean_auc_training for row in summary.rows)
-    head = ["defence", "retrains", "mean AUC", *["AUC, training"] * trained]
-    head += [name.replace("_", " ") for name in summary.attacks]
+    attacks = [name.replace("_", " ") for name in summary.attacks]
+    head = ["defence", "retrains", "mean AUC", *["AUC, training"] * trained, *attacks]
     rows = []
     for row in summary.rows:
         seeds, flags = len(row.worst_case.seeds), row.false_security
         mark = " (!)" if flags == seeds else f" (! {flags} of {seeds})"
         mark = mark if flags and row.learnt else "" if row.learnt else " (no attack has learnt from it)"
         some = f" ({seeds} of {len(summary.seeds)} seeds)" if seeds < len(summary.seeds) else ""
-        cells = [row.defence + mark + some, ", ".join(row.retrains) or "-", _figure(row.mean_auc, 3)]
-        cells += [_figure(row.mean_auc_training, 3)] * trained
-        cells += [_figure(row.attacks[name]) for name in summary.attacks]
-        cells += [_figure(row.worst_case), percent(row.by_chance)]
-        cells.append("-" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}")
-        won = [SCENARIOS[key] for key, best in row.on_front.items() if best]
-        rows.append([*cells, ", ".join(won) or "-"])
+        cells = [
+            row.defence + mark + some,
+            ", ".join(row.retrains) or "-",
+            _figure(row.mean_auc, 3),
+            *[_figure(row.mean_auc_training, 3)] * trained,
+            *(_figure(row.attacks[name]) for name in summary.attacks),
+            _figure(row.worst_case),
+            percent(row.by_chance),
+            "-" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}",
+            ", ".join(SCENARIOS[key] for key, best in row.on_front.items() if best) or "-",
+        ]
+        rows.append(cells)
     return Table([*head, "worst case", "by chance", "s a face", "front"], rows)
 
 
@@ -242,13 +246,21 @@ def _records(summary: Summary) -> Table:
     """The table's numbers alone, each with its interval in columns of their own."""
     records = []
     for row in summary.rows:
-        record: dict[str, Any] = {"defence": row.defence, "retrains": " ".join(row.retrains)}
-        record["mean_auc"] = row.mean_auc
-        record |= {} if row.mean_auc_training is None else {"mean_auc_training": row.mean_auc_training}
-        record |= {"worst_case": row.worst_case, **row.attacks}
-        names = ("by_chance", "learnt", "false_security", "seconds_per_image")
-        record |= {name: getattr(row, name) for name in names}
-        records.append(record | {f"on_front_{key}": best for key, best in row.on_front.items()})
+        trained = row.mean_auc_training
+        record = {
+            "defence": row.defence,
+            "retrains": " ".join(row.retrains),
+            "mean_auc": row.mean_auc,
+            **({} if trained is None else {"mean_auc_training": trained}),
+            "worst_case": row.worst_case,
+            **row.attacks,
+            "by_chance": row.by_chance,
+            "learnt": row.learnt,
+            "false_security": row.false_security,
+            "seconds_per_image": row.seconds_per_image,
+            **{f"on_front_{key}": best for key, best in row.on_front.items()},
+        }
+        records.append(record)
     return Table.of(records)
 
 

@@ -132,12 +132,17 @@ def _table(rows: list[Row]) -> str:
     """In Markdown."""
     attacks = [name.replace("_", "-") for name in rows[0].attacks]
     heads = ["cut", "features", "edge parameters", "mean AUC", *attacks, "worst case (95 %)"]
-    lines = []
-    for row in rows:
-        shape, size = "×".join(map(str, row.shape)), f"{row.edge_parameters:,}"
-        rates = [percent(found.value) for found in row.attacks.values()]
-        auc = f"{row.mean_auc.value:.3f}"
-        lines.append([row.cut, shape, size, auc, *rates, rate_with_range(row.worst_case)])
+    lines = [
+        [
+            row.cut,
+            "×".join(map(str, row.shape)),
+            f"{row.edge_parameters:,}",
+            f"{row.mean_auc.value:.3f}",
+            *(percent(found.value) for found in row.attacks.values()),
+            rate_with_range(row.worst_case),
+        ]
+        for row in rows
+    ]
     return Table(heads, lines).markdown() + "\n"
 
 
@@ -145,20 +150,21 @@ def _plot(rows: list[Row], arch: str) -> bytes:
     """Utility and leakage against depth, with 95 % intervals, as a PNG."""
     plot = Figure(figsize=(6.0, 4.4), dpi=160, layout="constrained")
     axes = plot.add_subplot()
-    lines = {"mean AUC (utility)": [row.mean_auc for row in rows]}
-    lines |= {name.replace("_", "-"): [row.attacks[name] for row in rows] for name in rows[0].attacks}
-    lines |= {"worst case": [row.worst_case for row in rows]}
+    lines = {
+        "mean AUC (utility)": [row.mean_auc for row in rows],
+        **{name.replace("_", "-"): [row.attacks[name] for row in rows] for name in rows[0].attacks},
+        "worst case": [row.worst_case for row in rows],
+    }
+    places = range(len(rows))
     for name, figures in lines.items():
         values = [one.value for one in figures]
         below = [max(one.value - one.low, 0) for one in figures]
         above = [max(one.high - one.value, 0) for one in figures]
         style = "--" if "AUC" in name else "-"
-        places = range(len(rows))
         axes.errorbar(places, values, [below, above], marker="o", ls=style, capsize=3, label=name)
-    axes.set_xticks(range(len(rows)), [row.cut for row in rows])
-    axes.set_xlabel(f"cut of {arch}, from shallow to deep")
-    axes.set_ylabel("faces identified; mean AUC")
-    axes.set_ylim(-0.03, 1.03)
+    axes.set_xticks(places, [row.cut for row in rows])
+    axes.set(xlabel=f"cut of {arch}, from shallow to deep", ylabel="faces identified; mean AUC")
+    axes.set(ylim=(-0.03, 1.03))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

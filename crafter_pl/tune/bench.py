@@ -100,8 +100,7 @@ class Bench:
 
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        parts = images.split(self.batch_size)
-        return torch.cat([function(part.to(self.device)).float().cpu() for part in parts])
+        return torch.cat([function(p.to(self.device)).float().cpu() for p in images.split(self.batch_size)])
 
     def _encode(self, images: Tensor) -> Tensor:
         return self._batched(self._task.edge, images)

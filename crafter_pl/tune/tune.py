@@ -209,8 +209,7 @@ def choose(tries: list[Try], best: bool) -> Try:
     """The best by mean similarity, or the cheapest that cannot be told from it."""
     if best:
         return min(tries, key=lambda one: one.behind.value)
-    level = [one for one in tries if one.behind.low <= 0]
-    return min(level, key=lambda one: one.score.seconds_per_face)
+    return min((one for one in tries if one.behind.low <= 0), key=lambda one: one.score.seconds_per_face)
 
 
 def _table(tries: list[Try], chosen: Try) -> str:
