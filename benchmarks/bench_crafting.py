@@ -69,14 +69,14 @@ def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> d
     slow = name == "reference"
     factor = RELEASED.steps / args.reference_steps if slow else 1.0
     some = {key: value[:batch] for key, value in rows.items()}
-    warm = {key: value[: min(batch, 2)] for key, value in rows.items()}
-    protect(defended, warm, batch, args.device)  # folds nets, fills caches
+    protect(defended, {key: value[:2] for key, value in some.items()}, batch, args.device)  # folds nets
     crafted, seconds = protect(defended, rows if quality and not slow else some, batch, args.device)
     found: dict[str, Any] = {"batch": batch, "seconds_per_image": factor * seconds / len(crafted)}
     if slow:
         found["extrapolated_from_steps"] = args.reference_steps
-    cuda = args.device.startswith("cuda")
-    found["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_memory_mb()
+    found["peak_memory_mb"] = (
+        torch.cuda.max_memory_allocated() / 2**20 if args.device.startswith("cuda") else peak_memory_mb()
+    )
     if quality:
         few = batch if slow else 1  # the reference's critic's work is shared by the batch
         parts = (rows[key][:few].to(args.device) for key in ("image", "index"))
@@ -120,13 +120,15 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: there is no checkpoint, and variants are asked for.
     """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, (kind, default, text) in OPTIONS.items():
-        many = {"nargs": "+"} if name in MANY else {}
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text, **many)
-    sizes = "time a picture of 64x64 by untrained nets of those"
-    parser.add_argument("--paper-sizes", action="store_true", help=sizes)
+        nargs = "+" if name in MANY else None
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text, nargs=nargs)
+    parser.add_argument(
+        "--paper-sizes", action="store_true", help="time a picture of 64x64 by untrained nets of those"
+    )
     args = parser.parse_args(words)
     if args.only is None:
         args.only = [] if args.paper_sizes or args.growth else list(WAYS)
@@ -151,8 +153,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs everything and prints the table."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    where = f"{args.threads or torch.get_num_threads()} threads"
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else where
+    cuda = args.device.startswith("cuda")
+    where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
     report: dict[str, Any] = {"device": where}
     print(f"{args.device} ({where})", flush=True)
     if args.only:
@@ -179,8 +181,8 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
         for batch in args.batch:
             rows.append(apart(measure, args, name, batch, batch == args.batch[-1]))
             _line(name, rows[-1])
-    found = speedup(variants)
-    return {"ckpt": str(args.ckpt), "unprotected": unprotected, "variants": variants, **found}
+    made = {"ckpt": str(args.ckpt), "unprotected": unprotected, "variants": variants}
+    return {**made, **speedup(variants)}
 
 
 def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None]:
@@ -204,8 +206,10 @@ def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None
 
 
 def _line(name: str, row: dict[str, Any]) -> None:
-    forms = {"batch": "6d", "seconds_per_image": "11.4f", "encoder_forwards": "10.0f"}
-    forms |= {
+    forms = {
+        "batch": "6d",
+        "seconds_per_image": "11.4f",
+        "encoder_forwards": "10.0f",
         "peak_memory_mb": "7.0f",
         "mean_auc": "7.3f",
         "identity_similarity": "9.3f",

@@ -29,19 +29,22 @@ SHARD, SHARDS = 64, 16
 def write_store(folder, shape):
     """A store of random features."""
     generator = torch.Generator().manual_seed(0)
-    for number in range(SHARDS):
-        index = torch.arange(number * SHARD, (number + 1) * SHARD)
+    for number, index in enumerate(torch.arange(SHARDS * SHARD).split(SHARD)):
         write_shard(folder, number, torch.randn(SHARD, *shape, generator=generator), index)
-    manifest = {"format_version": FORMAT_VERSION, "defense": "random", "settings": {}, "encoder_sha256": ""}
-    manifest |= {
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "defense": "random",
+        "settings": {},
+        "encoder_sha256": "",
         "split_hash": "",
         "split": "public_train",
         "shape": list(shape),
         "dtype": "float32",
         "seed": 0,
+        "count": SHARD * SHARDS,
+        "shards": {shard_name(number): SHARD for number in range(SHARDS)},
     }
-    shards = {shard_name(number): SHARD for number in range(SHARDS)}
-    write_manifest(folder, {**manifest, "count": SHARD * SHARDS, "shards": shards})
+    write_manifest(folder, manifest)
 
 
 def work(rank, world, batch, options, folder, rendezvous, seconds):

@@ -109,8 +109,8 @@ def untrained(
 def paper_sizes(device: str) -> dict[str, float]:
     """Seconds for one picture of 64x64 by untrained nets of configs/paper's sizes, crafted in three ways."""
     nets, critic = untrained(500, 64, device, width=64, start=128, critic=64, labels=40)
-    walked = (nets.encoder, nets.generator, nets.amortizer, nets.classifier)
-    double = CraftNets(*(copy.deepcopy(part).double() for part in walked))
+    parts = (nets.encoder, nets.generator, nets.amortizer, nets.classifier)
+    double = CraftNets(*(copy.deepcopy(part).double() for part in parts))
     image, noise = torch.rand(1, 3, 64, 64, device=device), torch.randn(1, 500, device=device)
     net = CraftingNet(tuple(nets.encoder(image).shape[1:]), 40).eval().requires_grad_(False)
     single = CraftingPass(net, nets.encoder, nets.classifier, nets.generator).to(device)

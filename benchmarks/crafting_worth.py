@@ -36,17 +36,19 @@ def judge(
     panel = Panel(oracles, rows["image"], rows["identity"], device, 64)
     white = WhiteBoxAttack(steps=args.attack_steps, lr=args.attack_lr, restarts=1)
     similarity, hits, named = 0.0, torch.zeros(len(features), dtype=torch.bool), {}
-    for attack in (white, DecoderAttack()):
-        attack = attack.against(None, Commands(home))
+    for attack in (one.against(None, Commands(home)) for one in (white, DecoderAttack())):
         attack.prepare(device)
         torch.manual_seed(0)
         verdict = panel.judge(torch.cat([attack.reconstruct(part) for part in features.split(64)]))
         similarity = max(similarity, float(verdict.similarity.mean(1).max()))
         hits |= verdict.hits.any(0)
         named[attack.name] = float(verdict.hits[0].float().mean())
-    auc = float(np.nanmean(attribute_auc(scores, rows["attributes"])))
-    worst = float(hits.float().mean())
-    return {"mean_auc": auc, "identity_similarity": similarity, "worst_case": worst, "eval_acc": named}
+    return {
+        "mean_auc": float(np.nanmean(attribute_auc(scores, rows["attributes"]))),
+        "identity_similarity": similarity,
+        "worst_case": float(hits.float().mean()),
+        "eval_acc": named,
+    }
 
 
 def trajectory(
@@ -81,10 +83,10 @@ def trajectory(
 
 def equal(points: list[dict[str, Any]], to: dict[str, Any]) -> dict[str, Any] | None:
     """The first point whose utility and privacy are those of a row, or better; None if there is none."""
-    worth = (
+    worth = [
         point
-        for point in sorted(points, key=lambda point: point["steps"])
+        for point in points
         if point["mean_auc"] >= to["mean_auc"] - 0.005
         and point["identity_similarity"] <= to["identity_similarity"] + 0.02
-    )
-    return next(worth, None)
+    ]
+    return min(worth, key=lambda point: point["steps"], default=None)

@@ -122,11 +122,10 @@ async def client(server: Server, number: int, rows: int, until: float, pause: fl
             tally.seconds.append(time.monotonic() - began)
             answers = json.loads(answer)["answers"]
             first = first or answers
-            pairs = [
-                (one["attributes"], other["attributes"]) for one, other in zip(first, answers, strict=True)
-            ]
             tally.counts["wrong"] += [one["index"] for one in answers] != index.tolist() or any(
-                abs(then[name] - now[name]) > ROUNDING for then, now in pairs for name in then
+                abs(value - now["attributes"][name]) > ROUNDING
+                for then, now in zip(first, answers, strict=True)
+                for name, value in then["attributes"].items()
             )
         else:
             tally.counts[str(status)] += 1

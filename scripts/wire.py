@@ -191,7 +191,7 @@ def look(wire: Path, store: Path, checkpoint: str) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(auto_cli({"ask": ask, "check": look}, description=__doc__))
+        sys.exit(auto_cli({"ask": ask, "check": look}))
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
