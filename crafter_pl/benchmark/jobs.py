@@ -102,12 +102,11 @@ class Jobs:
                     self.seconds[name] = time.monotonic() - since
                     if self._finish(self.jobs[name], process.exitcode, began):
                         graph.done(name)
-        except BaseException:
+        finally:  # nothing runs any more, unless it was interrupted
             for process, _, _ in running.values():
                 process.terminate()
             for process, _, _ in running.values():
                 process.join()
-            raise
 
     def undone(self) -> list[str]:
         """The jobs that are not done after `run`, each with its state and its log."""
@@ -142,8 +141,8 @@ class Jobs:
                 if any(self.state.get(need) in (FAILED, SKIPPED) for need in other.needs):
                     self.state[other.name] = SKIPPED
         left = len(self.jobs) - len(self.state)
-        rate = (time.monotonic() - began) / self.ran
-        tail = f"; {left} to go, about {left * rate / 60:.0f} min" if left else ""
+        each = (time.monotonic() - began) / self.ran
+        tail = f"; {left} to go, about {left * each / 60:.0f} min" if left else ""
         print(f"[{len(self.state)}/{len(self.jobs)}] {job.name}: {took}{tail}", flush=True)
         return done
 

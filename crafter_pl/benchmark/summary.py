@@ -244,24 +244,24 @@ def _notes(summary: Summary) -> list[str]:
 
 def _records(summary: Summary) -> Table:
     """The table's numbers alone, each with its interval in columns of their own."""
-    records = []
-    for row in summary.rows:
-        trained = row.mean_auc_training
-        record = {
-            "defence": row.defence,
-            "retrains": " ".join(row.retrains),
-            "mean_auc": row.mean_auc,
-            **({} if trained is None else {"mean_auc_training": trained}),
-            "worst_case": row.worst_case,
-            **row.attacks,
-            "by_chance": row.by_chance,
-            "learnt": row.learnt,
-            "false_security": row.false_security,
-            "seconds_per_image": row.seconds_per_image,
-            **{f"on_front_{key}": best for key, best in row.on_front.items()},
-        }
-        records.append(record)
-    return Table.of(records)
+    return Table.of(
+        [
+            {
+                "defence": row.defence,
+                "retrains": " ".join(row.retrains),
+                "mean_auc": row.mean_auc,
+                **({} if row.mean_auc_training is None else {"mean_auc_training": row.mean_auc_training}),
+                "worst_case": row.worst_case,
+                **row.attacks,
+                "by_chance": row.by_chance,
+                "learnt": row.learnt,
+                "false_security": row.false_security,
+                "seconds_per_image": row.seconds_per_image,
+                **{f"on_front_{key}": best for key, best in row.on_front.items()},
+            }
+            for row in summary.rows
+        ]
+    )
 
 
 def _area_records(summary: Summary) -> Table:

@@ -217,10 +217,8 @@ class Summary(Callback):
         logged: dict[str, Any] = trainer.callback_metrics
         if not logged:  # no epoch was left to run: the run was killed after its last checkpoint
             rows = rows_before(trainer.current_epoch, self.path.parent / "metrics.csv")
-            row = rows[-1] if rows else {}
-            logged = {
-                name: value for name, value in row.items() if value and name not in ("epoch", "seconds")
-            }
+            last = rows[-1].items() if rows else ()
+            logged = {name: value for name, value in last if value and name not in ("epoch", "seconds")}
         metrics = scalars({**logged, **getattr(pl_module, "final_metrics", {})})
         summary = {
             "stage": getattr(pl_module, "stage_name", type(pl_module).__name__),

@@ -49,8 +49,8 @@ class LineProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports an epoch; the last one always."""
         values = " ".join(f"{name} {value:.4g}" for name, value in scalars(trainer.callback_metrics).items())
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        self._say(trainer, f"{self._epoch(trainer)} {values}", always=last)
+        always = trainer.current_epoch + 1 == trainer.max_epochs
+        self._say(trainer, f"{self._epoch(trainer)} {values}", always)
 
     def on_predict_batch_end(
         self,

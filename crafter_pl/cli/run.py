@@ -193,17 +193,19 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Traine
     if logger is None:
         step = resume.batches_done(start) if fit and start is not None else None
         logger = False if cli.verb == "predict" else Board(folder, step)
-    ours = {
-        "default_root_dir": str(folder),
-        "logger": logger,
-        "callbacks": callbacks,
-        "plugins": [*listed(given["plugins"]), AtomicCheckpointIO()],
-        "precision": precision(cli),
-        "enable_progress_bar": bar and terminal,
-        "enable_checkpointing": fit and not dry,
-        "enable_autolog_hparams": False,  # <verb>.yaml has them; Lightning's merge fails on equal names
-    }
-    return Trainer(**{**given, **ours})
+    return Trainer(
+        **{
+            **given,
+            "default_root_dir": str(folder),
+            "logger": logger,
+            "callbacks": callbacks,
+            "plugins": [*listed(given["plugins"]), AtomicCheckpointIO()],
+            "precision": precision(cli),
+            "enable_progress_bar": bar and terminal,
+            "enable_checkpointing": fit and not dry,
+            "enable_autolog_hparams": False,  # <verb>.yaml has them; Lightning's merge fails on equal names
+        }
+    )
 
 
 def precision(cli: StageCLI) -> Any:  # noqa: ANN401 (Lightning's union)

@@ -30,10 +30,11 @@ class Metrics:
         self.features = Counter("features", "classified features", (), name, registry=registry)
         self.batches = Counter("batches", "passes of the net", (), name, registry=registry)
         self.ready = Gauge("ready", "whether the classifier works", (), name, registry=registry)
-        in_flight = Gauge("requests_in_flight", "read, waiting or answered", (), name, registry=registry)
-        in_flight.set_function(lambda: self.in_flight)
-        held = Gauge("body_bytes_held", "bytes of their bodies", (), name, registry=registry)
-        held.set_function(lambda: self.held)
+        for gauge, text, value in (
+            ("requests_in_flight", "read, waiting or answered", lambda: self.in_flight),
+            ("body_bytes_held", "bytes of their bodies", lambda: self.held),
+        ):
+            Gauge(gauge, text, (), name, registry=registry).set_function(value)
 
     def page(self) -> str:
         """All of it in Prometheus' text format, version 0.0.4."""

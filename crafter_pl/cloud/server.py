@@ -107,19 +107,20 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, listening: Callable[[], None]) -> None:
-        config = uvicorn.Config(
-            app,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=10,
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=10,
+            )
         )
-        super().__init__(config)
         self._listening = listening
         self._signals: list[tuple[float, int]] = []
 
