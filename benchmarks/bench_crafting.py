@@ -39,28 +39,28 @@ from crafter_pl.memory import peak_memory_mb
 from crafter_pl.plugins import import_stages
 from crafter_pl.stages.base import load_stage
 
-OPTIONS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
-    "ckpt": (Path, Path("runs/synthetic/crafter/checkpoints/best.ckpt"), "a Crafter's"),
-    "faces": (int, None, "pictures of private_test to craft (default: all)"),
-    "batch": (int, [1, 8, 128, 64], "the last one's quality is measured"),
-    "only": (str, None, "variants (default: all), and runs of crafting generators"),
-    "reference-steps": (int, 1, "outer steps of the reference that are timed"),
-    "reference-quality": (int, None, "outer steps after which the reference is attacked"),
-    "reference-beta": (float, None, "there with each of these beta (default: Crafter's own)"),
-    "oracles": (str, ["oracle_resnet", "oracle_plain"], "runs of identity oracles"),
-    "attack-steps": (int, 100, "of the white-box attack"),
-    "attack-lr": (float, 1.6, "of the white-box attack (CelebA: 0.4)"),
-    "device": (str, "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
-    "threads": (int, None, "threads on the CPU (default: all)"),
-    "growth": (Path, None, "draw how the cost grows, into this folder"),
+OPTIONS: dict[str, tuple[Callable[[str], Any], str | None, Any, str]] = {
+    "ckpt": (Path, None, Path("runs/synthetic/crafter/checkpoints/best.ckpt"), "a Crafter's"),
+    "faces": (int, None, None, "pictures of private_test to craft (default: all)"),
+    "batch": (int, "+", [1, 8, 128, 64], "the last one's quality is measured"),
+    "only": (str, "+", None, "variants (default: all), and runs of crafting generators"),
+    "reference-steps": (int, None, 1, "outer steps of the reference that are timed"),
+    "reference-quality": (int, "+", None, "outer steps after which the reference is attacked"),
+    "reference-beta": (float, "+", None, "there with each of these beta (default: Crafter's own)"),
+    "oracles": (str, "+", ["oracle_resnet", "oracle_plain"], "runs of identity oracles"),
+    "attack-steps": (int, None, 100, "of the white-box attack"),
+    "attack-lr": (float, None, 1.6, "of the white-box attack (CelebA: 0.4)"),
+    "device": (str, None, "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
+    "threads": (int, None, None, "threads on the CPU (default: all)"),
+    "growth": (Path, None, None, "draw how the cost grows, into this folder"),
     "json": (
         Path,
+        None,
         None,
         "also write all figures here; `speedup` is the reference's time over the default's, "
         "`speedup_at_equal` that up to the step where it is worth as much",
     ),
 }
-MANY = ("batch", "only", "reference-quality", "reference-beta", "oracles")  # take several values
 
 
 def measure(args: argparse.Namespace, name: str, batch: int, quality: bool) -> dict[str, Any]:
@@ -123,8 +123,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, (kind, default, text) in OPTIONS.items():
-        nargs = "+" if name in MANY else None
+    for name, (kind, nargs, default, text) in OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=text, nargs=nargs)
     parser.add_argument(
         "--paper-sizes", action="store_true", help="time a picture of 64x64 by untrained nets of those"

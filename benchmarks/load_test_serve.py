@@ -41,7 +41,16 @@ from safetensors.torch import save
 LOST_AFTER = 60.0  # seconds; the server's own deadline is 30
 ROUNDING = 1e-3  # which depends on what else was in the batch
 WARM_SECONDS = 2.0
-NET_BATCHES = (1, 25, 50)  # features
+OPTIONS: dict[str, dict] = {
+    "checkpoint": {"help": "of the one server, where no --server is given"},
+    "server": {"action": "append", "metavar": "NAME=COMMAND", "help": "or NAME=URL; several"},
+    "rounds": {"type": int, "default": 1, "help": "of each server; they take turns"},
+    "clients": {"type": int, "default": 50},
+    "seconds": {"type": float, "default": 30.0, "help": "of a round"},
+    "rows": {"type": int, "default": 1, "help": "features in a request"},
+    "kill": {"action": "store_true", "help": "kill -9 the server at half time"},
+    "net": {"metavar": "CHECKPOINT", "help": "measure its net alone, too"},
+}
 
 
 @dataclass
@@ -186,7 +195,7 @@ async def beside_clients(server: Server, args: argparse.Namespace, rate: float) 
     server.host, server.port = nowhere.sockets[0].getsockname()
     found = {}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        for size in NET_BATCHES:
+        for size in (1, 25, 50):  # features
             net = asyncio.get_running_loop().run_in_executor(pool, net_alone, args.net, size, args.seconds)
             while not net.done():
                 await clients(server, args, 0.5, args.clients / rate)
@@ -212,14 +221,8 @@ def net_alone(checkpoint: str, size: int, seconds: float) -> float:
 def main() -> int:
     """Runs the test; exit code 1 if a request was lost, an answer was wrong or a process is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", help="of the one server, where no --server is given")
-    parser.add_argument("--server", action="append", metavar="NAME=COMMAND", help="or NAME=URL; several")
-    parser.add_argument("--rounds", type=int, default=1, help="of each server; they take turns")
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of a round")
-    parser.add_argument("--rows", type=int, default=1, help="features in a request")
-    parser.add_argument("--kill", action="store_true", help="kill -9 the server at half time")
-    parser.add_argument("--net", metavar="CHECKPOINT", help="measure its net alone, too")
+    for name, settings in OPTIONS.items():
+        parser.add_argument(f"--{name}", **settings)
     args = parser.parse_args()
     if not args.server and not args.checkpoint:
         parser.error("give --checkpoint or --server")

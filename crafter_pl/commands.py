@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CONFIGS = Path("configs")
-_OF_PREDICT = ("predict_batch_size", "predict_split")  # settings of the data that no training hangs on
 # Options of a command that its upstream stages are trained with, too (each with what is below it).
 PASSED_ON = (
     "--data",
@@ -31,7 +30,6 @@ PASSED_ON = (
     "--trainer.devices",
     "--trainer.precision",
 )
-OWN = "--data.order_seed"  # of these but each training's own: the order of other stages is not changed by it
 
 
 def command(args: list[str]) -> str:
@@ -97,10 +95,13 @@ def resume_command(args: list[str]) -> str:
 
 
 def passed_on(args: list[str]) -> list[str]:
-    """Those of `args` that upstream stages get, too: `--option value` or `--option=value`."""
+    """Those of `args` that upstream stages get, too: `--option value` or `--option=value`.
+
+    The order of the pictures is each training's own.
+    """
     kept: list[str] = []
     for arg, (name, value) in zip(args, pairs(args), strict=True):
-        if name != OWN and f"{name}.".startswith(tuple(f"{option}." for option in PASSED_ON)):
+        if name != "--data.order_seed" and f"{name}.".startswith(tuple(f"{option}." for option in PASSED_ON)):
             kept += [arg] if "=" in arg else [arg, value]
     return kept
 
@@ -176,8 +177,9 @@ class Commands:
 
 
 def settings_of(data: FacesDataModule) -> dict[str, Any]:
-    """The settings that data were made with, for `Commands`; nothing of the data themselves."""
-    return {name: getattr(data, name) for name in signature(type(data)).parameters if name not in _OF_PREDICT}
+    """The settings that data were made with and trainings hang on, for `Commands`; nothing of the data."""
+    names = (name for name in signature(type(data)).parameters if not name.startswith("predict_"))
+    return {name: getattr(data, name) for name in names}
 
 
 def data_options(settings: dict[str, Any]) -> list[str]:

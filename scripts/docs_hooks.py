@@ -10,7 +10,6 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "readme.md", "CHANGELOG.md": "changelog.md"}
-FILES = ("LICENSE", "CITATION.cff")  # linked from the README
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -18,7 +17,7 @@ def on_files(files: Files, config: Any) -> Files:
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=re.sub(r"\]\((?:\./)?docs/", "](", text)))
-    for name in FILES:
+    for name in ("LICENSE", "CITATION.cff"):  # linked from the README
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 

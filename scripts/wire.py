@@ -8,12 +8,14 @@ runs on the edge, where the photographs are; exit code 1 if any piece of a photo
 pixels of a face or a feature close to an unprotected one are among the bytes that left.
 """
 
+import io
 import re
 import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
+from http.client import parse_headers
 from pathlib import Path
 
 import torch
@@ -113,13 +115,9 @@ def _ledger(store: Path) -> dict:
 
 def bodies(wire: bytes) -> list[bytes]:
     """The bodies of the HTTP requests on the wire."""
-    found, at = [], 0
-    while at < len(wire):
-        end = wire.index(b"\r\n\r\n", at) + 4
-        length = re.search(rb"(?im)^content-length: (\d+)", wire[at:end])
-        size = int(length[1]) if length else 0
-        found.append(wire[end : end + size])
-        at = end + size
+    found, stream = [], io.BytesIO(wire)
+    while stream.readline():  # POST ...
+        found.append(stream.read(int(parse_headers(stream)["Content-Length"] or 0)))
     return found
 
 
@@ -141,13 +139,13 @@ def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
             if any(_pieces(form.numpy().tobytes(), wire) for form in forms):
                 leaks.append(f"pixels of a face in {path}")
         faces += own
-    sent = []
-    for body in bodies(wire):
+    sent, requests = [], bodies(wire)
+    for body in requests:
         try:
-            sent.append(torch.from_numpy(read_features(body).array()))
+            sent.append(torch.from_numpy(read_features(body).array))
         except Refused as refused:
             leaks.append(f"a body that is no shard of features ({refused})")
-    if not faces or not bodies(wire):
+    if not faces or not requests:
         raise UserError("there is nothing to check: no face, or nothing was sent")
     if not sent:
         return leaks

@@ -16,7 +16,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, sha256, to_json, write_file
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-_TAIL = 4  # lines of a failed job's log that are shown
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Jobs:
             write_file(self._marked(job), to_json({**self._mark(job), "seconds": seconds}))
         else:
             lines = self.log(job.name).read_text(errors="replace").strip().splitlines()
-            took = "\n    ".join([f"failed after {took}, see {self.log(job.name)}", *lines[-_TAIL:]])
+            took = "\n    ".join([f"failed after {took}, see {self.log(job.name)}", *lines[-4:]])
             for other in self.jobs.values():  # each comes after what it needs
                 if any(self.state.get(need) in (FAILED, SKIPPED) for need in other.needs):
                     self.state[other.name] = SKIPPED

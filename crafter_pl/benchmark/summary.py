@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crafter_pl.audit import record
 from crafter_pl.audit.compare import BUDGET, SCENARIOS, on_front
-from crafter_pl.audit.record import read_report, to_json
 from crafter_pl.audit.schema import Data, DefenseResult
 from crafter_pl.audit.show.plots import Point, defences
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number
 from crafter_pl.benchmark.grid import Cell, Place
-from crafter_pl.files import to_json as json_text
-from crafter_pl.files import write_file
+from crafter_pl.files import to_json, write_file
 from crafter_pl.metrics import Estimate
 
 
@@ -83,7 +82,9 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
         place: of the runs.
         seconds: that each job took when it was run.
     """
-    reports = {seed: read_report(folder / f"seed{seed}") for seed in sorted({cell.seed for cell in grid})}
+    reports = {
+        seed: record.read_report(folder / f"seed{seed}") for seed in sorted({cell.seed for cell in grid})
+    }
     titles = {cell.store(place): cell.title for cell in grid}
     found: dict[str, list[DefenseResult]] = {}
     for report in reports.values():
@@ -137,7 +138,7 @@ def _row(title: str, entries: list[DefenseResult]) -> Row:
 
 def write_summary(folder: Path, summary: Summary) -> Path:
     """Write benchmark.json, three tables, areas.csv and pareto.png; return the path of table.md."""
-    write_file(folder / "benchmark.json", json_text(to_json(summary)))
+    write_file(folder / "benchmark.json", to_json(record.to_json(summary)))
     write_file(folder / "table.csv", _records(summary).csv())
     write_file(folder / "areas.csv", _area_records(summary).csv())
     shown, notes = [_table(summary), _areas(summary)], _notes(summary)

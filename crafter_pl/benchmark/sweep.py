@@ -9,8 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from crafter_pl.audit.record import read_report
-from crafter_pl.audit.record import to_json as plain
+from crafter_pl.audit import record
 from crafter_pl.audit.show.plots import save
 from crafter_pl.audit.show.sentences import percent, rate_with_range
 from crafter_pl.audit.show.table import Table
@@ -106,7 +105,7 @@ def sweep(
     if failed := work.undone():
         raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
     rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
-    write_file(folder / "cuts.json", to_json(plain(rows)))
+    write_file(folder / "cuts.json", to_json(record.to_json(rows)))
     write_file(folder / "cuts.png", _plot(rows, arch))
     table = _table(rows)
     print(table, flush=True)
@@ -114,7 +113,7 @@ def sweep(
 
 
 def _row(place: Place, cut: str, audit: Path) -> Row:
-    (entry,) = read_report(audit).defenses
+    (entry,) = record.read_report(audit).defenses
     task = load_stage(place.checkpoint("task"), TaskModel)
     assert task.hparams["cut"] == cut
     return Row(

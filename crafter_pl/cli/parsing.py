@@ -22,7 +22,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
 from crafter_pl.processes import tells_of_another
 
-_PACKAGE = Path(__file__).parent.parent
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "{NAME: VALUE}"}
 _OWN = re.compile(  # lines that say nothing to a user
     r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected an? |Not a valid subclass"
@@ -56,7 +55,7 @@ def blamed(args: list[str], folder: Path | None = None) -> Iterator[None]:
         if cause is not None:
             raise cause from None
         frames = traceback.extract_tb(error.__traceback__)
-        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
         memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
         number = isinstance(error, (ValueError, ArithmeticError))
         if tells_of_another(error) or (ours and not memory and not number):

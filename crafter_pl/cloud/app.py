@@ -27,7 +27,6 @@ from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read
 
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
-_LARGE = 1 << 18  # bytes; larger bodies are checked, and their answers written, beside the event loop
 _HOW = "send the file as it is: curl --data-binary @FILE -H 'Content-Type: application/octet-stream'"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": why}
@@ -93,11 +92,12 @@ def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | No
         if batcher.hangs():
             raise HTTPException(503, "the classifier hangs: send it again later", {"Retry-After": "5"})
         body, headers = await read_body(request, max_body, metrics), request.headers
-        large, kind = len(body) >= _LARGE, headers.get("content-type", "")
+        # Large bodies are checked, and their answers written, beside the event loop.
+        large, kind = len(body) >= 1 << 18, headers.get("content-type", "")
         args = facts, body, headers.get("x-encoder-sha256"), headers.get("x-defense-sha256"), kind
         read = await asyncio.to_thread(check_body, *args) if large else check_body(*args)
         try:
-            rows = await batcher.submit(torch.from_numpy(read.array()), request.state.is_gone)
+            rows = await batcher.submit(torch.from_numpy(read.array), request.state.is_gone)
         except asyncio.TimeoutError:
             late = f"no answer within {batcher.timeout:g} s: send it again later"
             raise HTTPException(504, late, {"Retry-After": "5"}) from None

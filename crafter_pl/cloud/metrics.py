@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
-
 
 class Metrics:
     """Counts of one server.
@@ -25,7 +23,12 @@ class Metrics:
         name = "crafter_pl"
         self.requests = Counter("requests", "finished requests", ["path", "status"], name, registry=registry)
         self.seconds = Histogram(
-            "answer_seconds", "from request to answer", (), name, registry=registry, buckets=BOUNDS
+            "answer_seconds",
+            "from request to answer",
+            (),
+            name,
+            registry=registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
         )
         self.features = Counter("features", "classified features", (), name, registry=registry)
         self.batches = Counter("batches", "passes of the net", (), name, registry=registry)

@@ -17,7 +17,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 HEAD_SECONDS = 30.0  # that the head of a request may take to arrive
 MAX_HEAD = 1 << 16  # bytes that arrive without a byte of a body among them
-_TWICE = 0.2  # seconds
 
 
 class Protocol(HttpToolsProtocol):
@@ -148,5 +147,5 @@ class Server(uvicorn.Server):
             task.cancel()
 
     def _second(self) -> bool:
-        """Whether somebody asked twice; what wrappers such as `timeout` send again at once is once."""
-        return bool(self._signals) and self._signals[-1][0] - self._signals[0][0] > _TWICE
+        """Whether somebody asked twice; what wrappers such as `timeout` send again within 0.2 s is once."""
+        return bool(self._signals) and self._signals[-1][0] - self._signals[0][0] > 0.2

@@ -47,26 +47,15 @@ class Features:
 
     Attributes:
         sent: the type that they were sent in, a key of `TRANSPORT`.
-        dtype: numpy's name of what `data` is in, little-endian.
-        data: the finite features, row by row.
-        count: how many they are.
-        shape: ``(C, h, w)`` of each.
+        array: the finite features, float32 ``(n, C, h, w)``.
         index: int64, the sender's numbers of them; None: there were none.
         metadata: of the header.
     """
 
     sent: str
-    dtype: str
-    data: bytes
-    count: int
-    shape: tuple[int, ...]
+    array: np.ndarray
     index: list[int] | None
     metadata: dict[str, str]
-
-    def array(self) -> np.ndarray:
-        """The features as float32 ``(n, C, h, w)``."""
-        rows = np.frombuffer(self.data, self.dtype).reshape(self.count, *self.shape)
-        return rows.astype(np.float32)
 
 
 def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
@@ -82,7 +71,9 @@ def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
         Refused: the body is malformed, of another shape or type, or not finite.
     """
     header, data = _split(body)
-    metadata = _metadata(header.pop("__metadata__", {}))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Refused("__metadata__ in the safetensors header must map names to strings")
     if strange := sorted(header.keys() - {"features", "index", *CODING}):
         raise Refused(f"tensor {strange[0][:40]!r} is not expected: features, and index, are")
     if "features" not in header:
@@ -106,16 +97,15 @@ def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
     count = sizes[0] if len(sizes) == 4 else 1
     if not prod(sizes):
         raise Refused("there is no feature in the body: features have the shape of none")
-    rows, kind = np.frombuffer(data[begin:end], TRANSPORT[dtype]).reshape(count, -1), TRANSPORT[dtype]
-    if coded := (dtype == "I8") or spans.keys() & {*CODING}:
-        rows, kind = _decoded(rows, dtype, spans, data), "<f4"
+    rows = np.frombuffer(data[begin:end], TRANSPORT[dtype]).reshape(count, -1)
+    if dtype == "I8" or spans.keys() & {*CODING}:
+        rows = _decoded(rows, dtype, spans, data)
     index = _index(spans["index"], data, count) if "index" in spans else None
     if not (finite := np.isfinite(rows).all(1)).all():
         row = int(np.argmin(finite))
         which = f"feature {row}" if index is None else f"feature {row} (index {index[row]})"
         raise Refused(f"{which} is not finite (NaN or infinite)")
-    sent = rows.tobytes() if coded else bytes(data[begin:end])
-    return Features(dtype, kind, sent, count, tuple(sizes[-3:]), index, metadata)
+    return Features(dtype, rows.reshape(count, *sizes[-3:]).astype(np.float32), index, metadata)
 
 
 def _decoded(
@@ -165,12 +155,6 @@ def _split(body: bytes) -> tuple[dict[str, Any], memoryview]:
     except UserError as error:
         raise Refused(str(error)[:250]) from error
     return header, memoryview(body)[8 + length :]
-
-
-def _metadata(entry: object) -> dict[str, str]:
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise Refused("__metadata__ in the safetensors header must map names to strings")
-    return entry
 
 
 def _span(name: str, entry: object, room: int) -> tuple[str, list[int], int, int]:

@@ -253,13 +253,13 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     shard = _read_shard(file)
     if (sent := _SENT[shard.sent]) != manifest["dtype"]:
         raise UserError(f"{file}: features in {sent}, the manifest says {manifest['dtype']}; {_AGAIN}")
-    if shard.count != count:
-        raise UserError(f"{file} holds {shard.count} features, the manifest says {count}; {_AGAIN}")
-    if list(shard.shape) != manifest["shape"]:
+    if len(shard.array) != count:
+        raise UserError(f"{file} holds {len(shard.array)} features, the manifest says {count}; {_AGAIN}")
+    if (shape := shard.array.shape[1:]) != tuple(manifest["shape"]):
         raise UserError(
-            f"{file}: features of shape {shard.shape}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
+            f"{file}: features of shape {shape}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
         )
-    return torch.from_numpy(shard.array()), torch.tensor(shard.index)
+    return torch.from_numpy(shard.array), torch.tensor(shard.index)
 
 
 def _read_shard(file: Path) -> Features:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit import bind
+from crafter_pl.audit import bind, record
 from crafter_pl.audit.find import find_attacks
 from crafter_pl.audit.options import Options
-from crafter_pl.audit.record import from_json
-from crafter_pl.audit.record import to_json as plain
 from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import flags
 from crafter_pl.cli.functions import parsed
@@ -184,7 +182,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
             attack.reconstruct(bench.features[:2])  # the first call of a process is slower
             began = time.perf_counter()
         score = bench.measure(attack)
-        done[keys[number]] = {"setting": settings[number], **plain(score)}
+        done[keys[number]] = {"setting": settings[number], **record.to_json(score)}
         write_file(file, to_json(done))
         left = (time.perf_counter() - began) / count * (len(todo) - count)
         found = score.similarity
@@ -193,7 +191,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
             f"{found.high:.3f}, {score.seconds_per_face:.3g} s a face; about {left:.0f} s left",
             flush=True,
         )
-    return [from_json(Score, done[key]) for key in keys]
+    return [record.from_json(Score, done[key]) for key in keys]
 
 
 def compared(settings: list[Setting], scores: list[Score], boot: IdentityBootstrap) -> list[Try]:
