@@ -12,7 +12,6 @@ class Steps:
     Args:
         name: what is being done.
         total: how many steps there are.
-        done: how many of them were done before.
         unit: what one step is.
         interval: in seconds.
         quiet: another process shows it.
@@ -22,19 +21,16 @@ class Steps:
         self,
         name: str,
         total: int,
-        done: int = 0,
         unit: str = "",
         interval: float = 10.0,
         quiet: bool = False,
     ) -> None:
-        self.name, self.total, self.done, self.unit = name, total, done, unit
+        self.name, self.total, self.unit = name, total, unit
         self.interval, self.quiet = interval, quiet
-        self.before = done
+        self.done = self.before = 0
         self.started = self.printed = time.perf_counter()
         self.bar = (
-            tqdm(total=total, initial=done, desc=name, unit=f" {unit}")
-            if sys.stderr.isatty() and not quiet
-            else None
+            tqdm(total=total, desc=name, unit=f" {unit}") if sys.stderr.isatty() and not quiet else None
         )
 
     def say(self, text: str) -> None:

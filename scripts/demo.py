@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.cli import main
 from crafter_pl.commands import command
 
-RUNS = Path("runs/demo")
+PLACE = Place(Path("configs"), "demo", Path("runs"), "configs/small.yaml")
 DECODER = "--model.init_args.width 32 --trainer.max_epochs"
 # Stages in the order in which they start as soon as there is room: what each needs, and its options.
 STAGES = {
@@ -34,37 +35,36 @@ STAGES = {
 }
 
 
-def words(verb: str, config: str, options: str) -> list[str]:
-    """The arguments of a command of the demo."""
-    experiment = ["--experiment", "demo", "--data", "configs/small.yaml"]
-    return [verb, "--config", f"configs/{config}.yaml", *experiment, *options.split()]
-
-
 def jobs() -> list[Job]:
     """All that comes before the audit."""
     made = []
     for stage, (needs, options) in STAGES.items():
-        run = Path(stage).name
-        best = str(RUNS / run / "checkpoints" / "best.ckpt")
-        made.append(Job(run, [words("fit", stage, f"{options} --ckpt_path last")], [best], needs))
-    options = "--trainer.accelerator cpu --trainer.devices 2 --data.predict_batch_size 32"
-    store = str(RUNS / "crafter" / "features" / "private_test-beta0.1" / "manifest.json")
+        run, fit = Path(stage).name, [*PLACE.command("fit", stage, None, {}), *options.split()]
+        made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs))
+    options = {"trainer.accelerator": "cpu", "trainer.devices": 2, "data.predict_batch_size": 32}
+    predict = PLACE.command("predict", "crafter", None, options)
+    store = str(PLACE.home / "crafter" / "features" / "private_test-beta0.1" / "manifest.json")
     every = [job.name for job in made]  # it takes both cores
-    return [*made, Job("predict", [words("predict", "crafter", options)], [store], every)]
+    return [*made, Job("predict", [predict], [store], every)]
 
 
 def demo() -> int:
     """Does it all; returns the exit code."""
     began = time.monotonic()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    made = Jobs(jobs(), RUNS, workers=2, threads=(cores + 1) // 2)
-    print(f"what is done, and what it prints ({RUNS / 'logs'}):\n{made.plan()}", flush=True)
+    made = Jobs(jobs(), PLACE.home, workers=2, threads=(cores + 1) // 2)
+    print(f"what is done, and what it prints ({PLACE.home / 'logs'}):\n{made.plan()}", flush=True)
     made.run()
     if failed := [name for name, state in made.state.items() if state != DONE]:
         print(f"error: not done: {', '.join(failed)}; make demo again goes on", file=sys.stderr)
         return 1
-    options = f"--budget quick --out {RUNS}/audit --features crafter/beta0.1"
-    audit = [*words("audit", "audit", options), "--oracles", "[oracle_resnet, oracle_plain]"]
+    options = {
+        "budget": "quick",
+        "out": PLACE.home / "audit",
+        "features": "crafter/beta0.1",
+        "oracles": ["oracle_resnet", "oracle_plain"],
+    }
+    audit = PLACE.command("audit", "audit", None, options)
     print(f"+ {command(audit)}", flush=True)
     code = main(audit)
     print(f"demo: {time.monotonic() - began:.0f} s", flush=True)

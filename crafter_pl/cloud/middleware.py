@@ -22,7 +22,7 @@ SINGLE = (  # headers that two readers would understand differently if they came
 
 
 class AccessMiddleware:
-    """ASGI middleware around the whole application.
+    """ASGI middleware around the whole application, for HTTP alone, see `Server`.
 
     Args:
         app: what is behind it.
@@ -36,9 +36,6 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         metrics, path = self.metrics, scope["path"]
         began, status, held = time.perf_counter(), 0, 0
 
