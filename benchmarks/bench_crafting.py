@@ -194,13 +194,14 @@ def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None
     if points := slow.get("trajectory"):
         point, last = equal(points, fast), points[-1]["steps"]
         found["speedup_at_equal"] = point and point["seconds_per_image"] / fast["seconds_per_image"]
-        said = f"the reference is not worth as much as the default after any of these steps up to {last}"
-        if point is not None:
-            said = (
+        if point is None:
+            print(f"the reference is not worth as much as the default after any of these steps up to {last}")
+        else:
+            print(
                 f"worth as much as the default after {point['steps']} steps of the reference at beta "
-                f"{point['beta']:g}: {found['speedup_at_equal']:.0f} times its time"
+                f"{point['beta']:g}: {found['speedup_at_equal']:.0f} times its time",
+                flush=True,
             )
-        print(said, flush=True)
     return found
 
 

@@ -154,17 +154,19 @@ class Commands:
     def args(self, verb: str, stage: str, *more: str) -> list[str]:
         """The arguments of a command by a stage's config."""
         experiment, runs_dir = self.home.name, str(self.home.parent)
-        args = [verb, "--config", str(self.config(stage) or CONFIGS / f"{stage}.yaml")]
-        args += ["--experiment", experiment] if experiment != "synthetic" else []
-        args += ["--runs_dir", runs_dir] if runs_dir != "runs" else []
-        args += data_options(self.data) if self.data else []
-        return [*args, *more]
+        return [
+            *(verb, "--config", str(self.config(stage) or CONFIGS / f"{stage}.yaml")),
+            *(["--experiment", experiment] if experiment != "synthetic" else []),
+            *(["--runs_dir", runs_dir] if runs_dir != "runs" else []),
+            *(data_options(self.data) if self.data else []),
+            *more,
+        ]
 
     def fit(self, stage: str, *more: str) -> str:
         """The command that trains a stage, and about how long that took before."""
         run = more[more.index("--name") + 1] if "--name" in more else stage
-        last = (self.home / run / "checkpoints" / "last.ckpt").is_file()
-        args = self.args("fit", stage, *more, *(["--ckpt_path", "last"] if last else []))
+        begun = (self.home / run / "checkpoints" / "last.ckpt").is_file()
+        args = self.args("fit", stage, *more, *["--ckpt_path", "last"] * begun)
         return command(args) + self.minutes(stage)
 
     def minutes(self, stage: str) -> str:

@@ -127,16 +127,21 @@ class Cell:
 
     def protected(self, place: Place, part: str = "private_test") -> list[str]:
         """The command that protects a part of the data."""
-        options = {f"protect.{key}": value for key, value in self.protect.items()}
-        options |= {"protect.seed": self.seed} if self.seed else {}
-        options |= {"protect.out": self.store(place, part), "data.predict_split": part}
+        options = {
+            **{f"protect.{key}": value for key, value in self.protect.items()},
+            **({"protect.seed": self.seed} if self.seed else {}),
+            "protect.out": self.store(place, part),
+            "data.predict_split": part,
+        }
         return place.command("predict", self.line.stage, self.run, options)
 
     def attacked(self, place: Place, attacker: str) -> tuple[str, list[str]]:
         """The run of an attack that adapts to it, and the command that trains it."""
         run = f"{Path(attacker).name}-{self.name}"
-        options = {"model.init_args.defense_ckpt": place.checkpoint(self.run)}
-        options |= {f"model.init_args.protect.{key}": value for key, value in self.protect.items()}
+        options = {
+            "model.init_args.defense_ckpt": place.checkpoint(self.run),
+            **{f"model.init_args.protect.{key}": value for key, value in self.protect.items()},
+        }
         return run, place.command("fit", attacker, run, _seeded(options, self.seed))
 
     def cloud(self, place: Place) -> tuple[str, list[str]]:

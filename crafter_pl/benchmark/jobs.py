@@ -178,8 +178,7 @@ class Jobs:
         """All jobs with their commands."""
         lines = []
         for job in self.jobs.values():
-            lines += [f"{job.name}:", *(f"  {command(args)}" for args in job.commands)]
-            lines += [] if job.commands else ["  is done"]
+            lines += [f"{job.name}:", *([f"  {command(args)}" for args in job.commands] or ["  is done"])]
         return "\n".join(lines)
 
 

@@ -121,8 +121,7 @@ def plain(message: str, hints: dict[str, Any]) -> str:
     elif unknown := re.search(r"Expected a dot import path string: (\S+)", head):
         wrong.insert(0, f"there is no class {unknown[1]}")
     wanted = (_form(f"--{keys[0]}", hints.get(keys[0])) if len(keys) == 1 else "") or _expected(head)
-    text = f"{option} {given}".strip()
-    text += f": {'; '.join(wrong)}" if wrong else ""
+    text = f"{option} {given}".strip() + (f": {'; '.join(wrong)}" if wrong else "")
     return f"{text}; give {wanted}" if wanted else text
 
 
@@ -158,5 +157,4 @@ def _form(option: str, hint: Any) -> str:  # noqa: ANN401 (any type)
 
 
 def _below(cls: type[Any]) -> set[type[Any]]:
-    subclasses: list[type[Any]] = cls.__subclasses__()
-    return {cls}.union(*map(_below, subclasses))
+    return {cls}.union(*map(_below, cls.__subclasses__()))

@@ -107,9 +107,11 @@ class StageCLI(LightningCLI):
             "--name", type=str | None, help="folder of this run (default: the stage's own name)"
         )
         parser.add_argument("--runs_dir", default="runs", help="folder of all experiments")
-        start = "checkpoint: a file, `last` or `best`; default: the run's best"
-        if self.verb == "fit":
-            start = "`last` (or a file like it): go on with this run where it stopped"
+        start = (
+            "`last` (or a file like it): go on with this run where it stopped"
+            if self.verb == "fit"
+            else "checkpoint: a file, `last` or `best`; default: the run's best"
+        )
         parser.add_argument("--ckpt_path", type=str | None, help=start)
         if self.verb in ("validate", "test"):
             parser.add_argument("--verbose", type=bool, default=True, help="print the figures")
@@ -199,9 +201,13 @@ class StageCLI(LightningCLI):
 
     def _shared(self, overlaid: bool = True) -> list[str]:
         """Options of this command that others of its experiment get; ``overlaid``: configs among them."""
-        own = ["--experiment", self.options.experiment]
-        own += [] if self.options.runs_dir == "runs" else ["--runs_dir", self.options.runs_dir]
-        return [*(overlays(self.args) if overlaid else []), *own, *passed_on(self.args)]
+        runs_dir = self.options.runs_dir
+        return [
+            *(overlays(self.args) if overlaid else []),
+            *("--experiment", self.options.experiment),
+            *([] if runs_dir == "runs" else ["--runs_dir", runs_dir]),
+            *passed_on(self.args),
+        ]
 
     # Its run
 

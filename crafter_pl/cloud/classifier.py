@@ -79,11 +79,10 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     return net, Facts(name, tuple(task.hparams["attribute_names"]), task.feature_shape, encoder, defense)
 
 
+@torch.inference_mode()
 def classify(net: nn.Module, features: Tensor, most: int) -> Tensor:
     """Probabilities float32 ``(N, A)`` of features ``(N, C, h, w)``, at most ``most`` in one pass."""
-    with torch.inference_mode():
-        parts = [net(part).float().sigmoid().cpu() for part in features.split(most)]
-    return torch.cat(parts)
+    return torch.cat([net(part).float().sigmoid().cpu() for part in features.split(most)])
 
 
 def spare_one_core() -> None:

@@ -86,11 +86,17 @@ class AccessMiddleware:
         if scope["path"] in OPEN:
             return None
         if self._digest is not None and not self._bears_token(scope["headers"]):
-            why = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
-            return _refuse(401, why, {"WWW-Authenticate": "Bearer"})
+            return _refuse(
+                401,
+                "the token is missing or wrong: send the header Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": "Bearer"},
+            )
         if self.metrics.in_flight > MAX_IN_FLIGHT:
-            why = f"more than {MAX_IN_FLIGHT} requests at a time: send it again later"
-            return _refuse(503, why, {"Retry-After": "1"})
+            return _refuse(
+                503,
+                f"more than {MAX_IN_FLIGHT} requests at a time: send it again later",
+                {"Retry-After": "1"},
+            )
         return None
 
     def _bears_token(self, headers: list[tuple[bytes, bytes]]) -> bool:

@@ -30,8 +30,9 @@ def is_loopback(host: str) -> bool:
     Raises:
         UserError: it means nothing.
     """
-    addresses = [str(address[0]).partition("%")[0] for _, address in _addresses(host)]
-    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
+    return all(
+        ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for _, address in _addresses(host)
+    )
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

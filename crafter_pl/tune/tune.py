@@ -108,10 +108,9 @@ def tune(
     settings = combinations(given, grid)
     builder = Parser(exit_on_error=False)
     builder.add_argument("--attack", type=Attack)
-    attacks = []
-    for setting in settings:  # a value that the attack refuses is found at once
-        one = json.dumps({**entry, "init_args": {**given, **setting}})
-        attacks.append(builder.instantiate(builder.parse_args(["--attack", one])).attack)
+    entries = [json.dumps({**entry, "init_args": {**given, **setting}}) for setting in settings]
+    # A value that the attack refuses is found at once.
+    attacks = [builder.instantiate(builder.parse_args(["--attack", one])).attack for one in entries]
     bench = Bench(asked, faces)
     out = bench.commands.home / "tuning" / f"{attack}.csv"
     tries = compared(settings, search(bench, out, settings, attacks), bench.boot)
