@@ -78,10 +78,11 @@ def enrol(
         cloaked = torch.cat(parts)
         galleries |= {f"{name}, one person": (cloaked, True), f"{name}, everybody": (cloaked, False)}
     boot = IdentityBootstrap(probes["identity"].numpy(), bootstrap)
-    lines = []
-    for name, (pictures, alone) in galleries.items():
-        right = [named(net, pictures, enrolled, probes, alone) for net in nets.values()]
-        lines.append([name, *(rate(boot.mean(hits).estimate()) for hits in right)])
+    right = {
+        name: [named(net, pictures, enrolled, probes, alone) for net in nets.values()]
+        for name, (pictures, alone) in galleries.items()
+    }
+    lines = [[name, *(rate(boot.mean(hits).estimate()) for hits in own)] for name, own in right.items()]
     return Table(["enrolled with", *nets], lines).markdown() + "\n"
 
 

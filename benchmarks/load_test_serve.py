@@ -138,9 +138,7 @@ async def client(server: Server, number: int, rows: int, until: float, pause: fl
             )
         else:
             tally.counts[str(status)] += 1
-        left = began + pause - time.monotonic() if status == 200 else 1
-        if left > 0:
-            await asyncio.sleep(left)
+        await asyncio.sleep(began + pause - time.monotonic() if status == 200 else 1)
     if writer is not None:
         writer.close()
 

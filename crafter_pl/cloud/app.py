@@ -223,16 +223,12 @@ def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> s
 def _request_schema(facts: Facts, max_body: int) -> dict[str, Any]:
     """What FastAPI cannot know of a request for /classify: its body and headers, as OpenAPI has them."""
     shape = ", ".join(map(str, facts.shape))
-    text = (
-        f"safetensors: `features`, F32, F16 or I8 ({shape}) or (n, {shape}), with I8 also `scale` and "
-        "`offset`, F32 (n); optional `index`, I64 (n). "
-        f"One feature, or a shard of a feature store as it is; at most {max_body} bytes. Metadata "
-        "`encoder_sha256`, or the header."
-    )
     return {
         "requestBody": {
             "required": True,
-            "description": text,
+            "description": f"safetensors: `features`, F32, F16 or I8 ({shape}) or (n, {shape}), with I8 also "
+            "`scale` and `offset`, F32 (n); optional `index`, I64 (n). One feature, or a shard of a feature "
+            f"store as it is; at most {max_body} bytes. Metadata `encoder_sha256`, or the header.",
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         },
         "parameters": [
