@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json
-
-if TYPE_CHECKING:
-    from crafter_pl.data.datamodule import FacesDataModule
 
 T = TypeVar("T")
 CONFIGS = Path("configs")
@@ -178,8 +175,8 @@ class Commands:
         return ""
 
 
-def settings_of(data: FacesDataModule) -> dict[str, Any]:
-    """The settings that data were made with and trainings hang on, for `Commands`; nothing of the data."""
+def settings_of(data: object) -> dict[str, Any]:
+    """The settings that a `FacesDataModule` was made with and trainings hang on, for `Commands`."""
     names = (name for name in signature(type(data)).parameters if not name.startswith("predict_"))
     return {name: getattr(data, name) for name in names}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -33,7 +33,7 @@ class _Waiting:
     features: Tensor
     is_gone: Callable[[], bool]
     arrived: float
-    answer: Future[Rows]
+    answer: asyncio.Future[Rows]
 
 
 class Batcher:
@@ -87,9 +87,9 @@ class Batcher:
             ClientGoneError: the client has hung up.
             ClassifierError: the net has failed.
         """
-        item = _Waiting(features, is_gone, time.monotonic(), Future())
-        self._queue.put(item)
-        return await asyncio.wait_for(asyncio.wrap_future(item.answer), self.timeout)
+        answer: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Waiting(features, is_gone, time.monotonic(), answer))
+        return await asyncio.wait_for(answer, self.timeout)
 
     def close(self, seconds: float) -> bool:
         """Ends the thread; returns whether it has ended within so many seconds."""
@@ -101,21 +101,18 @@ class Batcher:
         """The thread's."""
         while batch := self._collect():
             self._began = time.monotonic()
+            answers: list[Rows] | list[ClassifierError]
             try:
                 probabilities = self.classify(torch.cat([item.features for item in batch]))
                 rows = iter(probabilities.double().round(decimals=6).tolist())
-                self._failed = False
+                answers, self._failed = [list(islice(rows, len(item.features))) for item in batch], False
                 self.metrics.features.inc(len(probabilities))
                 self.metrics.batches.inc(-(-len(probabilities) // self.max_batch_size))
             except Exception:
                 traceback.print_exc()
-                self._failed = True
+                answers, self._failed = [ClassifierError()] * len(batch), True
             self._began = None
-            for item in batch:
-                if self._failed:
-                    item.answer.set_exception(ClassifierError())
-                else:
-                    item.answer.set_result(list(islice(rows, len(item.features))))
+            _settle(batch, answers)
 
     def _collect(self) -> list[_Waiting]:
         """The requests of the next batch; none: the thread is to end."""
@@ -128,12 +125,26 @@ class Batcher:
                 break
             if item is None:
                 return []
-            if not item.answer.set_running_or_notify_cancel():  # nobody waits any more
-                continue
             if item.is_gone():
-                item.answer.set_exception(ClientGoneError())
-            else:
+                _settle([item], [ClientGoneError()])
+            elif not item.answer.done():
                 batch.append(item)
                 count += len(item.features)
                 seconds = max(0.0, batch[0].arrived + self.batch_timeout - time.monotonic())
         return batch
+
+
+def _settle(items: list[_Waiting], answers: Sequence[Rows | Exception]) -> None:
+    """Gives requests their answers, if they still wait for one, from the thread."""
+
+    def settle() -> None:
+        for item, answer in zip(items, answers, strict=True):
+            if item.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                item.answer.set_exception(answer)
+            else:
+                item.answer.set_result(answer)
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        items[0].answer.get_loop().call_soon_threadsafe(settle)
