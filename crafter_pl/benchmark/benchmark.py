@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import listed
+from crafter_pl.commands import listed, pairs
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
@@ -187,7 +186,7 @@ class _Plan:
     def fit(self, args: list[str]) -> str:
         """Adds the job that trains a run, after those of its upstream stages; returns its name."""
         cli, upstream = self._needed(args)
-        run = dict(pairwise(args)).get("--name", cli.name)
+        run = dict(pairs(args)).get("--name", cli.name)
         name = f"fit-{run}"
         if name not in self.made:
             needs = list(map(self.fit, upstream))
@@ -219,7 +218,7 @@ class _Plan:
 
         Parsing takes a second, so it is done once for commands that differ in values alone.
         """
-        given = dict(pairwise(args))
+        given = dict(pairs(args))
         alike = (given["--config"], *(key for key in given if key.startswith("--")))
         if alike not in self._parsed:
             cli = StageCLI(args)

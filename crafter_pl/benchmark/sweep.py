@@ -115,7 +115,6 @@ def sweep(
 def _row(place: Place, cut: str, audit: Path) -> Row:
     (entry,) = record.read_report(audit).defenses
     task = load_stage(place.checkpoint("task"), TaskModel)
-    assert task.hparams["cut"] == cut
     return Row(
         cut=cut,
         shape=list(task.feature_shape),

@@ -36,15 +36,13 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
         given: the config of this command as plain values.
         where: how to call the former.
     """
+    free = FREE | (set() if saved["data"].get("source") == "synthetic" else DRAWN)
+    model = [one["model"].get("init_args") or {} for one in (saved, given)]
     lines = []
-    for part in ("model", "data"):
-        old, new = saved[part], given[part]
-        if part == "model":
-            old, new = old.get("init_args") or {}, new.get("init_args") or {}
-        free_data = FREE | (set() if old.get("source") == "synthetic" else DRAWN)
+    for part, (old, new) in (("model", model), ("data", (saved["data"], given["data"]))):
         for key in sorted({*old, *new}):
-            free = key.endswith("_ckpt") if part == "model" else key in free_data
-            if not free and old.get(key) != new.get(key):
+            compared = not key.endswith("_ckpt") if part == "model" else key not in free
+            if compared and old.get(key) != new.get(key):
                 lines.append(f"{part}.{key}: {old.get(key)!r} {where}, {new.get(key)!r} here")
     return lines
 

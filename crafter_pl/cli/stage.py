@@ -1,8 +1,8 @@
 """One command of Lightning's verbs, parsed: its options, its run folder, the upstream stages it needs."""
 
-import importlib
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -126,8 +126,7 @@ class StageCLI(LightningCLI):
         """Parses and checks ``args``; unlike the inherited method, without a warning in a program."""
         self.config = self.options = options.expanded(parser.parse_args(args))
         self.options.base = None  # what is dumped has all of it
-        module, _, name = self.options.model.class_path.rpartition(".")
-        self.stage: type[Stage] = getattr(importlib.import_module(module), name)
+        self.stage: type[Stage] = resolve_name(self.options.model.class_path)
         options.check(self.verb, self.options, self.stage.monitor)
 
     def before_instantiate_classes(self) -> None:
