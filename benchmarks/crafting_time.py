@@ -20,8 +20,15 @@ from torch.utils.flop_counter import flop_registry
 from crafter_pl.crafting.craft import craft, craft_step, start_crafting
 from crafter_pl.crafting.settings import CraftNets, CraftSettings
 from crafter_pl.defenses.crafter_variants import FAST
-from crafter_pl.nets import AmortizerNet, Critic, SplitClassifier, build_generator, freeze
-from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
+from crafter_pl.nets import (
+    AmortizerNet,
+    CraftingNet,
+    CraftingPass,
+    Critic,
+    SplitClassifier,
+    build_generator,
+    freeze,
+)
 
 CELEBA = CraftSettings(task_weight=0.5, steps=40, lr=0.1, inner_steps=2, iterations=2)  # configs/celeba/
 # What the cost of a step grows with: pictures, batch, latent size and picture size of a case.

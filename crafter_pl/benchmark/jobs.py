@@ -6,8 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -93,7 +92,7 @@ class Jobs:
                     running[name] = self._start(self.jobs[name], place), place, time.monotonic()
                 if not running:
                     return
-                gone = wait([process.sentinel for process, _, _ in running.values()])
+                gone = connection.wait([process.sentinel for process, _, _ in running.values()])
                 for name in [name for name, one in running.items() if one[0].sentinel in gone]:
                     process, place, since = running.pop(name)
                     free.append(place)

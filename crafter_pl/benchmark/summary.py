@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +65,7 @@ class Summary:
     seconds: dict[str, float]
 
 
-def over_seeds(figures: Sequence[Estimate]) -> OverSeeds:
+def over_seeds(figures: list[Estimate]) -> OverSeeds:
     """One figure of several seeds' figures."""
     values = [one.value for one in figures]
     low, high = min(one.low for one in figures), max(one.high for one in figures)

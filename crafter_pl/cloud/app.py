@@ -6,7 +6,6 @@ Annotations here are objects and not strings: FastAPI reads them.
 import asyncio
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -212,7 +211,7 @@ def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> s
     """
     if not all(map(math.isfinite, chain.from_iterable(rows))):
         raise HTTPException(422, "the classifier gives no finite answer to these features")
-    numbers: Sequence[int | None] = index or [None] * len(rows)
+    numbers: list[int] | list[None] = index or [None] * len(rows)
     answers = [
         {"index": number, "attributes": dict(zip(names, row, strict=True))}
         for number, row in zip(numbers, rows, strict=True)

@@ -9,7 +9,6 @@ is a line for the sender.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -58,7 +57,7 @@ class Features:
     metadata: dict[str, str]
 
 
-def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
+def read_features(body: bytes, shape: tuple[int, ...] | None = None) -> Features:
     """Read one feature or a shard of a feature store.
 
     Args:
@@ -91,7 +90,7 @@ def read_features(body: bytes, shape: Sequence[int] | None = None) -> Features:
         raise Refused(f"features are {dtype}: F32, F16 or I8 are taken")
     if shape is None and len(sizes) != 4:
         raise Refused(f"features have the shape {sizes}, not (n, C, h, w)")
-    if shape is not None and (tuple(sizes[-3:]) != tuple(shape) or len(sizes) not in (3, 4)):
+    if shape is not None and (tuple(sizes[-3:]) != shape or len(sizes) not in (3, 4)):
         wanted = ", ".join(map(str, shape))
         raise Refused(f"features have the shape {sizes}: this classifier takes ({wanted}) or (n, {wanted})")
     count = sizes[0] if len(sizes) == 4 else 1
