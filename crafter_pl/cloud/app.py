@@ -187,19 +187,18 @@ def check_body(
         ("encoder_sha256", facts.encoder_sha256, encoder),
         ("defense_sha256", facts.defense_sha256, defense),
     ):
-        if mine is None or mine == theirs:
-            continue
-        if theirs is None:
+        if mine is not None and theirs is None:
             raise HTTPException(
                 422,
                 f"say what made the features: {name} of the store's manifest.json as safetensors metadata or "
                 f"as the header X-{name.replace('_', '-')}",
             )
-        raise HTTPException(
-            409,
-            f"the features' {name} is {theirs[:12]}…, this classifier's {mine[:12]}…: they do not belong "
-            "together; protect with the checkpoint that is served, or serve the other one",
-        )
+        if mine is not None and theirs != mine:
+            raise HTTPException(
+                409,
+                f"the features' {name} is {theirs:.12}…, this classifier's {mine:.12}…: they do not belong "
+                "together; protect with the checkpoint that is served, or serve the other one",
+            )
     return features
 
 

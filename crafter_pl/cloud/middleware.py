@@ -69,8 +69,8 @@ class AccessMiddleware:
         except asyncio.CancelledError:  # the server's time to end is over
             if status:
                 raise
-            refusal = _refuse(503, "the server ends: send it again later", {"Retry-After": "5"})
-            await refusal(scope, receive, noted_send)
+            ends = {"detail": "the server ends: send it again later"}
+            await JSONResponse(ends, 503, {"Retry-After": "5"})(scope, receive, noted_send)
         finally:
             metrics.in_flight -= 1
             metrics.held -= held
@@ -82,19 +82,20 @@ class AccessMiddleware:
         """Why a request is not passed on; None: it is."""
         names = [name for name, _ in scope["headers"]]
         if twice := next((name for name in SINGLE if names.count(name) > 1), None):
-            return _refuse(400, f"the header {twice.decode()} may be given once", {"Connection": "close"})
+            why = f"the header {twice.decode()} may be given once"
+            return JSONResponse({"detail": why}, 400, {"Connection": "close"})
         if scope["path"] in OPEN:
             return None
         if self._digest is not None and not self._bears_token(scope["headers"]):
-            return _refuse(
+            return JSONResponse(
+                {"detail": "the token is missing or wrong: send the header Authorization: Bearer TOKEN"},
                 401,
-                "the token is missing or wrong: send the header Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
             )
         if self.metrics.in_flight > MAX_IN_FLIGHT:
-            return _refuse(
+            return JSONResponse(
+                {"detail": f"more than {MAX_IN_FLIGHT} requests at a time: send it again later"},
                 503,
-                f"more than {MAX_IN_FLIGHT} requests at a time: send it again later",
                 {"Retry-After": "1"},
             )
         return None
@@ -104,7 +105,3 @@ class AccessMiddleware:
         given = next((value for name, value in headers if name == b"authorization"), b"")
         digest = hashlib.sha256(given[7:].strip()).digest()
         return given[:7].lower() == b"bearer " and hmac.compare_digest(digest, self._digest or b"")
-
-
-def _refuse(status: int, detail: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)

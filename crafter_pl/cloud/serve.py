@@ -118,18 +118,17 @@ def read_token(file: str | Path) -> str:
     file = Path(os.path.expanduser(file))
     try:
         token = file.read_text(encoding="ascii").strip()
-        mode = file.stat().st_mode
     except FileNotFoundError as error:
         raise UserError(
             f"--token_file {file} is missing: write a token into it, readable by you alone"
         ) from error
     except ValueError:
-        token, mode = "", 0
+        token = ""
     if len(token) < _MIN_TOKEN or not token.isprintable() or " " in token:
         raise UserError(
             f"--token_file {file} holds no token: one line of {_MIN_TOKEN} or more letters, digits and "
             "signs, such as python -c 'import secrets; print(secrets.token_urlsafe())' prints"
         )
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
+    if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         print(f"note: {file} can be read by others on this machine: chmod 600 {file}", flush=True)
     return token

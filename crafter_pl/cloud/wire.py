@@ -129,11 +129,8 @@ def claimed_hash(name: str, metadata: dict[str, str], header: str | None) -> str
     given = {text.strip().lower() for text in (metadata.get(name), header) if text is not None}
     if len(given) > 1:
         raise Refused(f"the body's metadata and the request's header give two different {name}")
-    for text in given:
-        if not re.fullmatch(r"[0-9a-f]{64}", text):
-            raise Refused(
-                f"{name} is no SHA-256: give the 64 hexadecimal digits of the store's manifest.json"
-            )
+    if not all(re.fullmatch(r"[0-9a-f]{64}", text) for text in given):
+        raise Refused(f"{name} is no SHA-256: give the 64 hexadecimal digits of the store's manifest.json")
     return next(iter(given), None)
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit.find import find_oracles, find_task
-from crafter_pl.audit.load import load_oracles, load_task
+from crafter_pl.audit import find, load
 from crafter_pl.audit.options import Options
 from crafter_pl.commands import Commands, settings_of
 from crafter_pl.device import pick_device
@@ -75,11 +74,11 @@ class Bench:
         data.setup("test")
         self.split_hash = data.split_hash
         self.commands = Commands(asked.home, settings_of(data))
-        task_path = find_task(self.commands, asked.task_ckpt)
-        self._task, notes = load_task(task_path, data)
+        task_path = find.find_task(self.commands, asked.task_ckpt)
+        self._task, notes = load.load_task(task_path, data)
         self._task.to(self.device)
-        files, missing = find_oracles(self.commands, asked.oracles)
-        self._oracles = {n: o.to(self.device) for n, o in load_oracles(files, data).items()}
+        files, missing = find.find_oracles(self.commands, asked.oracles)
+        self._oracles = {n: o.to(self.device) for n, o in load.load_oracles(files, data).items()}
         for note in (*notes, *missing):
             print(f"note: {note}", flush=True)
         everybody = data.dataset(SPLIT)

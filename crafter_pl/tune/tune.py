@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.audit import bind, record
-from crafter_pl.audit.find import find_attacks
+from crafter_pl.audit import bind, find, record
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.show.table import Table
 from crafter_pl.benchmark.grid import flags
@@ -129,7 +128,7 @@ def _find(
     """An attack of an audit config, as it stands there and where; and what that audit asks for."""
     read, options = parsed(["audit", "--config", config, *flags(told)])
     asked = Options(**options)
-    names = [one.name for one in find_attacks(asked.attacks, asked.budgets, asked.budget)]
+    names = [one.name for one in find.find_attacks(asked.attacks, asked.budgets, asked.budget)]
     if name not in names:
         raise UserError(f"--attack {name}: the config has {', '.join(names)}")
     given = asked.attacks is not None
