@@ -112,7 +112,7 @@ def check(verb: str, options: Namespace, monitor: str | None) -> None:
         raise UserError(
             f"--trainer.limit_val_batches is 0, but {monitor} picks the best checkpoint: give more"
         )
-    if each is not None and epochs is not None and each > epochs:
+    if each is not None and each > epochs:
         raise UserError(
             f"--trainer.check_val_every_n_epoch {each} is more than --trainer.max_epochs {epochs}, but "
             f"{monitor}, a figure of the validation, picks the best checkpoint: give at most {epochs}"

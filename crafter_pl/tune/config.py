@@ -56,10 +56,9 @@ def _edit(attack: yaml.MappingNode, name: str, value: str) -> tuple[int, int, st
     """What is to stand in place of the text from one character to another."""
     init = _child(attack, "init_args")
     if init is None:
-        column = next(key for key, _ in attack.value if key.value == "class_path").start_mark.column
-        end = _child(attack, "class_path").end_mark.index
-        glue = ", " if attack.flow_style else "\n" + " " * column
-        return end, end, f"{glue}init_args: {{{name}: {value}}}"
+        key, path = next(pair for pair in attack.value if pair[0].value == "class_path")
+        glue = ", " if attack.flow_style else "\n" + " " * key.start_mark.column
+        return path.end_mark.index, path.end_mark.index, f"{glue}init_args: {{{name}: {value}}}"
     if (old := _child(init, name)) is not None:
         return old.start_mark.index, old.end_mark.index, value
     if init.flow_style:
