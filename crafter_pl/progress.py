@@ -27,7 +27,8 @@ class Steps:
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.interval, self.quiet = interval, quiet
-        self.done = self.before = 0
+        self.done = 0
+        self.before = 0
         self.started = self.printed = time.perf_counter()
         self.bar = (
             tqdm(total=total, desc=name, unit=f" {unit}") if sys.stderr.isatty() and not quiet else None

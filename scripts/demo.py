@@ -39,7 +39,8 @@ def jobs() -> list[Job]:
     """All that comes before the audit."""
     made = []
     for stage, (needs, options) in STAGES.items():
-        run, fit = Path(stage).name, [*PLACE.command("fit", stage, None, {}), *options.split()]
+        run = Path(stage).name
+        fit = [*PLACE.command("fit", stage, None, {}), *options.split()]
         made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs))
     options = {"trainer.accelerator": "cpu", "trainer.devices": 2, "data.predict_batch_size": 32}
     predict = PLACE.command("predict", "crafter", None, options)

@@ -86,9 +86,10 @@ def ask(url: str, store: Path, *, wire: Path, out: Path) -> None:
     }
     answers: dict[int, dict[str, float]] = {}
     for name in manifest["shards"]:
-        place, body = f"http://127.0.0.1:{relay.port}{found[3]}", (store / name).read_bytes()
+        body = (store / name).read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{relay.port}{found[3]}", body, headers)
         try:
-            with urllib.request.urlopen(urllib.request.Request(place, body, headers), timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 said = parse_json(
                     answer.read(), f"the answer to {name}", "ask a server that serve has started"
                 )
@@ -115,7 +116,8 @@ def _ledger(store: Path) -> dict:
 
 def bodies(wire: bytes) -> list[bytes]:
     """The bodies of the HTTP requests on the wire."""
-    found, stream = [], io.BytesIO(wire)
+    stream = io.BytesIO(wire)
+    found = []
     while stream.readline():  # POST ...
         found.append(stream.read(int(parse_headers(stream)["Content-Length"] or 0)))
     return found
@@ -139,7 +141,8 @@ def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
             if any(_pieces(form.numpy().tobytes(), wire) for form in forms):
                 leaks.append(f"pixels of a face in {path}")
         faces += own
-    sent, requests = [], bodies(wire)
+    requests = bodies(wire)
+    sent = []
     for body in requests:
         try:
             sent.append(torch.from_numpy(read_features(body).array))

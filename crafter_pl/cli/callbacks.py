@@ -26,7 +26,8 @@ from crafter_pl.files import new_file, sha256, to_json, write_file
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.stages.checkpoints import kept_as
 
-FOR_USE = "for use"  # `AtomicCheckpointIO`'s storage option: leave out what training alone needs
+FOR_TRAINING_ALONE = ("optimizer_states", "lr_schedulers")  # two thirds of a checkpoint, with Adam
+FOR_USE = "for use"  # `AtomicCheckpointIO`'s storage option: leave these out
 
 
 def _finite(value: object) -> bool:
@@ -120,12 +121,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
     ) -> None:
         """Saves `checkpoint` at `path`; with the option `FOR_USE` without what only training goes on from."""
-        if storage_options == FOR_USE:  # without two thirds of a checkpoint, with Adam
-            checkpoint = {
-                key: part
-                for key, part in checkpoint.items()
-                if key not in ("optimizer_states", "lr_schedulers")
-            }
+        if storage_options == FOR_USE:
+            checkpoint = {key: part for key, part in checkpoint.items() if key not in FOR_TRAINING_ALONE}
         content = io.BytesIO()  # torch hides what a full disk says while it writes a file
         torch.save(checkpoint, content)
         with new_file(path) as stream:

@@ -36,6 +36,7 @@ from crafter_pl.processes import rank
 from crafter_pl.stages.base import Stage, load_stage
 
 Loaded = dict[str, FacesDataModule]  # by their settings
+BATCHES = ("batch_size", "predict_batch_size", "predict_split")  # settings that no picture hangs on
 
 
 def call(args: list[str]) -> None:
@@ -150,13 +151,7 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, Fac
     given, config.model = config.model, None
     init = cli.parser.instantiate(config)
     data, settings = init.data, cli.settings()["data"]
-    key = json.dumps(
-        {
-            name: value
-            for name, value in settings.items()
-            if name not in ("batch_size", "predict_batch_size", "predict_split")  # no picture hangs on them
-        }
-    )
+    key = json.dumps({name: value for name, value in settings.items() if name not in BATCHES})
     data.share(loaded.setdefault(key, data))
     if cli.verb == "fit":
         data.setup("fit")
