@@ -195,7 +195,10 @@ def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None
         point, last = equal(points, fast), points[-1]["steps"]
         found["speedup_at_equal"] = point and point["seconds_per_image"] / fast["seconds_per_image"]
         if point is None:
-            print(f"the reference is not worth as much as the default after any of these steps up to {last}")
+            print(
+                f"the reference is not worth as much as the default after any of these steps up to {last}",
+                flush=True,
+            )
         else:
             print(
                 f"worth as much as the default after {point['steps']} steps of the reference at beta "
