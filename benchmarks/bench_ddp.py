@@ -19,8 +19,8 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from crafter_pl.data.features import StoreBatches
 from crafter_pl.data.store import FORMAT_VERSION, shard_name, write_manifest, write_shard
-from crafter_pl.data.stream import StoreBatches
 from crafter_pl.nets import build_decoder, synchronised
 
 SHARD, SHARDS = 64, 16

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.features import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_name
-from crafter_pl.data.stream import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import ProtectOptions

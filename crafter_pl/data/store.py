@@ -10,7 +10,7 @@ the one in the file `fingerprint`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,8 @@ def write_manifest(folder: str | Path, manifest: dict[str, Any]) -> Path:
 
 def shard_done(folder: str | Path, number: int, index: Tensor) -> bool:
     """Whether the shard of batch `number` is there, sound, and of exactly these pictures in this order."""
-    file = Path(folder) / shard_name(number)
-    if not file.is_file():
-        return False
     try:
-        return _read_shard(file).index == index.tolist()
+        return _read_shard(Path(folder) / shard_name(number)).index == index.tolist()
     except UserError:
         return False
 
@@ -148,7 +145,12 @@ def read_store(
     folder = Path(folder)
     manifest = read_manifest(folder)
     expect(folder, manifest, shape=shape, encoder_sha256=encoder_sha256, split_hash=split_hash, split=split)
-    shards = list(iter_shards(folder, manifest))
+    if strangers := {file.name for file in folder.glob("shard-*.safetensors")} - manifest["shards"].keys():
+        raise UserError(
+            f"{folder / min(strangers)} is not in the manifest; delete it, or run predict again to a new "
+            "folder"
+        )
+    shards = [(name, *read_shard(folder, name, manifest)) for name in sorted(manifest["shards"])]
     features = torch.cat([features for _, features, _ in shards])
     index = torch.cat([index for _, _, index in shards])
     order = torch.argsort(index, stable=True)
@@ -223,26 +225,6 @@ def expect(
             )
 
 
-def iter_shards(
-    folder: str | Path, manifest: dict[str, Any] | None = None
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The shards one by one, in order of their names: (name, features `(n, C, h, w)`, index `(n,)`).
-
-    Raises:
-        UserError: a shard is missing, damaged, or not as the manifest says; it names the shard.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder) if manifest is None else manifest
-    if strangers := sorted(
-        {file.name for file in folder.glob("shard-*.safetensors")} - manifest["shards"].keys()
-    ):
-        raise UserError(
-            f"{folder / strangers[0]} is not in the manifest; delete it, or run predict again to a new folder"
-        )
-    for name in sorted(manifest["shards"]):
-        yield name, *read_shard(folder, name, manifest)
-
-
 def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """One shard of a store whose manifest is read: features float32 `(n, C, h, w)`, index `(n,)`.
 
@@ -277,24 +259,24 @@ def _read_shard(file: Path) -> Features:
 
 
 def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str) -> None:
-    def wrong(what: str, got: object) -> Exception:
-        return error(f"{where}: {what}, got {repr(got)[:80]}; {_AGAIN}")
+    def check(good: bool, what: str, got: object) -> None:
+        if not good:
+            raise error(f"{where}: {what}, got {repr(got)[:80]}; {_AGAIN}")
 
     for entry, kind in _REQUIRED.items():
-        if type(value := manifest.get(entry)) is not kind:
-            raise wrong(f"entry {entry!r} must be {kind.__name__}", value)
-    if type(seed := manifest.get("seed", 0)) is not int:  # `protect` tells it to nobody
-        raise wrong("entry 'seed' must be int", seed)
+        value = manifest.get(entry)
+        check(type(value) is kind, f"entry {entry!r} must be {kind.__name__}", value)
+    seed = manifest.get("seed", 0)  # `protect` tells it to nobody
+    check(type(seed) is int, "entry 'seed' must be int", seed)
     shape, shards, count = manifest["shape"], manifest["shards"], manifest["count"]
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise wrong(f"format_version must be {FORMAT_VERSION}", manifest["format_version"])
-    if manifest["dtype"] not in TRANSPORTS:
-        raise wrong(f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
-    if len(shape) != 3 or not all(type(size) is int and 0 < size < _MOST for size in shape):
-        raise wrong("shape must be three sizes", shape)
-    if not shards or not all(_SHARD.fullmatch(name) for name in shards):
-        raise wrong("shards must map file names, such as shard-00000.safetensors, to counts", shards)
-    if not all(type(size) is int and 0 < size < _MOST for size in shards.values()):
-        raise wrong("shards must map file names to counts from 1", shards)
-    if sum(shards.values()) != count:
-        raise wrong(f"the shards hold {sum(shards.values())} features together, count says {count}", shards)
+    check(manifest["dtype"] in TRANSPORTS, f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
+    check(len(shape) == 3 and all(map(_is_size, shape)), "shape must be three sizes", shape)
+    named = bool(shards) and all(map(_SHARD.fullmatch, shards))
+    check(named, "shards must map file names, such as shard-00000.safetensors, to counts", shards)
+    check(all(map(_is_size, shards.values())), "shards must map file names to counts from 1", shards)
+    total = sum(shards.values())
+    check(total == count, f"the shards hold {total} features together, count says {count}", shards)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < _MOST

@@ -31,14 +31,6 @@ def test_nothing_but_features_and_index_is_in_a_shard(written):
     assert set(load_file(folder / store.shard_name(0))) == {"features", "index"}
 
 
-def test_iter_shards_streams_in_order(written):
-    folder, features, index = written
-    seen = list(store.iter_shards(folder))
-    assert [name for name, _, _ in seen] == [store.shard_name(k) for k in range(3)]
-    assert torch.equal(torch.cat([i for _, _, i in seen]), index)
-    assert torch.equal(torch.cat([f for _, f, _ in seen]), features)
-
-
 def test_shard_done_is_for_exactly_these_pictures(written):
     folder, _, index = written
     assert store.shard_done(folder, 0, index[:4])

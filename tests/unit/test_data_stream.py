@@ -10,7 +10,7 @@ from experiment import DATA
 
 from crafter_pl.data import store
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.stream import PublicPictures, StoreBatches, store_loader
+from crafter_pl.data.features import PublicPictures, StoreBatches, store_loader
 from crafter_pl.errors import UserError
 
 
@@ -124,7 +124,7 @@ def test_pictures_are_of_public_people_alone():
 
 READER = """
 import json, resource, sys
-from crafter_pl.data.stream import StoreBatches, store_loader
+from crafter_pl.data.features import StoreBatches, store_loader
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 seen = sum(len(batch["index"]) for batch in store_loader(StoreBatches(sys.argv[1], 64, buffer=4)))
 print(json.dumps([seen, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
