@@ -98,11 +98,9 @@ def _png(data: bytes) -> First:
             several = struct.unpack_from(">I", chunk, 8)[0] > 1
         if name == b"IEND":
             break
-    if not about:
-        return First(b"".join(kept), b"", several)
-    dot = [_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), *about]
-    dot += [_chunk(b"IDAT", zlib.compress(b"\0\0")), _chunk(b"IEND", b"")]
-    return First(b"".join(kept), b"".join([_PNG, *dot]), several)
+    head, body = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0), zlib.compress(b"\0\0")
+    dot = [_PNG, _chunk(b"IHDR", head), *about, _chunk(b"IDAT", body), _chunk(b"IEND", b"")]
+    return First(b"".join(kept), b"".join(dot) if about else b"", several)
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_convert
 
 from crafter_pl.data import sources, split
 from crafter_pl.data.decoding import Decoding
@@ -17,11 +17,6 @@ from crafter_pl.data.faces import FaceBatches, Faces, FaceSet
 from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand
-
-
-def _same(batch: Any) -> Any:  # noqa: ANN401 (the type that DataLoader asks for)
-    """The collate function: `FaceSet` makes whole batches itself."""
-    return batch
 
 
 class FacesDataModule(LightningDataModule):
@@ -199,14 +194,13 @@ class FacesDataModule(LightningDataModule):
         return Path(path)
 
     def _rows(self, part: str) -> Tensor:
-        if part in split.UNIONS:
-            return torch.cat([self.splits[p] for p in split.UNIONS[part]]).sort().values
-        if part not in self.splits:
+        parts = split.UNIONS.get(part, (part,))
+        if not self.splits.keys() >= {*parts}:
             raise UserError(
                 f"no part of the data is called {part!r}; there are "
                 f"{', '.join((*split.PARTS, *split.UNIONS))}"
             )
-        return self.splits[part]
+        return torch.cat([self.splits[one] for one in parts]).sort().values
 
     # What there is
 
@@ -220,30 +214,18 @@ class FacesDataModule(LightningDataModule):
         """How many attributes there are; 0 for a source without them."""
         return len(self.faces.attribute_names)
 
-    def label_of(self, identity: Tensor) -> Tensor:
-        """Private people's numbers `(N,)` as classes `0..P-1` in ascending order of the number.
-
-        Raises:
-            UserError: somebody among them is not private.
-        """
-        known = self.private_identities.to(identity.device)
-        label = torch.searchsorted(known, identity).clamp(max=len(known) - 1)
-        if not torch.equal(known[label], identity):
-            stranger = int(identity[known[label] != identity].flatten()[0])
-            raise UserError(f"person {stranger} is not one of the {len(known)} private people of this split")
-        return label
-
     def dataset(self, part: str) -> FaceSet:
         """A part of the data: one of `split.PARTS`, or `public`, or `all_private`, which join two."""
         return FaceSet(self.faces, self._rows(part))
 
     def images(self, part: str) -> Tensor:
         """All pictures of a part, float32 `(N, 3, S, S)` in [0, 1]."""
-        return self.dataset(part).batch()["image"]
+        return self.rows(part)["image"]
 
     def rows(self, part: str) -> dict[str, Tensor]:
         """A whole part as one batch: `image`, `attributes`, `identity`, `index`."""
-        return self.dataset(part).batch()
+        faces = self.dataset(part)
+        return faces.take(faces.index)
 
     def write_split_csv(self, path: str | Path) -> None:
         """Write who and what is in which part: `file,person,part`, sorted."""
@@ -270,7 +252,7 @@ class FacesDataModule(LightningDataModule):
         )
         whole = len(sampler) >= self.batch_size
         return DataLoader(
-            data, batch_size=self.batch_size, sampler=sampler, drop_last=whole, collate_fn=_same
+            data, batch_size=self.batch_size, sampler=sampler, drop_last=whole, collate_fn=default_convert
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -282,7 +264,7 @@ class FacesDataModule(LightningDataModule):
         return self._in_order("private_test")
 
     def _in_order(self, part: str) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(self.dataset(part), batch_size=self.batch_size, shuffle=False, collate_fn=_same)
+        return DataLoader(self.dataset(part), batch_size=self.batch_size, collate_fn=default_convert)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """`predict_split` in fixed batches, dealt whole among the processes.
@@ -292,7 +274,7 @@ class FacesDataModule(LightningDataModule):
         world, rank = self.world
         batches = self.predict_batches()
         numbers = range(len(batches)) if self.predict_numbers is None else self.predict_numbers
-        return DataLoader(batches, batch_size=None, sampler=numbers[rank::world], collate_fn=_same)
+        return DataLoader(batches, batch_size=None, sampler=numbers[rank::world])
 
     def predict_batches(self) -> FaceBatches:
         """All batches of `predict_split`."""

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -197,18 +198,18 @@ def _decode(
             return None
 
     kept: list[int] = []
-    steps = Steps("decoding", len(names), unit="pictures")
-    try:
-        with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(names), _AT_ONCE):
-                some = names[start : start + _AT_ONCE]
-                for position, picture in enumerate(pool.map(attempt, some), start):
-                    if picture is not None:
-                        take(picture)
-                        kept.append(position)
-                steps.step(len(some))
-    finally:
-        steps.close()
+    with (
+        closing(Steps("decoding", len(names), unit="pictures")) as steps,
+        quiet(),
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            for position, picture in enumerate(pool.map(attempt, some), start):
+                if picture is not None:
+                    take(picture)
+                    kept.append(position)
+            steps.step(len(some))
     if not kept:
         first = f", {shown(names[0])} first" if names else ""
         raise UserError(f"none of the {len(names)} pictures in {shown(root)} is readable{first}")
@@ -232,8 +233,5 @@ def _key(root: Path, names: Sequence[str], how: Decoding) -> str:
 def _open(file: Path, count: int, image_size: int, mapped: bool) -> Tensor:
     """The first `count` pictures of a file of raw bytes."""
     size = count * 3 * image_size**2
-    if mapped:
-        flat: np.ndarray = np.memmap(file, dtype=np.uint8, mode="c", shape=(size,))
-    else:
-        flat = np.fromfile(file, dtype=np.uint8, count=size)
+    flat = np.memmap(file, mode="c", shape=(size,)) if mapped else np.fromfile(file, np.uint8, size)
     return torch.from_numpy(flat).view(count, 3, image_size, image_size)

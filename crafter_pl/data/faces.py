@@ -69,10 +69,9 @@ class Faces:
         """The identity numbers, ascending, int64 `(P,)`."""
         return torch.unique(self.identity)
 
-    def name_of(self, identity: int) -> str:
-        """The name of the person with this identity number."""
-        position = int(torch.searchsorted(self.people, identity))
-        return self.identity_names[position]
+    def names(self) -> dict[int, str]:
+        """The people's names by their numbers."""
+        return dict(zip(self.people.tolist(), self.identity_names, strict=True))
 
 
 class FaceSet(Dataset[dict[str, Any]]):
@@ -112,10 +111,6 @@ class FaceSet(Dataset[dict[str, Any]]):
             "index": rows.clone(),
         }
 
-    def batch(self) -> dict[str, Tensor]:
-        """All samples as one batch."""
-        return self.take(self.index)
-
 
 class FaceBatches(Dataset[dict[str, Any]]):
     """A `FaceSet` in fixed batches: item `b` is batch `b`, and the batch says so itself.
@@ -126,21 +121,16 @@ class FaceBatches(Dataset[dict[str, Any]]):
     def __init__(self, faces: FaceSet, batch_size: int) -> None:
         """Cut `faces` into batches of `batch_size`; the last may be smaller."""
         self.faces = faces
-        self.batch_size = batch_size
+        self.batches = faces.index.split(batch_size)
 
     def __len__(self) -> int:
         """The number of batches."""
-        return -(-len(self.faces) // self.batch_size)
+        return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """Batch number `item`: a sample's entries with a leading `N`, and `batch`, its number, an int."""
-        batch: dict[str, Any] = self.faces.take(self.index_of(item))
-        batch["batch"] = item
-        return batch
+        return {**self.faces.take(self.index_of(item)), "batch": item}
 
     def index_of(self, item: int) -> Tensor:
         """The pictures of batch number `item`: their rows in the data set, int64 `(N,)`."""
-        if not 0 <= item < len(self):
-            raise IndexError(f"batch {item} of {len(self)}")
-        start = item * self.batch_size
-        return self.faces.index[start : start + self.batch_size]
+        return self.batches[item]

@@ -97,8 +97,8 @@ class StoreDataModule(FacesDataModule):
             features, index = read_shard(folder, name, manifest)
             return {"features": features, "index": index, **labels(index)}
 
-        names: Any = sorted(manifest["shards"])  # a list is a map-style data set
-        return DataLoader(names, batch_size=None, collate_fn=read)
+        # A list is a map-style data set.
+        return DataLoader(sorted(manifest["shards"]), batch_size=None, collate_fn=read)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """As in validation."""

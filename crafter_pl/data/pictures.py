@@ -114,7 +114,7 @@ def open_picture(
         Refused: it cannot be read, is no photograph, is damaged or exceeds a limit.
     """
     data = _read(file)
-    try:
+    with _refusing():
         first = first_picture(data)
         if first.scans > MAX_SCANS:
             raise Refused("too long to decode", f"a JPEG of over {MAX_SCANS} scans")
@@ -132,18 +132,12 @@ def open_picture(
                 scale = drafted[1][2] / width  # exact: the picture's own sides are rounded up
         picture.load()
         rgb, notes = _to_rgb(picture, turn)
-        if turn is not None:
-            size = rgb.size
         if first.several or _moves(picture):
             notes.insert(0, "of several pictures in it the first is taken")
         suffix = file.suffix.lower()
         if suffix in ENDINGS and suffix not in FORMATS[str(picture.format)]:
             notes.insert(0, f"its content is {picture.format}, whatever its ending says")
-    except UserError:
-        raise
-    except Exception as error:
-        raise _refusal(error) from error
-    return Opened(rgb, size, scale, notes)
+    return Opened(rgb, size if turn is None else rgb.size, scale, notes)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -152,13 +146,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         Refused: it is damaged, or its pixels are numbers of no known range.
     """
-    try:
+    with _refusing():
         picture.load()
         return _to_rgb(picture, _turn(picture, None))[0]
-    except UserError:
-        raise
-    except Exception as error:
-        raise _refusal(error) from error
 
 
 @contextmanager
@@ -169,14 +159,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _refusal(error: Exception) -> Refused:
-    """What is said of an exception: Pillow's decoders raise a dozen kinds for damaged bytes."""
-    if isinstance(error, Image.DecompressionBombError):
-        return Refused("too many pixels", f"over {PILLOWS_LIMIT}")
-    if isinstance(error, MemoryError):
-        return Refused("too large for the memory")
-    reason = str(error).partition("\n")[0][:80]
-    return Refused("damaged or truncated", shown(reason) or type(error).__name__)
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Makes a refusal of every exception: Pillow's decoders raise a dozen kinds for damaged bytes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Refused("too many pixels", f"over {PILLOWS_LIMIT}") from error
+    except MemoryError as error:
+        raise Refused("too large for the memory") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:80]
+        raise Refused("damaged or truncated", shown(reason) or type(error).__name__) from error
 
 
 def _read(file: Path) -> bytes:
@@ -209,7 +205,11 @@ def _read(file: Path) -> bytes:
 def _identify(data: bytes, whole: bytes) -> Image.Image:
     """The picture, not decoded yet."""
     if data[4:8] == b"ftyp" and b"avif" not in data[8:32] and any(brand in data[8:32] for brand in _HEIC):
-        _need_heif()
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise Refused("HEIC, which needs pillow-heif", "pip install pillow-heif") from error
+        register_heif_opener()
     try:
         return _open(data)
     except UnidentifiedImageError as error:
@@ -223,14 +223,6 @@ def _identify(data: bytes, whole: bytes) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     Image.init()
     return Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-
-
-def _need_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise Refused("HEIC, which needs pillow-heif", "pip install pillow-heif") from error
-    register_heif_opener()
 
 
 def _turn(picture: Image.Image, about: bytes | None) -> Image.Transpose | None:

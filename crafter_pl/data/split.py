@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
@@ -123,8 +123,7 @@ def make_split(
 def _rows_of_people(faces: Faces) -> dict[str, list[int]]:
     """The rows of each person, by name."""
     order = torch.argsort(faces.identity, stable=True)
-    _, counts = torch.unique_consecutive(faces.identity[order], return_counts=True)
-    groups = order.split(counts.tolist())
+    groups = order.split(faces.identity.unique(return_counts=True)[1].tolist())
     return {name: rows.tolist() for name, rows in zip(faces.identity_names, groups, strict=True)}
 
 
@@ -152,26 +151,20 @@ def check_split(faces: Faces, splits: Splits) -> None:
         )
     people = {part: set(faces.identity[splits[part]].tolist()) for part in PARTS}
     people["private"] = people.pop("private_train") | people.pop("private_test")
-    for one in people:
-        for other in people:
-            if one < other and (shared := people[one] & people[other]):
-                raise UserError(
-                    f"the split has {len(shared)} people in both {one} and {other}, "
-                    f"{shown(faces.name_of(min(shared)))} first; no person may be in two of them"
-                )
+    for one, other in combinations(sorted(people), 2):
+        if shared := people[one] & people[other]:
+            raise UserError(
+                f"the split has {len(shared)} people in both {one} and {other}, "
+                f"{shown(faces.names()[min(shared)])} first; no person may be in two of them"
+            )
 
 
 def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
     """The split as sorted rows `(file name, person's name, part)`."""
-    names = dict(zip(faces.people.tolist(), faces.identity_names, strict=True))
-    rows = []
-    for part in PARTS:
-        own = splits[part]
-        rows += [
-            (faces.file_names[r], names[i], part)
-            for r, i in zip(own.tolist(), faces.identity[own].tolist(), strict=True)
-        ]
-    rows.sort()
+    names, people = faces.names(), faces.identity.tolist()
+    rows = sorted(
+        (faces.file_names[row], names[people[row]], part) for part in PARTS for row in splits[part].tolist()
+    )
     for one, other in pairwise(rows):
         if one[0] == other[0]:
             raise UserError(
@@ -182,10 +175,8 @@ def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
 
 def split_hash(faces: Faces, splits: Splits) -> str:
     """SHA-256 over the rows `file,person,part`, sorted: equal on every machine for the same split."""
-    digest = hashlib.sha256()
-    for row in split_rows(faces, splits):
-        digest.update(_bytes(",".join(row) + "\n"))
-    return digest.hexdigest()
+    rows = "".join(",".join(row) + "\n" for row in split_rows(faces, splits))
+    return hashlib.sha256(_bytes(rows)).hexdigest()
 
 
 def write_split_csv(path: str | Path, faces: Faces, splits: Splits) -> None:

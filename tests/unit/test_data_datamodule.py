@@ -93,15 +93,11 @@ def test_setup_loads_once(data):
     assert data.faces is before[0] and data.split_hash == before[1]
 
 
-def test_identities_and_labels(data):
+def test_identities(data):
     private, public = data.private_identities, data.public_identities
     assert len(private) == 5 and len(public) == 9
     assert not set(private.tolist()) & set(public.tolist())
-    assert data.label_of(private).tolist() == [0, 1, 2, 3, 4]
-    labels = data.label_of(data.rows("private_test")["identity"])
-    assert labels.bincount().tolist() == [2] * 5
-    with pytest.raises(UserError, match=f"person {int(public[0])} is not one of the 5 private people"):
-        data.label_of(torch.stack([private[0], public[0]]))
+    assert data.rows("private_test")["identity"].tolist() == private.repeat_interleave(2).tolist()
 
 
 def test_parts_and_unions(data):
