@@ -36,14 +36,13 @@ class _Canvas:
         """Lay a colour `(N, 3, 1, 1)` or a coloured picture over the canvas where the mask is."""
         self.image = torch.lerp(self.image, colour, mask[:, None])
 
-    def shade(self, factor: Tensor) -> None:
-        """Multiply the canvas by `(N, S, S)`."""
-        self.image = self.image * factor[:, None]
-
-
-def _background(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    along = x * torch.cos(p["back_turn"]) + y * torch.sin(p["back_turn"])
-    return torch.lerp(p["back_low"], p["back_high"], (0.5 + 0.4 * along)[:, None])
+    def fill(
+        self, distance: Tensor, colour: Tensor, strength: Tensor | float = 1.0, softness: float = 1.0
+    ) -> Tensor:
+        """Paint a shape, from the signed distance to its edge. Returns its mask."""
+        mask = strength * self.cover(distance, softness)
+        self.paint(mask, colour)
+        return mask
 
 
 def _head(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +73,9 @@ def draw(params: dict[str, Tensor], size: int) -> Tensor:
     cos, sin = torch.cos(p["roll"]) / p["scale"], torch.sin(p["roll"]) / p["scale"]
     x0, y0 = gx - p["shift_x"], gy - p["shift_y"] - 0.06
     x, y = x0 * cos + y0 * sin, y0 * cos - x0 * sin
-    canvas = _Canvas(_background(p, gx, gy).expand(-1, 3, size, size), pixel)
+    along = gx * torch.cos(p["back_turn"]) + gy * torch.sin(p["back_turn"])
+    background = torch.lerp(p["back_low"], p["back_high"], (0.5 + 0.4 * along)[:, None])
+    canvas = _Canvas(background.expand(-1, 3, size, size), pixel)
     # Turning the head moves what is in the middle of it and leaves its outline.
     xf = x - p["yaw"] * 0.17 * (1 - (x / p["width"]) ** 2).clamp(min=0)
 
@@ -97,8 +98,7 @@ def draw(params: dict[str, Tensor], size: int) -> Tensor:
     side = (x / p["width"]).clamp(-1.3, 1.3) * p["light_x"] + (y / p["height"]).clamp(-1.3, 1.3) * p[
         "light_y"
     ]
-    canvas.shade(1 + person * p["light"] * side)
-    return canvas.image * p["tint"]
+    return canvas.image * (1 + person * p["light"] * side)[:, None] * p["tint"]
 
 
 def _behind(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, hair: Tensor) -> Tensor:
@@ -110,17 +110,15 @@ def _behind(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor, hair: T
         x.abs() - wide * (1 + 0.12 * (y + 0.1)), torch.maximum(-0.12 - y, y - p["hair_length"])
     )
     back = torch.where(long > 0, torch.minimum(top, strand + 2.5 * _hair_wave(p, x, y)), top)
-    back_mask = canvas.cover(back) * p["has_hair"]
-    canvas.paint(back_mask, hair * 0.82)
-    neck = canvas.cover(torch.maximum(x.abs() - p["width"] * 0.62, -y))
-    canvas.paint(neck, p["skin"] * 0.80)
-    shoulder = canvas.cover(
-        0.62 * (0.72 + p["collar"] + 0.25 * x * x - y) - 0.12 * torch.exp(-(((x.abs() - 0.5) / 0.3) ** 2))
+    mask = canvas.fill(back, hair * 0.82, p["has_hair"])
+    neck = canvas.fill(torch.maximum(x.abs() - p["width"] * 0.62, -y), p["skin"] * 0.80)
+    shoulder = canvas.fill(
+        0.62 * (0.72 + p["collar"] + 0.25 * x * x - y) - 0.12 * torch.exp(-(((x.abs() - 0.5) / 0.3) ** 2)),
+        p["cloth"],
     )
-    canvas.paint(shoulder, p["cloth"])
-    ears = canvas.cover(_ellipse(x.abs() - p["width"] * 0.98, y - 0.02, p["ears"], 0.16))
-    canvas.paint(ears * (1 - long), p["skin"] * 0.9)
-    return torch.maximum(torch.maximum(back_mask, neck), torch.maximum(shoulder, ears * (1 - long)))
+    ear = _ellipse(x.abs() - p["width"] * 0.98, y - 0.02, p["ears"], 0.16)
+    ears = canvas.fill(ear, p["skin"] * 0.9, 1 - long)
+    return torch.maximum(torch.maximum(mask, neck), torch.maximum(shoulder, ears))
 
 
 def _skin(
@@ -133,9 +131,7 @@ def _skin(
     canvas.paint(face * p["blush"] * _blob(ax - 0.29, y - 0.2, 0.13, 0.1), rosy)
     dots = torch.sin(xf * 47) * torch.sin(y * 43 + xf * 11) > 0.45
     canvas.paint(face * p["freckles"] * dots * _blob(ax - 0.17, y - 0.13, 0.17, 0.1), p["skin"] * 0.6)
-    canvas.paint(
-        p["mole"] * canvas.cover(_ellipse(xf - p["mole_x"], y - p["mole_y"], 0.035, 0.035)), p["skin"] * 0.3
-    )
+    canvas.fill(_ellipse(xf - p["mole_x"], y - p["mole_y"], 0.035, 0.035), p["skin"] * 0.3, p["mole"])
     crease = (ax - 0.16 - 0.35 * (y - 0.12)).abs() - 0.012
     canvas.paint(
         face * p["lines"] * canvas.cover(crease, 1.5) * _blob(ax - 0.2, y - 0.25, 0.12, 0.13),
@@ -146,7 +142,7 @@ def _skin(
 def _beard(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor, head: Tensor, hair: Tensor) -> None:
     line = p["mouth_y"] - 0.02 + p["beard_line"] - 0.9 * (xf / p["width"]) ** 2 * 0.45
     grown = head - p["beard_length"] * (y / p["height"]).clamp(0, 1)
-    canvas.paint(p["beard_density"] * canvas.cover(torch.maximum(grown, line - y), 1.6), hair * 0.85)
+    canvas.fill(torch.maximum(grown, line - y), hair * 0.85, p["beard_density"], 1.6)
 
 
 def _nose(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
@@ -154,13 +150,13 @@ def _nose(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     x = xf - p["yaw"] * 0.04
     half = p["nose_width"] * (0.35 + 0.65 * ((y - p["eye_y"]) / p["nose_length"]).clamp(0, 1) ** 2)
     inside = torch.maximum(x.abs() - half, torch.maximum(p["eye_y"] + 0.04 - y, y - tip))
-    canvas.paint(0.75 * canvas.cover(inside, 2.0), p["skin"] * 0.91)
-    canvas.paint(0.8 * canvas.cover(_ellipse(x, y - tip, p["nose_width"], 0.055)), p["skin"] * 0.80)
+    canvas.fill(inside, p["skin"] * 0.91, 0.75, 2.0)
+    canvas.fill(_ellipse(x, y - tip, p["nose_width"], 0.055), p["skin"] * 0.80, 0.8)
     canvas.paint(
         0.6 * _blob(x, y - tip + 0.05, 0.45 * p["nose_width"], 0.07), (p["skin"] * 1.12).clamp(max=1)
     )
     nostril = _ellipse(x.abs() - 0.5 * p["nose_width"], y - tip - 0.02, 0.34 * p["nose_width"], 0.022)
-    canvas.paint(0.75 * canvas.cover(nostril), p["skin"] * 0.42)
+    canvas.fill(nostril, p["skin"] * 0.42, 0.75)
 
 
 def _mouth(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
@@ -175,19 +171,15 @@ def _mouth(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None
     )
     red = torch.lerp(red, p["lipstick_colour"], p["lipstick"][:, None])
     beyond = xf.abs() - width
-    lips = canvas.cover(
-        torch.maximum(torch.maximum(middle - gap - upper - y, y - middle - gap - lower), beyond)
-    )
-    canvas.paint(lips, red)
-    inner = canvas.cover(torch.maximum((y - middle).abs() - gap - 0.014, beyond))
-    canvas.paint(
-        inner * (0.55 + 0.45 * p["open"]),
+    lips = torch.maximum(middle - gap - upper - y, y - middle - gap - lower)
+    canvas.fill(torch.maximum(lips, beyond), red)
+    canvas.fill(
+        torch.maximum((y - middle).abs() - gap - 0.014, beyond),
         torch.tensor([0.30, 0.07, 0.08])[:, None, None] * (0.5 + p["skin"] * 0.5),
+        0.55 + 0.45 * p["open"],
     )
-    teeth = canvas.cover(
-        torch.maximum(torch.maximum(middle - gap - y, y - middle + 0.35 * gap), beyond + 0.03)
-    )
-    canvas.paint(0.95 * teeth * (p["open"] > 0.3), torch.tensor([0.97, 0.96, 0.92])[:, None, None])
+    teeth = torch.maximum(torch.maximum(middle - gap - y, y - middle + 0.35 * gap), beyond + 0.03)
+    canvas.fill(teeth, torch.tensor([0.97, 0.96, 0.92])[:, None, None], 0.95 * (p["open"] > 0.3))
 
 
 def _moustache(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor, hair: Tensor) -> None:
@@ -199,7 +191,7 @@ def _moustache(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor, hai
         (y - middle).abs() - p["moustache_thick"] * (1.05 - t * t).clamp(min=0),
         xf.abs() - p["moustache_width"],
     )
-    canvas.paint(p["moustache_density"] * canvas.cover(edge), hair * 0.85)
+    canvas.fill(edge, hair * 0.85, p["moustache_density"])
 
 
 def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
@@ -209,26 +201,28 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     yy = y - p["eye_y"] + p["eye_slant"] * ax
     canvas.paint(0.30 * _blob(ax, yy + 0.02, 0.2, 0.13), p["skin"] * 0.62)
     high = p["eye_height"] * p["lids"] * (1 + 0.25 * p["brow_raise"].clamp(min=0))
-    white = _ellipse(ax, yy, p["eye_width"], high.clamp(min=0.004))
-    white_mask = canvas.cover(white) * (p["lids"] > 0.3)
-    canvas.paint(white_mask, torch.tensor([0.97, 0.97, 0.98])[:, None, None])
+    white = canvas.fill(
+        _ellipse(ax, yy, p["eye_width"], high.clamp(min=0.004)),
+        torch.tensor([0.97, 0.97, 0.98])[:, None, None],
+        p["lids"] > 0.3,
+    )
     ix = ax - side * p["gaze"] * 0.35 * (p["eye_width"] - 0.06)
     radius = 0.030 + 0.42 * p["eye_height"]
-    canvas.paint(white_mask * canvas.cover(_ellipse(ix, yy, radius, radius)), p["iris"])
-    canvas.paint(white_mask * canvas.cover(_ellipse(ix, yy, radius * 0.5, radius * 0.5)), p["iris"] * 0.12)
+    canvas.fill(_ellipse(ix, yy, radius, radius), p["iris"], white)
+    canvas.fill(_ellipse(ix, yy, radius * 0.5, radius * 0.5), p["iris"] * 0.12, white)
     glint = _ellipse(ix - side * 0.02, yy + 0.022, 0.016, 0.016)
-    canvas.paint(white_mask * 0.9 * canvas.cover(glint), torch.ones(3, 1, 1))
+    canvas.fill(glint, torch.ones(3, 1, 1), white * 0.9)
     t = ax / p["eye_width"]
     rise = (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()
     lid = (yy + rise).abs() - 0.015
-    canvas.paint(0.85 * canvas.cover(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05)), p["skin"] * 0.22)
+    canvas.fill(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05), p["skin"] * 0.22, 0.85)
 
     b = ax / p["brow_width"]
     middle = p["eye_y"] - p["brow_gap"] - 0.115 * p["brow_raise"] - p["brow_arch"] * (1 - b * b)
     middle = middle + p["brow_slant"] * ax
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
     brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
-    canvas.paint(0.92 * canvas.cover(brow), p["brow"])
+    canvas.fill(brow, p["brow"], 0.92)
 
 
 def _front_hair(
@@ -241,13 +235,10 @@ def _front_hair(
     ) + _hair_wave(p, x, y)
     t = (xf / p["width"]).abs()
     line = p["hairline"] + p["fringe"] * xf + p["temples"] * t**3 + (0.25 + 0.55 * long) * t**8
-    line = line + 0.03 * p["hair_curl"] * torch.sin(30 * xf)
-    mask = canvas.cover(torch.maximum(cap, y - line)) * p["has_hair"]
-    shadow = canvas.cover(torch.maximum(cap, y - line - 0.05), 3.0) * p["has_hair"] * 0.35
-    canvas.paint(shadow, p["skin"] * 0.6)
+    line += 0.03 * p["hair_curl"] * torch.sin(30 * xf)
+    canvas.fill(torch.maximum(cap, y - line - 0.05), p["skin"] * 0.6, p["has_hair"] * 0.35, 3.0)
     shine = 1 + 0.28 * _blob(y + 0.62 - 0.25 * x * x, x - 0.12, 0.09, 0.35)
-    canvas.paint(mask, (hair * shine[:, None]).clamp(max=1))
-    return mask
+    return canvas.fill(torch.maximum(cap, y - line), (hair * shine[:, None]).clamp(max=1), p["has_hair"])
 
 
 def _earrings(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor) -> Tensor:
@@ -258,16 +249,14 @@ def _earrings(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, y: Tensor) -> Te
         p["earring_size"] * 0.8,
         p["earring_size"],
     )
-    mask = p["earrings_on"] * canvas.cover(ring.abs() - 0.026)
-    canvas.paint(mask, p["earring"])
-    return mask
+    return canvas.fill(ring.abs() - 0.026, p["earring"], p["earrings_on"])
 
 
 def _glasses(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor) -> None:
     centre = p["eye_x"].clamp(min=0.2)
     ax, yy = xf.abs() - centre, y - p["eye_y"] - 0.01
     ring = _ellipse(ax, yy, p["glasses_width"], p["glasses_height"])
-    canvas.paint(p["glasses_on"] * p["glasses_tint"] * canvas.cover(ring), p["glasses"] + 0.15)
+    canvas.fill(ring, p["glasses"] + 0.15, p["glasses_on"] * p["glasses_tint"])
     bridge = torch.maximum(
         (yy + 0.03).abs() - 0.7 * p["glasses_thick"], xf.abs() - (centre - p["glasses_width"]).clamp(min=0.01)
     )
@@ -276,7 +265,7 @@ def _glasses(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Te
         torch.maximum(p["glasses_width"] - ax, x.abs() - p["width"]),
     )
     frame = torch.minimum(torch.minimum(ring.abs() - p["glasses_thick"], bridge), arm)
-    canvas.paint(p["glasses_on"] * canvas.cover(frame), p["glasses"])
+    canvas.fill(frame, p["glasses"], p["glasses_on"])
 
 
 def _hat(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor) -> Tensor:
@@ -286,11 +275,10 @@ def _hat(p: dict[str, Tensor], canvas: _Canvas, x: Tensor, xf: Tensor, y: Tensor
         _ellipse(x, y - p["hat_low"], p["width"] + p["hair_volume"] + 0.03, p["hat_high"]), y - low
     )
     brim = torch.maximum((y - low).abs() - 0.045, x.abs() - p["width"] - p["hair_volume"] - 0.03 - p["brim"])
-    mask = p["hat_on"] * canvas.cover(torch.minimum(dome, brim))
     shadow = torch.maximum(y - low - 0.14, x.abs() - p["width"])
-    canvas.paint(p["hat_on"] * 0.35 * canvas.cover(torch.maximum(shadow, low - y), 2.0), p["skin"] * 0.5)
-    canvas.paint(mask, p["hat"] * (1.05 - 0.2 * ((y - low) / p["hat_high"]).abs())[:, None])
-    band = p["hat_on"] * canvas.cover(torch.maximum(dome, low - 0.13 - y))
-    canvas.paint(band, p["hat_band"])
-    canvas.paint(p["hat_on"] * canvas.cover(brim), p["hat_band"] * 0.85)
+    canvas.fill(torch.maximum(shadow, low - y), p["skin"] * 0.5, p["hat_on"] * 0.35, 2.0)
+    shaded = p["hat"] * (1.05 - 0.2 * ((y - low) / p["hat_high"]).abs())[:, None]
+    mask = canvas.fill(torch.minimum(dome, brim), shaded, p["hat_on"])
+    canvas.fill(torch.maximum(dome, low - 0.13 - y), p["hat_band"], p["hat_on"])
+    canvas.fill(brim, p["hat_band"] * 0.85, p["hat_on"])
     return mask

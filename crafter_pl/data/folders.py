@@ -97,8 +97,11 @@ def by_name(paths: Iterable[str], folder: Path) -> dict[str, str]:
     return named
 
 
-def people_folders(root: Path) -> dict[str, str]:
-    """The pictures `<person>/<picture>` under `root`, paths by name, in the order of the names.
+def people_folders(root: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """The pictures `<person>/<picture>` under `root`.
+
+    Returns:
+        Their paths by name, and the numbers of the people by name, both in the order of the names.
 
     Raises:
         UserError: there are none, or two people have one name.
@@ -116,4 +119,5 @@ def people_folders(root: Path) -> dict[str, str]:
         )
     if deeper := sum(entry.is_dir() and not is_junk(entry.name) for _, entry in inside):
         log.warning("%s: left out %d folders inside a person's", shown(root), deeper)
-    return dict(sorted(files.items()))
+    names = sorted({name.partition("/")[0] for name in files})
+    return dict(sorted(files.items())), {person: number for number, person in enumerate(names)}

@@ -40,9 +40,8 @@ def measure_frame(images: Tensor) -> Frame | None:
     """
     from facenet_pytorch import MTCNN
 
-    size = (_SIDE, _SIDE)
-    large = F.interpolate(images.detach().float().cpu(), size, mode="bicubic", antialias=True).clamp(0, 1)
-    large = F.pad(large, [_BORDER] * 4, mode="replicate").mul(255).round().byte()
+    large = F.interpolate(images.detach().float().cpu(), (_SIDE, _SIDE), mode="bicubic", antialias=True)
+    large = F.pad(large.clamp(0, 1), [_BORDER] * 4, mode="replicate").mul(255).round().byte()
     net = MTCNN(keep_all=False, min_face_size=_SIDE // 3, device=torch.device("cpu"))
     try:
         _, confidence, points = net.detect(large.permute(0, 2, 3, 1).numpy(), landmarks=True)

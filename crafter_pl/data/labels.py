@@ -77,8 +77,8 @@ def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
     separator = next((mark for mark in ",;" if lines and mark in lines[0]), None)
     columns: list[str] = []
     skip = 0
-    if separator is not None and not is_number((head := _cells(lines[0], separator))[1]):
-        columns, skip = head[1:], 1
+    if separator is not None and not (head := _cells(lines[0], separator))[1].removeprefix("-").isdecimal():
+        columns, skip = head[1:], 1  # its first value is no number
     elif width is None:
         columns, skip = lines[1].split() if len(lines) > 1 else [], 2
         if separator is not None or not columns or not lines[0].strip().isdecimal():
@@ -96,11 +96,6 @@ def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
     if skip == 2 and int(lines[0]) != len(rows):
         log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
     return columns, list(rows.values())
-
-
-def is_number(text: str) -> bool:
-    """Whether a cell is a whole number."""
-    return text.removeprefix("-").isdecimal()
 
 
 def to_number(text: str, at: str, what: str) -> int:

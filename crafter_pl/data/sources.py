@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -110,8 +111,7 @@ def load_lfw(
         UserError: something is missing or a row is malformed (naming file and line).
     """
     folder = find_folder(root, LFW_FOLDERS, holds_people, "the LFW pictures")
-    files = people_folders(folder)
-    people = _people(files)
+    files, people = people_folders(folder)
     notes: dict[str, int] = {}
     names: list[str] = []
     labels: dict[str, list[int]] = {}
@@ -150,8 +150,7 @@ def load_folder(root: Path, how: Decoding) -> Faces:
     """
     if not root.is_dir():
         raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
-    files = people_folders(root)
-    people = _people(files)
+    files, people = people_folders(root)
     notes = {"pictures_outside_a_person": sum(map(_is_picture, os.scandir(root)))}
     return _assemble(
         root,
@@ -191,7 +190,6 @@ def _assemble(
     for reason, count in notes.items():
         log.warning("%s: %d %s", shown(folder), count, reason.replace("_", " "))
     numbers = torch.tensor([identity[k] for k in kept], dtype=torch.long)
-    present = torch.unique(numbers).tolist()
     return Faces(
         images=images,
         attributes=torch.tensor([labels[k] for k in kept], dtype=torch.uint8).view(
@@ -199,29 +197,19 @@ def _assemble(
         ),
         identity=numbers,
         attribute_names=attribute_names,
-        identity_names=[str(number) if people is None else people[number] for number in present],
+        identity_names=[
+            str(number) if people is None else people[number] for number in numbers.unique().tolist()
+        ],
         file_names=[names[k] for k in kept],
         notes=notes,
     )
 
 
-# Finding pictures
-
-
-def _people(files: Iterable[str]) -> dict[str, int]:
-    """The people's numbers by name."""
-    return {person: number for number, person in enumerate(sorted({f.partition("/")[0] for f in files}))}
-
-
 def _rows_of(pictures: Iterable[str], rows: set[str]) -> dict[str, str]:
     """The row of each picture: of its name, or else the only one whose name differs in the ending alone."""
     row_of = {name: name for name in pictures if name in rows}
-    free, others = _by_stem(rows - row_of.keys()), _by_stem(name for name in pictures if name not in row_of)
-    other = {
-        names[0]: free[stem][0]
-        for stem, names in others.items()
-        if len(names) == 1 and len(free.get(stem, ())) == 1
-    }
+    free, others = _by_stem(rows - row_of.keys()), _by_stem(set(pictures) - row_of.keys())
+    other = {name: free[stem] for stem, name in others.items() if stem in free}
     if other:
         log.warning(
             "%d pictures have another ending than in the label files, %s for %s first",
@@ -231,11 +219,8 @@ def _rows_of(pictures: Iterable[str], rows: set[str]) -> dict[str, str]:
     return row_of | other
 
 
-def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    stems: dict[str, list[str]] = {}
-    for name in names:
-        stems.setdefault(os.path.splitext(name)[0], []).append(name)
-    return stems
-
-
-# Reading label files
+def _by_stem(names: set[str]) -> dict[str, str]:
+    """The names by what is before their ending, where no other has the same there."""
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    count = Counter(stems.values())
+    return {stem: name for name, stem in stems.items() if count[stem] == 1}
