@@ -122,8 +122,12 @@ class FacesDataModule(LightningDataModule):
     @property
     def pictures(self) -> dict[str, Any]:
         """What a picture's pixels hang on besides its place in the split; feature stores name it."""
-        made = {"source": self.source, "image_size": self.image_size, "crop": self.crop}
-        return {**made, "version": self.version}
+        return {
+            "source": self.source,
+            "image_size": self.image_size,
+            "crop": self.crop,
+            "version": self.version,
+        }
 
     # Loading
 

@@ -126,9 +126,7 @@ def decode_all(root: Path, names: Sequence[str], how: Decoding) -> tuple[Tensor,
             size >> 20,
             folder,
         )
-        file = Path(folder) / "faces.bin"
-        kept = _write(file, root, names, how)
-        return _open(file, len(kept), how.image_size, mapped=True), kept  # the mapping keeps the bytes
+        return _cached(Path(folder), root, names, how, mapped)  # the mapping keeps the bytes
 
 
 def _cached(

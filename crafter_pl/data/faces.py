@@ -40,8 +40,7 @@ class Faces:
         """Bring names into one form; refuse parts that do not fit together."""
         self.identity_names = [normalize("NFC", name) for name in self.identity_names]
         self.file_names = [normalize("NFC", name) for name in self.file_names]
-        count = len(self.images)
-        lengths = {len(self.attributes), len(self.identity), len(self.file_names), count}
+        lengths = {len(self.images), len(self.attributes), len(self.identity), len(self.file_names)}
         if len(lengths) != 1 or self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
                 f"faces do not fit together: images {tuple(self.images.shape)} {self.images.dtype}, "

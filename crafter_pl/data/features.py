@@ -77,15 +77,16 @@ class StoreDataModule(FacesDataModule):
         if "train" not in self.stores:
             return super().train_dataloader()
         world, rank = self.world
-        batches = StoreBatches(
-            self.stores["train"],
-            self.batch_size,
-            lookup=self._labels("train"),
-            seed=self.order_seed,
-            rank=rank,
-            world=world,
+        return store_loader(
+            StoreBatches(
+                self.stores["train"],
+                self.batch_size,
+                lookup=self._labels("train"),
+                seed=self.order_seed,
+                rank=rank,
+                world=world,
+            )
         )
-        return store_loader(batches)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The store `test`, shard by shard; every process sees all of it."""
@@ -194,8 +195,7 @@ class StoreBatches(Dataset[dict[str, Tensor]]):
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
         start = (number * self.world + self.rank) * self.slice
-        parts = zip(*self._places(epoch, start, start + self.slice), strict=True)
-        features, index = map(torch.cat, parts)
+        features, index = map(torch.cat, zip(*self._places(epoch, start, start + self.slice), strict=True))
         batch = {"features": features, "index": index}
         return batch if self.lookup is None else batch | self.lookup(index)
 

@@ -41,8 +41,7 @@ def find_folder(root: Path, names: tuple[str, ...], holds: Callable[[Path], bool
     """
 
     def within(base: Path) -> Path | None:
-        places = [base / more / name for name in names for more in ("", name, "Img")]
-        return next(filter(holds, places), None)
+        return next(filter(holds, (base / more / name for name in names for more in ("", name, "Img"))), None)
 
     if (found := within(root)) is not None:
         if found != root / names[0]:

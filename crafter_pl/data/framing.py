@@ -51,9 +51,10 @@ def measure_frame(images: Tensor) -> Frame | None:
     if 2 * len(at) < len(large):
         return None
     at = (at - _BORDER) / _SIDE - 0.5  # left eye, right eye, nose, left and right corner of the mouth
-    figures = [
-        figure
-        for pair in (at[:, :2], at[:, 3:])
-        for figure in ((pair[:, 1, 0] - pair[:, 0, 0]) / 2, pair[:, :, 1].mean(1))
-    ]
-    return Frame(*(round(float(np.median(one)), 4) for one in figures))
+    return Frame(
+        *(
+            round(float(np.median(figure)), 4)
+            for pair in (at[:, :2], at[:, 3:])
+            for figure in ((pair[:, 1, 0] - pair[:, 0, 0]) / 2, pair[:, :, 1].mean(1))
+        )
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import NamedTuple
 from unicodedata import normalize
 
 from crafter_pl.data.pictures import shown
@@ -15,14 +14,6 @@ log = logging.getLogger(__name__)
 
 
 LFW_PAPER_COLUMNS = [0, 1, 2, 7, 9, 14, 16, 17, 19, 25]
-
-
-class Row(NamedTuple):
-    """A row of a label file: its place, for messages; the picture's name; the values."""
-
-    at: str
-    name: str
-    values: list[str]
 
 
 def find_labels(root: Path, folder: Path, stem: str) -> Path | None:
@@ -62,8 +53,10 @@ def _cells(line: str, separator: str | None) -> list[str]:
     return line.split() if separator is None else [cell.strip(' "') for cell in line.split(separator)]
 
 
-def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
+def read_table(file: Path, width: int | None) -> tuple[list[str], dict[str, tuple[str, list[str]]]]:
     """The columns' names, where it has them, and the rows of CelebA's label files, official or CSV.
+
+    A row stands under the picture's name: its place, for messages, and the values.
 
     Args:
         file: either kind, whatever its ending.
@@ -83,7 +76,7 @@ def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
         columns, skip = lines[1].split() if len(lines) > 1 else [], 2
         if separator is not None or not columns or not lines[0].strip().isdecimal():
             raise UserError(f"{at}: line 1 must be the number of rows, line 2 the attribute names")
-    rows: dict[str, Row] = {}
+    rows: dict[str, tuple[str, list[str]]] = {}
     for number, line in enumerate(lines[skip:], start=skip + 1):
         if not line.strip():
             continue
@@ -92,10 +85,10 @@ def read_table(file: Path, width: int | None) -> tuple[list[str], list[Row]]:
             raise UserError(f"{at}, line {number}: expected a file name and {width} value, got {line[:60]!r}")
         if name in rows:
             raise UserError(f"{at}, line {number}: a second row for {shown(name)}; remove one of them")
-        rows[name] = Row(f"{at}, line {number}", name, values)
+        rows[name] = f"{at}, line {number}", values
     if skip == 2 and int(lines[0]) != len(rows):
         log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
-    return columns, list(rows.values())
+    return columns, rows
 
 
 def to_number(text: str, at: str, what: str) -> int:

@@ -55,24 +55,22 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
         UserError: something is missing or a row is malformed (naming file and line).
     """
     folder = find_folder(root, _CELEBA_FOLDERS, holds_pictures, "the CelebA pictures")
-    identity = {
-        row.name: to_number(row.values[0], row.at, "an identity number")
-        for row in read_table(need_labels(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
-    }
+    people = read_table(need_labels(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
+    identity = {name: to_number(values[0], at, "an identity number") for name, (at, values) in people.items()}
     names, rows = read_table(need_labels(root, folder, "list_attr_celeba"), None)
     columns = choose_columns(attribute_columns, list(range(len(names))), len(names))
     labels: dict[str, list[int]] = {}
-    for row in rows:
-        if len(row.values) != len(names) or not set(row.values) <= {"1", "-1"}:
+    for name, (at, values) in rows.items():
+        if len(values) != len(names) or not set(values) <= {"1", "-1"}:
             raise UserError(
-                f"{row.at}: expected a file name and {len(names)} values of 1 or -1, got {len(row.values)} "
-                f"values: {' '.join(row.values)[:40]!r}"
+                f"{at}: expected a file name and {len(names)} values of 1 or -1, got {len(values)} "
+                f"values: {' '.join(values)[:40]!r}"
             )
-        labels[row.name] = [int(row.values[column] == "1") for column in columns]
+        labels[name] = [int(values[column] == "1") for column in columns]
     if (partition := find_labels(root, folder, "list_eval_partition")) is not None:
-        for row in read_table(partition, 1)[1]:
-            if row.values[0] not in ("0", "1", "2"):
-                raise UserError(f"{row.at}: the partition must be 0, 1 or 2, got {row.values[0]!r}")
+        for at, values in read_table(partition, 1)[1].values():
+            if values[0] not in ("0", "1", "2"):
+                raise UserError(f"{at}: the partition must be 0, 1 or 2, got {values[0]!r}")
 
     pictures = _pictures(((entry.name, entry) for entry in os.scandir(folder)), folder)
     row_of = _rows_of(pictures, identity.keys() | labels.keys())

@@ -247,8 +247,9 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
 def _read_shard(file: Path) -> Features:
     """One shard, checked by itself."""
     if not file.is_file():
-        again = "run predict again with the same settings: it writes the missing shards alone"
-        raise UserError(f"{file} is missing; {again}")
+        raise UserError(
+            f"{file} is missing; run predict again with the same settings: it writes the missing shards alone"
+        )
     try:
         shard = read_features(file.read_bytes())
     except Refused as error:
@@ -271,8 +272,11 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
     shape, shards, count = manifest["shape"], manifest["shards"], manifest["count"]
     check(manifest["dtype"] in TRANSPORTS, f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
     check(len(shape) == 3 and all(map(_is_size, shape)), "shape must be three sizes", shape)
-    named = bool(shards) and all(map(_SHARD.fullmatch, shards))
-    check(named, "shards must map file names, such as shard-00000.safetensors, to counts", shards)
+    check(
+        bool(shards) and all(map(_SHARD.fullmatch, shards)),
+        "shards must map file names, such as shard-00000.safetensors, to counts",
+        shards,
+    )
     check(all(map(_is_size, shards.values())), "shards must map file names to counts from 1", shards)
     total = sum(shards.values())
     check(total == count, f"the shards hold {total} features together, count says {count}", shards)

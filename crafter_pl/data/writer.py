@@ -70,5 +70,6 @@ class StoreWriter:
     def finish(self, sizes: dict[int, int], **more: Any) -> Path:  # noqa: ANN401 (entries of the manifest)
         """Writes the manifest: the shards by their numbers with their sizes, and ``more``."""
         shards = {shard_name(number): size for number, size in sizes.items()}
-        size = {"count": sum(sizes.values()), "shards": shards}
-        return write_manifest(self.folder, {**self.about, **size, **more})
+        return write_manifest(
+            self.folder, {**self.about, "count": sum(sizes.values()), "shards": shards, **more}
+        )

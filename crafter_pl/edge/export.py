@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import statistics
-import time
-import warnings
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from crafter_pl.data.pictures import quiet, shown
+from crafter_pl.data.provenance import seedless
 from crafter_pl.defenses.base import load_defense
-from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json, sha256, tidy, to_json, write_file
 
@@ -79,7 +79,7 @@ def export(
     made: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "defense": defense.stage_name,
-        "settings": {key: value for key, value in defense.settings(options).items() if key != "seed"},
+        "settings": seedless(defense.settings(options)),
         "defense_sha256": defense.weights_hash(),
         "encoder_sha256": defense.upstream_files["task"][1],
         "opset": OPSET if onnx else None,
@@ -150,11 +150,12 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
         program = torch.export.export(net, example, dynamic_shapes=dynamic)
         torch.export.save(program, stream := io.BytesIO())
         write_file(part / f"{name}.pt2", stream.getvalue())
-        runs: dict[str, Graph] = {"torch": net}
-        runs["torch.export"] = torch.export.load(part / f"{name}.pt2").module()
+        runs: dict[str, Graph] = {
+            "torch": net,
+            "torch.export": torch.export.load(part / f"{name}.pt2").module(),
+        }
         if onnx:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that all inputs have one batch; deprecations inside torch
+            with quiet():  # that all inputs have one batch; deprecations inside torch
                 graph = torch.onnx.export(
                     program,
                     example,
@@ -168,13 +169,16 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
             assert graph is not None
             write_file(part / f"{name}.onnx", graph.model_proto.SerializeToString())
             runs["onnxruntime"] = _session(part / f"{name}.onnx")
-        differences = {}
-        for kind, run in list(runs.items())[1:]:
-            differences[kind] = max(_difference(net, run, _examples(inputs, count)) for count in BATCHES)
-            if not differences[kind] <= TOLERANCE:
+        differences = {
+            kind: max(_difference(net, run, _examples(inputs, count)) for count in BATCHES)
+            for kind, run in runs.items()
+            if run is not net
+        }
+        for kind, difference in differences.items():
+            if not difference <= TOLERANCE:
                 raise UserError(
-                    f"{name} by {kind} differs from torch by {differences[kind]:.1g}, more than "
-                    f"{TOLERANCE:g}, so nothing was written: try another version of that package"
+                    f"{name} by {kind} differs from torch by {difference:.1g}, more than {TOLERANCE:g}, so "
+                    "nothing was written: try another version of that package"
                 )
         latency = {kind: _latency(run, _examples(inputs, 1)) for kind, run in runs.items()}
     return {
@@ -216,13 +220,10 @@ def _difference(net: nn.Module, run: Graph, inputs: tuple[Tensor, ...]) -> float
 
 def _latency(run: Graph, inputs: tuple[Tensor, ...]) -> float:
     """Median milliseconds of a call, on one core."""
-    threads, seconds = torch.get_num_threads(), []
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(_WARM_UP + _TIMED):
-            began = time.perf_counter()
-            run(*inputs)
-            seconds.append(time.perf_counter() - began)
+        seconds = timeit.repeat(lambda: run(*inputs), number=1, repeat=_WARM_UP + _TIMED)
     finally:
         torch.set_num_threads(threads)
     return round(1000 * statistics.median(seconds[_WARM_UP:]), 3)
@@ -237,9 +238,12 @@ def _figures(about: dict[str, Any]) -> str:
 
 def _readme(made: dict[str, Any]) -> str:
     """What somebody must know who has this folder alone."""
-    blocks = ["# Edge graphs by crafter_pl", f"**{_UNPROTECTED}**"]
     sent = "`protect` gives what it sends; an audit says how much that hides"
-    blocks.append(f"The defence is `{made['defense']}`: {sent if made['protects'] else 'it is not in here'}.")
+    blocks = [
+        "# Edge graphs by crafter_pl",
+        f"**{_UNPROTECTED}**",
+        f"The defence is `{made['defense']}`: {sent if made['protects'] else 'it is not in here'}.",
+    ]
     for name, about in made["graphs"].items():
         takes = ", ".join(f"`{key}` {tuple(sizes)}" for key, sizes in about["inputs"].items())
         text = f"{takes} -> `features` {tuple(about['output'])}, float32, N from 1".replace("'", "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crafter_pl.data.decoding import square
 from crafter_pl.data.framing import OFFICIAL, Frame
-from crafter_pl.edge.photos import Refused
+from crafter_pl.data.pictures import Refused
 from crafter_pl.errors import UserError
 
 MODES = ("largest", "all", "none")
@@ -127,8 +127,8 @@ class Finder:
         if boxes is None:
             return nothing
         ratio = np.array([photo.width / small.width, photo.height / small.height])
-        wide = np.tile(ratio, 2)
-        return boxes.astype(float) * wide, points.astype(float) * ratio, confidence.astype(float)
+        boxes = boxes.astype(float) * np.tile(ratio, 2)
+        return boxes, points.astype(float) * ratio, confidence.astype(float)
 
     def _place(self, box: np.ndarray, points: np.ndarray) -> Place:
         """The square that the data module would cut: by eyes and mouth, or by the box where they mislead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 
 from crafter_pl.crafting.noise import keyed_bits
 from crafter_pl.edge.faces import Place
-from crafter_pl.edge.photos import shown
 from crafter_pl.errors import UserError
 from crafter_pl.files import LOCK, read_json, tidy, to_json, write_file
 
@@ -151,19 +151,10 @@ class Ledger:
         pairs.sort(key=lambda pair: pair[1].index)
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
-    def counts(self) -> dict[str, int]:
-        """How many photographs, or faces of one, were left out for each reason."""
+    def counts(self) -> Counter[str]:
+        """How many photographs, or faces of one, were left out, by reason, in their order."""
         reasons = [photo.skipped for photo in self.photos.values() if photo.skipped]
-        reasons += [face.lost for face in self.faces() if face.lost]
-        return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-
-    def refuse_new(self, listed: list[str]) -> None:
-        """Raises UserError where there are photographs that the store was not begun with."""
-        if new := [path for path in listed if path not in self.photos]:
-            raise UserError(
-                f"{len(new)} of the photographs are new since {self.store} was begun, {shown(new[0])} first: "
-                "protect them into another --out, or give the old ones alone"
-            )
+        return Counter(sorted(reasons + [face.lost for face in self.faces() if face.lost]))
 
 
 def private_file(store: Path) -> Path:

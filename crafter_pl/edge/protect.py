@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from crafter_pl.data.pictures import MAX_PIXELS, Refused, shown
 from crafter_pl.data.store import MANIFEST, shard_name
 from crafter_pl.data.transport import Transport
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
-from crafter_pl.edge.listing import photographs
-from crafter_pl.edge.photos import MAX_PIXELS, Refused, open_photo, shown
+from crafter_pl.edge.photos import open_photo, photographs
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
@@ -95,8 +96,14 @@ def protect_photos(
     if protector.defense.trained_on[1] == "synthetic":
         print(f"note: {given} was trained on faces drawn by code, not on photographs", flush=True)
     made = protector.manifest()
-    looks: dict[str, Any] = {"faces": faces, "margin": margin, "min_confidence": min_confidence}
-    looks |= {"min_size": min_size, "max_pixels": max_pixels, "batch_size": batch_size}
+    looks: dict[str, Any] = {
+        "faces": faces,
+        "margin": margin,
+        "min_confidence": min_confidence,
+        "min_size": min_size,
+        "max_pixels": max_pixels,
+        "batch_size": batch_size,
+    }
     store = Path(os.path.realpath(os.path.expanduser(out)))
     with lock(store, doing="writing", other="--out"):
         flat = {key: value for key, value in made.items() if key != "settings"}
@@ -108,16 +115,18 @@ def protect_photos(
             raise UserError("no photographs given: python -m crafter_pl protect PHOTOS... --out STORE")
         for path, why in refused:
             print(f"skipped {shown(path)}: {why}", flush=True)
-        if ledger.planned:
-            ledger.refuse_new(listed)
-        else:
+        if not ledger.planned:
             _look(protector, ledger, listed, stop=no_face == "error")
             ledger.plan(listed)
+        elif new := [path for path in listed if path not in ledger.photos]:
+            raise UserError(
+                f"{len(new)} of the photographs are new since {store} was begun, {shown(new[0])} first: "
+                "protect them into another --out, or give the old ones alone"
+            )
         writer = StoreWriter(store, made)
         shards = _craft(protector, ledger, batch_size, writer)
         counts = ledger.counts()
-        for _, why in refused:
-            counts[why.kind] = counts.get(why.kind, 0) + 1
+        counts.update(why.kind for _, why in refused)
         left_out = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         if not shards:
             ledger.file.unlink()
@@ -192,9 +201,8 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
         The shards' numbers with their sizes.
     """
     batches = ledger.batches(batch_size)
-    steps = Steps("protecting", sum(map(len, batches)), unit="faces")
     shards: dict[int, int] = {}
-    try:
+    with closing(Steps("protecting", sum(map(len, batches)), unit="faces")) as steps:
         for number, batch in enumerate(batches):
             index = _index(batch)
             there = len(index) > 0 and writer.done(number, index)
@@ -206,8 +214,6 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
             if len(index):
                 shards[number] = len(index)
             steps.step(len(batch), done_before=there)
-    finally:
-        steps.close()
     for file in ledger.store.glob("shard-*.safetensors"):
         if file.name not in map(shard_name, shards):  # all its faces are lost
             file.unlink()
@@ -223,16 +229,14 @@ def _protect(
     protector: Protector, ledger: Ledger, batch: list[tuple[str, Face]], steps: Steps
 ) -> tuple[Tensor, Tensor]:
     """The indices of a batch's faces and their features; faces that cannot be protected are lost."""
-    lost_before = sum(face.lost is not None for _, face in batch)
+    there = [(path, face) for path, face in batch if face.lost is None]
 
     def lose(path: str, face: Face, kind: str, why: str) -> None:
         face.lost = kind
         steps.say(f"skipped {shown(path)}: {why}")
 
     pictures = []
-    for path, face in batch:
-        if face.lost is not None:
-            continue
+    for path, face in there:
         try:
             if _stamp(path) != ledger.photos[path].stamp:
                 raise Refused("gone or changed", "since its face was found")
@@ -241,7 +245,7 @@ def _protect(
             )
         except Refused as refused:
             lose(path, face, refused.kind, str(refused))
-    index = _index(batch)
+    index = _index(there)
     features = torch.empty(0, *protector.feature_shape)
     if pictures:
         try:
@@ -252,10 +256,10 @@ def _protect(
                 "another --out"
             ) from error
         finite = features.flatten(1).isfinite().all(1)
-        for path, face in batch:
+        for path, face in there:
             if face.index in index[~finite].tolist():
                 lose(path, face, "not protected", "crafting gave no finite feature")
         index, features = index[finite], features[finite]
-    if sum(face.lost is not None for _, face in batch) > lost_before:
+    if len(index) < len(there):
         ledger.save()  # before the shard: a resumed run must expect the same faces in it
     return index, features

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.data.framing import OFFICIAL
+from crafter_pl.data.pictures import MAX_PIXELS, PILLOWS_LIMIT, Refused, shown
 from crafter_pl.data.provenance import seedless
 from crafter_pl.data.store import PHOTOGRAPHS
 from crafter_pl.defenses.answers import Answers
@@ -21,7 +22,7 @@ from crafter_pl.defenses.crafter_variants import CrafterVariant
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
 from crafter_pl.edge.faces import Finder, cut
-from crafter_pl.edge.photos import MAX_PIXELS, PILLOWS_LIMIT, Refused, open_photo, shown, to_picture
+from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
 
 _ANSWERS = (
@@ -148,16 +149,12 @@ class Protector:
         Raises:
             UserError: the picture cannot be read, or there is no face in it.
         """
-        where = "the image given"
+        file = Path(image) if isinstance(image, (str, Path)) else None
         try:
-            if isinstance(image, (str, Path)):
-                where = shown(image)
-                picture = open_photo(Path(image), self.max_pixels)[0]
-            else:
-                picture = to_picture(image)
+            picture = to_picture(image) if file is None else open_photo(file, self.max_pixels)[0]
             places = self.finder.find(picture)
         except Refused as refused:
-            raise UserError(f"{where}: {refused}") from refused
+            raise UserError(f"{'the image given' if file is None else shown(image)}: {refused}") from refused
         faces = torch.stack([cut(picture, place, self.image_size) for place in places])
         index = torch.arange(self._count, self._count + len(faces))
         self._count += len(faces)

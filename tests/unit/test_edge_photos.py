@@ -10,8 +10,7 @@ from PIL import Image
 
 from crafter_pl.data.decoding import decode
 from crafter_pl.edge.faces import Finder, Place, cut
-from crafter_pl.edge.listing import photographs
-from crafter_pl.edge.photos import Refused, open_photo, shown, to_picture
+from crafter_pl.edge.photos import Refused, open_photo, photographs, shown, to_picture
 from crafter_pl.errors import UserError
 
 
@@ -164,7 +163,7 @@ def test_pixels_of_all_kinds_are_one_picture():
         (np.full((40, 40, 3), 1.5), r"must be in \[0, 1\], these are from 1.5 to 1.5"),
         (np.full((40, 40, 3), np.nan), r"must be in \[0, 1\]"),
         (torch.full((3, 40, 40), -0.1), r"must be in \[0, 1\]"),
-        (Image.new("F", (40, 40)), "the image given: unusual pixels"),
+        (Image.new("F", (40, 40)), "unusual pixels"),
     ],
 )
 def test_pixels_that_are_no_picture(image, words):
@@ -176,7 +175,7 @@ def test_a_truncated_image_object():
     data = io.BytesIO()
     hostile.smooth().save(data, "PNG")
     image = Image.open(io.BytesIO(data.getvalue()[:100]))
-    with pytest.raises(UserError, match="the image given: damaged or truncated"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         to_picture(image)
 
 
