@@ -147,7 +147,6 @@ def _tiff(data: bytes) -> First:
     if end > len(data):
         return First(data)
     rows = [data[row : row + entry] for row in range(first, end, entry)]
-    several = any(data[end : end + size])
 
     def only(tags: set[int]) -> bytes:
         kept = [row for row in rows if struct.unpack_from(order + "H", row)[0] in tags]
@@ -155,7 +154,11 @@ def _tiff(data: bytes) -> First:
         return data[:at] + table + data[at + len(table) :]
 
     tells = any(struct.unpack_from(order + "H", row)[0] in (_ORIENTATION, _XMP) for row in rows)
-    return First(only(_NEEDED), only(_NEEDED | {_ORIENTATION, _XMP}) if tells else b"", several)
+    return First(
+        picture=only(_NEEDED),
+        about=only(_NEEDED | {_ORIENTATION, _XMP}) if tells else b"",
+        several=any(data[end : end + size]),
+    )
 
 
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)

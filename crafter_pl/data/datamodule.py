@@ -240,9 +240,7 @@ class FacesDataModule(LightningDataModule):
     @property
     def world(self) -> tuple[int, int]:
         """How many processes there are, and which is this."""
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """`train_split`, each process its share, in an order set by order_seed and epoch alone.

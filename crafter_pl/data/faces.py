@@ -59,11 +59,6 @@ class Faces:
         return len(self.images)
 
     @property
-    def image_size(self) -> int:
-        """The side of a picture in pixels."""
-        return int(self.images.shape[-1])
-
-    @property
     def people(self) -> Tensor:
         """The identity numbers, ascending, int64 `(P,)`."""
         return torch.unique(self.identity)

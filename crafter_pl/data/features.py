@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +66,18 @@ class StoreDataModule(FacesDataModule):
             )
 
     def _labels(self, name: str) -> Callable[[Tensor], dict[str, Tensor]]:
-        """Looks labels of the faces of a store up by their index, see `_labels_of`."""
+        """What looks `attributes` and `identity` of the faces of a store up by their index."""
         part = self.manifests[name]["split"]
-        refusal = f"{self.stores[name]} holds a feature that is not of {part}: craft it again"
-        return partial(_labels_of, self.dataset(part), refusal)
+        faces = self.dataset(part)
+
+        def lookup(index: Tensor) -> dict[str, Tensor]:
+            _check(faces, index, f"{self.stores[name]} holds a feature that is not of {part}: craft it again")
+            return {
+                "attributes": self.faces.attributes[index].float(),
+                "identity": self.faces.identity[index],
+            }
+
+        return lookup
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The store `train`, shuffled across shards; each process its share, see `StoreBatches`."""
@@ -125,12 +132,11 @@ def first_shards(manifest: dict[str, Any], count: int | None) -> dict[str, int]:
     left = manifest["count"] if count is None else count
     if not 0 < left <= manifest["count"]:
         raise UserError(f"{left} features asked of a store that holds {manifest['count']}")
-    taken = {}
+    taken: dict[str, int] = {}
     for name, size in sorted(manifest["shards"].items()):
-        if left > 0:
-            taken[name] = min(size, left)
-            left -= taken[name]
-    return taken
+        taken[name] = min(size, left)
+        left -= taken[name]
+    return {name: size for name, size in taken.items() if size}
 
 
 class StoreBatches(Dataset[dict[str, Tensor]]):
@@ -270,15 +276,7 @@ class PublicPictures:
         _check(
             self._faces, index, "a feature store for training names a picture that is not of a public person"
         )
-        pictures: Tensor = self._faces.take(index)["image"]
-        return pictures
-
-
-def _labels_of(faces: FaceSet, refusal: str, index: Tensor) -> dict[str, Tensor]:
-    """`attributes` float32 ``(N, A)`` and `identity` int64 ``(N,)`` of the rows ``index``, see `_check`."""
-    _check(faces, index, refusal)
-    whole = faces.faces
-    return {"attributes": whole.attributes[index].float(), "identity": whole.identity[index]}
+        return self._faces.take(index)["image"]
 
 
 def _check(faces: FaceSet, index: Tensor, refusal: str) -> None:

@@ -66,8 +66,7 @@ def _along(palette: tuple[tuple[float, ...], ...], position: Tensor) -> Tensor:
 
 def _hue(turn: Tensor) -> Tensor:
     """A strong colour of this hue, in turns: `(N,)` to `(N, 3)`."""
-    offsets = torch.tensor([0.0, 1 / 3, 2 / 3])
-    return 0.5 + 0.35 * torch.cos(2 * torch.pi * (turn[:, None] - offsets))
+    return 0.5 + 0.35 * torch.cos(2 * torch.pi * (turn[:, None] - torch.tensor([0.0, 1 / 3, 2 / 3])))
 
 
 def draw_people(people: Tensor, seed: int) -> Params:
@@ -186,10 +185,9 @@ def draw_pictures(people: Tensor, pictures: Tensor, seed: int) -> Params:
         dice.chance("lipstick", 0.3),
         dice.chance("earrings", 0.25),
     )
-    sign = torch.where(dice.chance("side.sign", 0.5), 1.0, -1.0)
     direction = torch.where(
         side,
-        dice.normal("light.tilt", 0.3) + (sign < 0) * torch.pi,
+        dice.normal("light.tilt", 0.3) + ~dice.chance("side.sign", 0.5) * torch.pi,
         dice.uniform("light.turn", 0.0, 2 * torch.pi),
     )
     warmth = dice.normal("light.warmth", 0.035)

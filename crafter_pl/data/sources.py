@@ -12,20 +12,18 @@ import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
 from crafter_pl.data.faces import Faces
-from crafter_pl.data.folders import (
+from crafter_pl.data.layout import (
     LFW_FOLDERS,
-    _is_picture,
-    _pictures,
+    choose_columns,
     find_folder,
+    find_labels,
     holds_people,
     holds_pictures,
-    people_folders,
-)
-from crafter_pl.data.labels import (
-    choose_columns,
-    find_labels,
+    is_picture,
     lfw_attributes,
     need_labels,
+    people_folders,
+    pictures_in,
     read_table,
     to_number,
 )
@@ -72,7 +70,7 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
             if values[0] not in ("0", "1", "2"):
                 raise UserError(f"{at}: the partition must be 0, 1 or 2, got {values[0]!r}")
 
-    pictures = _pictures(((entry.name, entry) for entry in os.scandir(folder)), folder)
+    pictures = pictures_in(((entry.name, entry) for entry in os.scandir(folder)), folder)
     row_of = _rows_of(pictures, identity.keys() | labels.keys())
     chosen = sorted(name for name, row in row_of.items() if row in identity and row in labels)
     notes = {
@@ -149,7 +147,7 @@ def load_folder(root: Path, how: Decoding) -> Faces:
     if not root.is_dir():
         raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
     files, people = people_folders(root)
-    notes = {"pictures_outside_a_person": sum(map(_is_picture, os.scandir(root)))}
+    notes = {"pictures_outside_a_person": sum(map(is_picture, os.scandir(root)))}
     return _assemble(
         root,
         files,

@@ -231,16 +231,16 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     Raises:
         UserError: it is missing, damaged, or not as the manifest says; it names the shard.
     """
-    file, count = Path(folder) / name, manifest["shards"][name]
+    file = Path(folder) / name
     shard = _read_shard(file)
-    if (sent := _SENT[shard.sent]) != manifest["dtype"]:
-        raise UserError(f"{file}: features in {sent}, the manifest says {manifest['dtype']}; {_AGAIN}")
-    if len(shard.array) != count:
-        raise UserError(f"{file} holds {len(shard.array)} features, the manifest says {count}; {_AGAIN}")
-    if (shape := shard.array.shape[1:]) != tuple(manifest["shape"]):
-        raise UserError(
-            f"{file}: features of shape {shape}, the manifest says {tuple(manifest['shape'])}; {_AGAIN}"
-        )
+    sent, shape = _SENT[shard.sent], tuple(manifest["shape"])
+    for what, got, said in (
+        (f": features in {sent}", sent, manifest["dtype"]),
+        (f" holds {len(shard.array)} features", len(shard.array), manifest["shards"][name]),
+        (f": features of shape {shard.array.shape[1:]}", shard.array.shape[1:], shape),
+    ):
+        if got != said:
+            raise UserError(f"{file}{what}, the manifest says {said}; {_AGAIN}")
     return torch.from_numpy(shard.array), torch.tensor(shard.index)
 
 

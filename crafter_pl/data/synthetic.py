@@ -33,8 +33,8 @@ def render(people: Tensor, pictures: Tensor, image_size: int, seed: int) -> tupl
     params = draw_people(people, seed) | draw_pictures(people, pictures, seed)
     attributes = torch.stack([params.pop(name) for name in ATTRIBUTE_NAMES], dim=1).to(torch.uint8)
     image = draw(params, image_size)
-    pixel = torch.arange(3 * image_size**2)
-    grain = keyed_uniform(seed, "grain", people[:, None], pictures[:, None], pixel[None])
+    pixels = torch.arange(3 * image_size**2)
+    grain = keyed_uniform(seed, "grain", people[:, None], pictures[:, None], pixels)
     image += (grain.view_as(image) - 0.5) * (params["noise"] * 3.46)[:, None, None, None]
     return image.clamp_(0, 1).mul_(255).round_().to(torch.uint8), attributes
 

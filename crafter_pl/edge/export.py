@@ -180,13 +180,12 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
                     f"{name} by {kind} differs from torch by {difference:.1g}, more than {TOLERANCE:g}, so "
                     "nothing was written: try another version of that package"
                 )
-        latency = {kind: _latency(run, _examples(inputs, 1)) for kind, run in runs.items()}
-    return {
-        "inputs": {key: ["N", *sizes] for key, sizes in inputs.items()},
-        "weights": sum(value.numel() for value in net.state_dict().values()),
-        "max_difference": differences,
-        "latency_ms_one_core": latency,
-    }
+        return {
+            "inputs": {key: ["N", *sizes] for key, sizes in inputs.items()},
+            "weights": sum(value.numel() for value in net.state_dict().values()),
+            "max_difference": differences,
+            "latency_ms_one_core": {kind: _latency(run, _examples(inputs, 1)) for kind, run in runs.items()},
+        }
 
 
 def _examples(inputs: dict[str, list[int]], count: int) -> tuple[Tensor, ...]:

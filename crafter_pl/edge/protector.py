@@ -105,8 +105,10 @@ class Protector:
         defense = load_defense(checkpoint)
         defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
         if (frame := defense.task.frame) is None and faces != "none":
-            text = "does not know how its training pictures frame a face: cut as CelebA's"
-            print(f"note: {checkpoint} {text}", flush=True)
+            print(
+                f"note: {checkpoint} does not know how its training pictures frame a face: cut as CelebA's",
+                flush=True,
+            )
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense.to(device), finder, max_pixels, **protect)
         leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
@@ -128,9 +130,7 @@ class Protector:
     def manifest(self) -> dict[str, Any]:
         """What a store of photographs says of what made it: like `predict`'s, but without the seed."""
         made = self.defense.manifest("", PHOTOGRAPHS, self.options)
-        del made["seed"]
-        made["settings"] = seedless(made["settings"])
-        return made
+        return {**seedless(made), "settings": seedless(made["settings"])}
 
     def protect(self, image: Any) -> Tensor:  # noqa: ANN401 (see Args)
         """The protected features of the faces in one picture.

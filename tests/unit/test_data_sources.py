@@ -5,7 +5,7 @@ from PIL import Image
 from sources_lab import HOW, celeba, folder, lfw  # noqa: F401
 
 from crafter_pl.data.decoding import Decoding, decode
-from crafter_pl.data.labels import LFW_PAPER_COLUMNS
+from crafter_pl.data.layout import LFW_PAPER_COLUMNS
 from crafter_pl.data.sources import load_celeba, load_folder, load_lfw
 from crafter_pl.errors import UserError
 
