@@ -137,14 +137,19 @@ def _cached(
     images, index = folder / f"{stem}.bin", folder / f"{stem}.json"
     kept = _index(index, images, len(names), how.image_size)
     if kept is None:
-        kept = _write(images, root, names, how)
+        with new_file(images) as stream:  # written bit by bit: a full disk is an error here, not in a mapping
+            _reserve(stream, len(names) * 3 * how.image_size**2)
+            kept = _decode(root, names, how, lambda picture: stream.write(picture.tobytes()))
+            stream.truncate()  # here, where the last picture ends
         write_file(index, to_json({"count": len(names), "kept": kept}, indent=None))
     else:
         log.info("decoded pictures taken from %s", images)
     if how.strict and len(kept) < len(names):
         missing = names[min(set(range(len(names))) - set(kept))]
         raise UserError(f"{shown(root / missing)} is no readable picture; {_MEND}")
-    return _open(images, len(kept), how.image_size, mapped), kept
+    size = len(kept) * 3 * how.image_size**2
+    flat = np.memmap(images, mode="c", shape=(size,)) if mapped else np.fromfile(images, np.uint8, size)
+    return torch.from_numpy(flat).view(len(kept), 3, how.image_size, how.image_size), kept
 
 
 def _index(index: Path, images: Path, count: int, image_size: int) -> list[int] | None:
@@ -157,15 +162,6 @@ def _index(index: Path, images: Path, count: int, image_size: int) -> list[int] 
         return None
     ordered = all(one < other for one, other in pairwise([-1, *kept, count]))
     return kept if whole and kept and ordered and record.get("count") == count else None
-
-
-def _write(file: Path, root: Path, names: Sequence[str], how: Decoding) -> list[int]:
-    """Decode into a file, one picture after another: a full disk is an error here, and not in a mapping."""
-    with new_file(file) as stream:
-        _reserve(stream, len(names) * 3 * how.image_size**2)
-        kept = _decode(root, names, how, lambda picture: stream.write(picture.tobytes()))
-        stream.truncate()  # here, where the last picture ends
-    return kept
 
 
 def _reserve(stream: BinaryIO, size: int) -> None:
@@ -226,10 +222,3 @@ def _key(root: Path, names: Sequence[str], how: Decoding) -> str:
         else:
             digest.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:20]
-
-
-def _open(file: Path, count: int, image_size: int, mapped: bool) -> Tensor:
-    """The first `count` pictures of a file of raw bytes."""
-    size = count * 3 * image_size**2
-    flat = np.memmap(file, mode="c", shape=(size,)) if mapped else np.fromfile(file, np.uint8, size)
-    return torch.from_numpy(flat).view(count, 3, image_size, image_size)

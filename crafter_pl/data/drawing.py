@@ -218,8 +218,13 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     canvas.fill(torch.maximum(lid, ax.abs() - p["eye_width"] * 1.05), p["skin"] * 0.22, 0.85)
 
     b = ax / p["brow_width"]
-    middle = p["eye_y"] - p["brow_gap"] - 0.115 * p["brow_raise"] - p["brow_arch"] * (1 - b * b)
-    middle = middle + p["brow_slant"] * ax
+    middle = (
+        p["eye_y"]
+        - p["brow_gap"]
+        - 0.115 * p["brow_raise"]
+        - p["brow_arch"] * (1 - b * b)
+        + p["brow_slant"] * ax
+    )
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
     brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
     canvas.fill(brow, p["brow"], 0.92)
@@ -234,8 +239,13 @@ def _front_hair(
         x, y + 0.12, p["width"] + p["hair_volume"] * 0.95, p["height"] - 0.12 + p["hair_volume"]
     ) + _hair_wave(p, x, y)
     t = (xf / p["width"]).abs()
-    line = p["hairline"] + p["fringe"] * xf + p["temples"] * t**3 + (0.25 + 0.55 * long) * t**8
-    line += 0.03 * p["hair_curl"] * torch.sin(30 * xf)
+    line = (
+        p["hairline"]
+        + p["fringe"] * xf
+        + p["temples"] * t**3
+        + (0.25 + 0.55 * long) * t**8
+        + 0.03 * p["hair_curl"] * torch.sin(30 * xf)
+    )
     canvas.fill(torch.maximum(cap, y - line - 0.05), p["skin"] * 0.6, p["has_hair"] * 0.35, 3.0)
     shine = 1 + 0.28 * _blob(y + 0.62 - 0.25 * x * x, x - 0.12, 0.09, 0.35)
     return canvas.fill(torch.maximum(cap, y - line), (hair * shine[:, None]).clamp(max=1), p["has_hair"])

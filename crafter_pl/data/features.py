@@ -48,16 +48,14 @@ class StoreDataModule(FacesDataModule):
                 whole, or the two were protected by different defences.
         """
         super().setup(stage)
-        self.manifests = {}
-        for name, store in self.stores.items():
-            manifest = read_manifest(store)
-            expect(store, manifest, split_hash=self.split_hash)
+        self.manifests = {name: read_manifest(store) for name, store in self.stores.items()}
+        for name, manifest in self.manifests.items():
+            expect(self.stores[name], manifest, split_hash=self.split_hash)
             if manifest["count"] != (whole := len(self.dataset(manifest["split"]))):
                 raise UserError(
-                    f"{store} holds {manifest['count']} features and not the {whole} of {manifest['split']}: "
-                    "run predict again with the same --data settings"
+                    f"{self.stores[name]} holds {manifest['count']} features and not the {whole} of "
+                    f"{manifest['split']}: run predict again with the same --data settings"
                 )
-            self.manifests[name] = manifest
         made = [protected_by(manifest) for manifest in self.manifests.values()]
         if len(made) == 2 and made[0] != made[1]:
             raise UserError(

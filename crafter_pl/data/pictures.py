@@ -260,8 +260,7 @@ def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> tuple[Image.I
         layers = turned.convert("RGBA")
         if np.asarray(layers.getchannel("A")).min() < 255:
             notes.append("its transparent parts are taken as white")
-            white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-            turned = Image.alpha_composite(white, layers)
+            turned = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
     return turned.convert("RGB"), notes
 
 

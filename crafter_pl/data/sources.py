@@ -32,7 +32,6 @@ from crafter_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_CELEBA_FOLDERS = ("img_align_celeba", "img_align_celeba_png")
 _KAGGLE = "; Kaggle's copy of CelebA has none: get it from CelebA's own page (Anno/identity_CelebA.txt)"
 
 
@@ -52,7 +51,9 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
-    folder = find_folder(root, _CELEBA_FOLDERS, holds_pictures, "the CelebA pictures")
+    folder = find_folder(
+        root, ("img_align_celeba", "img_align_celeba_png"), holds_pictures, "the CelebA pictures"
+    )
     people = read_table(need_labels(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
     identity = {name: to_number(values[0], at, "an identity number") for name, (at, values) in people.items()}
     names, rows = read_table(need_labels(root, folder, "list_attr_celeba"), None)

@@ -147,8 +147,10 @@ class Ledger:
 
     def batches(self, size: int) -> list[list[tuple[str, Face]]]:
         """The faces with their photographs in the order of the index, `size` at a time."""
-        pairs = [(path, face) for path, photo in self.photos.items() for face in photo.faces]
-        pairs.sort(key=lambda pair: pair[1].index)
+        pairs = sorted(
+            ((path, face) for path, photo in self.photos.items() for face in photo.faces),
+            key=lambda pair: pair[1].index,
+        )
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def counts(self) -> Counter[str]:
