@@ -69,7 +69,7 @@ def trajectory(
     parts = batches(rows, batch)
     steps = Steps("reference", len(parts) * wanted[-1], unit="outer steps")
 
-    def keep(step: int, _: dict[str, float], features: Tensor) -> None:
+    def keep(step: int, features: Tensor) -> None:
         if step + 1 in kept:
             kept[step + 1].append(features.float().cpu().clone())
         steps.step()

@@ -23,31 +23,25 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
 
 
-def relative_norm(rr: Tensor, norm: Tensor) -> Tensor:
-    """Return the relative residual, at least the dtype's epsilon: a recurrence knows no better."""
-    residual = divide(rr.sqrt(), norm.sqrt())
-    return torch.where(norm > 0, residual.clamp(min=torch.finfo(residual.dtype).eps), 0.0)
-
-
 def conjugate_gradients(
     matrix: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     v: Tensor,
     y0: Tensor | None,
     iterations: int,
-    tol: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Solve ``A y = v`` for every sample on its own.
+
+    One that meets a direction of non-positive curvature stops at its last iterate.
 
     Args:
         matrix: ``p -> (A p, B p, p . A p)``, with any linear image B.
         v: right sides ``(N, Z)``.
         y0: start, ``(N, Z)``; zeros by default.
-        iterations: at most this many products, and one more with ``y0``.
-        tol: a sample is frozen once its relative residual is at most this.
+        iterations: this many products, and one more with ``y0``.
 
     Returns:
-        ``y``; ``B y``, accumulated on the way (None if no product was taken); the relative residual ``(N,)``;
-        which samples were stopped by non-positive curvature.
+        ``y``; ``B y``, accumulated on the way (None if no product was taken); the relative residual ``(N,)``,
+        at least the dtype's epsilon: a recurrence knows no better.
     """
     norm = dot(v, v)
     y, r, image = torch.zeros_like(v), v, None
@@ -56,13 +50,9 @@ def conjugate_gradients(
         product, image, _ = matrix(y)
         r = v - product
     p, rr = r, dot(r, r)
-    active = rr > tol**2 * norm
-    negative = torch.zeros_like(active)
+    active = rr > 0
     for _ in range(iterations):
-        if tol > 0 and not active.any():  # asking costs a wait for the device
-            break
         product, ahead, bend = matrix(p)
-        negative = negative | (active & (bend <= 0))
         active = active & (bend > 0)
         step = torch.where(active, divide(rr, bend), 0.0)
         y = y + along(step, p)
@@ -71,5 +61,6 @@ def conjugate_gradients(
         after = torch.where(active, dot(r, r), rr)
         p = torch.where(active[:, None], r + along(divide(after, rr), p), p)
         rr = after
-        active = active & (rr > tol**2 * norm)
-    return y, image, relative_norm(rr, norm), negative
+        active = active & (rr > 0)
+    residual = divide(rr.sqrt(), norm.sqrt()).clamp(min=torch.finfo(norm.dtype).eps)
+    return y, image, torch.where(norm > 0, residual, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.crafting.implicit import hypergradient
-from crafter_pl.crafting.inversion import Recorded, invert, record
+from crafter_pl.crafting.inversion import InversionState, Recorded, adam_step, invert, record
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, CraftState
 from crafter_pl.errors import UserError
 from crafter_pl.nets.critic import gradient_penalty
@@ -58,6 +58,12 @@ def task_gradient(classifier: Net, features: Tensor, answers: Tensor) -> tuple[T
     return cross.detach() - entropy, gradient
 
 
+def utility_gradient(features: Tensor, clean: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
+    """``|F - Enc(X)|^2 / d`` of each sample ``(N,)``, and its gradient, weighed by ``beta``."""
+    moved = features - clean
+    return moved.square().flatten(1).mean(1), beta * 2 / moved[0].numel() * moved
+
+
 def start_crafting(
     nets: CraftNets, features: Tensor, settings: CraftSettings, beta: Tensor | None = None
 ) -> CraftState:
@@ -78,10 +84,6 @@ def start_crafting(
         beta = torch.full((len(features),), settings.beta, device=features.device, dtype=features.dtype)
     state = CraftState(features.clone(), features, result.z, beta, inner=result.state)
     if settings.task_weight > 0:
-        if nets.classifier is None:
-            raise UserError(
-                "task_weight above 0 needs the cloud's classifier on the edge: CraftNets.classifier"
-            )
         with torch.no_grad():
             state.answers = nets.classifier(features).sigmoid()
     return state
@@ -127,19 +129,18 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         settings.solver, nets.render, state.features, state.drawn, v, **settings.solver_settings(state.y)
     )
     state.y = hyper.y
-    size = state.features[0].numel()
-    moved = state.features - state.clean
-    beta = state.beta.view(-1, *[1] * (moved.ndim - 1))
-    gradient = hyper.grad + beta * 2 / size * moved
+    beta = state.beta.view(-1, *[1] * (state.features.ndim - 1))
+    utility_loss, kept = utility_gradient(state.features, state.clean, beta)
+    gradient = hyper.grad + kept
     state.info = {
         "privacy_loss": privacy_loss,
-        "utility_loss": moved.square().flatten(1).mean(1),
+        "utility_loss": utility_loss,
         "hypergradient_norm": hyper.grad.flatten(1).norm(dim=1),
         "residual": hyper.residual,
         "inner_loss": hyper.loss,
         "products": torch.tensor(float(hyper.products)),
     }
-    if state.answers is not None and nets.classifier is not None:
+    if state.answers is not None:
         state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
         gradient = gradient + settings.task_weight * pull
     return gradient
@@ -202,21 +203,13 @@ def craft(
         if after_step is not None:
             after_step(state)
     state.drawn = None
-    return polish(nets, state, settings)
-
-
-def polish(nets: CraftNets, state: CraftState, settings: CraftSettings) -> CraftState:
-    """Moves crafted features to where the cloud answers as for the clean ones, by `craft_answers`.
-
-    Of the feature's many entries the answers hang on few directions, so what hides the face is left nearly
-    as it is.
-    """
-    if not settings.polish_steps:
-        return state
-    gentle = replace(settings, beta=0.0, steps=settings.polish_steps, lr=settings.polish_lr)
-    polished = craft_answers(nets, state.clean, state.z, gentle, state.features)
-    state.features = polished.features
-    state.info |= polished.info
+    if settings.polish_steps:
+        # To where the cloud answers as for the clean ones. Of the feature's many entries the answers hang on
+        # few directions, so what hides the face is left nearly as it is.
+        gentle = replace(settings, beta=0.0, steps=settings.polish_steps, lr=settings.polish_lr)
+        polished = craft_answers(nets, state.clean, state.z, gentle, state.features)
+        state.features = polished.features
+        state.info |= polished.info
     return state
 
 
@@ -230,26 +223,24 @@ def craft_answers(
     whatever an attacker does, he learns no more of the picture than these answers tell.
 
     Args:
-        nets: frozen nets with the classifier.
+        nets: frozen nets.
         features: ``Enc(X)``, ``(N, C, h, w)``.
         z: latents of the prior faces to start from, ``(N, Z)``, drawn independently of the pictures.
         settings: ``steps``, ``lr``, ``update``, ``task_weight`` and ``beta`` are used.
         start: features to begin with instead of ``Enc(G(z))``.
     """
-    if nets.classifier is None or settings.task_weight == 0:
+    if settings.task_weight == 0:
         raise UserError("method answers needs the cloud's classifier on the edge, and task_weight above 0")
     with torch.no_grad():
         answers = nets.classifier(features).sigmoid()
         start = nets.render(z) if start is None else start
     beta = features.new_full((len(features),), settings.beta)
     state = CraftState(start, features, z, beta, answers=answers)
-    size = features[0].numel()
     for _ in range(settings.steps):
         loss, pull = task_gradient(nets.classifier, state.features, answers)
-        moved = state.features - features
-        state.info = {"utility_loss": moved.square().flatten(1).mean(1), "task_loss": loss}
-        gradient = settings.task_weight * pull + settings.beta * 2 / size * moved
-        state.features = _outer_update(state, gradient, settings)
+        utility_loss, kept = utility_gradient(state.features, features, settings.beta)
+        state.info = {"utility_loss": utility_loss, "task_loss": loss}
+        state.features = _outer_update(state, settings.task_weight * pull + kept, settings)
         state.step += 1
     return state
 
@@ -261,20 +252,16 @@ def craft_z(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSett
     Minimises ``-D(G(z)) + beta * |Enc(G(z)) - Enc(X)|^2 / d`` by Adam at ``settings.lr`` on ``z`` for
     ``settings.steps`` steps.
     """
-    features = state.clean
-    size = features[0].numel()
-    z = state.z.clone()
-    first, second = torch.zeros_like(z), torch.zeros_like(z)
-    for t in range(1, settings.steps + 1):
+    moments = InversionState.fresh(state.z)
+    for _ in range(settings.steps):
+        drawn = record(nets.generator, state.z)
         with torch.enable_grad():
-            variable = z.clone().requires_grad_()
-            images = nets.generator(variable)
-            utility = (nets.encoder(images) - features).square().flatten(1).sum(1) / size
-            loss = -critic(images) + state.beta * utility
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
-        first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.999)
-        z = z - settings.lr / (1 - 0.9**t) * first / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
+            moved = nets.encoder(drawn.rendered) - state.clean
+            utility = moved.square().flatten(1).sum(1) / moved[0].numel()
+            loss = -critic(drawn.rendered) + state.beta * utility
+            (gradient,) = torch.autograd.grad(loss.sum(), drawn.z)
+        state.z, moments = adam_step(state.z, gradient, moments, settings.lr)
     with torch.no_grad():
-        state.z, state.features = z, nets.render(z)
+        state.features = nets.render(state.z)
     state.step = settings.steps
     return state

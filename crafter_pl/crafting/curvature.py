@@ -8,62 +8,55 @@ each costs as much as a forward pass. `torch.func.jvp` costs twice that, and tra
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from crafter_pl.crafting.inversion import Recorded, Render, Scale, data_weight, inner_loss, record
+from crafter_pl.crafting.inversion import Recorded, Render, inner_loss, record
 
 
 class Curvature:
     """Second-order products of the inner objective at one point, on a graph recorded once."""
 
     def __init__(
-        self, render: Render, target: Tensor, z: Tensor | Recorded, rho: float, scale: Scale
+        self, render: Render, target: Tensor, z: Tensor | Recorded, rho: float, scale: float
     ) -> None:
         self.products = 0
-        self._rho = rho
-        self._weight = data_weight(scale, target)
-        here = record(render, z)
-        self._z, self._rendered = here.z, here.rendered
-        self._target = target.detach()
-        self._scale = scale
-        self._gradient: Tensor | None = None
-        self._probe: Tensor | None = None
-        self._transposed: Tensor | None = None
+        self._here, self._scale = record(render, z), scale
+        with torch.enable_grad():
+            self._loss = inner_loss(self._here.rendered, target.detach(), self._here.z, rho, scale)
 
     def loss(self) -> Tensor:
         """Return the inner objective at this point, ``(N,)``."""
-        with torch.no_grad():
-            return inner_loss(self._rendered, self._target, self._z, self._rho, self._scale)
+        return self._loss.detach()
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        """``dL/dz``, with its graph."""
+        with torch.enable_grad():
+            return torch.autograd.grad(self._loss.sum(), self._here.z, create_graph=True)[0]
+
+    @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        """``J^T w`` with its graph, and w, of which it is a linear function."""
+        with torch.enable_grad():
+            w = torch.zeros_like(self._here.rendered, requires_grad=True)
+            return torch.autograd.grad(self._here.rendered, self._here.z, w, create_graph=True)[0], w
 
     def hessian(self, u: Tensor) -> Tensor:
         """Return ``d2L/dz2 u`` by double backward."""
-        if self._gradient is None:
-            with torch.enable_grad():
-                loss = inner_loss(self._rendered, self._target, self._z, self._rho, self._scale)
-                (self._gradient,) = torch.autograd.grad(loss.sum(), self._z, create_graph=True)
         self.products += 1
-        if not self._gradient.requires_grad:
-            return torch.zeros_like(u)
-        (product,) = torch.autograd.grad(
-            self._gradient, self._z, u, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return product
+        return torch.autograd.grad(self._gradient, self._here.z, u, retain_graph=True)[0]
 
     def forward(self, u: Tensor) -> Tensor:
         """Return ``J u``, the shape of F."""
-        if self._transposed is None:
-            with torch.enable_grad():
-                self._probe = torch.zeros_like(self._rendered, requires_grad=True)
-                graph = torch.autograd.grad(self._rendered, self._z, self._probe, create_graph=True)
-            self._transposed = graph[0]
-        assert self._probe is not None
-        return torch.autograd.grad(self._transposed, self._probe, u, retain_graph=True)[0]
+        return torch.autograd.grad(*self._transposed, u, retain_graph=True)[0]
 
     def transposed(self, w: Tensor) -> Tensor:
         """Return ``J^T w``, ``(N, Z)``."""
-        return torch.autograd.grad(self._rendered, self._z, w, retain_graph=True)[0]
+        return torch.autograd.grad(self._here.rendered, self._here.z, w, retain_graph=True)[0]
 
     def mixed(self, y: Tensor) -> Tensor:
         """Return ``-y . d2L/dzdF = 2c * J y``."""
-        return 2 * self._weight * self.forward(y)
+        return 2 * self._scale * self.forward(y)

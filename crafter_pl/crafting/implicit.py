@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from crafter_pl.crafting.conjugate import conjugate_gradients, divide, dot
 from crafter_pl.crafting.curvature import Curvature
-from crafter_pl.crafting.inversion import Recorded, Render, Scale, data_weight, inner_loss
-
-SOLVERS = ("neumann", "cg", "gauss_newton", "unroll")
+from crafter_pl.crafting.inversion import Recorded, Render, inner_loss
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,6 @@ class Hypergradient:
         products: exact count of Hessian products (`neumann`, `cg`, `unroll`) or ``J^T J`` products
             (`gauss_newton`) of the whole batch; the final ``J y`` (one half of a ``J^T J`` product) is not in
             it.
-        negative_curvature: samples stopped early because a direction of non-positive curvature was met (`cg`
-            only).
     """
 
     grad: Tensor
@@ -49,7 +44,6 @@ class Hypergradient:
     y: Tensor
     residual: Tensor
     products: int
-    negative_curvature: int
 
 
 def neumann(
@@ -61,7 +55,7 @@ def neumann(
     alpha: float,
     terms: int,
     rho: float = 0.0,
-    scale: Scale = "sum",
+    scale: float = 1.0,
     diagnose: bool = True,
 ) -> Hypergradient:
     """Hypergradient with ``alpha * sum_{j<=terms} (I - alpha * H)^j`` for the inverse Hessian (the paper's).
@@ -74,7 +68,7 @@ def neumann(
         alpha: step of the series; it converges where ``0 < alpha * H < 2``.
         terms: K, the Hessian products of the series.
         rho: prior weight of the inner objective.
-        scale: factor of its data term (`crafter_pl.crafting.inversion.Scale`).
+        scale: c, factor of its data term.
         diagnose: spend one more product on the residual; without it the residual is NaN.
     """
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
@@ -88,7 +82,7 @@ def neumann(
     else:
         residual = torch.full((len(v),), torch.nan, dtype=v.dtype, device=v.device)
     y = alpha * total
-    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products, 0)
+    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products)
 
 
 def cg(
@@ -99,16 +93,14 @@ def cg(
     *,
     damping: float,
     iterations: int,
-    tol: float = 0.0,
     rho: float = 0.0,
-    scale: Scale = "sum",
+    scale: float = 1.0,
     y0: Tensor | None = None,
 ) -> Hypergradient:
     """Hypergradient by conjugate gradients, a sample each, on the damped Hessian ``d2L/dz2 + damping * I``.
 
     A sample that meets a direction of non-positive curvature stops at its last iterate (its start, if that
-    happens at the first one: its hypergradient is then 0 without ``y0``) and is counted in
-    ``negative_curvature``.
+    happens at the first one: its hypergradient is then 0 without ``y0``).
 
     Args:
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
@@ -116,10 +108,9 @@ def cg(
         z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         damping: added to the Hessian's diagonal.
-        iterations: at most this many; one product each, and one more with ``y0``.
-        tol: a sample is frozen once its relative residual is at most this.
+        iterations: one product each, and one more with ``y0``.
         rho: prior weight of the inner objective.
-        scale: factor of its data term.
+        scale: c, factor of its data term.
         y0: start, ``(N, Z)``; zeros by default.
     """
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
@@ -128,10 +119,8 @@ def cg(
         product = curvature.hessian(p) + damping * p
         return product, p, dot(p, product)
 
-    y, _, residual, negative = conjugate_gradients(matrix, v, y0, iterations, tol)
-    return Hypergradient(
-        curvature.mixed(y), curvature.loss(), y, residual, curvature.products, int(negative.sum())
-    )
+    y, _, residual = conjugate_gradients(matrix, v, y0, iterations)
+    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products)
 
 
 def gauss_newton(
@@ -142,9 +131,8 @@ def gauss_newton(
     *,
     damping: float,
     iterations: int,
-    tol: float = 0.0,
     rho: float = 0.0,
-    scale: Scale = "sum",
+    scale: float = 1.0,
     y0: Tensor | None = None,
 ) -> Hypergradient:
     """Hypergradient by conjugate gradients on ``2c * J^T J + (2 * rho + damping) * I``, a sample each.
@@ -159,14 +147,13 @@ def gauss_newton(
         z: best response at F, ``(N, Z)``, or the pass recorded there.
         v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
         damping: added to the diagonal.
-        iterations: at most this many; one product each, and one more with ``y0``.
-        tol: a sample is frozen once its relative residual is at most this.
+        iterations: one product each, and one more with ``y0``.
         rho: prior weight of the inner objective.
-        scale: factor of its data term.
+        scale: c, factor of its data term.
         y0: start, ``(N, Z)``, e.g. the last outer step's ``y``; zeros by default.
     """
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
-    weight, ridge = 2 * data_weight(scale, target), 2 * rho + damping
+    weight, ridge = 2 * scale, 2 * rho + damping
 
     def matrix(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         curvature.products += 1
@@ -174,60 +161,58 @@ def gauss_newton(
         product = weight * curvature.transposed(ahead) + ridge * p
         return product, ahead, weight * dot(ahead, ahead) + ridge * dot(p, p)
 
-    y, image, residual, _ = conjugate_gradients(matrix, v, y0, iterations, tol)
+    y, image, residual = conjugate_gradients(matrix, v, y0, iterations)
     image = torch.zeros_like(target) if image is None else image
-    return Hypergradient(weight * image, curvature.loss(), y, residual, curvature.products, 0)
+    return Hypergradient(weight * image, curvature.loss(), y, residual, curvature.products)
 
 
 def unroll(
-    loss_fn: Callable[[Tensor], Tensor],
     render: Render,
     target: Tensor,
-    z0: Tensor,
+    z: Tensor | Recorded,
+    v: Tensor,
     *,
     steps: int,
     lr: float,
-    momentum: float = 0.0,
     rho: float = 0.0,
-    scale: Scale = "sum",
+    scale: float = 1.0,
 ) -> Hypergradient:
-    """Hypergradient by differentiating through ``steps`` inner steps from ``z0``, which is held constant.
+    """Hypergradient by differentiating through ``steps`` inner steps from ``z``, which is held constant.
+
+    L_p is taken as linear, ``<v, z>``.
 
     Args:
-        loss_fn: L_p a sample, ``z (N, Z) -> (N,)``, at the last iterate.
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
-        z0: start of the unrolled steps, ``(N, Z)``: z*, or an iterate on the way to it.
-        steps: gradient steps ``v = momentum * v + dL/dz; z = z - lr * v``; a Hessian product each, but for
-            the first.
+        z: start of the unrolled steps, ``(N, Z)``: z*, or an iterate on the way to it.
+        v: ``dL_p/dz`` at ``z``, ``(N, Z)``.
+        steps: gradient steps ``z = z - lr * dL/dz``, at least 1; a Hessian product each, but for the first.
         lr: their size.
-        momentum: their momentum.
         rho: prior weight of the inner objective.
-        scale: factor of its data term.
-
-    Raises:
-        ValueError: if ``steps`` is less than 1.
+        scale: c, factor of its data term.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; unrolling needs at least one step.")
+    start = (z.z if isinstance(z, Recorded) else z).detach()
+    losses, gradients = [], []
     with torch.enable_grad():
         feature = target.detach().clone().requires_grad_()
-        z = z0.detach().clone().requires_grad_()
-        velocity = torch.zeros_like(z)
-        before = first = None
+        latent = start.clone().requires_grad_()
         for _ in range(steps):
-            loss = inner_loss(render(z), feature, z, rho, scale)
-            (gradient,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
-            if before is None or first is None:
-                before, first = gradient.detach(), loss.detach()
-            velocity = momentum * velocity + gradient
-            z = z - lr * velocity
-        (grad,) = torch.autograd.grad(loss_fn(z).sum(), feature)
-        end = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(inner_loss(render(end), feature, end, rho, scale).sum(), end)
-    assert before is not None and first is not None
-    residual = divide(dot(gradient, gradient).sqrt(), dot(before, before).sqrt())
-    return Hypergradient(grad, first, torch.zeros_like(z0), residual.detach(), steps - 1, 0)
+            losses.append(inner_loss(render(latent), feature, latent, rho, scale))
+            gradients.append(torch.autograd.grad(losses[-1].sum(), latent, create_graph=True)[0])
+            latent = latent - lr * gradients[-1]
+        (grad,) = torch.autograd.grad(dot(v.detach(), latent).sum(), feature)
+        end = latent.detach().requires_grad_()
+        (after,) = torch.autograd.grad(inner_loss(render(end), feature, end, rho, scale).sum(), end)
+    residual = divide(*(dot(one, one).sqrt() for one in (after, gradients[0].detach())))
+    return Hypergradient(grad, losses[0].detach(), torch.zeros_like(start), residual, steps - 1)
+
+
+SOLVERS: dict[str, Callable[..., Hypergradient]] = {
+    "neumann": neumann,
+    "cg": cg,
+    "gauss_newton": gauss_newton,
+    "unroll": unroll,
+}
 
 
 def hypergradient(
@@ -236,8 +221,7 @@ def hypergradient(
     """Return dL_p/dF by the named solver.
 
     Args:
-        solver: "neumann", "cg", "gauss_newton" or "unroll" (which starts its steps at ``z`` and takes L_p as
-            linear, ``<v, z>``).
+        solver: one of `SOLVERS`.
         render: ``z (N, Z) -> features (N, ...)``, frozen, in eval mode.
         target: features F, ``(N, ...)``.
         z: best response at F, ``(N, Z)``, or the pass recorded there.
@@ -249,10 +233,4 @@ def hypergradient(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}.")
-    constant = v.detach()
-    if solver == "unroll":
-        linear: Callable[..., Hypergradient] = partial(unroll, lambda end: dot(constant, end))
-        return linear(render, target, z.z if isinstance(z, Recorded) else z, **settings)
-    functions: dict[str, Callable[..., Hypergradient]]
-    functions = {"neumann": neumann, "cg": cg, "gauss_newton": gauss_newton}
-    return functions[solver](render, target, z, v, **settings)
+    return SOLVERS[solver](render, target, z, v, **settings)

@@ -9,31 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 Render = Callable[[Tensor], Tensor]
-Scale = Literal["sum", "mean"] | float
-"""Factor c of the data term: 1 ("sum"), 1/d with d entries a sample ("mean"), or the number given."""
 Objective = Callable[[Tensor], Tensor]
 """A data term of one's own: ``e(z)`` ``(N, ...)`` -> ``(N,)``, of each sample alone."""
-
-
-def data_weight(scale: Scale, target: Tensor) -> float:
-    """Return the factor c of ``||F - e(z)||^2`` for features ``target`` of shape ``(N, ...)``.
-
-    Raises:
-        ValueError: if ``scale`` is neither "sum", "mean" nor a number.
-    """
-    if scale == "sum":
-        return 1.0
-    if scale == "mean":
-        return 1.0 / target[0].numel() if len(target) else 1.0
-    if isinstance(scale, str):
-        raise ValueError(f"scale is {scale!r}; expected 'sum', 'mean' or a number.")
-    return float(scale)
 
 
 def inner_loss(
@@ -41,7 +23,7 @@ def inner_loss(
     target: Tensor | Objective,
     z: Tensor,
     prior_weight: float = 0.0,
-    scale: Scale = "sum",
+    scale: float = 1.0,
 ) -> Tensor:
     """Return the inner objective a sample, ``(N,)``: ``c * ||F - e(z)||^2 + prior_weight * ||z||^2``.
 
@@ -50,10 +32,10 @@ def inner_loss(
         target: features F of that shape; or a data term in place of that one.
         z: latents, ``(N, Z)``.
         prior_weight: rho.
-        scale: see `Scale`.
+        scale: c.
     """
     if isinstance(target, Tensor):
-        loss = data_weight(scale, target) * (target - rendered).flatten(1).square().sum(1)
+        loss = scale * (target - rendered).flatten(1).square().sum(1)
     else:
         loss = target(rendered)
     return loss + prior_weight * z.square().sum(1) if prior_weight else loss
@@ -81,13 +63,18 @@ def record(render: Render, z: Tensor | Recorded) -> Recorded:
         return Recorded(leaf, render(leaf))
 
 
-@dataclass(frozen=True)
+@dataclass
 class InversionState:
-    """Moments of the inner optimizer, handed from one outer step's inversion to the next."""
+    """Adam's moments, handed from one outer step's inversion to the next."""
 
     step: int
     first: Tensor
-    second: Tensor | None
+    second: Tensor
+
+    @classmethod
+    def fresh(cls, z: Tensor) -> InversionState:
+        """Before the first step."""
+        return cls(0, torch.zeros_like(z), torch.zeros_like(z))
 
 
 @dataclass(frozen=True)
@@ -97,39 +84,21 @@ class InversionResult:
     Attributes:
         z: ``(N, Z)``, detached.
         loss: ``(N,)``, the inner objective at ``z`` exactly; NaN where it was not asked for.
-        steps: gradient steps taken.
         state: the optimizer's moments, to go on from.
     """
 
     z: Tensor
     loss: Tensor
-    steps: int
     state: InversionState
 
 
-def _fresh_state(z0: Tensor, optimizer: str) -> InversionState:
-    return InversionState(0, torch.zeros_like(z0), torch.zeros_like(z0) if optimizer == "adam" else None)
-
-
-def _step(
-    z: Tensor,
-    gradient: Tensor,
-    state: InversionState,
-    *,
-    optimizer: str,
-    lr: float,
-    momentum: float,
-    beta2: float,
-) -> tuple[Tensor, InversionState]:
-    """One elementwise optimizer step; samples cannot meet in it."""
-    step = state.step + 1
-    if state.second is None:
-        velocity = momentum * state.first + gradient
-        return z - lr * velocity, InversionState(step, velocity, None)
-    first = torch.lerp(gradient, state.first, momentum)
+def adam_step(z: Tensor, gradient: Tensor, state: InversionState, lr: float) -> tuple[Tensor, InversionState]:
+    """One elementwise step of Adam; samples cannot meet in it."""
+    beta1, beta2, step = 0.9, 0.999, state.step + 1
+    first = torch.lerp(gradient, state.first, beta1)
     second = torch.lerp(gradient.square(), state.second, beta2)
     denominator = (second / (1 - beta2**step)).sqrt() + 1e-8
-    return z - lr / (1 - momentum**step) * first / denominator, InversionState(step, first, second)
+    return z - lr / (1 - beta1**step) * first / denominator, InversionState(step, first, second)
 
 
 def invert(
@@ -139,11 +108,7 @@ def invert(
     *,
     steps: int,
     lr: float,
-    optimizer: Literal["adam", "momentum"] = "adam",
-    momentum: float = 0.9,
-    beta2: float = 0.999,
     prior_weight: float = 0.0,
-    scale: Scale = "sum",
     keep_best: bool = False,
     evaluate: bool = True,
     state: InversionState | None = None,
@@ -159,15 +124,8 @@ def invert(
         target: features F to invert, ``(N, ...)``; or a data term of one's own, see `Objective`.
         z0: start, ``(N, Z)``, not modified; or the pass recorded there, which the first step uses up.
         steps: gradient steps; 0 evaluates ``z0``.
-        lr: step size. With "momentum" it multiplies the gradient of the objective, so its meaning moves with
-            ``scale`` (the paper's 5e-3 is for its own objective, see `crafter_pl.crafting.reference`); with
-            "adam" it is about the distance moved an entry and step, whatever the scale.
-        optimizer: "adam", or "momentum" (``v = momentum * v + g; z = z - lr * v``) as in the paper.
-        momentum: of "momentum"; the first moment's decay of "adam".
-        beta2: the second moment's decay of "adam".
+        lr: Adam's step size, about the distance moved an entry and step.
         prior_weight: rho of ``rho * ||z||^2``.
-        scale: factor of the data term: "sum" 1, "mean" 1/d (so that lr means the same for any feature size),
-            or a number.
         keep_best: return each sample's iterate of lowest objective (``z0`` included) instead of the last one.
         evaluate: compute the objective at the solution; without it, and without ``keep_best``, a pass through
             ``render`` less.
@@ -177,36 +135,32 @@ def invert(
         The solution, its objective, and the optimizer's state.
 
     Raises:
-        ValueError: on an unknown optimizer, or shapes that do not fit.
+        ValueError: on shapes that do not fit.
     """
-    if optimizer not in ("adam", "momentum"):
-        raise ValueError(f"optimizer is {optimizer!r}; expected 'adam' or 'momentum'.")
     here = z0
     z = (z0.z if isinstance(z0, Recorded) else z0).detach()
     if isinstance(target, Tensor):
         target = target.detach()
         if len(z) != len(target):
             raise ValueError(f"z0 has {len(z)} samples, target {len(target)}: one latent a feature.")
-    state = state or _fresh_state(z, optimizer)
-    if state.first.shape != z.shape or (state.second is None) != (optimizer == "momentum"):
-        raise ValueError("state belongs to another optimizer or batch; pass state=None to start afresh.")
+    state = state or InversionState.fresh(z)
     best_z, best_loss = z, torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(steps):
         drawn = record(render, here)
         with torch.enable_grad():
-            loss = inner_loss(drawn.rendered, target, drawn.z, prior_weight, scale)
+            loss = inner_loss(drawn.rendered, target, drawn.z, prior_weight)
             (gradient,) = torch.autograd.grad(loss.sum(), drawn.z)
         if keep_best:
             better = loss.detach() < best_loss
             best_z = torch.where(better[:, None], z, best_z)
             best_loss = torch.where(better, loss.detach(), best_loss)
-        z, state = _step(z, gradient, state, optimizer=optimizer, lr=lr, momentum=momentum, beta2=beta2)
+        z, state = adam_step(z, gradient, state, lr)
         here = z
     if not (evaluate or keep_best):
-        return InversionResult(z, torch.full_like(best_loss, torch.nan), steps, state)
+        return InversionResult(z, torch.full_like(best_loss, torch.nan), state)
     with torch.no_grad():
-        loss = inner_loss(render(z), target, z, prior_weight, scale)
+        loss = inner_loss(render(z), target, z, prior_weight)
     if keep_best:
         better = loss < best_loss
         z, loss = torch.where(better[:, None], z, best_z), torch.where(better, loss, best_loss)
-    return InversionResult(z, loss, steps, state)
+    return InversionResult(z, loss, state)

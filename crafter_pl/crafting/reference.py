@@ -16,7 +16,6 @@ purpose:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,35 +31,6 @@ OUTER_WEIGHT = 100.0
 """Factor of the privacy and of the utility loss."""
 PENALTY_WEIGHTS = (20.0, 40.0)
 """Gradient penalty's lambda, usually and while the penalty is above 1."""
-
-
-@dataclass(frozen=True)
-class ReferenceGradient:
-    """Gradient of ``100 * L_p + 100 * beta * L_u`` in F with both losses and the Hessian products used."""
-
-    grad: Tensor
-    privacy_loss: float
-    utility_loss: float
-    products: int
-
-
-@dataclass(frozen=True)
-class ReferenceResult:
-    """Outcome of `reference_craft`.
-
-    Attributes:
-        features: ``(N, C, h, w)``, after the last step (the release writes every third step's and names none
-            final).
-        z: ``(N, Z)``, the last step's inversion, of the features before that step.
-        history: one number a step under each of "emd", "penalty", "privacy_loss", "utility_loss",
-            "gradient_norm".
-        products: Hessian products in all.
-    """
-
-    features: Tensor
-    z: Tensor
-    history: dict[str, list[float]] = field(default_factory=dict)
-    products: int = 0
 
 
 def reference_inversion(
@@ -105,8 +75,8 @@ def reference_inversion(
 
 def reference_critic_step(
     critic: nn.Module, optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, mix: Tensor
-) -> tuple[float, float]:
-    """Train the critic on one batch and return (EMD, gradient penalty) as they were before the step.
+) -> None:
+    """Train the critic on one batch.
 
     Args:
         critic: images ``(n, 3, H, W)`` to ``(n,)``.
@@ -122,7 +92,6 @@ def reference_critic_step(
         optimizer.zero_grad()
         (emd + weight * penalty).backward()
     optimizer.step()
-    return emd.item(), penalty.item()
 
 
 def reference_hypergradient(
@@ -136,7 +105,7 @@ def reference_hypergradient(
     beta: float,
     alpha: float = 1e-3,
     terms: int = 120,
-) -> ReferenceGradient:
+) -> Tensor:
     """Return the release's gradient: a batch-scaled Neumann hypergradient plus the direct utility term.
 
     With n samples of d entries, ``L_p = -mean critic(G(z))``, ``L_u = ||F - F_0||^2 / (n * d)`` and
@@ -170,10 +139,8 @@ def reference_hypergradient(
         scale=HYPERGRADIENT_WEIGHT / (count * entries),
         diagnose=False,
     )
-    difference = features.detach() - original.detach()
-    direct = OUTER_WEIGHT * beta * 2 / (count * entries) * difference
-    utility = difference.square().sum().item() / (count * entries)
-    return ReferenceGradient(direct + implicit.grad, privacy.item(), utility, implicit.products)
+    direct = OUTER_WEIGHT * beta * 2 / (count * entries) * (features.detach() - original.detach())
+    return direct + implicit.grad
 
 
 def reference_craft(
@@ -196,8 +163,8 @@ def reference_craft(
     critic_lr: float = 5e-4,
     alpha: float = 1e-3,
     terms: int = 120,
-    on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
-) -> ReferenceResult:
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Craft a batch as the release does, with its constants as defaults (batches of 128, 64x64 CelebA).
 
     Each step: invert from the amortizer, train the critic, take the hypergradient, one Adam step on the
@@ -224,7 +191,11 @@ def reference_craft(
         critic_lr: Adam's, on the critic.
         alpha: step of the Neumann series.
         terms: its Hessian products.
-        on_step: called with (step, that step's numbers of ``history``, the features after it).
+        on_step: called with (step, the features after it).
+
+    Returns:
+        The features ``(N, C, h, w)`` after the last step (the release writes every third step's and names
+        none final); the last step's inversion ``(N, Z)``, of the features before that step.
     """
     original = features.detach()
     count, device = len(original), original.device
@@ -234,8 +205,6 @@ def reference_craft(
     critic_optimizer = torch.optim.Adam(potential.parameters(), lr=critic_lr)
     prior: Tensor | None = None
     z = torch.empty(0)
-    history: dict[str, list[float]] = {}
-    products = 0
 
     def pick(latents: Tensor) -> Tensor:
         rows = torch.randint(0, count, (critic_batch,), generator=rng)
@@ -255,26 +224,14 @@ def reference_craft(
         )
         if prior is None:
             prior = torch.randn(z.shape, generator=rng, dtype=z.dtype).to(device)
-        emd = penalty = 0.0
         for _ in range(critic_steps):
             real, fake = pick(prior), pick(z)
             mix = torch.rand(critic_batch, generator=rng, dtype=real.dtype).to(device)
-            emd, penalty = reference_critic_step(potential, critic_optimizer, real, fake, mix)
-        gradient = reference_hypergradient(
+            reference_critic_step(potential, critic_optimizer, real, fake, mix)
+        crafted.grad = reference_hypergradient(
             encoder, generator, potential, crafted, original, z, beta=beta, alpha=alpha, terms=terms
         )
-        crafted.grad = gradient.grad
         optimizer.step()
-        products += gradient.products
-        record = {
-            "emd": emd,
-            "penalty": penalty,
-            "privacy_loss": gradient.privacy_loss,
-            "utility_loss": gradient.utility_loss,
-            "gradient_norm": gradient.grad.norm().item(),
-        }
-        for name, value in record.items():
-            history.setdefault(name, []).append(value)
         if on_step is not None:
-            on_step(step, record, crafted.detach())
-    return ReferenceResult(crafted.detach(), z, history, products)
+            on_step(step, crafted.detach())
+    return crafted.detach(), z

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from crafter_pl.crafting.inversion import InversionState, Recorded
@@ -117,13 +118,13 @@ class CraftNets:
         encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
         generator: latents ``(N, Z)`` -> images in [0, 1].
         amortizer: features -> latents, where the inversion starts; needed for inversions alone.
-        classifier: features -> attribute logits ``(N, A)``; needed for ``task_weight`` alone.
+        classifier: features -> attribute logits ``(N, A)``.
     """
 
     encoder: nn.Module
     generator: nn.Module
     amortizer: nn.Module | None
-    classifier: nn.Module | None = None
+    classifier: nn.Module
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
@@ -155,10 +156,5 @@ class CraftState:
 
     def to(self, dtype: torch.dtype) -> CraftState:
         """The same state in another precision."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        parts = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in parts.items()}
-        if self.inner is not None:
-            second = None if self.inner.second is None else self.inner.second.to(dtype)
-            parts["inner"] = InversionState(self.inner.step, self.inner.first.to(dtype), second)
-        parts["drawn"] = None
-        return CraftState(**parts)
+        made: CraftState = apply_to_collection(self, Tensor, lambda part: part.to(dtype))
+        return made

@@ -138,14 +138,14 @@ class CrafterReference(CrafterVariant):
         images: Tensor,
         index: Tensor,
         options: CraftOptions,
-        on_step: Callable[[int, dict[str, float], Tensor], None] | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
     ) -> CraftState:
         """Crafts pictures ``(N, 3, H, W)``; ``on_step`` as `reference_craft` calls it."""
         settings, crafter = self.settings_of(options), self.crafter
         assert crafter.nets.amortizer is not None
         features = self.task.edge(images).detach()
         with torch.no_grad():
-            result = reference_craft(
+            crafted, z = reference_craft(
                 crafter.nets.encoder,
                 crafter.nets.generator,
                 crafter.nets.amortizer,
@@ -158,6 +158,4 @@ class CrafterReference(CrafterVariant):
                 on_step=on_step,
             )
         beta = features.new_full((len(features),), settings.beta)
-        state = CraftState(result.features, features, result.z, beta, step=settings.steps)
-        state.info = {"utility_loss": (result.features - features).square().flatten(1).mean(1)}
-        return state
+        return CraftState(crafted, features, z, beta, step=settings.steps)

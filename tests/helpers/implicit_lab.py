@@ -45,12 +45,12 @@ def problem(name: str, count: int = 5) -> tuple[nn.Sequential, Tensor, Tensor, T
 
 
 def dense_matrix(
-    net: Render, target: Tensor, z: Tensor, *, rho: float, damping: float, scale: str, gauss: bool
+    net: Render, target: Tensor, z: Tensor, *, rho: float, damping: float, scale: float, gauss: bool
 ) -> Tensor:
     """Return the solver's matrix of one sample, ``(Z, Z)``, by torch.func."""
     if gauss:
         jacobian = jacrev(lambda q: net(q[None])[0].flatten())(z)
-        matrix = 2 * data_weight(scale, target[None]) * jacobian.T @ jacobian
+        matrix = 2 * scale * jacobian.T @ jacobian
         matrix = matrix + 2 * rho * torch.eye(len(z), dtype=F64)
     else:
         matrix = hessian(lambda q: inner_loss(net(q[None]), target[None], q[None], rho, scale)[0])(z)
@@ -58,7 +58,15 @@ def dense_matrix(
 
 
 def dense(
-    net: Render, target: Tensor, z: Tensor, v: Tensor, *, rho: float, damping: float, scale: str, gauss: bool
+    net: Render,
+    target: Tensor,
+    z: Tensor,
+    v: Tensor,
+    *,
+    rho: float,
+    damping: float,
+    scale: float,
+    gauss: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the exact hypergradient and the matrices, the mixed derivative by torch.func as well."""
     grads, matrices = [], []
@@ -81,7 +89,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 SETTINGS = {
     "neumann": {"alpha": 0.02, "terms": 30, "rho": 0.1},
-    "cg": {"damping": 0.5, "iterations": 6, "tol": 1e-2, "rho": 0.1},
-    "gauss_newton": {"damping": 0.05, "iterations": 6, "tol": 1e-2, "rho": 0.1},
-    "unroll": {"steps": 12, "lr": 0.01, "momentum": 0.5, "rho": 0.1},
+    "cg": {"damping": 0.5, "iterations": 6, "rho": 0.1},
+    "gauss_newton": {"damping": 0.05, "iterations": 6, "rho": 0.1},
+    "unroll": {"steps": 12, "lr": 0.01, "rho": 0.1},
 }

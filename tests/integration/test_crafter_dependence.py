@@ -40,6 +40,7 @@ def realistic():
         fold_batchnorm(encoder.encoder_module()),
         fold_batchnorm(generator),
         amortizer.eval().requires_grad_(False),
+        encoder.cloud,
     )
     return nets, critic.requires_grad_(False)
 
@@ -72,7 +73,7 @@ def test_one_picture_alone_equals_the_same_in_a_batch_of_64():
     side, and the gradient jumps. This happens to some pictures in so many inversion steps, whatever one does.
     """
     nets, critic = realistic()
-    nets = CraftNets(*(net.double() for net in (nets.encoder, nets.generator, nets.amortizer)))
+    nets = CraftNets(*(net.double() for net in vars(nets).values()))
     critic = critic.double()
     settings = CraftSettings(beta=1.0, lr=0.05, start_steps=2, inner_steps=1, iterations=2)
     generator = torch.Generator().manual_seed(1)

@@ -13,15 +13,15 @@ from torch.func import jacrev
 
 from crafter_pl.crafting import implicit
 from crafter_pl.crafting.implicit import cg, gauss_newton, hypergradient, neumann, unroll
-from crafter_pl.crafting.inversion import Render, data_weight, inner_loss, invert
+from crafter_pl.crafting.inversion import Render, inner_loss, invert
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("scale", ["sum", "mean"])
+@pytest.mark.parametrize("scale", [1.0, 0.02])
 @pytest.mark.parametrize("solver", ["cg", "gauss_newton"])
 def test_iterative_solvers_equal_the_dense_solve(name: str, scale: str, solver: str) -> None:
     net, target, z, v = problem(name)
-    damping, rho = (2.0, 0.1) if scale == "sum" else (0.1, 0.01)
+    damping, rho = (2.0, 0.1) if scale == 1 else (0.1, 0.01)
     expected, a = dense(
         net, target, z, v, rho=rho, damping=damping, scale=scale, gauss=solver == "gauss_newton"
     )
@@ -29,7 +29,6 @@ def test_iterative_solvers_equal_the_dense_solve(name: str, scale: str, solver: 
     result = hypergradient(solver, net, target, z, v, damping=damping, iterations=12, rho=rho, scale=scale)
     assert result.grad.shape == target.shape
     assert relative(result.grad, expected) < 1e-8  # asked for: 1e-3
-    assert result.negative_curvature == 0
     single = hypergradient(
         solver,
         net.float(),
@@ -47,7 +46,7 @@ def test_iterative_solvers_equal_the_dense_solve(name: str, scale: str, solver: 
 def test_neumann_converges_to_the_dense_solve(name: str) -> None:
     net, target, z, v = problem(name)
     rho = 2.0
-    expected, a = dense(net, target, z, v, rho=rho, damping=0.0, scale="sum", gauss=False)
+    expected, a = dense(net, target, z, v, rho=rho, damping=0.0, scale=1.0, gauss=False)
     eigenvalues = torch.linalg.eigvalsh(a)
     assert eigenvalues.min() > 0
     alpha = 1 / eigenvalues.max().item()
@@ -58,13 +57,13 @@ def test_neumann_converges_to_the_dense_solve(name: str) -> None:
     torch.testing.assert_close(short.y, (series @ v[..., None])[..., 0])
 
 
-@pytest.mark.parametrize("scale", ["sum", "mean", 0.7])
+@pytest.mark.parametrize("scale", [1.0, 0.7, 1 / 9])
 @pytest.mark.parametrize("rho", [0.0, 0.4])
-def test_quadratic_bilevel_problem_has_a_closed_form(scale: str | float, rho: float) -> None:
+def test_quadratic_bilevel_problem_has_a_closed_form(scale: float, rho: float) -> None:
     torch.manual_seed(3)
     net = nn.Linear(4, 9).double().requires_grad_(False)
     target, anchor = torch.randn(6, 9, dtype=F64), torch.randn(6, 4, dtype=F64)
-    w, c = net.weight, data_weight(scale, target)
+    w, c = net.weight, scale
     normal = c * w.T @ w + rho * torch.eye(4, dtype=F64)
     z = torch.linalg.solve(normal, c * (target - net.bias) @ w, left=False)
     v = z - anchor  # L_p = ||z* - anchor||^2 / 2
@@ -86,7 +85,7 @@ def newton(net: Render, target: Tensor, z: Tensor, rho: float) -> Tensor:
     for _ in range(6):
         gradient = jacrev(lambda q: inner_loss(net(q), target, q, rho).sum())(z)
         blocks = [
-            dense_matrix(net, f, q, rho=rho, damping=0.0, scale="sum", gauss=False)
+            dense_matrix(net, f, q, rho=rho, damping=0.0, scale=1.0, gauss=False)
             for f, q in zip(target, z, strict=True)
         ]
         z = z - torch.linalg.solve(torch.stack(blocks), gradient)
@@ -140,7 +139,7 @@ def test_torchopt_gives_the_same_implicit_gradient() -> None:
 def test_torchopt_solves_the_gauss_newton_system_alike() -> None:
     net, target, z, v = problem("conv")
     result = gauss_newton(net, target, z, v, damping=0.5, iterations=10, rho=0.1)
-    _, a = dense(net, target, z, v, rho=0.1, damping=0.5, scale="sum", gauss=True)
+    _, a = dense(net, target, z, v, rho=0.1, damping=0.5, scale=1.0, gauss=True)
     for i in range(len(z)):
         y = torchopt.linear_solve.solve_cg(maxiter=100, rtol=1e-12, atol=1e-12)(lambda p, i=i: a[i] @ p, v[i])
         torch.testing.assert_close(result.y[i], y, rtol=1e-8, atol=1e-8)
@@ -149,13 +148,13 @@ def test_torchopt_solves_the_gauss_newton_system_alike() -> None:
 def test_unroll_equals_implicit_on_a_converged_problem() -> None:
     net, target, z, v, rho = solved()
     exact = cg(net, target, z, v, damping=0.0, iterations=10, rho=rho)
-    unrolled = unroll(privacy, net, target, z, steps=800, lr=0.03, momentum=0.9, rho=rho)
+    unrolled = unroll(net, target, z, v, steps=3000, lr=0.05, rho=rho)
     assert relative(unrolled.grad, exact.grad) < 1e-6
-    assert unrolled.products == 799
-    short = [unroll(privacy, net, target, z, steps=k, lr=0.03, rho=rho).grad for k in (1, 10, 100)]
+    assert unrolled.products == 2999
+    short = [unroll(net, target, z, v, steps=k, lr=0.03, rho=rho).grad for k in (1, 10, 100)]
     errors = [relative(grad, exact.grad) for grad in short]
     assert errors[0] > errors[1] > errors[2]
-    cold = unroll(privacy, net, target, z + 0.3, steps=800, lr=0.03, momentum=0.9, rho=rho)
+    cold = unroll(net, target, z + 0.3, v, steps=3000, lr=0.05, rho=rho)
     assert relative(cold.grad, exact.grad) < 1e-6 and cold.residual.max() < 1e-6
 
 
@@ -163,6 +162,4 @@ def test_bad_settings_are_refused() -> None:
     net, target, z, v = problem("smooth")
     with pytest.raises(ValueError, match="'newton'; expected one of neumann, cg, gauss_newton, unroll"):
         hypergradient("newton", net, target, z, v)
-    with pytest.raises(ValueError, match="at least one step"):
-        unroll(privacy, net, target, z, steps=0, lr=0.1)
-    assert implicit.SOLVERS == tuple(SETTINGS)
+    assert list(implicit.SOLVERS) == list(SETTINGS)

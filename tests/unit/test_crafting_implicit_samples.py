@@ -35,11 +35,11 @@ def test_samples_do_not_meet(solver: str, warm: bool) -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_residuals_are_the_true_ones(solver: str, warm: bool) -> None:
     net, target, z, v = problem("conv")
-    settings = SETTINGS[solver] | ({} if solver == "neumann" else {"iterations": 3, "tol": 0.0})
+    settings = SETTINGS[solver] | ({} if solver == "neumann" else {"iterations": 3})
     start = {"y0": 0.3 * v} if warm and solver != "neumann" else {}
     result = hypergradient(solver, net, target, z, v, **settings, **start)
     gauss, damping = solver == "gauss_newton", settings.get("damping", 0.0)
-    _, a = dense(net, target, z, v, rho=0.1, damping=damping, scale="sum", gauss=gauss)
+    _, a = dense(net, target, z, v, rho=0.1, damping=damping, scale=1.0, gauss=gauss)
     true = (v - (a @ result.y[..., None])[..., 0]).norm(dim=1) / v.norm(dim=1)
     assert true.max() > 1e-4, "an unconverged solve is needed for the test to mean anything"
     torch.testing.assert_close(result.residual, true, rtol=1e-6, atol=1e-9)
@@ -73,7 +73,6 @@ def test_products_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     # a J^T J product is two passes; one other: the recorded J^T w
     assert run("gauss_newton", damping=2.0, iterations=4) == (4, 2 * 4 + 1)
     assert run("gauss_newton", damping=2.0, iterations=4, y0=v) == (5, 2 * 5 + 1)
-    assert run("gauss_newton", damping=1e9, iterations=9, tol=1e-3) == (1, 2 + 1), "all converged: stop"
 
 
 @pytest.mark.parametrize("solver", ["cg", "gauss_newton"])
@@ -89,7 +88,7 @@ def test_warm_start_pays(solver: str) -> None:
     assert relative(warm.grad, truth.grad) < 0.3 * relative(cold.grad, truth.grad)
 
 
-def test_negative_curvature_is_counted_and_stays_with_its_sample() -> None:
+def test_negative_curvature_stays_with_its_sample() -> None:
     def render(z: Tensor) -> Tensor:
         return z.square()  # d2L/dz2 = 12 z^2 - 4 F
 
@@ -97,7 +96,6 @@ def test_negative_curvature_is_counted_and_stays_with_its_sample() -> None:
     z = torch.tensor([[1.0, 1.2], [0.1, 0.2], [1.0, 0.1]], dtype=F64)
     v = torch.tensor([[1.0, 2.0], [1.0, 1.0], [1.0, 0.1]], dtype=F64)
     result = cg(render, target, z, v, damping=0.0, iterations=5)
-    assert result.negative_curvature == 2
     torch.testing.assert_close(result.y[0], v[0] / (12 * z[0] ** 2 - 4 * target[0]))
     assert torch.equal(result.y[1], torch.zeros(2, dtype=F64)), "bent at once: its start"
     assert result.y[2].norm() > 0 and result.y.isfinite().all(), (
@@ -107,7 +105,7 @@ def test_negative_curvature_is_counted_and_stays_with_its_sample() -> None:
     true = (v[2] - hessian_2 @ result.y[2]).norm() / v[2].norm()
     torch.testing.assert_close(result.residual[2], true)
     damped = cg(render, target, z, v, damping=20.0, iterations=5)
-    assert damped.negative_curvature == 0 and damped.residual.max() < 1e-8
+    assert damped.residual.max() < 1e-8
 
 
 @pytest.mark.parametrize("solver", SETTINGS)

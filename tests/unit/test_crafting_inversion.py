@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.crafting.inversion import data_weight, inner_loss, invert, record
+from crafter_pl.crafting.inversion import inner_loss, invert, record
 
 
 def conv_net() -> nn.Sequential:
@@ -41,42 +41,32 @@ def linear() -> tuple[nn.Linear, Tensor, Tensor]:
     return render, torch.randn(5, 9, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("scale", ["sum", "mean", 0.3])
-@pytest.mark.parametrize(("optimizer", "lr", "steps"), [("momentum", 0.03, 2500), ("adam", 0.01, 3000)])
-def test_reaches_the_ridge_solution(scale: str | float, optimizer: str, lr: float, steps: int) -> None:
+def test_reaches_the_ridge_solution() -> None:
     render, target, z0 = linear()
-    c = data_weight(scale, target)
-    normal = c * render.weight.T @ render.weight + 0.2 * torch.eye(4, dtype=torch.float64)
-    expected = torch.linalg.solve(normal, c * (target - render.bias) @ render.weight, left=False)
-    result = invert(
-        render, target, z0, steps=steps, lr=lr, optimizer=optimizer, prior_weight=0.2, scale=scale
-    )
+    normal = render.weight.T @ render.weight + 0.2 * torch.eye(4, dtype=torch.float64)
+    expected = torch.linalg.solve(normal, (target - render.bias) @ render.weight, left=False)
+    result = invert(render, target, z0, steps=3000, lr=0.01, prior_weight=0.2)
     torch.testing.assert_close(result.z, expected, rtol=0, atol=1e-5)
-    by_hand = c * (target - render(expected)).square().sum(1) + 0.2 * expected.square().sum(1)
+    by_hand = (target - render(expected)).square().sum(1) + 0.2 * expected.square().sum(1)
     torch.testing.assert_close(result.loss, by_hand)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_equals_torch_optim(net: nn.Sequential, problem: tuple[Tensor, Tensor], optimizer: str) -> None:
+def test_equals_torch_optim(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
     target, z0 = problem
     z = z0.clone().requires_grad_()
-    reference = torch.optim.Adam([z], lr=0.05) if optimizer == "adam" else torch.optim.SGD([z], 0.05, 0.9)
+    reference = torch.optim.Adam([z], lr=0.05)
     for _ in range(25):
         reference.zero_grad()
         inner_loss(net(z), target, z, 0.1).sum().backward()
         reference.step()
-    result = invert(net, target, z0, steps=25, lr=0.05, optimizer=optimizer, prior_weight=0.1)
+    result = invert(net, target, z0, steps=25, lr=0.05, prior_weight=0.1)
     torch.testing.assert_close(result.z, z.detach(), rtol=1e-9, atol=1e-9)
-    assert result.steps == 25
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 @pytest.mark.parametrize("keep_best", [False, True])
-def test_samples_do_not_meet(
-    net: nn.Sequential, problem: tuple[Tensor, Tensor], optimizer: str, keep_best: bool
-) -> None:
+def test_samples_do_not_meet(net: nn.Sequential, problem: tuple[Tensor, Tensor], keep_best: bool) -> None:
     target, z0 = problem
-    settings = {"steps": 30, "lr": 0.02, "optimizer": optimizer, "keep_best": keep_best, "prior_weight": 0.01}
+    settings = {"steps": 30, "lr": 0.02, "keep_best": keep_best, "prior_weight": 0.01}
     batch = invert(net, target, z0, **settings)
     for i in range(7):
         alone = invert(net, target[i : i + 1], z0[i : i + 1], **settings)
@@ -86,14 +76,14 @@ def test_samples_do_not_meet(
 
 def test_keep_best_is_per_sample_and_never_worse(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
     target, z0 = problem
-    lasts = [invert(net, target, z0, steps=k, lr=0.3, optimizer="adam") for k in range(13)]
+    lasts = [invert(net, target, z0, steps=k, lr=0.3) for k in range(13)]
     losses = torch.stack([last.loss for last in lasts])
-    best = invert(net, target, z0, steps=12, lr=0.3, optimizer="adam", keep_best=True)
+    best = invert(net, target, z0, steps=12, lr=0.3, keep_best=True)
     torch.testing.assert_close(best.loss, losses.min(0).values)
     assert len(set(losses.argmin(0).tolist())) > 1
     torch.testing.assert_close(best.loss, inner_loss(net(best.z), target, best.z))
     assert torch.equal(lasts[0].z, z0)
-    silent = invert(net, target, z0, steps=12, lr=0.3, optimizer="adam", evaluate=False)
+    silent = invert(net, target, z0, steps=12, lr=0.3, evaluate=False)
     assert torch.equal(silent.z, lasts[12].z) and silent.loss.isnan().all()
 
 
@@ -115,45 +105,27 @@ def test_a_recorded_pass_saves_one(net: nn.Sequential, problem: tuple[Tensor, Te
     assert torch.equal(invert(render, target, recorded, steps=0, lr=0.05).z, z0)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_state_carries_the_moments_on(
-    net: nn.Sequential, problem: tuple[Tensor, Tensor], optimizer: str
-) -> None:
+def test_state_carries_the_moments_on(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
     target, z0 = problem
-    straight = invert(net, target, z0, steps=20, lr=0.02, optimizer=optimizer)
-    first = invert(net, target, z0, steps=8, lr=0.02, optimizer=optimizer)
-    second = invert(net, target, first.z, steps=12, lr=0.02, optimizer=optimizer, state=first.state)
+    straight = invert(net, target, z0, steps=20, lr=0.02)
+    first = invert(net, target, z0, steps=8, lr=0.02)
+    second = invert(net, target, first.z, steps=12, lr=0.02, state=first.state)
     assert torch.equal(straight.z, second.z)
-    again = invert(net, target, first.z, steps=12, lr=0.02, optimizer=optimizer, state=first.state)
+    again = invert(net, target, first.z, steps=12, lr=0.02, state=first.state)
     assert torch.equal(again.z, second.z), "a state handed in is not modified"
-
-
-def test_mean_scale_makes_lr_independent_of_the_feature_size() -> None:
-    render, target, z0 = linear()
-    settings = {"steps": 15, "lr": 0.1, "optimizer": "momentum", "scale": "mean"}
-    once = invert(render, target, z0, **settings)
-    thrice = invert(lambda z: render(z).repeat(1, 3), target.repeat(1, 3), z0, **settings)
-    torch.testing.assert_close(once.z, thrice.z)
 
 
 def test_works_under_no_grad_in_float32_and_leaves_its_inputs(problem: tuple[Tensor, Tensor]) -> None:
     target, z0 = (x.float() for x in problem)
     module, before = conv_net().float().requires_grad_(True), z0.clone()
     with torch.no_grad():
-        result = invert(module, target, z0, steps=10, lr=0.05, optimizer="adam")
+        result = invert(module, target, z0, steps=10, lr=0.05)
     assert result.z.dtype == torch.float32 and not result.z.requires_grad and torch.equal(z0, before)
     assert (result.loss < inner_loss(module(z0), target, z0)).all()
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_bad_settings_are_refused(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
+def test_one_latent_a_feature(net: nn.Sequential, problem: tuple[Tensor, Tensor]) -> None:
     target, z0 = problem
-    with pytest.raises(ValueError, match="'sgd'"):
-        invert(net, target, z0, steps=1, lr=0.1, optimizer="sgd")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="3 samples, target 7"):
         invert(net, target, z0[:3], steps=1, lr=0.1)
-    with pytest.raises(ValueError, match="'total'"):
-        invert(net, target, z0, steps=1, lr=0.1, scale="total")  # type: ignore[arg-type]
-    state = invert(net, target, z0, steps=1, lr=0.1, optimizer="momentum").state
-    with pytest.raises(ValueError, match="another optimizer"):
-        invert(net, target, z0, steps=1, lr=0.1, optimizer="adam", state=state)

@@ -13,7 +13,6 @@ from crafter_pl.crafting.craft import privacy_gradient
 from crafter_pl.crafting.implicit import neumann
 from crafter_pl.crafting.reference import (
     HYPERGRADIENT_WEIGHT,
-    ReferenceResult,
     reference_craft,
     reference_critic_step,
     reference_hypergradient,
@@ -93,10 +92,9 @@ def test_hypergradient_equals_the_released_formula(
     features, original, z = (x.to(dtype) for x in (features, original, z))
     parts = (modules["encoder"], modules["generator"], modules["critic"], features, original, z)
     result = reference_hypergradient(*parts, beta=beta)
-    assert ((result.grad.double() - expected).norm() / expected.norm()).item() < tolerance
-    assert result.products == 120
+    assert ((result.double() - expected).norm() / expected.norm()).item() < tolerance
     without = reference_hypergradient(*parts, beta=0.0)
-    assert ((without.grad.double() - privacy).norm() / privacy.norm()).item() < tolerance
+    assert ((without.double() - privacy).norm() / privacy.norm()).item() < tolerance
 
 
 def test_our_series_has_the_released_balance_at_alpha_over_the_scale() -> None:
@@ -109,14 +107,14 @@ def test_our_series_has_the_released_balance_at_alpha_over_the_scale() -> None:
     released = reference_hypergradient(
         *parts, modules["critic"], features, original, z, beta=beta, alpha=alpha, terms=terms
     )
-    craft_nets = CraftNets(*parts, modules["amortizer"])
+    craft_nets = CraftNets(*parts, modules["amortizer"], nn.Identity())
     leaf = z.clone().requires_grad_()
     _, v = privacy_gradient(modules["critic"], craft_nets.generator(leaf), leaf)
     scaled = alpha * HYPERGRADIENT_WEIGHT / features.numel()
     ours = neumann(craft_nets.render, features, z, v, alpha=scaled, terms=terms).grad
     assert ours.abs().max() > 0
     ours = ours + beta * 2 / features[0].numel() * (features - original)  # as in `craft_step`
-    assert torch.allclose(100 / len(z) * ours, released.grad, rtol=1e-8, atol=1e-12)
+    assert torch.allclose(100 / len(z) * ours, released, rtol=1e-8, atol=1e-12)
 
 
 def test_inversion_is_momentum_on_the_batch_norm_with_a_prior() -> None:
@@ -147,15 +145,12 @@ def test_critic_step_weighs_the_penalty(slope: float, weight: float) -> None:
     real, fake = torch.rand(4, 3, 2, 2), torch.rand(4, 3, 2, 2)
     gradient = fake.flatten(1).mean(0) - real.flatten(1).mean(0) + weight * 2 * (slope - 1) * w[0] / slope
     expected = w - 0.01 * gradient
-    by_hand = (w[0] @ (fake - real).flatten(1).mean(0)).item()
     optimizer = torch.optim.SGD(critic.parameters(), lr=0.01)
-    emd, penalty = reference_critic_step(critic, optimizer, real, fake, torch.rand(4))
-    assert emd == pytest.approx(by_hand, rel=1e-4, abs=1e-6)
-    assert penalty == pytest.approx((slope - 1) ** 2, rel=1e-4)
+    reference_critic_step(critic, optimizer, real, fake, torch.rand(4))
     torch.testing.assert_close(critic[1].weight.data, expected)
 
 
-def craft(modules: dict[str, nn.Module], features: Tensor, **settings: object) -> ReferenceResult:
+def craft(modules: dict[str, nn.Module], features: Tensor, **settings: object) -> Tensor:
     torch.manual_seed(11)  # the critic's initial weights
     few = {"beta": 0.5, "steps": 4, "inner_steps": 5, "critic_steps": 2, "critic_batch": 8, "terms": 6}
     return reference_craft(
@@ -165,29 +160,27 @@ def craft(modules: dict[str, nn.Module], features: Tensor, **settings: object) -
         prior_critic=modules["critic"],
         rng=torch.Generator().manual_seed(3),
         **(few | settings),
-    )
+    )[0]
 
 
-def test_craft_runs_repeats_and_reports() -> None:
+def test_craft_runs_and_repeats() -> None:
     modules = nets(2, torch.float32)
     features = modules["encoder"](modules["generator"](torch.randn(6, 4)))
     seen: list[int] = []
-    result = craft(modules, features, on_step=lambda step, *_: seen.append(step))
-    assert seen == [0, 1, 2, 3] and result.products == 4 * 6
-    assert result.features.shape == features.shape and not result.features.requires_grad
-    assert all(len(values) == 4 for values in result.history.values())
-    assert result.history["utility_loss"][0] == 0 < result.history["utility_loss"][-1]
-    assert torch.equal(result.features, craft(modules, features).features)
-    moved = (result.features - features).abs().max()
+    made = craft(modules, features, on_step=lambda step, _: seen.append(step))
+    assert seen == [0, 1, 2, 3]
+    assert made.shape == features.shape and not made.requires_grad
+    assert torch.equal(made, craft(modules, features))
+    moved = (made - features).abs().max()
     assert 0 < moved <= 4 * 0.01 + 1e-4, "Adam moves an entry by at most lr a step"
-    coupled = craft(modules, features[:3]).features
-    assert not torch.allclose(coupled, result.features[:3]), "as released: a result depends on the batch"
+    coupled = craft(modules, features[:3])
+    assert not torch.allclose(coupled, made[:3]), "as released: a result depends on the batch"
 
 
 def test_a_large_beta_keeps_the_features() -> None:
     modules = nets(2, torch.float32)
     features = modules["encoder"](modules["generator"](torch.randn(6, 4)))
-    free, tied = (craft(modules, features, beta=beta, steps=25).features - features for beta in (0.0, 1e4))
+    free, tied = (craft(modules, features, beta=beta, steps=25) - features for beta in (0.0, 1e4))
     assert tied.norm() < 0.5 * free.norm()
 
 

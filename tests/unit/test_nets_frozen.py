@@ -114,7 +114,7 @@ def test_a_product_with_a_frozen_nets_jacobian_costs_a_forward_pass():
                 seen[func._overloadpacket] += 1
                 return func(*args, **(kwargs or {}))
 
-        curvature = Curvature(frozen, frozen(z), z, 0.0, "sum")
+        curvature = Curvature(frozen, frozen(z), z, 0.0, 1.0)
         curvature.forward(z)
         with Count():
             product = curvature.forward(z)
