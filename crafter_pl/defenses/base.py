@@ -31,6 +31,7 @@ class Defense(Stage, Generic[OptionsT]):
         options_class: what `protect` can be told.
         recorded: the init arguments that are settings of the protection, in the manifest.
         tradeoff: the init argument that sets the trade-off where training does; it names the store.
+        retrains: what the defence changes of the backend: ``encoder``, ``cloud``, or nothing.
     """
 
     task = Upstream[TaskModel]()  # the frozen task model
@@ -38,6 +39,7 @@ class Defense(Stage, Generic[OptionsT]):
     options_class: ClassVar[type[ProtectOptions]] = ProtectOptions
     recorded: ClassVar[tuple[str, ...]] = ()
     tradeoff: ClassVar[str] = ""
+    retrains: ClassVar[tuple[str, ...]] = ()
 
     def protect(self, images: Tensor, index: Tensor, options: OptionsT) -> Tensor:
         """Turns pictures into features that may leave the edge.
@@ -109,11 +111,6 @@ class Defense(Stage, Generic[OptionsT]):
     def cloud_module(self) -> nn.Module:
         """The classifier that answers in the cloud: features -> logits; another where it is retrained."""
         return self.task.net.cloud
-
-    @property
-    def retrains(self) -> tuple[str, ...]:
-        """What the defence changes of the backend: ``encoder``, ``cloud``, or nothing."""
-        return ()
 
     def weights_hash(self) -> str:
         """SHA-256 over the own weights and the upstream files: with the settings in force, the defence."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -179,7 +179,8 @@ class Crafter(Crafting[CrafterOptions]):
             index = torch.arange(len(images), device=self.device)
             state = self.craft(images, index, self.options(critic="fixed"), self.craft_settings)
         with torch.no_grad():
-            before = self.prior.generator(self._invert_clean(images))
+            clean = start_crafting(self.nets, self.task.edge(images), self.craft_settings)
+            before = self.prior.generator(clean.z)
             after = self.prior.generator(state.z)
             z = keyed_normal(0, torch.arange(256, device=self.device), self.prior.latent_dim, stream=_SAMPLES)
             samples = self.prior.generator(z)
@@ -206,9 +207,6 @@ class Crafter(Crafting[CrafterOptions]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Nothing a batch: the fixed set is crafted at the epoch's end."""
 
-    def _invert_clean(self, images: Tensor) -> Tensor:
-        return start_crafting(self.nets, self.task.edge(images), self.craft_settings).z
-
     # ---- predict: crafting --------------------------------------------------------------------------------
     def protect(self, images: Tensor, index: Tensor, options: CrafterOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
@@ -226,17 +224,17 @@ class Crafter(Crafting[CrafterOptions]):
         if options.critic == "fixed":
             return craft(nets, self.steering(state), state, settings)
         net = self.fresh_critic(seed) if options.critic == "per_batch" else self.critic
-        net = copy.deepcopy(net).to(state.features.dtype)
-        adapt = self._adaptation(nets, net.requires_grad_(True), index, settings, seed)
+        net = copy.deepcopy(net).to(state.features.dtype).requires_grad_(True)
+        optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
+        adapt = partial(self._adapt, nets, net, optimizer, index, settings, seed)
         return craft(nets, net, state, settings, after_step=adapt)
 
     def begin(self, images: Tensor, settings: CraftSettings) -> tuple[CraftNets, CraftState]:
         """The nets in the settings' precision, and the inversion of the pictures' own features."""
         nets = self.frozen(self.device, PRECISIONS[settings.precision])
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
-        exact = dtype
-        if settings.precision == "float32" and settings.double_start and self.device.type != "mps":
-            exact = torch.float64  # mps has none
+        double = settings.precision == "float32" and settings.double_start and self.device.type != "mps"
+        exact = torch.float64 if double else dtype  # mps has no float64
         with torch.no_grad():
             features = self.frozen(self.device, exact).encoder(images.to(exact))
         start = nets if settings.precision == "bf16" else self.frozen(self.device, exact)
@@ -253,26 +251,27 @@ class Crafter(Crafting[CrafterOptions]):
             net = Critic(self.prior.hparams["image_size"], self.hparams["critic_width"])
         return net.to(self.device)
 
-    def _adaptation(
-        self, nets: CraftNets, net: Critic, index: Tensor, settings: CraftSettings, seed: int
-    ) -> Callable[[CraftState], None]:
-        """What updates ``net`` after every outer step, on faces and noise keyed by (seed, sample index).
+    def _adapt(
+        self,
+        nets: CraftNets,
+        net: Critic,
+        optimizer: torch.optim.Optimizer,
+        index: Tensor,
+        settings: CraftSettings,
+        seed: int,
+        state: CraftState,
+    ) -> None:
+        """Updates ``net`` after an outer step, on faces and noise keyed by (seed, sample index).
 
         Each update is on ``critic_batch`` of the batch's reconstructions, and as many prior samples.
         """
-        optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
-
-        def adapt(state: CraftState) -> None:
-            for turn in range(settings.critic_steps):
-                stream = 2 * (state.step * settings.critic_steps + turn)
-                words = keyed_bits(seed, index, 2, stream=stream + _MIX)
-                rows = words[:, 1].argsort()[: settings.critic_batch]
-                z = keyed_normal(
-                    seed, index[rows], self.prior.latent_dim, stream=stream + _SAMPLES, dtype=state.z.dtype
-                )
-                mix = uniform(words[rows, 0]).to(state.z.dtype)
-                with torch.no_grad():
-                    fake, real = nets.generator(state.z[rows]), nets.generator(z)
-                critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)
-
-        return adapt
+        for turn in range(settings.critic_steps):
+            stream = 2 * (state.step * settings.critic_steps + turn)
+            words = keyed_bits(seed, index, 2, stream=stream + _MIX)
+            rows = words[:, 1].argsort()[: settings.critic_batch]
+            dim, dtype = self.prior.latent_dim, state.z.dtype
+            z = keyed_normal(seed, index[rows], dim, stream=stream + _SAMPLES, dtype=dtype)
+            mix = uniform(words[rows, 0]).to(dtype)
+            with torch.no_grad():
+                fake, real = nets.generator(state.z[rows]), nets.generator(z)
+            critic_step(net, optimizer, fake, real, mix.view(-1, 1, 1, 1), settings.penalty)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from crafter_pl.crafting.craft import craft, craft_answers, craft_gradient, start_crafting, task_gradient
+from crafter_pl.crafting.craft import (
+    craft,
+    craft_answers,
+    craft_gradient,
+    start_crafting,
+    task_gradient,
+    utility_gradient,
+)
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, CraftState
-from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.baselines.retrained import Game
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.quality import relative_error
@@ -41,7 +47,7 @@ class GeneratorOptions(KeyedOptions):
             raise UserError(f"{self.refine_steps} refine_steps: give 0 or more (--protect.refine_steps)")
 
 
-class CrafterGenerator(Defense[GeneratorOptions]):
+class CrafterGenerator(Game[GeneratorOptions]):
     """Maps a feature to its crafted feature in one pass, keyed by noise; learned from hypergradients.
 
     For public faces, ``F = T(x, c)`` of a net ``T`` (`CraftingNet`) follows the gradient that a Crafter would
@@ -70,11 +76,10 @@ class CrafterGenerator(Defense[GeneratorOptions]):
         adversary_steps: its updates a batch.
         refine_steps: outer steps of Crafter after the pass in `predict`.
         seed: of the keyed noise in `predict`.
-
-    On several processes with an adversary: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
 
     crafter = Upstream[Crafter]()  # the frozen Crafter
+    net: CraftingNet
     stage_name = "crafter_generator"
     version = 1
     monitor = None
@@ -112,17 +117,14 @@ class CrafterGenerator(Defense[GeneratorOptions]):
                 f"width {width} must be a multiple of 8, adversary_steps {adversary_steps} at least 1, the "
                 "weights not negative (--model.init_args.*)"
             )
-        self.automatic_optimization = False
         task = self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
         answers = len(task.hparams["attribute_names"])
         condition = answers if sees == "answers" else self.crafter.prior.latent_dim
         self.net = CraftingNet(task.feature_shape, condition, width)
-        self.adversary: nn.Module | None = None
         if adversary_weight:
             size = task.hparams["image_size"]
             self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)
-        self.auc = AttributeAUC()
 
     @property
     def nets(self) -> CraftNets:
@@ -136,41 +138,34 @@ class CrafterGenerator(Defense[GeneratorOptions]):
 
     def _pass(self) -> CraftingPass:
         nets = self.nets
-        assert nets.classifier is not None
         generator = nets.generator if self.hparams["sees"] == "answers" else None
         return CraftingPass(self.net, nets.encoder, nets.classifier, generator)
 
     # ---- fit ----------------------------------------------------------------------------------------------
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """Adam for the net, and for the adversary."""
-        optimizers = [torch.optim.Adam(self.net.parameters(), lr=self.hparams["lr"])]
-        if self.adversary is not None:
-            optimizers.append(torch.optim.Adam(self.adversary.parameters(), lr=1e-3))
-        return optimizers
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The adversary's updates, then one of the net along Crafter's gradient."""
-        images, optimizers = flip(batch["image"]), self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        images, adversary = flip(batch["image"]), self.adversary
         with torch.no_grad():
             whole = self._pass()
             clean, answers = whole.clean(images)
             noise = torch.randn(len(images), self.edge_noise, device=self.device)
             x, condition = whole.seen(clean, answers, noise)
         crafted = self.net(x, condition)
-        logged = {}
-        if self.adversary is not None:
-            with self.toggled_optimizer(optimizers[1]):
-                for _ in range(self.hparams["adversary_steps"]):
-                    self._step(optimizers[1], relative_error(self.adversary(crafted.detach()), images))
-        gradient, info = self._gradient(crafted.detach(), x, answers)
-        with self.toggled_optimizer(optimizers[0]):
+        fixed, logged = crafted.detach(), {}
+        if adversary is not None:
+            steps = self.hparams["adversary_steps"]
+            self.turn(1, lambda: relative_error(adversary(fixed), images), steps)
+        gradient, info = self._gradient(fixed, x, answers)
+
+        def along() -> Tensor:
             # A loss whose gradient with respect to each crafted feature is the one wanted.
             loss = (crafted * gradient).flatten(1).sum(1).mean()
-            if self.adversary is not None:
-                logged["decoder_error"] = relative_error(self.adversary(crafted), images)
+            if adversary is not None:
+                logged["decoder_error"] = relative_error(adversary(crafted), images)
                 loss = loss - self.hparams["adversary_weight"] * logged["decoder_error"]
-            self._step(optimizers[0], loss)
+            return loss
+
+        self.turn(0, along)
         logged |= {
             name: info[name].mean() for name in ("privacy_loss", "utility_loss", "task_loss") if name in info
         }
@@ -180,22 +175,15 @@ class CrafterGenerator(Defense[GeneratorOptions]):
         """The gradient of the objective with respect to each crafted feature, and its parts' values."""
         settings = self.craft_settings()
         if self.hparams["sees"] == "answers":
-            assert self.nets.classifier is not None
             loss, pull = task_gradient(self.nets.classifier, crafted, answers)
-            moved = crafted - x
-            gradient = settings.task_weight * pull + settings.beta * 2 / moved[0].numel() * moved
-            return gradient, {"task_loss": loss, "utility_loss": moved.square().flatten(1).mean(1)}
+            utility_loss, kept = utility_gradient(crafted, x, settings.beta)
+            return settings.task_weight * pull + kept, {"task_loss": loss, "utility_loss": utility_loss}
         state = self._begun(crafted, x, answers, settings)
         return craft_gradient(self.nets, self.crafter.critic, state, settings), state.info
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The cloud's scores for crafted features of held-out public people; the adversary's error."""
-        crafted = self._crafted(batch["image"], batch["index"], 0)
+        crafted = self.protect(batch["image"], batch["index"], self.options(seed=0, refine_steps=0))
         self.auc.update(self.task.cloud(crafted), batch["attributes"])
         moved = (crafted - self.nets.encoder(batch["image"])).square().mean()
         figures = {"val/distance": moved}
@@ -205,21 +193,15 @@ class CrafterGenerator(Defense[GeneratorOptions]):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean AUC; draws held-out public faces above the inversions of their crafted features."""
-        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
-        self.auc.reset()
+        super().on_validation_epoch_end()
         images = self.fixed_images(self.val_split, 8)
-        crafted = self._crafted(images, torch.arange(len(images), device=self.device), 0)
+        index = torch.arange(len(images), device=self.device)
+        crafted = self.protect(images, index, self.options(seed=0, refine_steps=0))
         with torch.enable_grad():
             z = start_crafting(self.nets, crafted, self.crafter.craft_settings).z
         self.log_grid("original_crafted", torch.cat([images, self.nets.generator(z)]))
 
     # ---- predict ------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def _crafted(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        noise = keyed_normal(seed, index, self.edge_noise, stream=_NOISE)
-        crafted: Tensor = self._pass()(images, noise)
-        return crafted
-
     def protect(self, images: Tensor, index: Tensor, options: GeneratorOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> crafted features ``(N, C, h, w)``.
 

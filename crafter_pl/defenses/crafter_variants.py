@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
 
     crafter = Upstream[Crafter]()  # the frozen Crafter
     options_class = CraftOptions
+    way: ClassVar[Callable[..., CraftState]] = staticmethod(craft)
 
     def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
         super().__init__()
@@ -73,8 +74,10 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
         return self.craft(images, index, options).features.float()
 
     def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
-        """Crafts pictures ``(N, 3, H, W)``."""
-        raise TypeError(f"{type(self).__name__} does not implement craft")
+        """Crafts pictures ``(N, 3, H, W)``, by default along the trained critic by `way`."""
+        settings = self.settings_of(options)
+        nets, state = self.crafter.begin(images, settings)
+        return self.way(nets, self.crafter.steering(state), state, settings)
 
 
 class CrafterFast(CrafterVariant):
@@ -87,24 +90,13 @@ class CrafterFast(CrafterVariant):
         """Crafter's, with `FAST` in their place."""
         return replace(super().constants(), **FAST)
 
-    def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
-        """Crafts pictures ``(N, 3, H, W)``."""
-        settings = self.settings_of(options)
-        nets, state = self.crafter.begin(images, settings)
-        return craft(nets, self.crafter.steering(state), state, settings)
-
 
 class CrafterZ(CrafterVariant):
     """Crafter-z (the paper's appendix): moves the latent and emits ``Enc(G(z))``, see `craft_z`."""
 
     stage_name = "crafter_z"
     version = 1
-
-    def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
-        """Crafts pictures ``(N, 3, H, W)``."""
-        settings = self.settings_of(options)
-        nets, state = self.crafter.begin(images, settings)
-        return craft_z(nets, self.crafter.steering(state), state, settings)
+    way = staticmethod(craft_z)
 
 
 class CrafterReference(CrafterVariant):

@@ -74,10 +74,8 @@ class AdversarialLearning(Retrained[OptionsT]):
         self.adversary = self._fresh_decoder() if lambda_ else None
 
     def _fresh_decoder(self) -> nn.Module:
-        h = self.hparams
-        return build_decoder(
-            h["decoder"], self.task.feature_shape, self.task.hparams["image_size"], h["width"]
-        )
+        size, h = self.task.hparams["image_size"], self.hparams
+        return build_decoder(h["decoder"], self.task.feature_shape, size, h["width"])
 
     def on_train_epoch_start(self) -> None:
         """Starts the decoder again where its period is over; the same one on every process."""

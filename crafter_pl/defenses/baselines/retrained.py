@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,60 @@ from torch.nn import functional as F
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import OptionsT
 from crafter_pl.metrics import AttributeAUC
+from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel
 
 
-class Retrained(Defense[OptionsT]):
+class Game(Defense[OptionsT]):
+    """A defence that learns on public faces in turns, against an adversary if there is one.
+
+    A subclass sets `net` and, after ``super().__init__()``, perhaps `adversary`; `auc` collects the cloud's
+    scores in validation. Among its init arguments are ``lr``, with an adversary ``adversary_steps``.
+
+    On several processes with an adversary: ``--trainer.strategy ddp_find_unused_parameters_true``.
+    """
+
+    net: nn.Module
+    adversary: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.adversary = None
+        self.auc = AttributeAUC()
+
+    def defenders(self) -> list[nn.Module]:
+        """The nets that the defence trains."""
+        return [self.net]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """Adam for the defence, and for the adversary."""
+        own = [p for net in self.defenders() for p in net.parameters()]
+        optimizers = [torch.optim.Adam(own, lr=self.hparams["lr"])]
+        if self.adversary is not None:
+            lr = self.hparams.get("adversary_lr", 1e-3)
+            optimizers.append(torch.optim.Adam(self.adversary.parameters(), lr=lr))
+        return optimizers
+
+    def turn(self, player: int, loss: Callable[[], Tensor], times: int = 1) -> None:
+        """Updates of the defence (player 0) or of the adversary (1), by a loss that is computed for each."""
+        optimizers = self.optimizers()
+        optimizer: Any = optimizers[player] if isinstance(optimizers, list) else optimizers
+        with self.toggled_optimizer(optimizer):
+            for _ in range(times):
+                found = loss()
+                optimizer.zero_grad()
+                self.manual_backward(found)
+                optimizer.step()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean AUC."""
+        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
+        self.auc.reset()
+
+
+class Retrained(Game[OptionsT]):
     """A defence that trains encoder and cloud classifier itself, from the task model's, on public faces.
 
     Each batch gives the adversary, if there is one, ``adversary_steps`` updates on `spy`, then encoder and
@@ -25,21 +75,18 @@ class Retrained(Defense[OptionsT]):
 
     A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `recorded`, implements
     `defend`; one with an adversary also sets `adversary` and implements `spy`. What leaves the edge is
-    `features`. Among its init arguments are ``task_ckpt`` and ``lr``, with an adversary ``adversary_lr`` and
-    ``adversary_steps``.
+    `features`. Among its init arguments is ``task_ckpt``.
 
     On several processes: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
 
-    adversary: nn.Module | None
+    net: SplitClassifier
+    retrains = ("encoder", "cloud")
 
     def begin(self, task_ckpt: str | None) -> None:
         """Loads the task model, and copies its nets to be trained."""
-        self.automatic_optimization = False
         task = self.use("task", task_ckpt, TaskModel)
         self.net = copy.deepcopy(task.net).requires_grad_(True).train()
-        self.adversary = None
-        self.auc = AttributeAUC()
 
     # ---- the game -----------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:
@@ -70,42 +117,24 @@ class Retrained(Defense[OptionsT]):
         """
         raise TypeError(f"{type(self).__name__} does not implement defend")
 
-    def defenders(self) -> list[nn.Module]:
-        """The nets that `defend` trains."""
-        return [self.net]
-
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """Adam for the defence, and for the adversary."""
-        own = [p for net in self.defenders() for p in net.parameters()]
-        optimizers = [torch.optim.Adam(own, lr=self.hparams["lr"])]
-        if self.adversary is not None:
-            optimizers.append(torch.optim.Adam(self.adversary.parameters(), lr=self.hparams["adversary_lr"]))
-        return optimizers
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The adversary's updates, then one of the defence."""
-        images, optimizers = flip(batch["image"]), self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        defender = optimizers[0]
+        images, logged = flip(batch["image"]), {}
         if self.adversary is not None:
             with torch.no_grad():
-                features = self.features(images)
-            with self.toggled_optimizer(optimizers[1]):
-                for _ in range(self.hparams["adversary_steps"]):
-                    self._step(optimizers[1], self.spy(features, images, batch))
-        with self.toggled_optimizer(defender):
+                seen = self.features(images)
+            self.turn(1, lambda: self.spy(seen, images, batch), self.hparams["adversary_steps"])
+
+        def defended() -> Tensor:
             features = self.features(images)
             answers = self.net.classify(self.to_cloud(features))
-            task = F.binary_cross_entropy_with_logits(answers, batch["attributes"])
-            loss, figures = self.defend(features, images, batch, task)
-            self._step(defender, loss)
-        logged = {"task": task, **figures}
-        self.log_dict({f"train/{key}": value for key, value in logged.items()}, prog_bar=True)
+            logged["task"] = F.binary_cross_entropy_with_logits(answers, batch["attributes"])
+            loss, figures = self.defend(features, images, batch, logged["task"])
+            logged.update(figures)
+            return loss
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:  # noqa: ANN401 (LightningOptimizer)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        self.turn(0, defended)
+        self.log_dict({f"train/{key}": value for key, value in logged.items()}, prog_bar=True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
@@ -117,11 +146,6 @@ class Retrained(Defense[OptionsT]):
     def watch(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """More figures for validation: by default none."""
         return {}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC."""
-        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
-        self.auc.reset()
 
     # ---- predict ------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -140,8 +164,3 @@ class Retrained(Defense[OptionsT]):
     def cloud_module(self) -> nn.Module:
         """Its own classifier."""
         return self.net.cloud
-
-    @property
-    def retrains(self) -> tuple[str, ...]:
-        """Both."""
-        return ("encoder", "cloud")

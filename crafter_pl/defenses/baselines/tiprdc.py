@@ -47,6 +47,7 @@ class Tiprdc(Retrained[ProtectOptions]):
     version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
+    adversary: FeatureHead
 
     def __init__(
         self,
@@ -87,9 +88,7 @@ class Tiprdc(Retrained[ProtectOptions]):
 
     def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the adversary's guess who it is."""
-        adversary = self.adversary
-        assert isinstance(adversary, FeatureHead)
-        cosines = adversary.cosines(adversary.embed(features))
+        cosines = self.adversary.cosines(self.adversary.embed(features))
         return F.cross_entropy(SCALE * cosines, self._label(batch))
 
     def to_cloud(self, features: Tensor) -> Tensor:
