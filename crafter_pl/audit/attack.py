@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,28 +27,10 @@ from torch import Tensor
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit.bind import Moment
 from crafter_pl.audit.features import Loaded
+from crafter_pl.audit.options import Options
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
 from crafter_pl.progress import Steps
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How features are handed to attacks.
-
-    Attributes:
-        cache: folder of all reconstructions.
-        image_shape: `(3, H, W)` of one.
-        size: features handed over at a time.
-        seed: of their order, and of attacks that draw random numbers.
-        device: where attacks load their nets.
-    """
-
-    cache: Path
-    image_shape: tuple[int, ...]
-    size: int
-    seed: int
-    device: str
 
 
 @dataclass(frozen=True)
@@ -59,14 +42,16 @@ class Job:
         attack: bound to these features.
         loaded: the features.
         moment: None: the attack at its end.
-        batches: see there.
+        asked: how many features are handed over at a time, in what order, and where what is made is kept.
+        device: where the attack loads its nets.
     """
 
     name: str
     attack: Attack
     loaded: Loaded
     moment: Moment
-    batches: Batches
+    asked: Options
+    device: str
 
     @property
     def order(self) -> Tensor:
@@ -75,7 +60,7 @@ class Job:
         Neighbours in a split are often one person, which an attack must not learn.
         """
         count = self.loaded.queries.shape[1]
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.batches.seed))
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.asked.seed))
 
     @property
     def features(self) -> Tensor:
@@ -88,12 +73,12 @@ class Job:
 
         The attack's name does not count: two attacks that differ in nothing else share what they make.
         """
-        features, batches = self.features, self.batches
+        features, asked = self.features, self.asked
         digest = hashlib.sha256(features.contiguous().numpy().tobytes())
         matters = {key: value for key, value in self.attack.describe().items() if key != "name"}
-        rest = [list(features.shape), str(features.dtype), matters, batches.size, batches.seed]
+        rest = [list(features.shape), str(features.dtype), matters, asked.batch_size, asked.seed]
         digest.update(json.dumps(rest, sort_keys=True).encode())
-        return batches.cache / digest.hexdigest()[:32]
+        return asked.cache / digest.hexdigest()[:32]
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -104,7 +89,11 @@ class Job:
     @property
     def sizes(self) -> list[int]:
         """How many faces each batch has."""
-        return [len(part) for part in self.order.split(self.batches.size)]
+        return [len(part) for part in self.order.split(self.asked.batch_size)]
+
+    def _shape(self, count: int) -> tuple[int, ...]:
+        """Of so many reconstructions."""
+        return (count, 3, self.asked.data.image_size, self.asked.data.image_size)
 
     def _read(self) -> list[Tensor | None]:
         """The batches; None for one that is not there yet, or damaged."""
@@ -114,7 +103,7 @@ class Job:
                 images = load_file(self.folder / f"{number:05d}.safetensors")["images"]
             except (OSError, SafetensorError, KeyError):
                 images = torch.empty(0)
-            found.append(images if images.shape == (size, *self.batches.image_shape) else None)
+            found.append(images if images.shape == self._shape(size) else None)
         return found
 
     def missing(self) -> list[int]:
@@ -149,14 +138,13 @@ class Job:
         Raises:
             ValueError: if the attack breaks its contract (shape, finite, range).
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        attack, parts = copy.copy(self.attack), self.features.split(self.batches.size)
-        attack.prepare(self.batches.device)  # on a copy: its nets are let go with it
+        attack, parts = copy.copy(self.attack), self.features.split(self.asked.batch_size)
+        attack.prepare(self.device)  # on a copy: its nets are let go with it
         for number in numbers:
             with torch.random.fork_rng():
-                torch.manual_seed(self.batches.seed + number * self.batches.size)
+                torch.manual_seed(self.asked.seed + number * self.asked.batch_size)
                 images = attack.reconstruct(parts[number]).detach().float().cpu()
-            expected = (len(parts[number]), *self.batches.image_shape)
+            expected = self._shape(len(parts[number]))
             if images.shape != expected:
                 raise ValueError(f"attack {self.name} returned {tuple(images.shape)}, expected {expected}")
             if not bool(torch.isfinite(images).all()) or images.min() < -1e-3 or images.max() > 1 + 1e-3:
@@ -191,11 +179,8 @@ class Work:
         words = "" if job.moment is None else f", round {job.moment['round']}"
         faces, began = sum(job.sizes[number] for number in numbers), time.monotonic()
         title = f"{job.name}{words} on {job.loaded.about.title}"
-        steps = Steps(title, faces, unit="faces", quiet=self.rank > 0)
-        try:
+        with closing(Steps(title, faces, unit="faces", quiet=self.rank > 0)) as steps:
             job.make(numbers, steps.step)
-        finally:
-            steps.close()
         self.seconds[job.kind] = (time.monotonic() - began) / faces
         self.left[job.kind] -= faces
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from crafter_pl import __version__
 from crafter_pl.attacks.base import Attack
 from crafter_pl.audit import find
-from crafter_pl.audit.attack import Batches, Job, Work, remove_unused
+from crafter_pl.audit.attack import Job, Work, remove_unused
 from crafter_pl.audit.bind import bind, refuse
 from crafter_pl.audit.compare import compared
 from crafter_pl.audit.features import encode, load_features
 from crafter_pl.audit.groups import by_group, known_groups
-from crafter_pl.audit.judge import Judge, Judged, Look
+from crafter_pl.audit.judge import Judge, Look
 from crafter_pl.audit.load import Published, load_oracles, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.panel import Panel
@@ -27,7 +27,6 @@ from crafter_pl.audit.show.page import to_tensorboard, write_report
 from crafter_pl.audit.show.sentences import completed
 from crafter_pl.audit.show.tables import text
 from crafter_pl.commands import Commands, listed, settings_of
-from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.files import lock, sha256
 from crafter_pl.metrics import IdentityBootstrap, lpips
 
@@ -94,11 +93,8 @@ def audit(asked: Options) -> Path:
     sets[0] = replace(sets[0], queries=group.agree(encode(task, images, device, asked.batch_size)))
 
     with lock(folder, doing="auditing", other="--out") if first else nullcontext():
-        cache = folder / "cache"
-        cache.mkdir(parents=True, exist_ok=True)
-        batches = Batches(cache, tuple(images.shape[1:]), asked.batch_size, asked.seed, device)
         jobs = [
-            Job(name, one, loaded, moment, batches)
+            Job(name, one, loaded, moment, asked, device)
             for name, by_set in bound.items()
             for loaded, moments in zip(sets, by_set, strict=True)
             for moment, one in moments
@@ -107,7 +103,7 @@ def audit(asked: Options) -> Path:
         # What may fail at the people, the labels or the weights of a metric does so before the attacks.
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
         panel = Panel(oracles, images, rows["identity"], device, asked.batch_size)
-        judge = Judge(panel, boot, rows, names, device, asked.batch_size, asked.lpips)
+        judge = Judge(panel, boot, rows, names, asked.lpips)
         ruled = [
             {name: judge.ruler(by_set[place][0][1], loaded) for name, by_set in ruling.items()}
             for place, loaded in enumerate(sets)
@@ -125,40 +121,29 @@ def audit(asked: Options) -> Path:
         described = {one.name: _described(bound[one.name][0][0][1], one) for one in attacks}
         looks, gallery = _look(jobs, described, judge)
         judged = [judge.join(*one, described) for one in zip(sets, looks, ruled, strict=True)]
-        report = _report(data, judge, judged, panel_files, groups, settings)
-        notes = list(dict.fromkeys([*notes, *remarks, *more, *others]))
-        knowing = {name: by_set[0][0][1].describe() for name, by_set in ruling.items()}
-        report = completed(replace(report, attacks=described, rulers=knowing, notes=notes))
+        results, areas = compared(judged)
+        originals = boot.mean(panel.originals.hits.any(dim=0))
+        report = completed(
+            Report(
+                created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+                version=__version__,
+                data=judge.data(data),
+                oracles=judge.oracles(panel_files),
+                panel={"accuracy_on_originals": originals.estimate()},
+                attacks=described,
+                rulers={name: by_set[0][0][1].describe() for name, by_set in ruling.items()},
+                areas=areas,
+                groups={name: by_group(name, judged, judge) for name in groups},
+                defenses=results,
+                settings=settings,
+                notes=list(dict.fromkeys([*notes, *remarks, *more, *others])),
+            )
+        )
         page = write_report(folder, report, gallery)
         to_tensorboard(folder, report, gallery)
-        remove_unused(cache, {job.folder for job in jobs})
+        remove_unused(asked.cache, {job.folder for job in jobs})
         print(f"\n{text(report)}\n\nreport: {page}", flush=True)
         return page
-
-
-def _report(
-    data: FacesDataModule,
-    judge: Judge,
-    judged: list[Judged],
-    oracles: list[str],
-    groups: list[str],
-    settings: Settings,
-) -> Report:
-    """The report of all sets of features, by the checkpoints of its oracles."""
-    results, areas = compared(judged)
-    originals = judge.panel.originals.hits.any(dim=0)
-    return Report(
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
-        data=judge.data(data),
-        oracles=judge.oracles(oracles),
-        panel={"accuracy_on_originals": judge.boot.mean(originals).estimate()},
-        attacks={},
-        areas=areas,
-        groups={name: by_group(name, judged, judge) for name in groups},
-        defenses=results,
-        settings=settings,
-    )
 
 
 def _look(
@@ -184,5 +169,9 @@ def _look(
 
 def _described(bound: Attack, configured: Attack) -> Settings:
     """How a report describes an attack: as it is bound to unprotected features, under its own class."""
-    kind, files = type(configured).__name__, dict(bound.checkpoints)
-    return {**bound.describe(), "class": kind, "adaptive": configured.adaptive, "files": files}
+    return {
+        **bound.describe(),
+        "class": type(configured).__name__,
+        "adaptive": configured.adaptive,
+        "files": dict(bound.checkpoints),
+    }

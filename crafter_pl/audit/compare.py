@@ -74,22 +74,21 @@ def compared(judged: Sequence[Judged]) -> tuple[list[DefenseResult], dict[str, d
         The results; and by scenario and defence (settings of one defence and method are one curve) the area,
         see `area`: ``none`` is the unprotected features' own worst case, ``all`` the best of every defence.
     """
-    first = judged[0]
-    results = [first.result]
-    for one in judged[1:]:
-        changes = {
-            "mean_auc": one.inference.mean - first.inference.mean,
-            "worst_case_eval_acc": one.worst - first.worst,
+    first, *others = judged
+    changes = [
+        {
+            "mean_auc": (one.inference.mean - first.inference.mean).estimate(),
+            "worst_case_eval_acc": (one.worst - first.worst).estimate(),
         }
-        change = {key: own.estimate() for key, own in changes.items()}
-        results.append(replace(one.result, change=change))
+        for one in others
+    ]
+    results = [replace(one.result, change=own) for one, own in zip(judged, [None, *changes], strict=True)]
     areas: dict[str, dict[str, Estimate]] = {}
     for key, scenario in SCENARIOS.items():
-        measured = [one.training if scenario == "training" else one.inference for one in judged]
         points = {
             place: (found.mean, one.worst)
-            for place, (one, found) in enumerate(zip(judged, measured, strict=True))
-            if found is not None
+            for place, one in enumerate(judged)
+            if (found := getattr(one, scenario)) is not None
         }
         if not points:
             continue

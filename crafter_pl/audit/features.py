@@ -127,9 +127,12 @@ def load_features(
 
 def _read(store: str, task: TaskModel, task_path: Path, split_hash: str, index: Tensor) -> Tensor:
     """The features of one store ``(N, C, h, w)``, in the order of ``index``."""
-    encoder = sha256(task_path)
     made, stored, _ = read_store(
-        store, shape=task.feature_shape, encoder_sha256=encoder, split_hash=split_hash, split=SPLIT
+        store,
+        shape=task.feature_shape,
+        encoder_sha256=sha256(task_path),
+        split_hash=split_hash,
+        split=SPLIT,
     )
     if not torch.equal(stored, index.sort().values):  # a store is sorted by index
         missing = len(set(index.tolist()) - set(stored.tolist()))

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from crafter_pl.audit.judge import Judge, Judged
+from crafter_pl.audit.panel import any_of
 from crafter_pl.audit.schema import Group, SideResult
-from crafter_pl.audit.worst import any_of
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate
 from crafter_pl.metrics.bootstrap import mean_of
@@ -79,8 +79,11 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
 
     def sides(one: Judged) -> dict[str, SideResult | None]:
         joint = any_of(list(one.verdicts.values()), panel)
-        values = {_WORST: share(joint.hits), _AUC: auc(one.inference.scores)}
-        values |= {attack: share(judgement.hits[0]) for attack, judgement in one.verdicts.items()}
+        values = {
+            _WORST: share(joint.hits),
+            _AUC: auc(one.inference.scores),
+            **{attack: share(judgement.hits[0]) for attack, judgement in one.verdicts.items()},
+        }
         chance = {side: float(joint.chance[mask].mean()) for side, mask in shown.items()}
         return {side: _side(values, side, chance.get(side)) for side in _COMPARED}
 

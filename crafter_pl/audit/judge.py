@@ -13,7 +13,7 @@ from crafter_pl.attacks.base import Ruler
 from crafter_pl.audit.attack import Job
 from crafter_pl.audit.columns import COLUMNS, Seen
 from crafter_pl.audit.features import Classifier, Loaded
-from crafter_pl.audit.panel import Judgement, Panel
+from crafter_pl.audit.panel import Judgement, Panel, any_of, false_security, worst_case
 from crafter_pl.audit.schema import (
     AttackResult,
     AttributeEstimate,
@@ -24,7 +24,6 @@ from crafter_pl.audit.schema import (
     Settings,
     Utility,
 )
-from crafter_pl.audit.worst import any_of, false_security, worst_case
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
@@ -82,8 +81,6 @@ class Judge:
         boot: resamples of people.
         rows: the pictures: `image` `(N, 3, H, W)` in [0, 1], `identity` `(N,)`, `attributes` `(N, A)` 0 or 1.
         attributes: names of the `A` columns.
-        device: where nets work.
-        batch_size: features at a time.
         lpips: whether it is measured, too.
     """
 
@@ -91,8 +88,6 @@ class Judge:
     boot: IdentityBootstrap
     rows: Mapping[str, Tensor]
     attributes: Sequence[str]
-    device: str
-    batch_size: int
     lpips: bool = False
 
     def look(self, job: Job, pictures: Tensor) -> Look:
@@ -120,7 +115,6 @@ class Judge:
         )
         return Look(job, judgement, result)
 
-    @torch.no_grad()
     def utility(self, features: Tensor, cloud: Classifier) -> Measured:
         """The AUC of every attribute that has both classes, and their mean.
 
@@ -131,8 +125,7 @@ class Judge:
         Raises:
             UserError: no attribute has both classes.
         """
-        parts = features.split(self.batch_size)
-        scores = torch.cat([cloud(part.to(self.device)).float().cpu() for part in parts])
+        scores = self.panel.batched(cloud, features)
         targets = self.rows["attributes"]
         positives = targets.sum(0).long().tolist()
         kept = [column for column, count in enumerate(positives) if 0 < count < len(targets)]
@@ -161,8 +154,8 @@ class Judge:
         Raises:
             UserError: it does not know one of the people.
         """
-        ruler.prepare(self.device)
-        parts, identity = ruler.observe(loaded.queries).split(self.batch_size), self.rows["identity"]
+        ruler.prepare(self.panel.device)
+        parts, identity = ruler.observe(loaded.queries).split(self.panel.batch_size), self.rows["identity"]
         logits = torch.cat([ruler.identify(part).float() for part in parts])
         column = ruler.identities[None, :] == identity[:, None]
         if strangers := identity[~column.any(dim=1)].unique().tolist():
@@ -195,11 +188,10 @@ class Judge:
         trained = loaded.trained_cloud
         training = None if trained is None else self.utility(loaded.queries[0], trained)
         ended = [one for one in looks if one.job.moment is None]
-        earlier = [one for one in looks if one.job.moment is not None]
         verdicts = {one.job.name: one.judgement for one in ended}
-        history: dict[str, list[AttackResult]] = {one.job.name: [] for one in earlier}
-        for one in earlier:
-            history[one.job.name].append(one.result)
+        history: dict[str, list[AttackResult]] = {}
+        for one in [one for one in looks if one.job.moment is not None]:
+            history.setdefault(one.job.name, []).append(one.result)
         worst = any_of(list(verdicts.values()), panel)
         basic = [one for name, one in verdicts.items() if not described[name]["adaptive"]]
         knowing = {name: one for name, one in verdicts.items() if described[name]["adaptive"]}
@@ -241,16 +233,14 @@ class Judge:
         every = zip(panel.oracles.items(), paths, panel.originals.hits, panel.embeddings, strict=True)
         for (name, oracle), path, hits, own in every:
             accuracy, tar, settings = self.boot.mean(hits).estimate(), self.boot.tar(own, own), oracle.hparams
-            shown = [
-                key for key in ("backbone", "grey", "width", "heavy", "reconstructed") if key in settings
-            ]
+            shown = ("backbone", "grey", "width", "heavy", "reconstructed")
             found.append(
                 OracleResult(
                     name=name,
                     accuracy_on_originals=accuracy.value,
                     ci95=[accuracy.low, accuracy.high],
                     people=len(panel.classes[name]),
-                    settings={key: settings[key] for key in shown},
+                    settings={key: settings[key] for key in shown if key in settings},
                     checkpoint=path,
                     sha256=sha256(path),
                     tar_on_originals=None if tar is None else tar.estimate(),

@@ -46,11 +46,10 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
             f"the task model {path} was trained on pictures of {task.hparams['image_size']} pixels, the data "
             f"have {data.image_size}: give --data.image_size {task.hparams['image_size']}"
         )
-    if trained_on(path) == data.split_hash:
-        return task, []
-    return task, [
+    note = (
         "The task model was trained on another split: make sure that it has seen none of the private people."
-    ]
+    )
+    return task, [] if trained_on(path) == data.split_hash else [note]
 
 
 def load_oracles(paths: list[str], data: FacesDataModule) -> dict[str, IdentityOracle]:

@@ -95,6 +95,11 @@ class Options:
         default = "audit" if self.budget_used in (None, "standard") else f"audit-{self.budget}"
         return self.home / default if self.out is None else Path(self.out)
 
+    @property
+    def cache(self) -> Path:
+        """Where reconstructions are kept."""
+        return self.folder / "cache"
+
     def check(self, attacks: list[Attack], rulers: list[Ruler]) -> None:
         """Refuse what cannot be audited before anything is loaded.
 

@@ -1,4 +1,4 @@
-"""The panel of oracles: independent recognisers that say whom a reconstruction shows.
+"""The panel of oracles: independent recognisers that say whom a reconstruction shows; the worst case.
 
 One recogniser can be fooled by patterns that no human sees; a picture that any of several names is
 identified.
@@ -6,14 +6,16 @@ identified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from crafter_pl.audit.schema import FalseSecurity, WorstCase
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import identity_similarity, topk_hits
+from crafter_pl.metrics import IdentityBootstrap, identity_similarity, topk_hits, worst_case_chance
 from crafter_pl.stages.oracle import IdentityOracle
 
 
@@ -63,25 +65,81 @@ class Panel:
         self.people = torch.cat(list(self.classes.values())).unique()
         self.truth = torch.searchsorted(self.people, identity)
         self.identity = identity
-        self.embeddings = [self._batched(oracle.embed, images) for oracle in oracles.values()]
+        self.embeddings = [self.batched(oracle.embed, images) for oracle in oracles.values()]
         self.originals = self.judge(images)
 
-    def _batched(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        with torch.no_grad():
-            parts = [function(part.to(self.device)).float().cpu() for part in images.split(self.batch_size)]
-        return torch.cat(parts)
+    @torch.no_grad()
+    def batched(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """A function of pictures or features ``(N, ...)``, a few at a time."""
+        parts = values.split(self.batch_size)
+        return torch.cat([function(part.to(self.device)).float().cpu() for part in parts])
 
     def judge(self, images: Tensor) -> Judgement:
         """Let every oracle look at pictures `(N, 3, H, W)`, in the order of the originals."""
         hits, top5, named, similarity, embeddings = [], [], [], [], []
         for (name, oracle), original in zip(self.oracles.items(), self.embeddings, strict=True):
-            logits, classes = self._batched(oracle.logits, images), self.classes[name]
+            logits, classes = self.batched(oracle.logits, images), self.classes[name]
             label = (classes[None, :] == self.identity[:, None]).long().argmax(dim=1)
             hits.append(topk_hits(logits, label, 1))
             top5.append(topk_hits(logits, label, 5))
             named.append(torch.searchsorted(self.people, classes[logits.argmax(dim=1)]))
-            embeddings.append(self._batched(oracle.embed, images))
+            embeddings.append(self.batched(oracle.embed, images))
             similarity.append(identity_similarity(embeddings[-1], original))
         return Judgement(
             torch.stack(hits), torch.stack(top5), torch.stack(named), torch.stack(similarity), embeddings
         )
+
+
+class Joint(NamedTuple):
+    """What several attacks together make of each picture."""
+
+    hits: Tensor  # (N,) bool: any attack's reconstruction is named by any oracle
+    chance: Tensor  # (N,) float64: how often that would be so by chance, see `worst_case_chance`
+
+    @property
+    def rate(self) -> float:
+        """Of the pictures that are hit."""
+        return float(self.hits.double().mean())
+
+
+def any_of(judgements: Sequence[Judgement], panel: Panel) -> Joint:
+    """Join what the panel says of several attacks."""
+    hits = torch.cat([judgement.hits for judgement in judgements]).any(dim=0)
+    named = torch.cat([judgement.named for judgement in judgements])
+    return Joint(hits, worst_case_chance(named, panel.truth, len(panel.people)))
+
+
+def worst_case(joint: Joint, boot: IdentityBootstrap) -> WorstCase:
+    """Of the pictures that are hit, with the level by chance."""
+    return WorstCase(boot.mean(joint.hits).estimate(), float(joint.chance.mean()))
+
+
+def false_security(
+    basic: Sequence[Judgement], adaptive: Mapping[str, Judgement], panel: Panel, boot: IdentityBootstrap
+) -> FalseSecurity | None:
+    """Whether an attack that knows the defence identifies more faces than any that does not.
+
+    One attack against one, the strongest of either side, so that both have as many guesses; the difference is
+    paired over the resamples of people and must hold after each one's chance level is taken off. The adaptive
+    one is the best of several: its interval is as wide as so many tries ask for (Bonferroni).
+
+    Returns:
+        The flag and its figures; None without both kinds of attacks.
+    """
+    if not basic or not adaptive:
+        return None
+    joints = {name: any_of([one], panel) for name, one in adaptive.items()}
+    strongest = max(joints, key=lambda name: joints[name].rate)
+    after, before = joints[strongest], max((any_of([one], panel) for one in basic), key=lambda own: own.rate)
+    more = after.hits.double() - before.hits.double()
+    gain, beyond = (
+        boot.mean(one).estimate(len(adaptive)) for one in (more, more - (after.chance - before.chance))
+    )
+    return FalseSecurity(
+        flag=gain.low > 0 and beyond.low > 0,
+        basic=boot.mean(before.hits).estimate(),
+        adaptive=boot.mean(after.hits).estimate(),
+        gain=gain,
+        gain_beyond_chance=beyond,
+        strongest=strongest,
+    )

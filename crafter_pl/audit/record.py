@@ -6,7 +6,7 @@ import types
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from crafter_pl.audit.schema import AttackResult, Report
 from crafter_pl.errors import UserError
@@ -15,7 +15,7 @@ from crafter_pl.metrics import Estimate
 
 SCHEMA = 1
 _BY_ORACLE = {"eval_acc": "by_oracle", "eval_acc_top5": "top5_by_oracle"}  # others: <key>_by_oracle
-T = TypeVar("T")
+_hints = cache(get_type_hints)
 
 
 def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or what it holds)
@@ -27,7 +27,7 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or wha
     if not is_dataclass(value):
         return value
     plain = {
-        one.name.rstrip("_"): to_json(own)
+        one.name: to_json(own)
         for one in fields(value)
         if (own := getattr(value, one.name)) is not None or one.default is MISSING
     }
@@ -41,44 +41,38 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or wha
     return {"schema": SCHEMA, **plain} if isinstance(value, Report) else plain
 
 
-def from_json(kind: type[T], plain: Any) -> T:  # noqa: ANN401 (whatever JSON holds)
-    """The dataclass that `to_json` has written as these values; what it does not know is left out.
+def from_json(kind: Any, plain: Any) -> Any:  # noqa: ANN401 (any type, and whatever JSON holds)
+    """The dataclass, or what one holds, that `to_json` has written so; what it does not know is left out.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: they are something else.
+        LookupError, TypeError, ValueError, AttributeError: it is something else.
     """
-    return _read(kind, plain)
-
-
-def _read(kind: Any, plain: Any) -> Any:  # noqa: ANN401 (any type)
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return plain
     if origin in (Union, types.UnionType):  # always X | None
-        return None if plain is None else _read(inner[0], plain)
+        return None if plain is None else from_json(inner[0], plain)
     if origin is list:
-        return [_read(inner[0], one) for one in plain]
+        return [from_json(inner[0], one) for one in plain]
     if origin is dict:
-        return {key: _read(inner[1], one) for key, one in plain.items()}
+        return {key: from_json(inner[1], one) for key, one in plain.items()}
     if hasattr(kind, "__dataclass_fields__"):
         if issubclass(kind, Estimate):
             plain = {**plain, "low": plain["ci95"][0], "high": plain["ci95"][1]}
         if kind is AttackResult:
             names = {name: key for key, name in _BY_ORACLE.items()}
-            oracles = {key: own for key, own in plain.items() if key.endswith("by_oracle")}
             figures = {key: own for key, own in plain.items() if isinstance(own, dict) and "ci95" in own}
-            by_oracle = {names.get(key, key.removesuffix("_by_oracle")): own for key, own in oracles.items()}
+            by_oracle = {
+                names.get(key, key.removesuffix("_by_oracle")): own
+                for key, own in plain.items()
+                if key.endswith("by_oracle")
+            }
             plain = {**plain, "figures": figures, "by_oracle": by_oracle}
-        given = {name: plain[key] for name in _hints(kind) if (key := name.rstrip("_")) in plain}
-        return kind(**{name: _read(_hints(kind)[name], own) for name, own in given.items()})
+        given = {name: hint for name, hint in _hints(kind).items() if name in plain}
+        return kind(**{name: from_json(hint, plain[name]) for name, hint in given.items()})
     if not isinstance(plain, (int, float) if kind is float else kind):
         raise TypeError(f"{plain!r} is no {kind.__name__}")
     return plain
-
-
-@cache
-def _hints(kind: type[object]) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def read_report(folder: Path) -> Report:

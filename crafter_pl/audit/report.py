@@ -51,6 +51,11 @@ class Compared:
         return f"{self.letter}, conditions {self.group}"
 
     @property
+    def colour(self) -> str:
+        """That of its group."""
+        return COLOURS[(self.group - 1) % len(COLOURS)]
+
+    @property
     def sets(self) -> list[tuple[str, DefenseResult, str, Utility]]:
         """Its sets of features in each scenario: mark in the plot, figures, scenario, utility."""
         return [
@@ -67,13 +72,14 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
     Args:
         audits: folders of audits, each with its report.json, to compare.
         folder: of one audit, whose page, tables and plots are written again from its report.json.
-        out: the HTML file that compares the audits.
+        out: the HTML file that compares the audits; it needs no other file.
 
     Returns:
         Path of the page.
 
     Raises:
-        UserError: a folder holds no report or a damaged one, or it is not clear what to write.
+        UserError: a folder holds no report or a damaged one, or is there twice; or it is not clear what to
+            write, or where.
     """
     if bool(audits) == bool(folder) or bool(audits) != bool(out):
         raise UserError(
@@ -82,22 +88,13 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
         )
     if folder:
         return rebuild(folder)
-    assert audits and out
-    return compare([Path(one) for one in listed(audits)], Path(out))
-
-
-def compare(folders: Sequence[Path], out: Path) -> Path:
-    """Write one HTML page over several audits; it needs no other file.
-
-    Raises:
-        UserError: a folder is there twice or has no complete report, or `out` is no place for a page.
-    """
-    if out.suffix != ".html" or (out.parent / "report.json").exists():
+    folders, page = [Path(one) for one in listed(audits)], Path(out or "")
+    if page.suffix != ".html" or (page.parent / "report.json").exists():
         raise UserError(f"--out {out}: give a file that ends in .html, and not in the folder of an audit")
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    if len({one.resolve() for one in folders}) < len(folders):
         raise UserError(f"a folder is there twice: {', '.join(map(str, folders))}")
-    audits = side_by_side(
-        [read_report(one) for one in folders], [os.path.relpath(one, out.parent) for one in folders]
+    compared = side_by_side(
+        [read_report(one) for one in folders], [os.path.relpath(one, page.parent) for one in folders]
     )
     picture = pareto(
         [
@@ -110,36 +107,29 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
                 hollow=entry.plain,
                 mark=mark,
             )
-            for one in audits
+            for one in compared
             for mark, entry, scenario, utility in one.sets
         ],
         {
             one.line: {
-                "color": _colour(one.group),
+                "color": one.colour,
                 "marker": MARKERS[one.number % len(MARKERS)],
                 "linestyle": "",
             }
-            for one in audits
+            for one in compared
         },
-        {str(one.group): {"color": _colour(one.group), "alpha": 0.25} for one in audits},
+        {str(one.group): {"color": one.colour, "alpha": 0.25} for one in compared},
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pictures = {"pareto": picture}
-    write_file(
-        out, render("compare", audits=audits, sets=_table(audits), pictures=pictures, version=__version__)
-    )
-    print(f"compared {len(audits)} audits: {out}", flush=True)
-    return out
+    told = {"audits": compared, "sets": _table(compared), "pictures": {"pareto": picture}}
+    write_file(page, render("compare", version=__version__, **told))
+    print(f"compared {len(compared)} audits: {page}", flush=True)
+    return page
 
 
 def side_by_side(reports: Sequence[Report], places: Sequence[str]) -> list[Compared]:
     """Audits with the number of what they share, and what sets each apart."""
     found = zip(reports, places, *comparable(reports), strict=True)
     return [Compared(number, *own) for number, own in enumerate(found)]
-
-
-def _colour(group: int) -> str:
-    return COLOURS[(group - 1) % len(COLOURS)]
 
 
 def _table(audits: Sequence[Compared]) -> Table:
@@ -149,12 +139,16 @@ def _table(audits: Sequence[Compared]) -> Table:
         for mark, entry, scenario, utility in one.sets:
             flag = "not tested" if entry.false_security is None else "yes" if entry.flagged else "not found"
             flag = "-" if entry.plain else flag
-            worst = entry.worst_case
-            row = [mark, heading(entry), one.group, SCENARIOS[scenario], number(utility.mean_auc)]
-            row += [
-                rate(worst.eval_acc),
-                percent(worst.chance),
-                Cell(flag, css="bad" if flag == "yes" else ""),
-            ]
-            rows.append(row)
+            rows.append(
+                [
+                    mark,
+                    heading(entry),
+                    one.group,
+                    SCENARIOS[scenario],
+                    number(utility.mean_auc),
+                    rate(entry.worst_case.eval_acc),
+                    percent(entry.worst_case.chance),
+                    Cell(flag, css="bad" if flag == "yes" else ""),
+                ]
+            )
     return Table(head, rows)

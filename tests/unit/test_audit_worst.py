@@ -9,9 +9,8 @@ import pytest
 import torch
 from forty_people import PEOPLE, TRUTH, judgement
 
-from crafter_pl.audit.panel import Judgement
+from crafter_pl.audit.panel import Judgement, any_of, false_security, worst_case
 from crafter_pl.audit.schema import FalseSecurity
-from crafter_pl.audit.worst import any_of, false_security, worst_case
 from crafter_pl.metrics import IdentityBootstrap
 
 PANEL: Any = SimpleNamespace(truth=TRUTH, people=torch.arange(PEOPLE))

@@ -69,9 +69,9 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
             there are.
     """
     plain = to_json(report)
-    kept = ("settings", "data", "attacks", "rulers", "oracles")
+    shown = ("settings", "data", "attacks", "rulers", "oracles")
     settings = {
-        "Settings of the audit": {key: plain[key] for key in kept},
+        "Settings of the audit": {key: plain[key] for key in shown},
         "Settings of the defences": {entry.title: entry.settings for entry in report.defenses},
     }
     return render(
@@ -104,13 +104,15 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
         ValueError: on a number that is not finite.
     """
     text = json_text(to_json(report))
-    drawn: dict[str, bytes | None] = {"tradeoff": plots.tradeoff(report)}
-    drawn |= {f"adaptation_{over}": plots.adaptation(report, over) for over in plots.AXES}
-    drawn["pareto"] = plots.defences(plots.points_of(report)) if report.areas else None
+    drawn = {
+        "tradeoff": plots.tradeoff(report),
+        **{f"adaptation_{over}": plots.adaptation(report, over) for over in plots.AXES},
+        "pareto": plots.defences(plots.points_of(report)) if report.areas else None,
+    }
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
-    files: dict[str, bytes | str] = {kept.FILE: gallery.to_bytes()}
-    files |= {f"{name}.png": picture for name, picture in pictures.items()}
-    files |= {
+    files: dict[str, bytes | str] = {
+        kept.FILE: gallery.to_bytes(),
+        **{f"{name}.png": picture for name, picture in pictures.items()},
         "reconstructions.png": plots.reconstructions(gallery),
         "table.csv": tables.records(report).csv(),
     }

@@ -68,6 +68,11 @@ def _draw(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any
     axes.errorbar([one.value for one in x], [one.value for one in y], up, capsize=2, **style)
 
 
+def exactly(value: float) -> Estimate:
+    """A figure without an interval."""
+    return Estimate(value, value, value)
+
+
 def tradeoff(report: Report) -> bytes:
     """Draw utility (mean AUC) against privacy (Eval Acc): one point a beta, 95 % error bars."""
     entries, names = report.defenses, list(report.defenses[0].attacks)
@@ -76,24 +81,27 @@ def tradeoff(report: Report) -> bytes:
     for i, name in enumerate([None, *names], -1):
         style: dict[str, Any] = {"color": WORST, "marker": "*", "ms": 11, "linewidth": 2.2, "zorder": 3}
         if name is not None:
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            style |= {"ms": 6, "linewidth": 1.2}
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            style = {"color": colour, "marker": marker, "ms": 6, "linewidth": 1.2}
         for number, family in enumerate(families):  # joined in order of beta; the unprotected is hollow
             own = [entry for entry in entries if entry.family == family]
-            aucs = [entry.utility.mean_auc for entry in own]
-            if name is not None:
-                aucs = [Estimate(one.value, one.value, one.value) for one in aucs]
-            rates = [entry.attacks[name].eval_acc if name else entry.worst_case.eval_acc for entry in own]
-            style |= {"label": None if number else (name or "worst case").replace("_", " ")}
-            style |= {"mfc": style["color"] if number else "white", "elinewidth": 0.8}
-            _draw(axes, aucs, rates, linestyle=LINES[number % len(LINES)], **style)
+            _draw(
+                axes,
+                [exactly(entry.auc) if name else entry.utility.mean_auc for entry in own],
+                [entry.attacks[name].eval_acc if name else entry.worst_case.eval_acc for entry in own],
+                label=None if number else (name or "worst case").replace("_", " "),
+                mfc=style["color"] if number else "white",
+                linestyle=LINES[number % len(LINES)],
+                elinewidth=0.8,
+                **style,
+            )
     levels = sorted((entry.auc, entry.worst_case.chance) for entry in entries)
     axes.plot(*zip(*levels, strict=True), ":_", color=WORST, linewidth=1, label="worst case by chance")
     _by_chance(axes, report)
     for entry in entries:
         name = entry.title if entry.beta is None else f"β {entry.beta:g}"
-        place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9, "color": "0.2"}
-        axes.annotate(name, (entry.auc, entry.rate), (-7, 5), **place)
+        place = (entry.auc, entry.rate)
+        axes.annotate(name, place, (-7, 5), textcoords="offset points", ha="right", fontsize=9, color="0.2")
     axes.margins(x=0.08)
     axes.set(
         ylim=(-0.03, 1.05),
@@ -114,8 +122,8 @@ def tradeoff(report: Report) -> bytes:
 
 
 def _by_chance(axes: Axes, report: Report) -> None:
-    line: dict[str, Any] = {"color": "0.45", "linewidth": 1, "linestyle": "--"}
-    axes.axhline(report.data.chance, label="chance of one guess", **line)
+    chance = report.data.chance
+    axes.axhline(chance, label="chance of one guess", color="0.45", linewidth=1, linestyle="--")
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,8 @@ def pareto(
                 x, y = [point.auc for point in part], [point.worst for point in part]
                 _draw(axes, x, y, label=label, mfc=mfc, ms=7, elinewidth=0.6, **style)
         for point in here:
-            place: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "0.2"}
-            axes.annotate(point.mark, (point.auc.value, point.worst.value), (5, 5), **place)
+            place = (point.auc.value, point.worst.value)
+            axes.annotate(point.mark, place, (5, 5), textcoords="offset points", fontsize=8, color="0.2")
         for name, style in fronts.items():
             places = [(point.auc.value, point.worst.value) for point in here if point.front == name]
             best = sorted({place for place, won in zip(places, on_front(places), strict=True) if won})
@@ -224,10 +232,9 @@ def adaptation(report: Report, over: str) -> bytes | None:
     shown = {"eval_acc": "faces identified, Eval Acc", "identity_similarity": "identity similarity"}
     for axes, (key, words) in zip((upper, lower), shown.items(), strict=True):
         for title, name, moments in lines:
-            places = [float(getattr(moment, over)) for moment in moments]
             _draw(
                 axes,
-                [Estimate(place, place, place) for place in places],
+                [exactly(float(getattr(moment, over))) for moment in moments],
                 [moment.figures[key] for moment in moments],
                 label=f"{name}, {title}".replace("_", " "),
                 color=COLOURS[titles.index(title) % len(COLOURS)],

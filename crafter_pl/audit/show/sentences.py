@@ -49,7 +49,7 @@ def points(figure: Estimate) -> str:
 
 def completed(report: Report) -> Report:
     """The report with what follows from its numbers: verdict, warnings, whether curves are monotone."""
-    return replace(report, verdict=verdict(report), warnings=warnings(report), curves=curves(report))
+    return replace(report, verdict=verdict(report), warnings=list(warnings(report)), curves=curves(report))
 
 
 def chosen(report: Report) -> DefenseResult | None:
@@ -162,12 +162,8 @@ def curves(report: Report) -> list[Curve]:
     return found
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: Report) -> Iterator[str]:
     """Name everything that makes the verdict weaker than it looks."""
-    return list(_warnings(report))
-
-
-def _warnings(report: Report) -> Iterator[str]:
     none, *protected = report.defenses
     people, oracles = report.data.identities, report.oracles
     yield from filter(None, map(false_security, report.defenses))

@@ -33,10 +33,10 @@ def heading(entry: DefenseResult, below: str = "", result: AttackResult | RulerR
     notes = [f"retrains {', '.join(entry.retrains)}"] if entry.retrains else []
     if below:
         unknown = result is not None and not entry.plain and not result.learnt
-        bad = ["has not learnt from this defence"] if unknown else []
+        bad = ["has not learnt from this defence"] * unknown
         return Cell(entry.title, notes=[*notes, below], warnings=bad)
-    bad = ["false security"] if entry.flagged else []
-    return Cell(entry.title, notes=notes, warnings=[*bad, UNTESTED] if entry.untested else bad)
+    bad = ["false security"] * entry.flagged + [UNTESTED] * entry.untested
+    return Cell(entry.title, notes=notes, warnings=bad)
 
 
 def marked(entry_or_name: str, retrains: list[str]) -> str:
@@ -63,15 +63,18 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "beta": entry.beta,
         "retrains": " ".join(entry.retrains),
     }
-    tail: dict[str, Any] = {"mean_auc": entry.utility.mean_auc, "worst_case": entry.worst_case.eval_acc}
-    if entry.utility_training:
-        tail["mean_auc_training"] = entry.utility_training.mean_auc
-    tail |= {"worst_case_chance": entry.worst_case.chance, "chance": report.data.chance}
-    if entry.worst_case_basic:
-        tail["worst_case_basic"] = entry.worst_case_basic.eval_acc
-    if found := entry.false_security:
-        tail |= {"false_security": found.flag, "adaptive_gain": found.gain}
-    tail |= {"images": report.data.images, "identities": report.data.identities}
+    training, basic, found = entry.utility_training, entry.worst_case_basic, entry.false_security
+    tail = {
+        "mean_auc": entry.utility.mean_auc,
+        "worst_case": entry.worst_case.eval_acc,
+        **({"mean_auc_training": training.mean_auc} if training else {}),
+        "worst_case_chance": entry.worst_case.chance,
+        "chance": report.data.chance,
+        **({"worst_case_basic": basic.eval_acc} if basic else {}),
+        **({"false_security": found.flag, "adaptive_gain": found.gain} if found else {}),
+        "images": report.data.images,
+        "identities": report.data.identities,
+    }
     moments = [*entry.attacks.items(), *((name, one) for name, own in entry.history.items() for one in own)]
     for name, result in moments:
         row = {
@@ -82,12 +85,13 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         }
         if result.round is not None:
             row |= {"round": result.round, "pairs": result.pairs, "epochs": result.epochs}
-        row |= result.figures
-        for column in COLUMNS:
-            if column.digits is None:
-                own = result.by_oracle.get(column.key, {})
-                row |= {f"{column.key}[{oracle}]": figure for oracle, figure in own.items()}
-        yield row | tail
+        shares = {
+            f"{column.key}[{oracle}]": figure
+            for column in COLUMNS
+            if column.digits is None
+            for oracle, figure in result.by_oracle.get(column.key, {}).items()
+        }
+        yield {**row, **result.figures, **shares, **tail}
     for name, ruler in entry.rulers.items():
         yield {**alike, "ruler": name, "learnt": ruler.learnt, "top1": ruler.top1, "top5": ruler.top5} | tail
 
@@ -97,19 +101,24 @@ def summary(report: Report) -> Table:
     attacks, entries = list(report.defenses[0].attacks), report.defenses
     both = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
-    head = ["features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"]
-    head += [*["without adaptive attacks"] * both, "by chance"]
-    head += [*(known(report, name) for name in attacks), "cost a face"]
-    rows = []
-    for entry in entries:
-        row = [heading(entry), number(entry.utility.mean_auc)]
-        row += [_or_dash(entry.utility_training.mean_auc if entry.utility_training else None)] * trained
-        row.append(rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""))
-        row += [_or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both
-        row.append(Cell(percent(entry.worst_case.chance)))
-        row += [rate(entry.attacks[name].eval_acc) for name in attacks]
-        seconds = entry.cost["seconds_per_image"]
-        rows.append([*row, "-" if seconds is None else f"{seconds:.3g} s"])
+    head = [
+        *("features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"),
+        *(*["without adaptive attacks"] * both, "by chance"),
+        *(*(known(report, name) for name in attacks), "cost a face"),
+    ]
+    rows = [
+        [
+            heading(entry),
+            number(entry.utility.mean_auc),
+            *[_or_dash(entry.utility_training.mean_auc if entry.utility_training else None)] * trained,
+            rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""),
+            *[_or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both,
+            Cell(percent(entry.worst_case.chance)),
+            *(rate(entry.attacks[name].eval_acc) for name in attacks),
+            "-" if (seconds := entry.cost["seconds_per_image"]) is None else f"{seconds:.3g} s",
+        ]
+        for entry in entries
+    ]
     chance = [percent(report.data.chance)] * len(attacks)
     return Table(head, [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both), *chance, ""]])
 
@@ -158,18 +167,15 @@ def group(report: Report, attribute: str) -> Table:
     for entry in report.defenses:
         own, name = found.defenses[entry.label], marked(entry.title, entry.retrains)
         for side, word in SIDES.items():
-            figures = own[side]
-            row = [f"{name}, {word}", *(found.count(side, what) for what in ("images", "identities"))]
-            if figures is None:
-                rows.append([*row, *["left out"] * (3 + len(attacks))])
-                continue
-            row += [_or_dash(figures.mean_auc), rate(figures.worst_case)]
-            rows.append(
-                [*row, percent(figures.chance or 0.0), *(rate(figures.attacks[name]) for name in attacks)]
-            )
+            row: list[Any] = ["left out"] * (3 + len(attacks))
+            if figures := own[side]:
+                row = [_or_dash(figures.mean_auc), rate(figures.worst_case), percent(figures.chance or 0.0)]
+                row += [rate(figures.attacks[attack]) for attack in attacks]
+            counts = (found.count(side, what) for what in ("images", "identities"))
+            rows.append([f"{name}, {word}", *counts, *row])
         if gap := own["difference"]:
-            row = [f"{name}, difference", "", "", _or_dash(gap.mean_auc)]
-            rows.append([*row, _gap(gap.worst_case), "", *(_gap(gap.attacks[name]) for name in attacks)])
+            row = [f"{name}, difference", "", "", _or_dash(gap.mean_auc), _gap(gap.worst_case), ""]
+            rows.append([*row, *(_gap(gap.attacks[attack]) for attack in attacks)])
     return Table([*head, *(name.replace("_", " ") for name in attacks)], rows)
 
 
@@ -199,16 +205,23 @@ def text(report: Report) -> str:
     trained = any(entry.utility_training for entry in entries)
     several = len(entries) > 1
     head = ["features", "mean AUC", *["training"] * trained, *attacks, *["not adaptive"] * adaptive]
-    rows: list[list[Any]] = []
+    rows = []
     for entry in entries:
-        worst, row = entry.worst_case, [entry.label, f"{entry.auc:.3f}"]
         other, basic, count = entry.utility_training, entry.worst_case_basic, len(entry.learnt)
-        row += [f"{other.mean_auc.value:.3f}" if other else "-"] * trained
-        row += [percent(entry.attacks[name].eval_acc.value) for name in attacks]
-        row += [percent(basic.eval_acc.value) if basic else "-"] * adaptive
-        row += [percent(entry.rate), percent_range(worst.eval_acc), percent(worst.chance)]
         learnt = "" if entry.plain else f"{count} of {len(attacks)}" if count else "NO ATTACK"
-        rows.append([*row, *[learnt] * several])
+        rows.append(
+            [
+                entry.label,
+                f"{entry.auc:.3f}",
+                *[f"{other.mean_auc.value:.3f}" if other else "-"] * trained,
+                *(percent(entry.attacks[name].eval_acc.value) for name in attacks),
+                *[percent(basic.eval_acc.value) if basic else "-"] * adaptive,
+                percent(entry.rate),
+                percent_range(entry.worst_case.eval_acc),
+                percent(entry.worst_case.chance),
+                *[learnt] * several,
+            ]
+        )
     chance = [CHANCE, *["0.500"] * (1 + trained), *[percent(data.chance)] * len(attacks)]
     rows.append([*chance, *[""] * (3 + adaptive + several)])
     # How many attacks have learnt from the defence stands last.
