@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from crafter_pl.attacks.base import Attack, checkpoint_of
@@ -105,10 +106,11 @@ def find_stores(home: Path, given: list[str] | str | None) -> list[str]:
     """
     there: dict[str, list[str]] = {}  # by name
     for folder in sorted(file.parent for file in home.glob(f"*/features/*/{MANIFEST}")):
-        if _split_of(folder) == SPLIT:
-            name, run = folder.name.removeprefix(f"{SPLIT}-"), folder.parent.parent.name
-            for called in {name, folder.name, f"{run}/{name}"}:
-                there.setdefault(called, []).append(str(folder))
+        name, run = folder.name.removeprefix(f"{SPLIT}-"), folder.parent.parent.name
+        with suppress(UserError, OSError):  # one that cannot be read is none
+            if read_manifest(folder)["split"] == SPLIT:
+                for called in {name, folder.name, f"{run}/{name}"}:
+                    there.setdefault(called, []).append(str(folder))
     stores = sorted({store for own in there.values() for store in own})
     has = "\n  ".join([f"{home} has", *stores]) if stores else f"{home} has no store of {SPLIT}"
     if given is None and len(stores) != 1:
@@ -121,10 +123,3 @@ def find_stores(home: Path, given: list[str] | str | None) -> list[str]:
             raise UserError(f"--features {one}: there {'are several' if own else 'is no'} such store; {has}")
         paths += own
     return paths
-
-
-def _split_of(folder: Path) -> str | None:
-    try:
-        return str(read_manifest(folder)["split"])
-    except (UserError, OSError):
-        return None

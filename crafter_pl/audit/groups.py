@@ -21,7 +21,6 @@ from crafter_pl.metrics.bootstrap import mean_of
 MIN_PEOPLE = 5  # a side with fewer people is left out: an interval over so few says nothing
 SIDES = {"present": "with", "absent": "without"}
 _COMPARED = (*SIDES, "difference")
-_WORST, _AUC = "/worst", "/auc"  # beside attacks' names
 
 
 def known_groups(wanted: Sequence[str], attributes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -67,48 +66,39 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
         if column != own and all(0 < float(labels[mask, column].mean()) < 1 for mask in shown.values())
     ]
 
-    def share(hits: Tensor) -> dict[str, Bootstrapped]:
-        return {side: boot.part(mask.numpy()).mean(hits[mask]) for side, mask in shown.items()}
+    def share(hits: Tensor) -> dict[str, Estimate]:
+        return _estimates({side: boot.part(mask.numpy()).mean(hits[mask]) for side, mask in shown.items()})
 
-    def auc(scores: Tensor) -> dict[str, Bootstrapped]:
+    def auc(scores: Tensor) -> dict[str, Estimate]:
         parts = {
             side: boot.part(mask.numpy()).auc(scores[mask][:, kept], labels[mask][:, kept])
             for side, mask in shown.items()
         }
-        return {side: mean_of(part) for side, part in parts.items() if part}
+        return _estimates({side: mean_of(part) for side, part in parts.items() if part})
 
     def sides(one: Judged) -> dict[str, SideResult | None]:
         joint = any_of(list(one.verdicts.values()), panel)
-        values = {
-            _WORST: share(joint.hits),
-            _AUC: auc(one.inference.scores),
-            **{attack: share(judgement.hits[0]) for attack, judgement in one.verdicts.items()},
-        }
+        worst, utility = share(joint.hits), auc(one.inference.scores)
+        attacks = {attack: share(judgement.hits[0]) for attack, judgement in one.verdicts.items()}
         chance = {side: float(joint.chance[mask].mean()) for side, mask in shown.items()}
-        return {side: _side(values, side, chance.get(side)) for side in _COMPARED}
+        found: dict[str, SideResult | None] = dict.fromkeys(_COMPARED)
+        for side in worst:
+            rates = {attack: own[side] for attack, own in attacks.items()}
+            found[side] = SideResult(utility.get(side), worst[side], rates, chance.get(side))
+        return found
 
     known = share(panel.originals.hits.any(dim=0))
     return Group(
         attributes=[attributes[column] for column in kept],
         **counts,
         defenses={one.result.label: sides(one) for one in judged},
-        originals={side: _estimate(known, side) for side in _COMPARED},
+        originals={side: known.get(side) for side in _COMPARED},
     )
 
 
-def _estimate(sides: Mapping[str, Bootstrapped], side: str) -> Estimate | None:
-    """A side's figure, or present less absent; None where it is not shown."""
-    if side in sides:
-        return sides[side].estimate()
-    return (
-        (sides["present"] - sides["absent"]).estimate() if side == "difference" and len(sides) == 2 else None
-    )
-
-
-def _side(
-    values: Mapping[str, Mapping[str, Bootstrapped]], side: str, chance: float | None
-) -> SideResult | None:
-    found = {name: _estimate(sides, side) for name, sides in values.items()}
-    worst, auc = found.pop(_WORST), found.pop(_AUC)
-    attacks = {name: figure for name, figure in found.items() if figure is not None}
-    return None if worst is None else SideResult(auc, worst, attacks, chance)
+def _estimates(sides: Mapping[str, Bootstrapped]) -> dict[str, Estimate]:
+    """The figures of the sides that are shown, and present less absent if both are."""
+    found = {side: figure.estimate() for side, figure in sides.items()}
+    if len(sides) == 2:
+        found["difference"] = (sides["present"] - sides["absent"]).estimate()
+    return found

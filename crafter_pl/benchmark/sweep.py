@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from crafter_pl.audit import record
 from crafter_pl.audit.show.plots import save
-from crafter_pl.audit.show.sentences import percent, rate_with_range
-from crafter_pl.audit.show.table import Table
+from crafter_pl.audit.show.sentences import percent
+from crafter_pl.audit.show.table import Table, rate
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import Job, Jobs
 from crafter_pl.commands import listed
@@ -137,7 +137,7 @@ def _table(rows: list[Row]) -> str:
             f"{row.edge_parameters:,}",
             f"{row.mean_auc.value:.3f}",
             *(percent(found.value) for found in row.attacks.values()),
-            rate_with_range(row.worst_case),
+            rate(row.worst_case),
         ]
         for row in rows
     ]

@@ -1,6 +1,5 @@
 """What leaves the edge: defences with one interface."""
 
-from crafter_pl.defenses.answers import Answers
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.baselines.cem import Cem
@@ -13,6 +12,7 @@ from crafter_pl.defenses.baselines.tiprdc import Tiprdc
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafter_generator import CrafterGenerator
 from crafter_pl.defenses.crafter_variants import (
+    Answers,
     CrafterFast,
     CrafterReference,
     CrafterVariant,

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crafter_pl.metrics.attributes import attribute_auc
-from crafter_pl.metrics.identity import tar_at_far
+from crafter_pl.metrics.identity import Floats, tar_at_far
 
-Floats = NDArray[np.float64]
 CHUNK = 4_000_000  # weights held at once: resamples x pictures, about 32 MB in float64
 
 

@@ -5,6 +5,9 @@ Pictures are float tensors ``(N, 3, H, W)`` in [0, 1].
 
 from __future__ import annotations
 
+from functools import partial
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -34,12 +37,9 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
         raise ValueError(f"SSIM needs pictures of 3 pixels or more, got {side}")
     window = min(11, side if side % 2 else side - 1)
     sigma = 1.5 if window == 11 else (window - 1) / 7
-    values = []
-    for a, b in zip(images.split(_PART), originals.split(_PART), strict=True):
-        value = structural_similarity_index_measure(a, b, sigma=sigma, data_range=1.0, reduction="none")
-        assert isinstance(value, Tensor)
-        values.append(value.reshape(-1))
-    return torch.cat(values)
+    measure = partial(structural_similarity_index_measure, sigma=sigma, data_range=1.0, reduction="none")
+    parts = zip(images.split(_PART), originals.split(_PART), strict=True)
+    return torch.cat([cast(Tensor, measure(a, b)).reshape(-1) for a, b in parts])
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:

@@ -37,11 +37,6 @@ def percent_range(figure: Estimate) -> str:
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f} %"
 
 
-def rate_with_range(figure: Estimate) -> str:
-    """Write a rate and its interval for reading, `12.3 % (10.0 to 15.0 %)`."""
-    return f"{percent(figure.value)} ({percent_range(figure)})"
-
-
 def points(figure: Estimate) -> str:
     """Write the interval of a difference of rates, `-1.0 to 3.0 points`."""
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f} points"
@@ -145,21 +140,19 @@ def curves(report: Report) -> list[Curve]:
     for entry in report.defenses[1:]:
         if entry.beta is not None:
             families.setdefault(entry.family, []).append((entry.beta, entry))
-    found = []
-    for name, entries in families.items():
-        if len(entries) < 2:
-            continue
-        entries.sort(key=lambda own: own[0])
-        words, monotone = [], True
-        for key, what in (("auc", "mean AUC"), ("rate", "the worst case")):
-            falls = [(a, b, getattr(x, key) - getattr(y, key)) for (a, x), (b, y) in pairwise(entries)]
-            steps = ", ".join(f"{a:g} to {b:g} (by {fall:.3f})" for a, b, fall in falls if fall > 0)
-            words.append(f"{what} falls from beta {steps}" if steps else f"{what} never falls as beta rises")
-            monotone = monotone and not steps
-        way = "monotone" if monotone else "not monotone"
-        sentence = f"The trade-off curve of {name} is {way}: {'; '.join(words)}."
-        found.append(Curve(name, [beta for beta, _ in entries], monotone, sentence))
-    return found
+    return [_curve(name, entries) for name, entries in families.items() if len(entries) > 1]
+
+
+def _curve(name: str, entries: list[tuple[float, DefenseResult]]) -> Curve:
+    entries = sorted(entries, key=lambda own: own[0])
+    words, monotone = [], True
+    for key, what in (("auc", "mean AUC"), ("rate", "the worst case")):
+        falls = [(a, b, getattr(x, key) - getattr(y, key)) for (a, x), (b, y) in pairwise(entries)]
+        steps = ", ".join(f"{a:g} to {b:g} (by {fall:.3f})" for a, b, fall in falls if fall > 0)
+        words.append(f"{what} falls from beta {steps}" if steps else f"{what} never falls as beta rises")
+        monotone = monotone and not steps
+    sentence = f"The trade-off curve of {name} is {'not ' * (not monotone)}monotone: {'; '.join(words)}."
+    return Curve(name, [beta for beta, _ in entries], monotone, sentence)
 
 
 def warnings(report: Report) -> Iterator[str]:

@@ -67,11 +67,9 @@ class Table:
         """For the terminal: the first column to the left, the others to the right."""
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rows = []
-        for line in lines:
-            cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-            rows.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
-        return "\n".join(rows)
+        cells = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+        rows = [[line[0].ljust(widths[0]), *row[1:]] for line, row in zip(lines, cells, strict=True)]
+        return "\n".join("  ".join(row).rstrip() for row in rows)
 
     def csv(self) -> str:
         """Comma-separated values."""
