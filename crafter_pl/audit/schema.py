@@ -236,10 +236,6 @@ class Group:
     defenses: dict[str, dict[str, SideResult | None]]
     originals: dict[str, Estimate | None] | None = None
 
-    def count(self, side: str, what: str) -> int:
-        """How many `images` or `identities` there are on a side."""
-        return (self.present if side == "present" else self.absent)[what]
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -279,8 +275,3 @@ class Report:
     verdict: str = ""
     warnings: list[str] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
-
-    @property
-    def adaptive(self) -> list[str]:
-        """The attacks that know the defence."""
-        return [name for name, attack in self.attacks.items() if attack.get("adaptive")]

@@ -68,7 +68,6 @@ def start_crafting(
     nets: CraftNets, features: Tensor, settings: CraftSettings, beta: Tensor | None = None
 ) -> CraftState:
     """Inverts clean features ``(N, C, h, w)`` from the amortized start; ``beta`` is ``(N,)``."""
-    assert nets.amortizer is not None
     with torch.no_grad():
         z0 = nets.amortizer(features)
     result = invert(
@@ -80,8 +79,7 @@ def start_crafting(
         prior_weight=settings.prior_weight,
         evaluate=False,
     )
-    if beta is None:
-        beta = torch.full((len(features),), settings.beta, device=features.device, dtype=features.dtype)
+    beta = features.new_full((len(features),), settings.beta) if beta is None else beta
     state = CraftState(features.clone(), features, result.z, beta, inner=result.state)
     if settings.task_weight > 0:
         with torch.no_grad():
@@ -89,18 +87,17 @@ def start_crafting(
     return state
 
 
-def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> Tensor:
+def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> None:
     """One momentum step on the features; for ``rms`` the second moment is one scalar per sample."""
     beta1, beta2 = 0.9, 0.999
     square = gradient.square()
     if settings.update == "rms":
         square = square.flatten(1).mean(1).view(-1, *[1] * (gradient.ndim - 1))
-    first = (1 - beta1) * gradient if state.first is None else torch.lerp(gradient, state.first, beta1)
-    second = (1 - beta2) * square if state.second is None else torch.lerp(square, state.second, beta2)
-    state.first, state.second = first, second
-    t = state.step + 1
-    scale = (second / (1 - beta2**t)).sqrt() + 1e-8
-    return state.features - settings.lr / (1 - beta1**t) * first / scale
+    state.step += 1
+    state.first = (1 - beta1) * gradient if state.first is None else torch.lerp(gradient, state.first, beta1)
+    state.second = (1 - beta2) * square if state.second is None else torch.lerp(square, state.second, beta2)
+    scale = (state.second / (1 - beta2**state.step)).sqrt() + 1e-8
+    state.features = state.features - settings.lr / (1 - beta1**state.step) * state.first / scale
 
 
 def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> Tensor:
@@ -148,9 +145,7 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
 
 def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
     """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features."""
-    gradient = craft_gradient(nets, critic, state, settings)
-    state.features = _outer_update(state, gradient, settings)
-    state.step += 1
+    _outer_update(state, craft_gradient(nets, critic, state, settings), settings)
     return state
 
 
@@ -240,8 +235,7 @@ def craft_answers(
         loss, pull = task_gradient(nets.classifier, state.features, answers)
         utility_loss, kept = utility_gradient(state.features, features, settings.beta)
         state.info = {"utility_loss": utility_loss, "task_loss": loss}
-        state.features = _outer_update(state, settings.task_weight * pull + kept, settings)
-        state.step += 1
+        _outer_update(state, settings.task_weight * pull + kept, settings)
     return state
 
 
@@ -263,5 +257,4 @@ def craft_z(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSett
         state.z, moments = adam_step(state.z, gradient, moments, settings.lr)
     with torch.no_grad():
         state.features = nets.render(state.z)
-    state.step = settings.steps
     return state

@@ -101,7 +101,6 @@ def keyed_normal(
     stream: int = 0,
     *,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw standard normal vectors that are a function of (seed, sample index, stream) alone.
 
@@ -111,16 +110,14 @@ def keyed_normal(
         dim: numbers a sample.
         stream: separates the uses of one (seed, index).
         dtype: of the result; the draws are made in float64 and cast.
-        device: of the result, that of ``index`` by default.
 
     Returns:
-        ``(N, dim)``; row i is the same bytes whatever the other rows, their order or number, and column j
-        whatever ``dim``.
+        ``(N, dim)`` on the device of ``index``; row i is the same bytes whatever the other rows, their order
+        or number, and column j whatever ``dim``.
 
     Raises:
         ValueError: if ``index`` is not one-dimensional int64.
     """
-    index = index.to(device) if device is not None else index
     pairs = (dim + 1) // 2
     words = keyed_bits(seed, index, 2 * pairs, stream).view(len(index), pairs, 2)
     uniform = (_shift_right(words[..., 0], 11).to(torch.float64) + 1) * 2.0**-53

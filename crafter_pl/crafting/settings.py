@@ -117,13 +117,13 @@ class CraftNets:
     Attributes:
         encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
         generator: latents ``(N, Z)`` -> images in [0, 1].
-        amortizer: features -> latents, where the inversion starts; needed for inversions alone.
+        amortizer: features -> latents, where the inversion starts.
         classifier: features -> attribute logits ``(N, A)``.
     """
 
     encoder: nn.Module
     generator: nn.Module
-    amortizer: nn.Module | None
+    amortizer: nn.Module
     classifier: nn.Module
 
     def render(self, z: Tensor) -> Tensor:

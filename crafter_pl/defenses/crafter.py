@@ -220,17 +220,18 @@ class Crafter(Crafting[CrafterOptions]):
         self, images: Tensor, index: Tensor, options: CrafterOptions, settings: CraftSettings
     ) -> CraftState:
         """Crafts pictures ``(N, 3, H, W)`` with ``settings``, and the options' critic and seed."""
-        seed, (nets, state) = options.seed, self.begin(images, settings)
+        nets, net, state = self.begin(images, settings)
         if options.critic == "fixed":
-            return craft(nets, self.steering(state), state, settings)
-        net = self.fresh_critic(seed) if options.critic == "per_batch" else self.critic
-        net = copy.deepcopy(net).to(state.features.dtype).requires_grad_(True)
+            return craft(nets, net, state, settings)
+        if options.critic == "per_batch":
+            net = self.fresh_critic(options.seed).to(state.features.dtype)
+        net.requires_grad_(True)
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
-        adapt = partial(self._adapt, nets, net, optimizer, index, settings, seed)
+        adapt = partial(self._adapt, nets, net, optimizer, index, settings, options.seed)
         return craft(nets, net, state, settings, after_step=adapt)
 
-    def begin(self, images: Tensor, settings: CraftSettings) -> tuple[CraftNets, CraftState]:
-        """The nets in the settings' precision, and the inversion of the pictures' own features."""
+    def begin(self, images: Tensor, settings: CraftSettings) -> tuple[CraftNets, Critic, CraftState]:
+        """Nets and a copy of the critic in the settings' precision, and the pictures' features, inverted."""
         nets = self.frozen(self.device, PRECISIONS[settings.precision])
         dtype = torch.float64 if settings.precision == "float64" else torch.float32
         double = settings.precision == "float32" and settings.double_start and self.device.type != "mps"
@@ -238,11 +239,7 @@ class Crafter(Crafting[CrafterOptions]):
         with torch.no_grad():
             features = self.frozen(self.device, exact).encoder(images.to(exact))
         start = nets if settings.precision == "bf16" else self.frozen(self.device, exact)
-        return nets, start_crafting(start, features, settings).to(dtype)
-
-    def steering(self, state: CraftState) -> Critic:
-        """The critic as it was trained, a copy in the state's precision."""
-        return copy.deepcopy(self.critic).to(state.features.dtype)
+        return nets, copy.deepcopy(self.critic).to(dtype), start_crafting(start, features, settings).to(dtype)
 
     def fresh_critic(self, seed: int) -> Critic:
         """A critic that has learned nothing, the same for every batch."""

@@ -120,7 +120,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         task = self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
         answers = len(task.hparams["attribute_names"])
-        condition = answers if sees == "answers" else self.crafter.prior.latent_dim
+        condition = answers if sees == "answers" else self.edge_noise
         self.net = CraftingNet(task.feature_shape, condition, width)
         if adversary_weight:
             size = task.hparams["image_size"]
@@ -240,6 +240,6 @@ class CrafterGenerator(Game[GeneratorOptions]):
     def store_name(self, options: GeneratorOptions) -> str:
         """``answers-beta0``, ``features-beta0.1-adversary1-refine5`` and the like."""
         h = self.hparams
-        adversary = f"-adversary{h['adversary_weight']:g}" if h["adversary_weight"] else ""
-        refined = f"-refine{options.refine_steps}" if options.refine_steps else ""
-        return f"{h['sees']}-beta{h['beta']:g}{adversary}{refined}"
+        counts = {"adversary": h["adversary_weight"], "refine": options.refine_steps}
+        more = "".join(f"-{name}{value:g}" for name, value in counts.items() if value)
+        return f"{h['sees']}-beta{h['beta']:g}{more}"

@@ -79,8 +79,7 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
     def craft(self, images: Tensor, index: Tensor, options: CraftOptions) -> CraftState:
         """Crafts pictures ``(N, 3, H, W)``, by default along the trained critic by `way`."""
         settings = self.settings_of(options)
-        nets, state = self.crafter.begin(images, settings)
-        return self.way(nets, self.crafter.steering(state), state, settings)
+        return self.way(*self.crafter.begin(images, settings), settings)
 
 
 class CrafterFast(CrafterVariant):
@@ -137,7 +136,6 @@ class CrafterReference(CrafterVariant):
     ) -> CraftState:
         """Crafts pictures ``(N, 3, H, W)``; ``on_step`` as `reference_craft` calls it."""
         settings, crafter = self.settings_of(options), self.crafter
-        assert crafter.nets.amortizer is not None
         features = self.task.edge(images).detach()
         with torch.no_grad():
             crafted, z = reference_craft(
@@ -153,7 +151,7 @@ class CrafterReference(CrafterVariant):
                 on_step=on_step,
             )
         beta = features.new_full((len(features),), settings.beta)
-        return CraftState(crafted, features, z, beta, step=settings.steps)
+        return CraftState(crafted, features, z, beta)
 
 
 class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):

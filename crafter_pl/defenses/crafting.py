@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, Precision
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze
-from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
 
@@ -97,11 +97,11 @@ class FrozenNets:
     Args:
         task: the encoder and the cloud's classifier.
         prior: the generator.
-        amortizer: where an inversion starts; None where nothing is inverted.
+        amortizer: where an inversion starts; by default where nothing is inverted.
     """
 
-    def __init__(self, task: TaskModel, prior: GanPrior, amortizer: Amortizer | None = None) -> None:
-        self.task, self.prior, self.amortizer = task, prior, amortizer
+    def __init__(self, task: TaskModel, prior: GanPrior, amortizer: nn.Module | None = None) -> None:
+        self.task, self.prior, self.amortizer = task, prior, amortizer or nn.Identity()
         self._made: dict[tuple[torch.device, torch.dtype], CraftNets] = {}
 
     def __call__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> CraftNets:
@@ -117,6 +117,6 @@ class FrozenNets:
             if device.type == "cpu":  # half the time for a single picture's answers (docs/LOG.md)
                 nets[2] = nets[2].to(memory_format=torch.channels_last)
             encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
-            amortizer = None if self.amortizer is None else copy.deepcopy(self.amortizer).to(device, wide)
+            amortizer = copy.deepcopy(self.amortizer).to(device, wide)
             self._made[device, dtype] = CraftNets(encoder, generator, amortizer, classifier)
         return self._made[device, dtype]

@@ -7,7 +7,6 @@ whole people are drawn with replacement, and all pictures of a drawn person come
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +113,9 @@ class IdentityBootstrap:
             scores: ``(N, A)``.
             targets: ``(N, A)`` 0 or 1.
         """
-        values = attribute_auc(scores, targets)
-        found = self._chunked(lambda weights: attribute_auc(scores, targets, weights[:, self.group]))
+        values, step = attribute_auc(scores, targets), max(1, CHUNK // max(self.group.size, 1))
+        parts = (self.weights[start : start + step] for start in range(0, len(self.weights), step))
+        found = np.concatenate([attribute_auc(scores, targets, part[:, self.group]) for part in parts])
         return [Bootstrapped(float(value), own) for value, own in zip(values, found.T, strict=True)]
 
     def tar(self, made: Tensor, originals: Tensor) -> Bootstrapped | None:
@@ -123,12 +123,6 @@ class IdentityBootstrap:
         every = np.concatenate([np.ones((1, self.people)), self.weights])
         rates = tar_at_far(made, originals, self.group, weights=every)
         return None if rates is None else Bootstrapped(float(rates[0]), rates[1:])
-
-    def _chunked(self, function: Callable[[Floats], Floats]) -> Floats:
-        """A function of weights ``(b, P)`` over all resamples, a few at a time."""
-        step = max(1, CHUNK // max(self.group.size, 1))
-        starts = range(0, len(self.weights), step)
-        return np.concatenate([function(self.weights[start : start + step]) for start in starts])
 
 
 def mean_of(parts: list[Bootstrapped]) -> Bootstrapped:

@@ -73,7 +73,7 @@ def test_extreme_keys() -> None:
     assert x.shape == (4, 1000) and x.dtype == torch.float32 and x.isfinite().all()
     assert keyed_normal(0, torch.empty(0, dtype=torch.int64), 3).shape == (0, 3)
     if torch.cuda.is_available():
-        assert torch.equal(keyed_normal(0, INDEX, 9, device="cuda").cpu(), keyed_normal(0, INDEX, 9))
+        assert torch.equal(keyed_normal(0, INDEX.cuda(), 9).cpu(), keyed_normal(0, INDEX, 9))
 
 
 def test_elementary_functions_match_the_library() -> None:

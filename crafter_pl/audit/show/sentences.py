@@ -218,7 +218,7 @@ def group_sentences(report: Report) -> Iterator[str]:
     titles = {entry.label: entry.title for entry in report.defenses}
     for attribute, group in report.groups.items():
         for side, word in SIDES.items():
-            people = group.count(side, "identities")
+            people = getattr(group, side)["identities"]
             few = f"left out, as every side of fewer than {MIN_PEOPLE}."
             few = few if people < MIN_PEOPLE else "the intervals are narrower than they should be."
             if people < FEW_PEOPLE:

@@ -46,7 +46,8 @@ def marked(entry_or_name: str, retrains: list[str]) -> str:
 
 def known(report: Report, name: str) -> str:
     """An attack's name; one that knows the defence is marked."""
-    return f"{name} (adaptive)" if name in report.adaptive and "adaptive" not in name else name
+    knows = report.attacks[name].get("adaptive") and "adaptive" not in name
+    return f"{name} (adaptive)" if knows else name
 
 
 def records(report: Report) -> Table:
@@ -171,8 +172,8 @@ def group(report: Report, attribute: str) -> Table:
             if figures := own[side]:
                 row = [_or_dash(figures.mean_auc), rate(figures.worst_case), percent(figures.chance or 0.0)]
                 row += [rate(figures.attacks[attack]) for attack in attacks]
-            counts = (found.count(side, what) for what in ("images", "identities"))
-            rows.append([f"{name}, {word}", *counts, *row])
+            count = getattr(found, side)
+            rows.append([f"{name}, {word}", count["images"], count["identities"], *row])
         if gap := own["difference"]:
             row = [f"{name}, difference", "", "", _or_dash(gap.mean_auc), _gap(gap.worst_case), ""]
             rows.append([*row, *(_gap(gap.attacks[attack]) for attack in attacks)])

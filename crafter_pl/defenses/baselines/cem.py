@@ -85,7 +85,7 @@ class Cem(AdversarialLearning[KeyedOptions]):
             task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
         )
         self.save_hyperparameters()
-        self._means: Tensor | None = None  # (classes, centres, d) of this epoch
+        self._means = torch.empty(0)  # (classes, centres, d) of this epoch
         self._chosen: list[int] = []
 
     # ---- the clusters -------------------------------------------------------------------------------------
@@ -103,9 +103,8 @@ class Cem(AdversarialLearning[KeyedOptions]):
             encode = self.net.encode
             parts = [encode(batch["image"].to(self.device)).flatten(1).float() for batch in batches]
         self.net.train()
-        classes = self._class(attributes.to(self.device))
-        count, centres = 2 ** len(self._chosen), self.hparams["centres"]
-        self._means = class_means(torch.cat(parts), classes, count, centres)
+        classes, count = self._class(attributes.to(self.device)), 2 ** len(self._chosen)
+        self._means = class_means(torch.cat(parts), classes, count, self.hparams["centres"])
 
     def _class(self, attributes: Tensor) -> Tensor:
         """The class of each sample, int64 ``(N,)``."""
@@ -125,7 +124,6 @@ class Cem(AdversarialLearning[KeyedOptions]):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of adversarial learning, and that on clusters."""
         loss, figures = super().defend(features, images, batch, task)
-        assert self._means is not None
         h, classes = self.hparams, self._class(batch["attributes"])
         allowed = h["tau"] * h["sigma"] ** 2
         spread = cluster_loss(
