@@ -83,8 +83,7 @@ class Job:
     @property
     def kind(self) -> tuple[str, str]:
         """What its reconstructions cost alike in: an attack's moments and targets may be different work."""
-        settings = json.dumps(self.attack.settings(), sort_keys=True)
-        return self.name, f"{type(self.attack).__name__} {settings}"
+        return self.name, type(self.attack).__name__ + json.dumps(self.attack.settings(), sort_keys=True)
 
     @property
     def sizes(self) -> list[int]:
@@ -205,10 +204,8 @@ class Work:
             return "expected: no time for attacks, all reconstructions are there"
         names = dict.fromkeys(name for (name, _), count in self.left.items() if count)
         parts = ", ".join(f"{name} {self._minutes(name)}" for name in names)
-        shared = "" if self.world == 1 else f" by each of {self.world} processes"
-        return (
-            f"expected: {self._minutes()} for {left} reconstructions{shared} ({parts}), and then the judging"
-        )
+        count = f"{left} reconstructions" + f" by each of {self.world} processes" * (self.world > 1)
+        return f"expected: {self._minutes()} for {count} ({parts}), and then the judging"
 
     def _minutes(self, name: str | None = None) -> str:
         """How long the reconstructions that are left, of one attack or all, should take."""

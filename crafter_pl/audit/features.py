@@ -101,7 +101,7 @@ def load_features(
         manifest = read_manifest(group[0])
         target, remarks = published.target(group[0], manifest)
         notes += remarks
-        retrains, cost = manifest.get("retrains", []), manifest.get("cost")
+        retrains = manifest.get("retrains", [])
         if "cloud" in retrains and "cloud" not in target.backend:
             raise UserError(
                 f"{group[0]}: the features are for a cloud classifier that the defence retrained, so their "
@@ -113,7 +113,7 @@ def load_features(
             name=manifest["defense"],
             beta=manifest["settings"].get("beta"),
             settings=manifest["settings"],
-            cost=cost or dict.fromkeys(COST),
+            cost=manifest.get("cost") or dict.fromkeys(COST),
             retrains=retrains,
             store=group[0],
             queries=len(group),

@@ -102,8 +102,8 @@ class Published:
         """
         told = {key: value for key, value in manifest.items() if key not in ("seed", "fingerprint")}
         told["settings"] = seedless(manifest["settings"])
-        places = [Path(store).parent.parent, self.home / manifest["defense"]]
-        own = [place / "checkpoints" / "best.ckpt" for place in places]
+        folders = (Path(store).parent.parent, self.home / manifest["defense"])
+        own = [folder / "checkpoints" / "best.ckpt" for folder in folders]
         paths = list(dict.fromkeys([*self.given, *own]))
         hidden = Target(told, None, checkpoint=str(own[0]))
         if "defense_sha256" not in manifest:
@@ -112,8 +112,8 @@ class Published:
                 "query the defence. Craft it again for a full audit."
             ]
         found = [path for path in paths if path.is_file()]
-        nowhere = f"no checkpoint in {' or '.join(str(path) for path in paths)}: give it as --defenses"
-        why = [] if found else [nowhere]
+        places = " or ".join(map(str, paths))
+        why = [] if found else [f"no checkpoint in {places}: give it as --defenses"]
         for path in found:
             try:
                 defense, options = self._in_force(path, manifest)

@@ -56,8 +56,7 @@ class Panel:
         self.oracles, self.device, self.batch_size = oracles, device, batch_size
         self.classes = {name: torch.as_tensor(o.hparams["identities"]).long() for name, o in oracles.items()}
         for name, classes in self.classes.items():
-            strangers = sorted(set(identity.tolist()) - set(classes.tolist()))
-            if strangers:
+            if strangers := sorted(set(identity.tolist()) - set(classes.tolist())):
                 raise UserError(
                     f"Oracle {name} was trained on other people: it does not know {len(strangers)} of the "
                     f"{len(identity.unique())} audited ones (first {strangers[0]}). Train it on this split."

@@ -203,8 +203,9 @@ def reference_craft(
     optimizer = torch.optim.Adam([crafted], lr=lr)
     potential = critic()
     critic_optimizer = torch.optim.Adam(potential.parameters(), lr=critic_lr)
-    prior: Tensor | None = None
-    z = torch.empty(0)
+    with torch.no_grad():
+        z = amortizer(original)
+    prior = torch.randn(z.shape, generator=rng, dtype=z.dtype).to(device)
 
     def pick(latents: Tensor) -> Tensor:
         rows = torch.randint(0, count, (critic_batch,), generator=rng)
@@ -222,8 +223,6 @@ def reference_craft(
             lr=inner_lr,
             momentum=inner_momentum,
         )
-        if prior is None:
-            prior = torch.randn(z.shape, generator=rng, dtype=z.dtype).to(device)
         for _ in range(critic_steps):
             real, fake = pick(prior), pick(z)
             mix = torch.rand(critic_batch, generator=rng, dtype=real.dtype).to(device)

@@ -82,9 +82,8 @@ class Defense(Stage, Generic[OptionsT]):
     def settings(self, options: OptionsT) -> dict[str, Any]:
         """The settings in force, for the manifest: how features travel only if that is not in float32."""
         own = {name.rstrip("_"): self.hparams[name] for name in self.recorded}
-        told = asdict(options)
-        transport = told.pop("transport")
-        return {**own, **told, **({} if transport == "float32" else {"transport": transport})}
+        told = {key: value for key, value in asdict(options).items() if key != "transport"}
+        return {**own, **told, **({} if options.transport == "float32" else {"transport": options.transport})}
 
     def edge_module(self) -> nn.Module:
         """The encoder that runs on the edge: pictures -> unprotected features; attackers know it."""

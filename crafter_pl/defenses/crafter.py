@@ -132,8 +132,7 @@ class Crafter(Crafting[CrafterOptions]):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Crafts one batch of public faces from start to end; the critic learns after every outer step."""
         settings, gamma = self.craft_settings, self.hparams["critic_task_weight"]
-        if gamma is not None:
-            settings = replace(settings, task_weight=gamma)
+        settings = settings if gamma is None else replace(settings, task_weight=gamma)
         optimizer = self.optimizers()
         values = torch.tensor(self.hparams["betas"], device=self.device)
         with torch.no_grad():
@@ -180,13 +179,13 @@ class Crafter(Crafting[CrafterOptions]):
             state = self.craft(images, index, self.options(critic="fixed"), self.craft_settings)
         with torch.no_grad():
             clean = start_crafting(self.nets, self.task.edge(images), self.craft_settings)
-            before = self.prior.generator(clean.z)
-            after = self.prior.generator(state.z)
             z = keyed_normal(0, torch.arange(256, device=self.device), self.prior.latent_dim, stream=_SAMPLES)
-            samples = self.prior.generator(z)
+            before, after, samples = (self.prior.generator(one) for one in (clean.z, state.z, z))
         self.log_dict({f"val/{key}": value.mean() for key, value in state.info.items()})
-        emd = {"val/emd": self._emd(after, samples), "val/emd_unprotected": self._emd(before, samples)}
-        self.log_dict(emd, prog_bar=True)
+        self.log_dict(
+            {"val/emd": self._emd(after, samples), "val/emd_unprotected": self._emd(before, samples)},
+            prog_bar=True,
+        )
         self.log_grid("original_unprotected_crafted", torch.cat([images, before, after]), columns=len(images))
 
     def _emd(self, made: Tensor, samples: Tensor) -> float:

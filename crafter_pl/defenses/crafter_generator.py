@@ -153,8 +153,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         crafted = self.net(x, condition)
         fixed, logged = crafted.detach(), {}
         if adversary is not None:
-            steps = self.hparams["adversary_steps"]
-            self.turn(1, lambda: relative_error(adversary(fixed), images), steps)
+            self.turn(1, lambda: relative_error(adversary(fixed), images), self.hparams["adversary_steps"])
         gradient, info = self._gradient(fixed, x, answers)
 
         def along() -> Tensor:
@@ -185,8 +184,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         """The cloud's scores for crafted features of held-out public people; the adversary's error."""
         crafted = self.protect(batch["image"], batch["index"], self.options(seed=0, refine_steps=0))
         self.auc.update(self.task.cloud(crafted), batch["attributes"])
-        moved = (crafted - self.nets.encoder(batch["image"])).square().mean()
-        figures = {"val/distance": moved}
+        figures = {"val/distance": (crafted - self.nets.encoder(batch["image"])).square().mean()}
         if self.adversary is not None and len(crafted) > 1:
             figures["val/decoder_error"] = relative_error(self.adversary(crafted), batch["image"])
         self.log_dict(figures, batch_size=len(crafted))

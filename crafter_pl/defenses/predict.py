@@ -66,19 +66,21 @@ class FeatureWriter(BasePredictionWriter):
         super().__init__("batch")
         if folder is None and run_dir is None:
             raise UserError("where should the feature store go? give --protect.out FOLDER")
-        suffix = "" if options.transport == "float32" else f"-{options.transport}"
-        name = name or defense.store_name(options) + suffix
+        name = name or defense.store_name(options) + f"-{options.transport}".removesuffix("-float32")
         place = Path(folder) if folder else Path(run_dir or "", "features", f"{data.predict_split}-{name}")
         about = {**defense.manifest(data.split_hash, data.predict_split, options), "pictures": data.pictures}
-        # What the shards depend on besides the pictures: all of that, and the batch size.
-        text = json.dumps([about, data.predict_batch_size])
         self.writer, self.batches, self.data = StoreWriter(place, about), data.predict_batches(), data
-        self.writer.claim(hashlib.sha256(text.encode()).hexdigest())
+        # What the shards depend on besides the pictures: all of that, and the batch size.
+        depends = json.dumps([about, data.predict_batch_size]).encode()
+        self.writer.claim(hashlib.sha256(depends).hexdigest())
 
     def missing(self) -> list[int]:
         """The numbers of the batches whose shards are not there."""
-        numbers = range(len(self.batches))
-        return [number for number in numbers if not self.writer.done(number, self.batches.index_of(number))]
+        return [
+            number
+            for number in range(len(self.batches))
+            if not self.writer.done(number, self.batches.index_of(number))
+        ]
 
     def finished(self) -> bool:
         """Whether there is nothing left to protect; says so, and writes a manifest that is missing."""
@@ -93,8 +95,8 @@ class FeatureWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves what is there out of the loader; nobody writes before all processes have looked."""
         missing = self.missing()
-        missing += missing[:1] * (trainer.world_size - len(missing))  # a process without a batch would end
-        self.data.predict_numbers = missing
+        more = trainer.world_size - len(missing)  # a process without a batch would end
+        self.data.predict_numbers = missing + missing[:1] * more
         trainer.strategy.barrier("looked")
 
     def write_on_batch_end(

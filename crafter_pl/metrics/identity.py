@@ -14,7 +14,6 @@ _FIRST_TRY = 4  # times the false accepts: how many of the most similar impostor
 CHUNK = 4_000_000  # weights held at once: resamples x pairs, about 32 MB in float64
 
 Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
 
 
 def topk_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -131,7 +130,12 @@ def tar_at_far(
 
 
 def _thresholds(
-    scores: Floats, first: Places, second: Places, weights: Floats, group: Places, far: float
+    scores: Floats,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    weights: Floats,
+    group: NDArray[np.int64],
+    far: float,
 ) -> Floats:
     """The threshold of every weighting ``(B,)``; NaN where one person alone has weight.
 

@@ -9,8 +9,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
+from torch import Tensor, nn
 from torchmetrics.functional.image import (
     learned_perceptual_image_patch_similarity,
     peak_signal_noise_ratio,
@@ -56,18 +55,15 @@ def lpips(images: Tensor, originals: Tensor, batch_size: int = 256) -> Tensor:
     Raises:
         UserError: if torchvision's AlexNet weights are neither cached nor downloadable.
     """
-    values = []
-    for a, b in zip(images.split(batch_size), originals.split(batch_size), strict=True):
-        if min(images.shape[-2:]) < 64:
-            a, b = (interpolate(part, size=(64, 64), mode="bilinear") for part in (a, b))
-        try:
-            value = learned_perceptual_image_patch_similarity(
-                a, b, net_type="alex", reduction="none", normalize=True
-            )
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download a RuntimeError
-            raise UserError(
-                f"LPIPS needs torchvision's ImageNet weights of AlexNet, which could not be loaded: {error}. "
-                f"Put the file in {torch.hub.get_dir()}/checkpoints, or leave --lpips false."
-            ) from error
-        values.append(value.reshape(-1))
-    return torch.cat(values)
+    enlarge = nn.Upsample((64, 64), mode="bilinear") if min(images.shape[-2:]) < 64 else nn.Identity()
+    measure = partial(
+        learned_perceptual_image_patch_similarity, net_type="alex", reduction="none", normalize=True
+    )
+    parts = zip(images.split(batch_size), originals.split(batch_size), strict=True)
+    try:
+        return torch.cat([measure(enlarge(a), enlarge(b)).reshape(-1) for a, b in parts])
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download a RuntimeError
+        raise UserError(
+            f"LPIPS needs torchvision's ImageNet weights of AlexNet, which could not be loaded: {error}. "
+            f"Put the file in {torch.hub.get_dir()}/checkpoints, or leave --lpips false."
+        ) from error

@@ -169,8 +169,16 @@ def pareto(
             for hollow in sorted({point.hollow for point in own}):
                 part = [point for point in own if point.hollow is hollow]
                 label, mfc = name if part[0] is own[0] else None, "white" if hollow else style["color"]
-                x, y = [point.auc for point in part], [point.worst for point in part]
-                _draw(axes, x, y, label=label, mfc=mfc, ms=7, elinewidth=0.6, **style)
+                _draw(
+                    axes,
+                    [point.auc for point in part],
+                    [point.worst for point in part],
+                    label=label,
+                    mfc=mfc,
+                    ms=7,
+                    elinewidth=0.6,
+                    **style,
+                )
         for point in here:
             place = (point.auc.value, point.worst.value)
             axes.annotate(point.mark, place, (5, 5), textcoords="offset points", fontsize=8, color="0.2")
@@ -191,11 +199,16 @@ def defences(points: Sequence[Point]) -> bytes | None:
     names = [name for name in dict.fromkeys(point.line for point in points) if name != "unprotected"]
     if len(names) < 2:
         return None
-    styles: dict[str, dict[str, Any]] = {"unprotected": {"color": "0.2", "marker": "*"}}
-    for number, name in enumerate(names):
-        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
-        styles[name] = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "linewidth": 1.2}
-    return pareto(points, styles, {"": {"color": "0.6", "alpha": 0.4}})
+    styles = {
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+            "linewidth": 1.2,
+        }
+        for number, name in enumerate(names)
+    }
+    plain = {"unprotected": {"color": "0.2", "marker": "*"}}
+    return pareto(points, {**plain, **styles}, {"": {"color": "0.6", "alpha": 0.4}})
 
 
 def points_of(report: Report) -> list[Point]:
@@ -256,10 +269,12 @@ def reconstructions(gallery: Gallery) -> bytes:
     """Draw the grid with its captions; a red frame marks faces that some oracle names."""
     canvas, step = mosaic(gallery), face_size(gallery)[0] + GAP
     height, width = canvas.shape[:2]
-    captions = ["original"]
-    for column in gallery.columns:
-        words = [column.attack, *column.features.rstrip(")").replace(" (", ", ").split(", ")]
-        captions.append("\n".join(textwrap.fill(word.replace("_", " "), 13) for word in words))
+    split = [one.features.rstrip(")").replace(" (", ", ").split(", ") for one in gallery.columns]
+    told = [[one.attack, *words] for one, words in zip(gallery.columns, split, strict=True)]
+    captions = [
+        "\n".join(textwrap.fill(word.replace("_", " "), 13) for word in words)
+        for words in [["original"], *told]
+    ]
     head = 10 + 12 * max(caption.count("\n") + 1 for caption in captions)
     figure = Figure(figsize=(width / 100, (height + head) / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, height / (height + head)))
