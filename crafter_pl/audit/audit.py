@@ -158,8 +158,8 @@ def _look(
         look, known = judge.look(job, pictures), described[job.name]
         own = {**known, **job.attack.describe(), "class": known["class"], "files": job.attack.checkpoints}
         if job.moment is None and own != known:
-            nets = {key: own[key] for key in ("checkpoints", "files")}
-            look = look._replace(result=replace(look.result, **nets))
+            result = replace(look.result, checkpoints=own["checkpoints"], files=own["files"])
+            look = look._replace(result=result)
         looked[about.label].append(look)
         named = look.judgement.hits.any(dim=0)[shown].tolist()
         columns = gallery.columns if job.moment is None else gallery.rounds

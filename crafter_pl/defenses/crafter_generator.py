@@ -184,14 +184,14 @@ class CrafterGenerator(Game[GeneratorOptions]):
         """The cloud's scores for crafted features of held-out public people; the adversary's error."""
         crafted = self.protect(batch["image"], batch["index"], self.options(seed=0, refine_steps=0))
         self.auc.update(self.task.cloud(crafted), batch["attributes"])
+        self.log("val/mean_auc", self.auc, prog_bar=True)
         figures = {"val/distance": (crafted - self.nets.encoder(batch["image"])).square().mean()}
         if self.adversary is not None and len(crafted) > 1:
             figures["val/decoder_error"] = relative_error(self.adversary(crafted), batch["image"])
         self.log_dict(figures, batch_size=len(crafted))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC; draws held-out public faces above the inversions of their crafted features."""
-        super().on_validation_epoch_end()
+        """Draws held-out public faces above the inversions of their crafted features."""
         images = self.fixed_images(self.val_split, 8)
         index = torch.arange(len(images), device=self.device)
         crafted = self.protect(images, index, self.options(seed=0, refine_steps=0))

@@ -55,7 +55,7 @@ class Gallery:
     columns: list[Column]
     rounds: list[Column] = field(default_factory=list)
 
-    def adapting(self, people: int | None = None) -> dict[tuple[str, str], Gallery]:
+    def adapting(self, people: int) -> dict[tuple[str, str], Gallery]:
         """The rounds of each attack on each set of features as a gallery of its own, of the first people."""
         found: dict[tuple[str, str], Gallery] = {}
         for column in self.rounds:

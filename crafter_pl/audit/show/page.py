@@ -39,8 +39,13 @@ def render(template: str, **content: Any) -> str:  # noqa: ANN401 (what the temp
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"words": _words, "inline": _inline, "percent": sentences.percent, "groups": _by_attack}
-    environment.filters |= {**filters, "face": lambda image: _inline(kept.png(image))}
+    environment.filters |= {
+        "words": _words,
+        "inline": _inline,
+        "percent": sentences.percent,
+        "groups": _by_attack,
+        "face": lambda image: _inline(kept.png(image)),
+    }
     return environment.get_template(f"{template}.html.j2").render(content).replace(" %", "&nbsp;%")
 
 
@@ -69,9 +74,10 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
             there are.
     """
     plain = to_json(report)
-    shown = ("settings", "data", "attacks", "rulers", "oracles")
     settings = {
-        "Settings of the audit": {key: plain[key] for key in shown},
+        "Settings of the audit": {
+            key: plain[key] for key in ("settings", "data", "attacks", "rulers", "oracles")
+        },
         "Settings of the defences": {entry.title: entry.settings for entry in report.defenses},
     }
     return render(
@@ -168,12 +174,11 @@ def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
                     tag, figure = f"audit/{key}_by_{over}/{name}, {entry.label}", one.figures[key]
                     for end, value in (("", figure.value), (", low", figure.low), (", high", figure.high)):
                         writer.add_scalar(tag + end, value, getattr(one, over))
-        for (attack, features), rounds in gallery.adapting().items():
-            for column in rounds.columns:
-                assert column.moment is not None
-                grid = plots.mosaic(Gallery(gallery.originals, [column]))
-                tag = f"audit/reconstructions_by_round/{attack}, {features}"
-                writer.add_image(tag, grid, column.moment["round"], dataformats="HWC")
+        for column in gallery.rounds:
+            assert column.moment is not None
+            grid = plots.mosaic(Gallery(gallery.originals, [column]))
+            tag = f"audit/reconstructions_by_round/{column.attack}, {column.features}"
+            writer.add_image(tag, grid, column.moment["round"], dataformats="HWC")
         writer.add_image("reconstructions", plots.mosaic(gallery), dataformats="HWC")
         writer.add_text("verdict", report.verdict)
         writer.add_text("settings", f"```\n{json.dumps(report.settings, indent=1)}\n```")

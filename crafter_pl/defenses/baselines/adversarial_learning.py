@@ -112,8 +112,7 @@ class AdversarialLearning(Retrained[OptionsT]):
         return figures
 
     def on_validation_epoch_end(self) -> None:
-        """Also draws held-out public faces above what its own decoder makes of them."""
-        super().on_validation_epoch_end()
+        """Draws held-out public faces above what its own decoder makes of them."""
         if self.adversary is None:
             return
         images = self.fixed_images(self.val_split, 8)

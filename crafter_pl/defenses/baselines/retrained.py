@@ -60,11 +60,6 @@ class Game(Defense[OptionsT]):
                 self.manual_backward(found)
                 optimizer.step()
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC."""
-        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
-        self.auc.reset()
-
 
 class Retrained(Game[OptionsT]):
     """A defence that trains encoder and cloud classifier itself, from the task model's, on public faces.
@@ -140,6 +135,7 @@ class Retrained(Game[OptionsT]):
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
         features = self.to_cloud(self.features(batch["image"]))
         self.auc.update(self.net.classify(features), batch["attributes"])
+        self.log("val/mean_auc", self.auc, prog_bar=True)
         figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
         self.log_dict(figures, batch_size=len(features))
 
