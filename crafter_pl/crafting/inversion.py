@@ -63,7 +63,7 @@ def record(render: Render, z: Tensor | Recorded) -> Recorded:
         return Recorded(leaf, render(leaf))
 
 
-@dataclass
+@dataclass(frozen=True)
 class InversionState:
     """Adam's moments, handed from one outer step's inversion to the next."""
 
@@ -75,6 +75,10 @@ class InversionState:
     def fresh(cls, z: Tensor) -> InversionState:
         """Before the first step."""
         return cls(0, torch.zeros_like(z), torch.zeros_like(z))
+
+    def to(self, dtype: torch.dtype) -> InversionState:
+        """The same in another precision."""
+        return InversionState(self.step, self.first.to(dtype), self.second.to(dtype))
 
 
 @dataclass(frozen=True)

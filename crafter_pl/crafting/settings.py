@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from crafter_pl.crafting.inversion import InversionState, Recorded
@@ -156,5 +155,7 @@ class CraftState:
 
     def to(self, dtype: torch.dtype) -> CraftState:
         """The same state in another precision."""
-        made: CraftState = apply_to_collection(self, Tensor, lambda part: part.to(dtype))
-        return made
+        parts: dict[str, Any] = {
+            n: part.to(dtype) for n, part in vars(self).items() if isinstance(part, Tensor)
+        }
+        return replace(self, **parts, inner=self.inner and self.inner.to(dtype), drawn=None)
