@@ -190,8 +190,9 @@ class Judge:
         ended = [one for one in looks if one.job.moment is None]
         verdicts = {one.job.name: one.judgement for one in ended}
         history: dict[str, list[AttackResult]] = {}
-        for one in [one for one in looks if one.job.moment is not None]:
-            history.setdefault(one.job.name, []).append(one.result)
+        for one in looks:
+            if one.job.moment is not None:
+                history.setdefault(one.job.name, []).append(one.result)
         worst = any_of(list(verdicts.values()), panel)
         basic = [one for name, one in verdicts.items() if not described[name]["adaptive"]]
         knowing = {name: one for name, one in verdicts.items() if described[name]["adaptive"]}

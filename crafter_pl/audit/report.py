@@ -90,7 +90,7 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
         return rebuild(folder)
     folders, page = [Path(one) for one in listed(audits)], Path(out or "")
     if page.suffix != ".html" or (page.parent / "report.json").exists():
-        raise UserError(f"--out {out}: give a file that ends in .html, and not in the folder of an audit")
+        raise UserError(f"--out {page}: give a file that ends in .html, and not in the folder of an audit")
     if len({one.resolve() for one in folders}) < len(folders):
         raise UserError(f"a folder is there twice: {', '.join(map(str, folders))}")
     compared = side_by_side(

@@ -52,6 +52,9 @@ RELEASED = CraftSettings(
 class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
     """A defence by a trained Crafter's nets, settings and critic; a subclass says by which settings and how.
 
+    Class attributes:
+        way: from Crafter's nets, critic, begun state and the settings to the crafted state.
+
     Args:
         task_ckpt: the task model (edge encoder); null finds the experiment's own.
         crafter_ckpt: the Crafter; null finds the experiment's own.
