@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, jacrev
 
-from crafter_pl.crafting.inversion import Render, data_weight, inner_loss
+from crafter_pl.crafting.inversion import Render, inner_loss
 
 F64 = torch.float64
 

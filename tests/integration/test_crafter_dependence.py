@@ -12,7 +12,7 @@ from torch import nn
 from crafter_pl.cli import main
 from crafter_pl.crafting.craft import craft_step, privacy_gradient, start_crafting
 from crafter_pl.crafting.implicit import hypergradient
-from crafter_pl.crafting.inversion import invert
+from crafter_pl.crafting.inversion import inner_loss
 from crafter_pl.crafting.settings import CraftNets, CraftSettings
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Crafter, CrafterReference, CrafterZ
