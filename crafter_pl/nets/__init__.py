@@ -4,7 +4,7 @@ from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.bfloat16 import Bfloat16, bf16_is_slow
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
-from crafter_pl.nets.decoder import AnswersDecoder, PaperDecoder, ResidualDecoder, build_decoder
+from crafter_pl.nets.decoder import AnswersDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.feature_map import FeatureMap
@@ -34,8 +34,6 @@ __all__ = [
     "MutualInformation",
     "Noisy",
     "OracleNet",
-    "PaperDecoder",
-    "ResidualDecoder",
     "SplitClassifier",
     "StyleGenerator",
     "SyncBatchNorm2d",

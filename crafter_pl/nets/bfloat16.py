@@ -31,5 +31,4 @@ class Bfloat16(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 in, float32 out."""
-        y: Tensor = self.net(x.to(torch.bfloat16))
-        return y.float()
+        return self.net(x.to(torch.bfloat16)).float()

@@ -20,8 +20,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """``(N, width, h, w)`` and ``(N, condition)`` -> ``(N, width, h, w)``."""
         scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
-        made: Tensor = x + self.second(F.silu(self.first(x) * (1 + scale) + shift))
-        return made
+        return x + self.second(F.silu(self.first(x) * (1 + scale) + shift))
 
 
 class CraftingNet(nn.Module):
@@ -47,27 +46,22 @@ class CraftingNet(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)
         )
-        last = self.leave[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in self.leave[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` and conditions ``(N, K)`` -> crafted features ``(N, C, h, w)``."""
         embedded = self.embed(condition)
         x = self.enter(features)
         passed = []
-        for block, shrink in zip(self.down, [*self.shrink, None], strict=True):
-            x = block(x, embedded)
-            if shrink is not None:
-                passed.append(x)
-                x = shrink(x)
-        x = self.up[-1](x, embedded)
+        for block, shrink in zip(self.down[:-1], self.shrink, strict=True):
+            passed.append(block(x, embedded))
+            x = shrink(passed[-1])
+        x = self.up[-1](self.down[-1](x, embedded), embedded)
         for level in reversed(range(len(passed))):
             x = F.interpolate(x, size=passed[level].shape[2:], mode="nearest")
             x = self.up[level](self.grow[level](x) + passed[level], embedded)
-        made: Tensor = features + self.leave(x)
-        return made
+        return features + self.leave(x)
 
 
 class CraftingPass(nn.Module):
@@ -100,5 +94,4 @@ class CraftingPass(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Pictures ``(N, 3, S, S)`` in [0, 1] and noise ``(N, Z)`` -> crafted features ``(N, C, h, w)``."""
-        crafted: Tensor = self.net(*self.seen(*self.clean(images), noise))
-        return crafted
+        return self.net(*self.seen(*self.clean(images), noise))

@@ -20,8 +20,7 @@ def torchvision_classifier(arch: str) -> nn.Module:
     """
     if arch not in (known := torchvision.models.list_models(module=torchvision.models)):
         raise UserError(f"arch {arch!r} is unknown; torchvision has {', '.join(known)}")
-    net: nn.Module = torchvision.models.get_model(arch, weights=None)
-    return net
+    return torchvision.models.get_model(arch, weights=None)
 
 
 def replace_head(net: nn.Module, arch: str, outputs: int) -> None:
@@ -34,8 +33,7 @@ def replace_head(net: nn.Module, arch: str, outputs: int) -> None:
     last = net.get_submodule(linear[-1]) if linear else None
     if not isinstance(last, nn.Linear) or last.out_features != CLASSES:
         raise UserError(f"arch {arch!r} does not end in a linear layer, which the attributes would replace")
-    parent, _, name = linear[-1].rpartition(".")
-    setattr(net.get_submodule(parent), name, nn.Linear(last.in_features, outputs))
+    net.set_submodule(linear[-1], nn.Linear(last.in_features, outputs))
 
 
 def cut_at(net: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
@@ -60,7 +58,10 @@ def cut_at(net: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
         tops = dict.fromkeys(".".join(name.split(".")[:2]) for node, name in names.items())
         raise UserError(f"there is no node {cut!r} to cut at; some that there are: {', '.join(tops)}")
     node = inside[-1]
-    before = _ancestors(node)
+    before = {node}  # and all that it is made of
+    for old in reversed(graph.nodes):
+        if old in before:
+            before.update(old.all_input_nodes)
     edge, cloud = fx.Graph(), fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for old in graph.nodes:
@@ -79,17 +80,6 @@ def cut_at(net: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
                 )
         copied[old] = cloud.node_copy(old, lambda other: copied[other])
     return _module(net, edge), _module(net, cloud)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and all that it is made of."""
-    found, open_nodes = {node}, [node]
-    while open_nodes:
-        for source in open_nodes.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                open_nodes.append(source)
-    return found
 
 
 def _module(net: nn.Module, graph: fx.Graph) -> nn.Module:

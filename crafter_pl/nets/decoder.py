@@ -4,45 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
-
-
-def _doublings(feature_side: int, image_size: int) -> int:
-    ups = round(math.log2(image_size / feature_side))
-    if feature_side * 2**ups != image_size:
-        raise UserError(
-            f"a decoder from {feature_side}x{feature_side} features cannot double to {image_size} pixels; "
-            "choose a cut whose side is the picture's size over a power of two"
-        )
-    return ups
-
-
-class PaperDecoder(nn.Module):
-    """The paper's decoder: transposed convolutions that halve the channels, batch norm, ReLU, sigmoid.
-
-    Maps features ``(N, C, h, w)`` to images ``(N, 3, S, S)`` in [0, 1].
-    """
-
-    def __init__(self, feature_shape: tuple[int, int, int], image_size: int, width: int = 128) -> None:
-        super().__init__()
-        channels, side, _ = feature_shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-        for _ in range(_doublings(side, image_size)):
-            layers += [
-                nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
-                nn.BatchNorm2d(width // 2),
-                nn.ReLU(),
-            ]
-            width //= 2
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Reconstructs images from features."""
-        return self.layers(features)
 
 
 class Residual(nn.Module):
@@ -63,46 +30,46 @@ class Residual(nn.Module):
         return (x + self.layers(x)).relu()
 
 
-class ResidualDecoder(nn.Module):
-    """The stronger decoder: residual blocks at every resolution and sub-pixel upsampling.
+def build_decoder(
+    kind: str, feature_shape: tuple[int, int, int], image_size: int, width: int = 128
+) -> nn.Module:
+    """Maps features ``(N, C, h, w)`` to images ``(N, 3, S, S)`` in [0, 1].
 
-    Maps features ``(N, C, h, w)`` to images ``(N, 3, S, S)`` in [0, 1].
+    Args:
+        kind: ``residual``, the stronger: residual blocks at every resolution and sub-pixel upsampling; or
+            ``paper``, the paper's: transposed convolutions that halve the channels.
+        feature_shape: ``(C, h, w)``.
+        image_size: S, h times a power of two.
+        width: channels of the first convolution.
+
+    Raises:
+        UserError: there is no such decoder, or none from such features to such pictures.
     """
-
-    def __init__(
-        self, feature_shape: tuple[int, int, int], image_size: int, width: int = 128, blocks: int = 2
-    ) -> None:
-        super().__init__()
-        channels, side, _ = feature_shape
-        layers: list[nn.Module] = [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
-        layers += [Residual(width) for _ in range(blocks)]
-        for _ in range(_doublings(side, image_size)):
-            half = max(width // 2, 32)
-            layers += [
-                nn.Conv2d(width, 4 * half, 3, padding=1, bias=False),
-                nn.PixelShuffle(2),
-                nn.BatchNorm2d(half),
-                nn.ReLU(),
-            ]
-            layers += [Residual(half)]
-            width = half
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Reconstructs images from features."""
-        return self.layers(features)
-
-
-def build_decoder(kind: str, feature_shape: tuple[int, int, int], image_size: int, width: int) -> nn.Module:
-    """Builds the decoder named ``kind``: ``residual`` (the stronger, default) or ``paper``."""
-    kinds = {"residual": ResidualDecoder, "paper": PaperDecoder}
-    if kind not in kinds:
-        raise UserError(f"decoder {kind!r} is unknown; choose one of {', '.join(kinds)}")
-    return kinds[kind](feature_shape, image_size, width)
+    if kind not in ("residual", "paper"):
+        raise UserError(f"decoder {kind!r} is unknown; choose one of residual, paper")
+    channels, side, _ = feature_shape
+    ups, residual = round(math.log2(image_size / side)), kind == "residual"
+    if side * 2**ups != image_size:
+        raise UserError(
+            f"a decoder from {side}x{side} features cannot double to {image_size} pixels; "
+            "choose a cut whose side is the picture's size over a power of two"
+        )
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 3, padding=1, bias=not residual),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        *(Residual(width) for _ in range(2 * residual)),
+    ]
+    for _ in range(ups):
+        half = max(width // 2, 32) if residual else width // 2
+        if residual:
+            layers += [nn.Conv2d(width, 4 * half, 3, padding=1, bias=False), nn.PixelShuffle(2)]
+        else:
+            layers.append(nn.ConvTranspose2d(width, half, 4, stride=2, padding=1))
+        layers += [nn.BatchNorm2d(half), nn.ReLU(), *(Residual(half) for _ in range(residual))]
+        width = half
+    whole = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
+    return nn.Sequential(OrderedDict(layers=whole))  # checkpoints have its layers under this name
 
 
 class AnswersDecoder(nn.Module):

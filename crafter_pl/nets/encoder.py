@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
 from crafter_pl.nets.cut import cut_at, replace_head, torchvision_classifier
 from crafter_pl.nets.weights import imagenet_weights
 
-RESNET_CUTS = ("stem", "layer1", "layer2", "layer3")
-VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
+_VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
+CUTS = {"resnet18": ("stem", "layer1", "layer2", "layer3"), "vgg16": _VGG_CUTS, "vgg16_bn": _VGG_CUTS}
 
 
-def _resnet18(cut: str, outputs: int, weights: str | None) -> tuple[nn.Sequential, nn.Sequential]:
-    net = torchvision.models.resnet18(weights=None)
-    _load_backbone(net, "resnet18", weights)
-    blocks = [
-        nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool),
-        net.layer1,
-        net.layer2,
-        net.layer3,
-        net.layer4,
-    ]
-    at = RESNET_CUTS.index(cut) + 1
+def _parts(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.Module, nn.Module]:
+    """Edge and cloud: of the architectures in `CUTS` by hand, of all others by `cut_at`."""
+    net: Any = torchvision_classifier(arch)
+    if weights is not None:
+        try:
+            net.load_state_dict(imagenet_weights(weights, arch))
+        except RuntimeError as error:
+            raise UserError(f"weights {weights!r} do not fit torchvision's {arch}: {error}") from error
+    if cut not in CUTS.get(arch, ()):
+        replace_head(net, arch, outputs)
+        return cut_at(net, cut)
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs)]
-    return nn.Sequential(*blocks[:at]), nn.Sequential(*blocks[at:], *head)
-
-
-def _vgg16(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.Sequential, nn.Sequential]:
-    net = getattr(torchvision.models, arch)(weights=None)
-    _load_backbone(net, arch, weights)
-    layers = list(net.features)
-    pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-    at = pools[VGG_CUTS.index(cut)] + 1
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(512, outputs)]
-    return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:], *head)
-
-
-def _any(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.Module, nn.Module]:
-    net = torchvision_classifier(arch)
-    _load_backbone(net, arch, weights)
-    replace_head(net, arch, outputs)
-    return cut_at(net, cut)
-
-
-def _load_backbone(net: nn.Module, arch: str, weights: str | None) -> None:
-    """Loads ImageNet weights into ``net``: from a state-dict file, or by torchvision's download."""
-    if weights is None:
-        return
-    state = imagenet_weights(weights, arch)
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"weights {weights!r} do not fit torchvision's {arch}: {error}") from error
+    if arch == "resnet18":
+        stem = nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool)
+        layers = [stem, net.layer1, net.layer2, net.layer3, net.layer4]
+        ends = list(range(1, len(layers)))
+    else:
+        head.insert(2, nn.Dropout(0.5))
+        layers = list(net.features)
+        ends = [i for i, layer in enumerate(layers, 1) if isinstance(layer, nn.MaxPool2d)]
+    end = ends[CUTS[arch].index(cut)]
+    return nn.Sequential(*layers[:end]), nn.Sequential(*layers[end:], *head)
 
 
 class _Edge(nn.Module):
@@ -92,15 +74,7 @@ class SplitClassifier(nn.Module):
 
     def __init__(self, arch: str, cut: str, num_attributes: int, weights: str | None = None) -> None:
         super().__init__()
-        cuts = {"resnet18": RESNET_CUTS, "vgg16": VGG_CUTS, "vgg16_bn": VGG_CUTS}
-        parts: tuple[nn.Module, nn.Module]
-        if cut not in cuts.get(arch, ()):
-            parts = _any(arch, cut, num_attributes, weights)
-        elif arch == "resnet18":
-            parts = _resnet18(cut, num_attributes, weights)
-        else:
-            parts = _vgg16(arch, cut, num_attributes, weights)
-        self.edge, self.cloud = parts
+        self.edge, self.cloud = _parts(arch, cut, num_attributes, weights)
         # ImageNet's statistics: the pretrained trunks expect them, and from scratch they do no harm.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from crafter_pl.nets.oracle import ResidualBlock
+from crafter_pl.nets.oracle import CosineHead, ResidualBlock
 
 
-class FeatureHead(nn.Module):
+class FeatureHead(CosineHead):
     """Small ResNet with a cosine head (CosFace) on features: ``(N, C, h, w)`` -> unit embeddings ``(N, E)``.
 
     Args:
@@ -28,7 +26,6 @@ class FeatureHead(nn.Module):
         embedding: int = 256,
         dropout: float = 0.2,
     ) -> None:
-        super().__init__()
         channels, height, side = feature_shape
         layers: list[nn.Module] = [
             nn.BatchNorm2d(channels, affine=False),  # features come at any scale
@@ -46,13 +43,4 @@ class FeatureHead(nn.Module):
             nn.Linear(width * height * side, embedding, bias=False),
             nn.BatchNorm1d(embedding),
         ]
-        self.trunk = nn.Sequential(*layers)
-        self.centres = nn.Parameter(F.normalize(torch.randn(identities, embedding)))
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Embeds features ``(N, C, h, w)`` -> unit vectors ``(N, E)``."""
-        return F.normalize(self.trunk(features))
-
-    def cosines(self, embeddings: Tensor) -> Tensor:
-        """Cosine of embeddings ``(N, E)`` to every person's centre -> ``(N, P)``."""
-        return embeddings @ F.normalize(self.centres).T
+        super().__init__(nn.Sequential(*layers), identities, embedding)

@@ -17,25 +17,24 @@ def fold_batchnorm(net: nn.Module) -> nn.Module:
     by torch.fx (no data-dependent control flow) and is not changed.
     """
     traced = fx.symbolic_trace(copy.deepcopy(net).eval().requires_grad_(False))
-    modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+        norm = _called(traced, node)
+        if not isinstance(norm, nn.BatchNorm2d):
             continue
         source = node.args[0]
-        if source.op != "call_module" or len(source.users) > 1:
-            continue
-        conv = modules[source.target]
-        if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-            continue
-        folded = fuse_conv_bn_eval(conv, modules[node.target], transpose=isinstance(conv, nn.ConvTranspose2d))
-        parent, _, name = source.target.rpartition(".")
-        setattr(modules[parent] if parent else traced, name, folded)
-        modules[source.target] = folded
-        node.replace_all_uses_with(source)
-        traced.graph.erase_node(node)
+        conv = _called(traced, source)
+        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and len(source.users) == 1:
+            folded = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
+            traced.set_submodule(source.target, folded)
+            node.replace_all_uses_with(source)
+            traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced.eval().requires_grad_(False)
+
+
+def _called(net: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return net.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 class _Convolve(torch.autograd.Function):
@@ -90,8 +89,7 @@ class FrozenConv(nn.Module):
         """What ``conv`` returns."""
         if torch.is_grad_enabled() and x.requires_grad:
             x = x.to(self.conv.weight.dtype)  # autocast narrows what comes before, and not this
-            y: Tensor = _Convolve.apply(x, self.conv.weight, self.conv.bias, self.how)
-            return y
+            return _Convolve.apply(x, self.conv.weight, self.conv.bias, self.how)
         return self.conv(x)
 
 
@@ -111,6 +109,5 @@ def freeze(net: nn.Module) -> nn.Module:
             and module.padding_mode == "zeros"
             and not isinstance(module.padding, str)
         ):
-            parent, _, last = name.rpartition(".")
-            setattr(frozen.get_submodule(parent), last, FrozenConv(module))
+            frozen.set_submodule(name, FrozenConv(module))
     return frozen

@@ -9,14 +9,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets.style import StyleGenerator
 
 
-def _up(cin: int, cout: int) -> list[nn.Module]:
-    return [
-        nn.ConvTranspose2d(cin, cout, 5, stride=2, padding=2, output_padding=1, bias=False),
-        nn.BatchNorm2d(cout),
-        nn.ReLU(),
-    ]
-
-
 class Generator(nn.Module):
     """The paper's generators: latent ``(N, Z)`` -> image ``(N, 3, S, S)`` in [0, 1].
 
@@ -49,8 +41,13 @@ class Generator(nn.Module):
             nn.ReLU(),
         ]
         for _ in range(ups - 1):
-            layers += _up(channels, channels // 2)
-            channels //= 2
+            half = channels // 2
+            layers += [
+                nn.ConvTranspose2d(channels, half, 5, stride=2, padding=2, output_padding=1, bias=False),
+                nn.BatchNorm2d(half),
+                nn.ReLU(),
+            ]
+            channels = half
         layers += [nn.ConvTranspose2d(channels, 3, 5, stride=2, padding=2, output_padding=1), nn.Sigmoid()]
         self.layers = nn.Sequential(*layers)
 

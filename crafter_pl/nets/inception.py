@@ -7,8 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crafter_pl.errors import UserError
-from crafter_pl.nets.weights import imagenet_weights
+from crafter_pl.nets.weights import imagenet_weights, load_trunk
 
 
 class InceptionFeatures(nn.Module):
@@ -31,29 +30,20 @@ class InceptionFeatures(nn.Module):
         with torch.device("meta"):
             net = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=False)
         net.dropout, net.fc = nn.Identity(), nn.Identity()
-        state = imagenet_weights(weights, "inception_v3", "inception")
-        kept = {key: value for key, value in state.items() if not key.startswith(("AuxLogits.", "fc."))}
-        try:
-            missing, unknown = net.load_state_dict(kept, strict=False, assign=True)
-        except RuntimeError as error:
-            why = str(error).splitlines()[-1].strip()
-            raise UserError(
-                f"inception: {weights!r} does not fit torchvision's inception_v3: {why}"
-            ) from error
-        if missing or unknown:
-            raise UserError(
-                f"inception: {weights!r} does not fit torchvision's inception_v3: {len(missing)} tensors are "
-                f"missing and {len(unknown)} unknown ({', '.join([*missing, *unknown][:3])}); give the state "
-                "dict of that net (--model.init_args.inception PATH)"
-            )
+        load_trunk(
+            net,
+            imagenet_weights(weights, "inception_v3", "inception"),
+            ("AuxLogits.", "fc."),
+            f"inception: {weights!r} does not fit torchvision's inception_v3",
+            advice="; give the state dict of that net (--model.init_args.inception PATH)",
+            assign=True,
+        )
         self.net = net.float()
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the features of each picture, brought to 299x299 and [-1, 1] as that net wants them."""
-        size = (299, 299)
         images = F.interpolate(
-            images.float(), size=size, mode="bilinear", align_corners=False, antialias=True
+            images.float(), size=(299, 299), mode="bilinear", align_corners=False, antialias=True
         )
-        features: Tensor = self.net(images * 2 - 1)
-        return features
+        return self.net(images * 2 - 1)

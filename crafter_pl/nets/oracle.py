@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
-from crafter_pl.nets.weights import read_weights
+from crafter_pl.nets.weights import load_trunk, read_weights
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -38,36 +38,31 @@ class ResidualBlock(nn.Module):
 
 
 def _resnet(channels: int, width: int, image_size: int) -> nn.Sequential:
-    widths = [width, 2 * width, 4 * width, 8 * width]
-    # From 64 pixels on the first convolution halves the picture, and one block stage fewer does.
-    stride = 2 if image_size >= 64 else 1
+    # From 64 pixels on the first convolution halves the picture, else the first block.
+    first, then = (2, 1) if image_size >= 64 else (1, 2)
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 5, stride, 2, bias=False),
+        nn.Conv2d(channels, width, 5, first, 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
+        ResidualBlock(width, width, then),
     ]
-    cin = width
-    for stage, cout in enumerate(widths):
-        halve = stage > 0 or stride == 1
-        layers += [
-            ResidualBlock(cin, cout, 2 if halve else 1),
-            *([ResidualBlock(cout, cout, 1)] if stage else []),
-        ]
-        cin = cout
+    for cin in (width, 2 * width, 4 * width):
+        layers += [ResidualBlock(cin, 2 * cin, 2), ResidualBlock(2 * cin, 2 * cin, 1)]
     return nn.Sequential(*layers)
 
 
 def _plain(channels: int, width: int, image_size: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    cin = channels
-    for depth, cout in enumerate((width, 2 * width, 4 * width, 8 * width)):
-        if depth == 0 and image_size >= 64:
-            layers += [nn.Conv2d(cin, cout, 4, 2, 1, bias=False)]
-        else:
-            layers += [nn.Conv2d(cin, cout, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
-        layers += [nn.BatchNorm2d(cout), nn.PReLU(cout)]
-        cin = cout
-    layers += [nn.Conv2d(cin, cin, 3, 1, 1, bias=False), nn.BatchNorm2d(cin), nn.PReLU(cin)]
+    layers: list[nn.Module] = (
+        [nn.Conv2d(channels, width, 4, 2, 1, bias=False)]
+        if image_size >= 64
+        else [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
+    )
+    layers += [nn.BatchNorm2d(width), nn.PReLU(width)]
+    for cin in (width, 2 * width, 4 * width):
+        layers += [nn.Conv2d(cin, 2 * cin, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(2 * cin), nn.PReLU(2 * cin)]
+    cout = 8 * width
+    layers += [nn.Conv2d(cout, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout), nn.PReLU(cout)]
     return nn.Sequential(*layers)
 
 
@@ -78,30 +73,17 @@ class _FaceNet(nn.Module):
         super().__init__()
         from facenet_pytorch import InceptionResnetV1
 
-        if weights == "download":
-            try:
-                self.net = InceptionResnetV1(pretrained="vggface2")
-            except OSError as error:
-                raise UserError(
-                    f"VGGFace2 weights could not be downloaded ({error}); give a state-dict "
-                    "file with --model.init_args.weights PATH, or train from scratch with weights null"
-                ) from error
-        else:
-            self.net = InceptionResnetV1(pretrained=None)
-            if weights is not None:
-                state = read_weights(weights, "facenet-pytorch's InceptionResnetV1")
-                kept = {k: v for k, v in state.items() if not k.startswith("logits.")}  # its own people
-                try:
-                    missing, unknown = self.net.load_state_dict(kept, strict=False)
-                except RuntimeError as error:
-                    why = str(error).splitlines()[-1].strip()
-                    raise UserError(f"weights {weights!r} do not fit InceptionResnetV1: {why}") from error
-                missing = [name for name in missing if not name.startswith("logits.")]
-                if missing or unknown:
-                    raise UserError(
-                        f"weights {weights!r} do not fit InceptionResnetV1: {len(missing)} tensors are "
-                        f"missing and {len(unknown)} unknown ({', '.join([*missing, *unknown][:3])})"
-                    )
+        try:
+            self.net = InceptionResnetV1(pretrained="vggface2" if weights == "download" else None)
+        except OSError as error:
+            raise UserError(
+                f"VGGFace2 weights could not be downloaded ({error}); give a state-dict "
+                "file with --model.init_args.weights PATH, or train from scratch with weights null"
+            ) from error
+        if weights not in (None, "download"):
+            state = read_weights(weights, "facenet-pytorch's InceptionResnetV1")
+            refused = f"weights {weights!r} do not fit InceptionResnetV1"
+            load_trunk(self.net, state, ("logits.",), refused)  # the head is of its own people
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 112:
@@ -109,7 +91,24 @@ class _FaceNet(nn.Module):
         return self.net(x)
 
 
-class OracleNet(nn.Module):
+class CosineHead(nn.Module):
+    """A trunk, whose outputs ``(N, E)`` are embeddings, and a direction for each of P people (CosFace)."""
+
+    def __init__(self, trunk: nn.Module, identities: int, embedding: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.centres = nn.Parameter(F.normalize(torch.randn(identities, embedding)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeds what the trunk takes -> unit vectors ``(N, E)``."""
+        return F.normalize(self.trunk(x))
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Cosine of embeddings ``(N, E)`` to every person's centre -> ``(N, P)``."""
+        return embeddings @ F.normalize(self.centres).T
+
+
+class OracleNet(CosineHead):
     """Identity classifier with a cosine head (CosFace): unit embeddings ``(N, E)`` and cosines ``(N, P)``.
 
     Args:
@@ -135,26 +134,18 @@ class OracleNet(nn.Module):
         dropout: float = 0.2,
         weights: str | None = None,
     ) -> None:
-        super().__init__()
-        channels = 1 if grey else 3
         if weights is not None and backbone != "facenet":
             raise UserError(f"weights are read for backbone facenet only, not for {backbone!r}")
+        trunk: nn.Module
         if backbone == "facenet":
             if grey:
                 raise UserError("backbone facenet takes colour pictures: set grey false")
-            self.trunk: nn.Module = _FaceNet(weights)
-            embedding = 512
+            trunk, embedding = _FaceNet(weights), 512
         elif backbone in ("resnet", "plain"):
-            trunk = (
-                _resnet(channels, width, image_size)
-                if backbone == "resnet"
-                else _plain(channels, width, image_size)
-            )
-            side = image_size
-            for _ in range(4):
-                side = (side + 1) // 2 if backbone == "resnet" else side // 2
-            self.trunk = nn.Sequential(
-                trunk,
+            resnet = backbone == "resnet"
+            side = -(-image_size // 16) if resnet else image_size // 16
+            trunk = nn.Sequential(
+                (_resnet if resnet else _plain)(1 if grey else 3, width, image_size),
                 nn.Flatten(),
                 nn.Dropout(dropout),
                 nn.Linear(8 * width * side * side, embedding, bias=False),
@@ -162,12 +153,12 @@ class OracleNet(nn.Module):
             )
         else:
             raise UserError(f"backbone {backbone!r} is unknown; choose resnet, plain or facenet")
+        super().__init__(trunk, identities, embedding)
         self.grey = grey
-        self.centres = nn.Parameter(F.normalize(torch.randn(identities, embedding)))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeds pictures ``(N, 3, H, W)`` in [0, 1] -> unit vectors ``(N, E)``."""
-        return F.normalize(self.trunk(self._shown(images)))
+        return super().embed(self._shown(images))
 
     def activations(self, images: Tensor, count: int) -> list[Tensor]:
         """What pictures ``(N, 3, H, W)`` in [0, 1] excite in the first layers of ``resnet`` or ``plain``.
@@ -188,7 +179,3 @@ class OracleNet(nn.Module):
 
     def _shown(self, images: Tensor) -> Tensor:
         return (to_grey(images) if self.grey else images) * 2 - 1
-
-    def cosines(self, embeddings: Tensor) -> Tensor:
-        """Cosine of embeddings ``(N, E)`` to every person's centre -> ``(N, P)``."""
-        return embeddings @ F.normalize(self.centres).T

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
 
-MAPPING_LAYERS = 4
-
 
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -70,7 +68,7 @@ class _Mapping(nn.Module):
     def __init__(self, latent_dim: int, styles: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for _ in range(MAPPING_LAYERS):
+        for _ in range(4):
             linear = nn.Linear(latent_dim, latent_dim)
             nn.init.kaiming_normal_(linear.weight, 0.2)
             nn.init.zeros_(linear.bias)
@@ -184,14 +182,16 @@ class StyleGenerator(_Chain):
         ups = len(sides) - 1
         channels = [width * min(2 ** (ups - k), 8) for k in range(len(sides))]
         styles = 2 + 3 * ups
-        blocks: list[nn.Module] = [
-            _Mapping(latent_dim, styles),
-            _Start(channels[0], sides[0], latent_dim),
-        ]
-        for k in range(1, ups + 1):
-            up = _Up(channels[k - 1], channels[k], sides[k], latent_dim, first=3 * k - 1, last=k == ups)
-            blocks.append(up)
-        super().__init__(blocks)
+        super().__init__(
+            [
+                _Mapping(latent_dim, styles),
+                _Start(channels[0], sides[0], latent_dim),
+                *(
+                    _Up(channels[k - 1], channels[k], sides[k], latent_dim, first=3 * k - 1, last=k == ups)
+                    for k in range(1, ups + 1)
+                ),
+            ]
+        )
         self.latent_dim, self.styles = latent_dim, styles
 
     def latent_space(self, space: str) -> tuple[nn.Module, nn.Module]:

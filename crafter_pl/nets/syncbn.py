@@ -19,10 +19,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``(N, C, H, W)``; with one process, or in eval mode, plain batch norm."""
-        if not self.training or not dist.is_available() or not dist.is_initialized():
-            return super().forward(input)
-        world = dist.get_world_size()
-        if world == 1:
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if not self.training or world == 1:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = (part.double() for part in torch.var_mean(x, dim=(0, 2, 3), correction=0))
@@ -48,13 +46,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 def synchronised(net: nn.Module) -> nn.Module:
     """``net`` with every `BatchNorm2d` in it replaced, in place, by one over all processes; same state."""
-    for name, child in net.named_children():
-        if type(child) is nn.BatchNorm2d:
-            new = SyncBatchNorm2d(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            new.load_state_dict(child.state_dict())
-            setattr(net, name, new.train(child.training))
-        else:
-            synchronised(child)
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d  # which has the same state
     return net

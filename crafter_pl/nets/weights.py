@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.errors import UserError
 
@@ -46,12 +46,43 @@ def imagenet_weights(given: str, arch: str, option: str = "weights") -> Mapping[
     if given != "download":
         return read_weights(given, f"torchvision's {arch}", option)
     try:
-        state: Mapping[str, Tensor] = torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(
-            check_hash=True
-        )
+        return torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(check_hash=True)
     except OSError as error:
         raise UserError(
             f"ImageNet weights of {arch} could not be downloaded ({error}); give a file instead "
             f"(--model.init_args.{option} PATH), or do without ({option} null)"
         ) from error
-    return state
+
+
+def load_trunk(
+    net: nn.Module,
+    state: Mapping[str, Tensor],
+    heads: tuple[str, ...],
+    refused: str,
+    advice: str = "",
+    assign: bool = False,
+) -> None:
+    """Loads a state dict into ``net``, all but its heads.
+
+    Args:
+        net: what is loaded into.
+        state: of the whole net, as it was published.
+        heads: how the names of the heads' tensors begin, which are neither read nor missed.
+        refused: how the message begins where the state dict is of another net.
+        advice: how it ends where tensors are missing or unknown.
+        assign: see `torch.nn.Module.load_state_dict`.
+
+    Raises:
+        UserError: the state dict is of another net.
+    """
+    kept = {name: value for name, value in state.items() if not name.startswith(heads)}
+    try:
+        missing, unknown = net.load_state_dict(kept, strict=False, assign=assign)
+    except RuntimeError as error:
+        raise UserError(f"{refused}: {str(error).splitlines()[-1].strip()}") from error
+    missing = [name for name in missing if not name.startswith(heads)]
+    if missing or unknown:
+        raise UserError(
+            f"{refused}: {len(missing)} tensors are missing and {len(unknown)} unknown "
+            f"({', '.join([*missing, *unknown][:3])}){advice}"
+        )

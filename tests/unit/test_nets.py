@@ -14,8 +14,6 @@ from crafter_pl.nets import (
     Generator,
     ImageEncoder,
     OracleNet,
-    PaperDecoder,
-    ResidualDecoder,
     SplitClassifier,
     build_decoder,
     gradient_penalty,
@@ -73,9 +71,8 @@ def test_decoders_and_amortizer(size, side):
 
 
 def test_decoder_of_the_paper_halves_its_channels():
-    ups = [m for m in PaperDecoder((64, 16, 16), 64).layers if isinstance(m, nn.ConvTranspose2d)]
+    ups = [m for m in build_decoder("paper", (64, 16, 16), 64).layers if isinstance(m, nn.ConvTranspose2d)]
     assert [(m.in_channels, m.out_channels) for m in ups] == [(128, 64), (64, 32)]
-    assert isinstance(build_decoder("residual", (4, 8, 8), 32, 8), ResidualDecoder)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -194,7 +191,7 @@ def test_gradient_penalty_of_the_critic_against_finite_differences():
         (lambda: SplitClassifier("vgg16", "layer1", 2), "no node 'layer1' to cut at; .*features.9"),
         (lambda: SplitClassifier("resnet18", "layer1", 2, "absent.pt"), "no file 'absent.pt'"),
         (lambda: build_decoder("unet", (4, 8, 8), 32, 8), "'unet' is unknown; choose one of residual, paper"),
-        (lambda: PaperDecoder((4, 7, 7), 32), "7x7 features cannot double to 32"),
+        (lambda: build_decoder("paper", (4, 7, 7), 32), "7x7 features cannot double to 32"),
         (lambda: OracleNet("vit", 2, 32), "'vit' is unknown; choose resnet, plain or facenet"),
         (lambda: OracleNet("facenet", 2, 32, grey=True), "set grey false"),
         (lambda: OracleNet("plain", 2, 32, weights="x.pt"), "for backbone facenet only"),
