@@ -39,7 +39,7 @@ class AdaptiveStage(Stage):
 
     defense = Upstream[Defense[Any]]()  # the frozen defence under attack
     data_class = QueriesDataModule
-    monitor = None  # the last round is the attack: the blurriest guess may have the smallest error
+    # No figure picks the checkpoint: the last round is the attack, the blurriest guess may err the least.
     lowest: ClassVar[dict[str, int]] = {
         "pairs_per_round": 1,
         "epochs_per_round": 1,
@@ -59,15 +59,15 @@ class AdaptiveStage(Stage):
                 f"it was trained against Crafter's method {method!r}, which is a defence of its own now: "
                 "train that defence, and the attack against it"
             )
-        options = {name: given.pop(name, None) for name in ("beta", "steps", "critic", "precision")}
-        options |= {name: given.pop(name, None) for name in ("refine_steps", "transport")}
+        names = ("beta", "steps", "critic", "precision", "refine_steps", "transport")
+        options = {name: given.pop(name, None) for name in names}
         options["seed"] = given.pop("defense_seed", None)
         given["protect"] = {name: value for name, value in options.items() if value is not None}
         upstream = {"defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()}
         return {**checkpoint, "hyper_parameters": given, "upstream": upstream}
 
     def attack_defense(self) -> None:
-        """Checks the settings of all adaptive stages, and loads the defence; after `save_hyperparameters`.
+        """Checks the settings of all adaptive stages, and loads the defence.
 
         Raises:
             UserError: a number is below its `lowest`, or the checkpoint is not of a defence.
@@ -145,10 +145,13 @@ class AdaptiveStage(Stage):
     @property
     def epochs_done(self) -> int:
         """Whole epochs behind, also within Lightning's hooks at an epoch's end."""
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return int(progress.processed)
+        return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
     # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """`new_optimizer`; `on_train_batch_start` sets its learning rate."""
+        return self.new_optimizer()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The learning rate at this place of the round: a linear rise, then a cosine fall."""

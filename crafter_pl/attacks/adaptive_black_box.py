@@ -63,7 +63,6 @@ class AdaptiveBlackBox(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.attack_defense()
         if loss not in ("l1", "l2") or clean_share > 1:
             raise UserError(
@@ -82,12 +81,6 @@ class AdaptiveBlackBox(AdaptiveStage):
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
         return self.net(features)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; `on_train_batch_start` sets its learning rate."""
-        return torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""

@@ -80,7 +80,6 @@ class AdaptiveWhiteBox(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.attack_defense()
         least = 0 if amortize else 1
         if inversion_steps < least or (attack_steps is not None and attack_steps < 0) or inversion_lr <= 0:
@@ -129,8 +128,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """RMSProp, as in the paper; `on_train_batch_start` sets its learning rate."""
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """RMSProp, as in the paper."""
         return torch.optim.RMSprop(self.parameters(), lr=self.hparams["lr"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -7,17 +7,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from crafter_pl.attacks.base import Attack
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AnswersDecoder, build_decoder
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages.scored import Scored
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 
-class BlackBox(Stage):
+class BlackBox(Scored):
     """Decoder from features to pictures, trained on public people (the paper's black-box).
 
     Args:
@@ -32,9 +35,11 @@ class BlackBox(Stage):
             which a defence must keep where the cloud is to go on working.
     """
 
+    task = Upstream[TaskModel]()  # the frozen task model
     stage_name = "black_box"
     monitor = "val/l2"
     mode = "min"
+    rise = 0.1
 
     def __init__(
         self,
@@ -47,7 +52,6 @@ class BlackBox(Stage):
         reads: Literal["feature", "answers"] = "feature",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if loss not in ("l1", "l2") or feature_weight < 0:
             raise UserError(
                 f"loss {loss!r} must be l1 or l2, and feature_weight {feature_weight} at least 0 "
@@ -67,14 +71,12 @@ class BlackBox(Stage):
 
     def encode(self, images: Tensor) -> Tensor:
         """The query that a black-box attacker may make: pictures -> features."""
-        task: TaskModel = self.upstream["task"]  # type: ignore[assignment]
-        return task.edge(images)
+        return self.task.edge(images)
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """Adam with a one-cycle schedule."""
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """Adam."""
         parameters = [p for p in self.net.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.hparams["lr"])
-        return self.one_cycle(optimizer, rise=0.1)
+        return torch.optim.Adam(parameters, lr=self.hparams["lr"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""
@@ -89,18 +91,10 @@ class BlackBox(Stage):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Mean squared pixel error on held-out public people."""
-        self._score(batch, "val/l2")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same on the audited pictures, unprotected."""
-        self._score(batch, "test/l2")
-
-    def _score(self, batch: dict[str, Tensor], name: str) -> None:
+    def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
+        """Mean squared pixel error on unprotected features."""
         decoded = self.net(self.encode(batch["image"]))
-        error = (decoded - batch["image"]).square().mean()
-        self.log(name, error, batch_size=len(decoded), prog_bar=True)
+        return {"l2": (decoded - batch["image"]).square().mean()}
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out public faces above their reconstructions."""

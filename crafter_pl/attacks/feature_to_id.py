@@ -18,14 +18,14 @@ from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
 from crafter_pl.stages.augment import flip, warp
-from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.recogniser import cosface_loss
+from crafter_pl.stages.recogniser import PrivateRecogniser
 from crafter_pl.stages.task import TaskModel
 from crafter_pl.stages.upstream import Upstream
 
 
-class FeatureToIdentity(Stage):
+class FeatureToIdentity(PrivateRecogniser):
     """Names private people by their features; learned from features of *other* pictures of them.
 
     Unprotected features of ``private_train``, and of the public people in the same softmax, are made anew
@@ -55,9 +55,6 @@ class FeatureToIdentity(Stage):
 
     task = Upstream[TaskModel]()  # the frozen task model
     stage_name = "feature_to_id"
-    # As for the oracles, no figure on private_test picks the checkpoint.
-    monitor = None
-    val_split = "private_test"
 
     def __init__(
         self,
@@ -79,13 +76,11 @@ class FeatureToIdentity(Stage):
         learned_from: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
-        joint = public_people and train_store is None
-        self.train_split = "oracle" if joint else "private_train"  # type: ignore[misc]
+        self.meet(public_people and train_store is None)
         self.stored: dict[str, tuple[Tensor, Tensor]] = {}  # part of the data: index (N,), features
-        self.people = [*self.needs("identities"), *(public_identities or [])]
         self.net = FeatureHead(self.task.feature_shape, len(self.people), width, embedding, dropout)
+        self.know(self.people)
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,32 +142,6 @@ class FeatureToIdentity(Stage):
         if part == "private_train":
             self.hparams["learned_from"] = protected_by(manifest)
 
-    def classes(self, identity: Tensor) -> Tensor:
-        """Raw identity numbers ``(N,)`` -> classes ``(N,)``; the private people are classes ``0 … P-1``.
-
-        Raises:
-            UserError: somebody among them is not known.
-        """
-        same = torch.tensor(self.people, device=identity.device)[None, :] == identity[:, None]
-        if not bool(same.any(1).all()):
-            raise UserError(
-                f"this {self.stage_name} was trained on other people: it does not know person "
-                f"{int(identity[~same.any(1)][0])}; give the data settings that it was trained with"
-            )
-        return same.long().argmax(1)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Features ``(N, C, h, w)`` -> scores of the private people ``(N, P)``."""
-        cosines = self.net.cosines(self.net.embed(features))
-        return self.hparams["scale"] * cosines[:, : len(self.hparams["identities"])]
-
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        return self.one_cycle(optimizer, rise=0.15)
-
     def _features(self, batch: dict[str, Tensor], part: str, augment: bool) -> Tensor:
         """The features of a batch: those in the store, or the encoder's own of (augmented) pictures."""
         if part in self.stored:
@@ -182,28 +151,14 @@ class FeatureToIdentity(Stage):
         with torch.no_grad():
             return self.task.edge(images)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """CosFace cross entropy on noisy features."""
+    def lesson(self, batch: dict[str, Tensor]) -> Tensor:
+        """Noisy features."""
         features = self._features(batch, self.train_split, augment=True)
-        features = features + self.hparams["noise"] * features.std() * torch.randn_like(features)
-        target = self.classes(batch["identity"])
-        cosines = self.net.cosines(self.net.embed(features))
-        loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return features + self.hparams["noise"] * features.std() * torch.randn_like(features)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Top-1 accuracy on ``private_test``: the store's features, or unprotected ones."""
-        self._score(batch, "val/accuracy")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same figure: the validation part is the audited one."""
-        self._score(batch, "test/accuracy")
-
-    def _score(self, batch: dict[str, Tensor], name: str) -> None:
-        logits = self.logits(self._features(batch, "private_test", augment=False))
-        hits = (logits.argmax(1) == self.classes(batch["identity"])).float()
-        self.log(name, hits.mean(), batch_size=len(hits), prog_bar=True)
+    def exam(self, batch: dict[str, Tensor]) -> Tensor:
+        """Features of ``private_test``: the store's, or unprotected ones."""
+        return self._features(batch, "private_test", augment=False)
 
 
 class FeatureToID(Ruler):
@@ -260,11 +215,11 @@ class FeatureToID(Ruler):
         checkpoint, name = place_of(target, home)
         defense, run = target.manifest["defense"], checkpoint.parent.parent
         store = home / run.name / "features" / f"private_train-{name}"
-        options = {f"protect.{key}": value for key, value in options_of(target).items()}
         more = [] if run.name == defense else ["--name", run.name]
         more += [] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]
         more += ["--data.predict_split", "private_train", "--protect.out", str(store)]
-        more += [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        for key, value in options_of(target).items():
+            more += [f"--protect.{key}", str(value)]
         learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store)]
         learn += ["--model.init_args.init_from", self.checkpoint(self.name)]
         return [

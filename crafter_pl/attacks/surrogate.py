@@ -59,7 +59,6 @@ class DefenseSurrogate(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.attack_defense()
         shape = self.defense.task.feature_shape
         self.doing = FeatureMap(shape, width, blocks, hidden)
@@ -80,12 +79,6 @@ class DefenseSurrogate(AdaptiveStage):
             for net in (self.doing, self.undoing):
                 net.measure(features)
         super().on_train_start()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; `on_train_batch_start` sets its learning rate."""
-        return torch.optim.AdamW(
-            self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The squared errors of both nets."""

@@ -60,6 +60,7 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
     """
 
     craft_settings: CraftSettings
+    unsaved = ("craft",)  # see `keep`
     counting: ClassVar[tuple[str, ...]] = tuple(one.name for one in fields(CraftSettings))
 
     def keep(self, craft: CraftSettings | dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
 from crafter_pl.nets.noisy import Noisy
-from crafter_pl.nets.oracle import OracleNet, to_grey
+from crafter_pl.nets.oracle import CosineHead, OracleNet, to_grey
 from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
 from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
@@ -23,6 +23,7 @@ __all__ = [
     "AnswersDecoder",
     "Bfloat16",
     "ChannelPruner",
+    "CosineHead",
     "CraftingNet",
     "CraftingPass",
     "Critic",

@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from crafter_pl.errors import UserError
 from crafter_pl.nets import AmortizerNet
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.schedules import Cosine
+from crafter_pl.stages.scored import Scored
 from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.upstream import Upstream
 
 
-class Amortizer(Stage):
+class Amortizer(Scored):
     """Feature -> latent, trained so that the latent's picture has the feature (the paper's amortizer).
 
     Half of the loss is on prior samples, whose latent is known: ``|A(Enc(G(z))) - z|^2``; half on public
@@ -31,6 +33,8 @@ class Amortizer(Stage):
         latent_weight: weight of the loss on known latents.
     """
 
+    task = Upstream[TaskModel]()  # the frozen task model
+    prior = Upstream[GanPrior]()  # the frozen prior
     stage_name = "amortizer"
     monitor = "val/feature_loss"
     mode = "min"
@@ -44,7 +48,6 @@ class Amortizer(Stage):
         latent_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         task = self.use("task", task_ckpt, TaskModel)
         prior = self.use("prior", prior_ckpt, GanPrior)
         sizes = task.hparams["image_size"], prior.hparams["image_size"]
@@ -57,9 +60,7 @@ class Amortizer(Stage):
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``: latents ``(N, Z)`` -> features ``(N, C, h, w)``."""
-        task: TaskModel = self.upstream["task"]  # type: ignore[assignment]
-        prior: GanPrior = self.upstream["prior"]  # type: ignore[assignment]
-        return task.edge(prior.generator(z))
+        return self.task.edge(self.prior.generator(z))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> latents ``(N, Z)``."""
@@ -72,35 +73,27 @@ class Amortizer(Stage):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def _losses(self, images: Tensor) -> Tensor:
-        task: TaskModel = self.upstream["task"]  # type: ignore[assignment]
         with torch.no_grad():
-            features = task.edge(images)
+            features = self.task.edge(images)
         return (self.render(self.net(features)) - features).square().flatten(1).sum(1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Half known latents, half public faces."""
         images = flip(batch["image"])
         on_faces = self._losses(images).mean()
-        z = torch.randn(len(images), self.net.layers[-2].out_channels, device=self.device)  # type: ignore[call-overload]
+        z = torch.randn(len(images), self.prior.latent_dim, device=self.device)
         with torch.no_grad():
             features = self.render(z)
         on_latents = (self.net(features) - z).square().sum(1).mean()
         self.log_dict({"train/feature_loss": on_faces, "train/latent_loss": on_latents}, prog_bar=True)
         return on_faces + self.hparams["latent_weight"] * on_latents
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The inversion's objective at the amortised start, on held-out public faces."""
-        losses = self._losses(batch["image"])
-        self.log("val/feature_loss", losses.mean(), batch_size=len(losses), prog_bar=True)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same on the audited pictures."""
-        losses = self._losses(batch["image"])
-        self.log("test/feature_loss", losses.mean(), batch_size=len(losses), prog_bar=True)
+    def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
+        """The inversion's objective at the amortised start."""
+        return {"feature_loss": self._losses(batch["image"]).mean()}
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""
-        task: TaskModel = self.upstream["task"]  # type: ignore[assignment]
-        prior: GanPrior = self.upstream["prior"]  # type: ignore[assignment]
         images = self.fixed_images(self.val_split, 8)
-        self.log_grid("start", torch.cat([images, prior.generator(self.net(task.edge(images)))]))
+        started = self.prior.generator(self.net(self.task.edge(images)))
+        self.log_grid("start", torch.cat([images, started]))

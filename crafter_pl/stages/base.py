@@ -34,6 +34,8 @@ class Stage(L.LightningModule):
         data_class: the data that the command line gives it unless told otherwise.
         train_split, val_split: parts of the data that it is trained and watched on.
         monitor, mode: the logged figure that picks ``best.ckpt`` (None: the newest is the best).
+        rise: of the one-cycle schedule, see `configure_optimizers`.
+        unsaved: init arguments that do not go into ``hparams`` by themselves, as all others do.
 
     A subclass calls ``self.use("task", task_ckpt, TaskModel)`` for every upstream checkpoint: the net is then
     in ``self.upstream["task"]``, its SHA-256 in the checkpoint, and a checkpoint that was trained on another
@@ -46,9 +48,12 @@ class Stage(L.LightningModule):
     val_split: ClassVar[str] = "public_val"
     monitor: ClassVar[str | None] = None
     mode: ClassVar[str] = "max"
+    rise: ClassVar[float] = 0.2
+    unsaved: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=self.unsaved)
         self.upstream: dict[str, Stage] = {}
         self.upstream_files: dict[str, tuple[str, str]] = {}
         self.run_dir: Path | None = None
@@ -59,7 +64,7 @@ class Stage(L.LightningModule):
     def image_size(self) -> int | None:
         """Side in pixels of the pictures that it was trained on; None if nothing in it tells."""
         sizes = (self.hparams.get("image_size"), *(stage.image_size for stage in self.upstream.values()))
-        return next((size for size in sizes if size), None)
+        return next(filter(None, sizes), None)
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,11 +85,9 @@ class Stage(L.LightningModule):
         Raises:
             UserError: it was left out.
         """
-        if not self.hparams[name]:
-            raise UserError(
-                f"{type(self).__name__} needs {name}: give it, or what `from_data` has of the data"
-            )
-        return self.hparams[name]
+        if given := self.hparams[name]:
+            return given
+        raise UserError(f"{type(self).__name__} needs {name}: give it, or what `from_data` has of the data")
 
     @property
     def data(self) -> FacesDataModule:
@@ -108,11 +111,9 @@ class Stage(L.LightningModule):
                     f"{self.upstream_files[key][0]} (stage {key}) was trained on pictures of {size} pixels, "
                     f"the data have {data.image_size}: give --data.image_size {size}, or another {key}_ckpt"
                 )
-        for key, upstream in self.upstream.items() if stage == "fit" else ():
-            split_hash, source = upstream.trained_on
-            if split_hash == data.split_hash:
-                continue
-            file = self.upstream_files[key][0]
+        strangers = {key: one for key, one in self.upstream.items() if one.trained_on[0] != data.split_hash}
+        for key, upstream in strangers.items() if stage == "fit" else ():
+            file, source = self.upstream_files[key][0], upstream.trained_on[1]
             if source == data.source:
                 raise UserError(
                     f"{file} (stage {key}) was trained on another split of {source}, whose public people may "
@@ -164,20 +165,23 @@ class Stage(L.LightningModule):
         # Upstream nets follow .to(), .cuda(), .double(); .train() never reaches them.
         super()._apply(fn, recurse)
         for stage in self.upstream.values():
-            stage._device = (
-                self._device
-            )  # what its `device` says: .to() sets it on the outermost module alone
+            stage._device = self._device  # .to() sets it on the outermost module alone
             stage._apply(fn, recurse)
         return self
 
-    def one_cycle(self, optimizer: torch.optim.Optimizer, rise: float) -> Any:  # noqa: ANN401 (Lightning's union)
-        """What `configure_optimizers` returns for a one-cycle schedule over the whole fit.
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """What it is trained by: by default AdamW, by ``lr`` and ``weight_decay``."""
+        h = self.hparams
+        return torch.optim.AdamW(self.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
 
-        The learning rate rises to the optimizer's own over the share ``rise`` of all steps, then falls to
-        nothing.
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """By default `new_optimizer` with a one-cycle schedule over the whole fit.
+
+        The learning rate rises to the optimizer's own over the share `rise` of all steps, then falls to 0.
         """
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = OneCycle(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise)
+        optimizer, steps = self.new_optimizer(), max(int(self.trainer.estimated_stepping_batches), 1)
+        lr = optimizer.param_groups[0]["lr"]
+        schedule = OneCycle(optimizer, lr, total_steps=steps, pct_start=self.rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @classmethod
@@ -197,18 +201,16 @@ class Stage(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another class, or one trained on other upstream checkpoints."""
-        saved = checkpoint.get("stage_class")
-        if saved != type(self).__name__:
-            raise UserError(
-                f"this is a checkpoint of {saved or 'something else'}, not of {type(self).__name__}"
-            )
+        saved, mine = checkpoint.get("stage_class"), type(self).__name__
+        if saved != mine:
+            raise UserError(f"this is a checkpoint of {saved or 'something else'}, not of {mine}")
         for key, (path, digest) in checkpoint.get("upstream", {}).items():
-            mine = self.upstream_files.get(key)
-            if mine is not None and mine[1] != digest:
+            file, now = self.upstream_files.get(key, (path, digest))
+            if now != digest:
                 raise UserError(
                     f"upstream mismatch: this {saved} was trained on {path} "
-                    f"(sha256 {digest[:12]}…), but {mine[0]} now has sha256 "
-                    f"{mine[1][:12]}…; train this stage again, or bring the old {key} checkpoint back"
+                    f"(sha256 {digest[:12]}…), but {file} now has sha256 "
+                    f"{now[:12]}…; train this stage again, or bring the old {key} checkpoint back"
                 )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -226,10 +228,9 @@ class Stage(L.LightningModule):
 
     def log_grid(self, tag: str, images: Tensor, columns: int = 8, step: int | None = None) -> None:
         """Writes pictures ``(N, 3, S, S)`` in [0, 1] to TensorBoard as a grid, by default at this epoch."""
-        experiment = getattr(getattr(self, "logger", None), "experiment", None)
+        experiment: Any = getattr(self.logger, "experiment", None)
         if self.trainer.is_global_zero and hasattr(experiment, "add_image"):
             grid = make_grid(images.detach().float().cpu().clamp(0, 1), nrow=columns, padding=1)
-            assert experiment is not None
             experiment.add_image(tag, grid, self.trainer.current_epoch if step is None else step)
 
     def fixed_images(self, split: str, count: int) -> Tensor:
@@ -296,5 +297,4 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
         ) from error
     source = checkpoint.get("config", {}).get("data", {}).get("source")
     stage.trained_on = (checkpoint.get("split_hash"), source)
-    stage.requires_grad_(False)
-    return stage.eval()
+    return stage.requires_grad_(False).eval()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.provenance import present
@@ -15,12 +16,12 @@ from crafter_pl.data.store import expect
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import AttributeAUC
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages.scored import Scored
 from crafter_pl.stages.task import TaskModel
 from crafter_pl.stages.upstream import Upstream
 
 
-class CloudClassifier(Stage):
+class CloudClassifier(Scored):
     """Attribute classifier that learns from features alone ("Who does what": training scenario).
 
     The edge encoder is trained already, on public faces; the private people upload protected features of
@@ -43,10 +44,8 @@ class CloudClassifier(Stage):
 
     task = Upstream[TaskModel]()  # the frozen task model
     stage_name = "cloud"
-    # As for the oracles, no figure on private_test picks the checkpoint.
-    monitor = None
     train_split = "private_train"
-    val_split = "private_test"
+    val_split = "private_test"  # as for the oracles, no figure on it picks the checkpoint
     data_class = StoreDataModule
 
     def __init__(
@@ -61,20 +60,17 @@ class CloudClassifier(Stage):
         learned_from: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if (train_store is None) != (test_store is None):
             raise UserError(
                 "a cloud classifier learns and is used on features of one defence: give both stores, "
                 "--model.init_args.train_store and .test_store, or neither for unprotected features"
             )
         task = self.use("task", task_ckpt, TaskModel)
-        assert isinstance(task, TaskModel)
-        self.net = copy.deepcopy(task.net.cloud).requires_grad_(True)
+        self.net = copy.deepcopy(task.net.cloud).requires_grad_(True).train()
         if fresh:
             for module in self.net.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        self.net.train()
         self.auc = AttributeAUC()
 
     def setup(self, stage: str) -> None:
@@ -95,16 +91,14 @@ class CloudClassifier(Stage):
         assert isinstance(data, StoreDataModule)
         data.choose(h["train_store"] if stage == "fit" else None, h["test_store"])
         data.setup(stage)
-        for name, part in (("train", self.train_split), ("test", self.val_split)):
-            if name not in data.manifests:
-                continue
-            manifest, digest = data.manifests[name], self.upstream_files["task"][1]
+        parts = {"train": self.train_split, "test": self.val_split}
+        for name, manifest in data.manifests.items():
             expect(
                 data.stores[name],
                 manifest,
                 shape=self.task.feature_shape,
-                encoder_sha256=digest,
-                split=part,
+                encoder_sha256=self.upstream_files["task"][1],
+                split=parts[name],
             )
             learned = h["learned_from"] and present({"version": 1, **h["learned_from"]})  # older ones: 1
             if stage != "fit" and protected_by(manifest) != learned:
@@ -115,8 +109,7 @@ class CloudClassifier(Stage):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
-        logits: Tensor = self.net(features)
-        return logits
+        return self.net(features)
 
     def _features(self, batch: dict[str, Tensor], augment: bool = False) -> Tensor:
         """A batch's features; mirrored ones are, but for the edges, those of a mirrored face."""
@@ -125,13 +118,6 @@ class CloudClassifier(Stage):
         with torch.no_grad():
             return self.task.edge(flip(batch["image"]) if augment else batch["image"])
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        return self.one_cycle(optimizer, rise=0.2)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""
         logits = self(self._features(batch, self.hparams["augment"]))
@@ -139,20 +125,7 @@ class CloudClassifier(Stage):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collects scores of ``private_test``; no checkpoint is chosen by them."""
+    def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
+        """The mean AUC over the attributes that have both classes; no checkpoint is chosen by it."""
         self.auc.update(self(self._features(batch)), batch["attributes"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC over the attributes that have both classes."""
-        self.log("val/mean_auc", self.auc.compute(), prog_bar=True)
-        self.auc.reset()
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same figure: the validation part is the audited one."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs it."""
-        self.log("test/mean_auc", self.auc.compute(), prog_bar=True)
-        self.auc.reset()
+        return {"mean_auc": self.auc}

@@ -13,6 +13,7 @@ from crafter_pl.data.split import check_several
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import attribute_auc, tar_at_far
 from crafter_pl.metrics.identity import FAR
+from crafter_pl.nets import OracleNet
 from crafter_pl.stages.recogniser import Recogniser
 
 _PICTURES = 1000  # of which pairs are made in validation, at most: half a million pairs
@@ -40,6 +41,7 @@ class Embedder(Recogniser):
         image_size: side of the pictures in pixels; likewise.
     """
 
+    net: OracleNet
     stage_name = "embedder"
     monitor = "val/tar"
 
@@ -58,7 +60,6 @@ class Embedder(Recogniser):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if backbone not in ("resnet", "plain"):
             raise UserError(f"backbone {backbone!r} must be resnet or plain (--model.init_args.backbone)")
         self._seen: list[tuple[Tensor, Tensor]] = []

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
-from crafter_pl.stages.recogniser import Recogniser
+from crafter_pl.stages.recogniser import PrivateRecogniser
 
 
-class IdentityOracle(Recogniser):
+class IdentityOracle(PrivateRecogniser):
     """Names private people; trained on *other* pictures of them than the audited ones (``private_train``).
 
     Args:
@@ -38,9 +37,6 @@ class IdentityOracle(Recogniser):
     """
 
     stage_name = "oracle"
-    # No figure on private_test picks the checkpoint: the accuracy on originals in reports stays honest.
-    monitor = None
-    val_split = "private_test"
 
     def __init__(
         self,
@@ -62,11 +58,9 @@ class IdentityOracle(Recogniser):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.train_split = "oracle" if public_people else "private_train"  # type: ignore[misc]
         self.load_upstream()
-        self.private = len(self.needs("identities"))  # they are classes 0 … P-1
-        self.build([*self.hparams["identities"], *(public_identities or [])], weights)
+        self.meet(public_people)
+        self.build(self.people, weights)
 
     def load_upstream(self) -> None:
         """What a subclass loads before the net is made."""
@@ -88,14 +82,6 @@ class IdentityOracle(Recogniser):
         """By its name."""
         return f"oracle {self.hparams['name']!r}"
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, H, W)`` in [0, 1] -> scores of the private people ``(N, P)``."""
-        return self.hparams["scale"] * self.net.cosines(self.embed(images))[:, : self.private]
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Top-1 accuracy on the originals that will be audited (how sharp the ruler is)."""
-        self._score(batch, "val/accuracy")
-
     def on_validation_epoch_end(self) -> None:
         """Draws originals of several people above a training picture of whom the oracle takes each for."""
         images = self.spread_images(self.val_split, 8)
@@ -107,12 +93,3 @@ class IdentityOracle(Recogniser):
             if len(theirs):
                 named[row] = known[int(theirs)]["image"]
         self.log_grid("original_named", torch.cat([images, named]), columns=len(images))
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same figure: the validation part is the audited one."""
-        self._score(batch, "test/accuracy")
-
-    def _score(self, batch: dict[str, Tensor], name: str) -> None:
-        target = self.classes(batch["identity"])
-        hits = (self.logits(batch["image"]).argmax(1) == target).float()
-        self.log(name, hits.mean(), batch_size=len(target), prog_bar=True)

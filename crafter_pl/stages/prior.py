@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -70,7 +70,6 @@ class GanPrior(Stage):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.automatic_optimization = False
         self.latent_dim = latent_dim
         self._inception: tuple[InceptionFeatures, ...] = ()  # in a tuple: it goes into no checkpoint
@@ -90,9 +89,7 @@ class GanPrior(Stage):
     @property
     def generator(self) -> Generator | StyleGenerator:
         """The generator to sample and invert with: the EMA, ``(N, Z)`` -> ``(N, 3, S, S)`` in [0, 1]."""
-        module: Any = self.ema.module
-        generator: Generator | StyleGenerator = module
-        return generator
+        return cast(Generator | StyleGenerator, self.ema.module)
 
     def setup(self, stage: str) -> None:
         """Before `fit`, reads Inception's weights.
@@ -163,9 +160,8 @@ class GanPrior(Stage):
 
     def on_validation_epoch_end(self) -> None:
         """Draws samples; logs the kernel distance of the EMA's samples to held-out public faces."""
-        generator = torch.Generator().manual_seed(0)
-        z = torch.randn(256, self.latent_dim, generator=generator).to(self.device)
-        fake = self.generator(z)
+        z = torch.randn(256, self.latent_dim, generator=torch.Generator().manual_seed(0))
+        fake = self.generator(z.to(self.device))
         self.log_grid("samples", fake[:32])
         real = self.fixed_images(self.val_split, 256)
         if len(real) > 1:  # a kernel distance needs two pictures

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from crafter_pl.errors import UserError
-from crafter_pl.nets import OracleNet
+from crafter_pl.nets import CosineHead, OracleNet
 from crafter_pl.stages.augment import distort
 from crafter_pl.stages.base import Stage
+from crafter_pl.stages.scored import Scored
 
 
 def cosface_loss(cosines: Tensor, target: Tensor, scale: float, margin: float) -> Tensor:
@@ -31,9 +31,11 @@ class Recogniser(Stage):
 
     A subclass calls `build` once it knows the people. Among its init arguments are ``backbone``, ``grey``,
     ``width``, ``embedding``, ``dropout`` and ``image_size`` (see `OracleNet`), ``lr``, ``weight_decay``,
-    ``scale`` and ``margin``.
+    ``scale`` and ``margin``. One with another net sets ``net`` and calls `know` instead, and has a `lesson`.
     """
 
+    net: CosineHead
+    rise = 0.15
     sorted_people: Tensor
     class_of: Tensor
 
@@ -55,6 +57,10 @@ class Recogniser(Stage):
             h["dropout"],
             weights,
         )
+        self.know(people)
+
+    def know(self, people: list[int]) -> None:
+        """Takes note of the raw identity numbers, in class order."""
         # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
         order = torch.tensor(people).argsort()
         self.register_buffer("sorted_people", torch.tensor(people)[order], persistent=False)
@@ -83,18 +89,43 @@ class Recogniser(Stage):
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> unit embeddings ``(N, E)``."""
         return self.net.embed(images)
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        return self.one_cycle(optimizer, rise=0.15)
+    def lesson(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the net learns from: by default distorted pictures ``(N, 3, H, W)``."""
+        return distort(self.shown(batch["image"]), self.hparams.get("heavy", False))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """CosFace cross entropy on augmented pictures."""
-        images = distort(self.shown(batch["image"]), self.hparams.get("heavy", False))
+        """CosFace cross entropy on what is augmented."""
         target = self.classes(batch["identity"])
-        cosines = self.net.cosines(self.net.embed(images))
+        cosines = self.net.cosines(self.net.embed(self.lesson(batch)))
         loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+
+class PrivateRecogniser(Scored, Recogniser):
+    """Names private people; trained on *other* pictures of them than the audited ones (``private_train``).
+
+    Among its init arguments are ``identities`` and ``public_identities``. It may learn the public people too,
+    in the same softmax; verdicts are over the private people alone, which are classes ``0 … P-1``.
+    """
+
+    val_split = "private_test"  # no figure on it picks the checkpoint: the accuracy in reports stays honest
+
+    def meet(self, public: bool) -> None:
+        """Sets ``people``, all that it learns, and from which part of the data: with the ``public`` ones?"""
+        self.train_split = "oracle" if public else "private_train"  # type: ignore[misc]
+        self.private = len(self.needs("identities"))
+        self.people = [*self.hparams["identities"], *(self.hparams["public_identities"] or [])]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the net takes, such as pictures in [0, 1] -> scores of the private people ``(N, P)``."""
+        return self.hparams["scale"] * self.net.cosines(self.net.embed(x))[:, : self.private]
+
+    def exam(self, batch: dict[str, Tensor]) -> Tensor:
+        """What it is tried on: by default the pictures as they are."""
+        return batch["image"]
+
+    def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
+        """Top-1 accuracy on the part that will be audited: how sharp the ruler is."""
+        hits = self.logits(self.exam(batch)).argmax(1) == self.classes(batch["identity"])
+        return {"accuracy": hits.float().mean()}

@@ -22,7 +22,7 @@ class _LaidAnew(LRScheduler):
 
 
 class OneCycle(_LaidAnew, OneCycleLR):
-    """torch's one-cycle schedule, see `Stage.one_cycle`."""
+    """torch's one-cycle schedule, see `Stage.configure_optimizers`."""
 
 
 class Cosine(_LaidAnew, LambdaLR):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
@@ -15,10 +16,10 @@ from crafter_pl.errors import UserError
 from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import Stage
+from crafter_pl.stages.scored import Scored
 
 
-class TaskModel(Stage):
+class TaskModel(Scored):
     """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier ("Who does what").
 
     Args:
@@ -53,11 +54,9 @@ class TaskModel(Stage):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         count = len(self.needs("attribute_names"))
         self.net = SplitClassifier(arch, cut, count, weights)
         self.auc = AttributeAUC()
-        self.net.train()
         self.feature_shape = self._measure(count)
 
     @classmethod
@@ -118,13 +117,6 @@ class TaskModel(Stage):
         """Cloud classifier: features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
         return self.net.classify(features)
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
-        """AdamW with a one-cycle schedule."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        return self.one_cycle(optimizer, rise=0.2)
-
     def on_fit_start(self) -> None:
         """Measures how the training pictures frame a face."""
         if self.frame is None:
@@ -143,24 +135,27 @@ class TaskModel(Stage):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""
-        images = batch["image"]
-        if self.hparams["augment"]:
-            images = flip(images)
+        images = flip(batch["image"]) if self.hparams["augment"] else batch["image"]
         loss = F.binary_cross_entropy_with_logits(self.net(images), batch["attributes"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collects scores of held-out public people."""
-        self._score(batch, "val/loss")
+    def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
+        """The loss, and the mean AUC over the attributes that have both classes in that part.
+
+        Of the audited pictures, unprotected, the AUC is the utility that a defence starts from.
+        """
+        logits = self.net(batch["image"])
+        self.auc.update(logits, batch["attributes"])
+        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
+        return {"loss": loss, "mean_auc": self.auc}
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean AUC over the attributes that have both classes in the validation part; draws faces.
+        """Draws faces.
 
         For each of the first three attributes: the held-out public faces of the lowest and, below them, of
         the highest score.
         """
-        self._log_auc("val/mean_auc")
         images = self.spread_images(self.val_split, 64)
         scores = self.net(images)
         columns = min(8, len(images))
@@ -168,21 +163,3 @@ class TaskModel(Stage):
             order = score.argsort()
             chosen = torch.cat([order[:columns], order[-columns:].flip(0)])
             self.log_grid(f"lowest_highest/{name}", images[chosen], columns)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collects scores of the audited pictures, unprotected."""
-        self._score(batch, "test/loss")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs their mean AUC: the utility that a defence starts from."""
-        self._log_auc("test/mean_auc")
-
-    def _score(self, batch: dict[str, Tensor], name: str) -> None:
-        logits = self.net(batch["image"])
-        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
-        self.log(name, loss, batch_size=len(logits))
-        self.auc.update(logits, batch["attributes"])
-
-    def _log_auc(self, name: str) -> None:
-        self.log(name, self.auc.compute(), prog_bar=True)
-        self.auc.reset()
