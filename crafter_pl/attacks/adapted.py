@@ -14,6 +14,7 @@ from crafter_pl.commands import Commands, trained
 from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
 
 
@@ -62,6 +63,11 @@ class AdaptedAttack(Attack):
         super().aim(target)
         self.basic = self.basic.against(target, self.commands)
         self.checkpoints = self.adapted(self._choose(target, self.commands))
+
+    def prepare(self, device: str) -> None:
+        """Loads the nets that have adapted."""
+        self.device = device
+        self.net: Any = load_stage(self.checkpoint(self.runs), self.stage_class).to(device)
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""

@@ -14,7 +14,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.upstream import Upstream
 
-SHOWN = 8
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 
 
@@ -188,7 +187,7 @@ class AdaptiveStage(Stage):
 
     def draw_round(self) -> None:
         """Draws held-out faces above what is made of their crafted features."""
-        features, images, _ = self.queries.batch(min(SHOWN, self.hparams["val_pairs"]), self.val_split)
+        features, images, _ = self.queries.batch(min(8, self.hparams["val_pairs"]), self.val_split)
         self.eval()
         with torch.no_grad():
             made = self.reconstruct(features.to(next(self.parameters())))

@@ -14,7 +14,6 @@ from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
 from crafter_pl.data.keyed import keyed_uniform
 from crafter_pl.errors import UserError
 from crafter_pl.nets import synchronised
-from crafter_pl.stages.base import load_stage
 
 
 class AdaptiveBlackBox(AdaptiveStage):
@@ -85,17 +84,16 @@ class AdaptiveBlackBox(AdaptiveStage):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""
         images, features, edge = batch["image"], batch["features"], self.defense.edge_module()
+        with torch.no_grad():
+            seen = edge(images)
         if self.hparams["clean_share"] > 0:
             draw = keyed_uniform(self.current_epoch, "clean", batch["index"].cpu()).to(images.device)
-            with torch.no_grad():
-                clean = edge(images).to(features.dtype)
-            features = torch.where((draw < self.hparams["clean_share"]).view(-1, 1, 1, 1), clean, features)
+            clean = (draw < self.hparams["clean_share"]).view(-1, 1, 1, 1)
+            features = torch.where(clean, seen.to(features.dtype), features)
         decoded = self.net(features)
         error = decoded - images
         loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
         if self.hparams["feature_weight"] > 0:
-            with torch.no_grad():
-                seen = edge(images)
             loss = loss + self.hparams["feature_weight"] * (edge(decoded) - seen).square().mean()
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images))
         return loss
@@ -125,11 +123,6 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
     ) -> None:
         super().__init__(name=name, batch_size=batch_size)
         self.ckpt, self.basic = ckpt, DecoderAttack(black_box_ckpt, "black_box", batch_size)
-
-    def prepare(self, device: str) -> None:
-        """Loads the retrained decoder."""
-        self.device = device
-        self.net = load_stage(self.checkpoint(self.runs), AdaptiveBlackBox).to(device)
 
     def settings(self) -> dict[str, Any]:
         """The decoder's are in its checkpoint; it has learned itself what to make of a retrained cloud."""

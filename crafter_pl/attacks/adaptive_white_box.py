@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from crafter_pl.attacks.adapted import AdaptedAttack
 from crafter_pl.attacks.adaptive import AdaptiveStage
 from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.black_box import DecoderAttack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm, synchronised
 from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.prior import GanPrior
 
 
@@ -112,9 +112,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
         """Where the inversion begins: latents ``(N, Z)`` by the adapted amortizer, or the published one."""
         if self.amortizer is not None:
             return self.amortizer(features)
-        published = self.upstream["amortizer"]
-        assert isinstance(published, Amortizer)
-        return published(features)
+        return self.upstream["amortizer"](features)
 
     def _follow(self, features: Tensor, z: Tensor, steps: int) -> Tensor:
         lr = self.hparams["inversion_lr"]
@@ -122,8 +120,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The whole attack: features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
-        steps = self.hparams["attack_steps"]
-        steps = self.hparams["inversion_steps"] if steps is None else steps
+        steps = self.hparams["inversion_steps" if self.hparams["attack_steps"] is None else "attack_steps"]
         return self.generator(self._follow(features, self.start(features), steps))
 
     # Training
@@ -159,9 +156,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
     def _remember(self, z: Tensor, index: Tensor) -> None:
         """Every process knows the latents of all: the next epoch deals the samples otherwise."""
         indices, latents = self.all_gather((index, z))
-        every = indices.flatten().tolist()
-        found = latents.reshape(len(every), -1).cpu()
-        self._last.update(zip(every, found.unbind(), strict=True))
+        found = latents.reshape(-1, z.shape[1]).cpu()
+        self._last.update(zip(indices.flatten().tolist(), found, strict=True))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Mean squared pixel error of the whole attack, and of its start alone, on held-out public people."""
@@ -184,7 +180,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
             self._last = dict(zip(index.tolist(), z.unbind(), strict=True))
 
 
-class AdaptiveWhiteBoxAttack(AdaptedAttack):
+class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
     """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
 
     On unprotected features it is the white-box attack that adaptation starts from, which is also the first
@@ -214,17 +210,6 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack):
         """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
         later = [moment for moment in super().history() if moment[0]["round"] > 0]
         return [({"round": 0, "pairs": 0, "epochs": 0}, self.basic), *later]
-
-    def prepare(self, device: str) -> None:
-        """Loads the adapted nets."""
-        self.device = device
-        self.net = load_stage(self.checkpoint(self.runs), AdaptiveWhiteBox).to(device)
-
-    @torch.no_grad()
-    def reconstruct(self, features: Tensor) -> Tensor:
-        """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        parts = [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
-        return torch.cat(parts)
 
     def settings(self) -> dict[str, Any]:
         """Those of the adapted one are in its checkpoint."""

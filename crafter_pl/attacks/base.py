@@ -181,13 +181,12 @@ class Adversary(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name, version, settings and the SHA-256 of every checkpoint: all that counts besides features."""
-        files = {stage: sha256(path) for stage, path in self.checkpoints.items() if path is not None}
         return {
             "name": self.name,
             "class": type(self).__name__,
             "version": self.version,
             "settings": self.settings(),
-            "checkpoints": files,
+            "checkpoints": {key: sha256(path) for key, path in self.checkpoints.items() if path is not None},
         }
 
 

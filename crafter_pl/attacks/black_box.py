@@ -139,8 +139,9 @@ class DecoderAttack(Attack):
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
         """Decodes features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        parts = [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
-        return torch.cat(parts)
+        return torch.cat(
+            [self.net.reconstruct(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
+        )
 
     def settings(self) -> dict[str, Any]:
         """The decoder's are in its checkpoint; and whose answers it reads, if not the task model's."""

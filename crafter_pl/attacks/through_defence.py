@@ -13,7 +13,6 @@ from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import InversionResult, Objective
 from crafter_pl.data.transport import received
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
 
 OWN_KEYS = 2**40  # where the attacker's picture indices begin: those of the data set are its rows, far below
 
@@ -71,16 +70,16 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
     def prepare(self, device: str) -> None:
         """Loads what inverts, and the nets that stand for the defence."""
         super().prepare(device)
-        self.stage = load_stage(self.checkpoint(self.runs), DefenseSurrogate).to(device)
+        WhiteBoxAttack.prepare(self, device)
 
     def objective(self, features: Tensor) -> Objective:
         """``|P(E) - F|^2 + weight |E - Q(F)|^2`` as a function of ``E``."""
         through, near = super().objective(features), super().objective(self._undo(features))
-        return lambda seen: through(self.stage.doing(seen)) + self.weight * near(seen)
+        return lambda seen: through(self.net.doing(seen)) + self.weight * near(seen)
 
     def _undo(self, features: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.stage.undoing(features)
+            return self.net.undoing(features)
 
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if self.amortizer is None or restart > 1:
@@ -92,8 +91,8 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             return super()._rank(result, features, index)
         pictures = self._draw(features, result.z)
         with torch.enable_grad():
-            protected = self.stage.defense.protect(pictures, OWN_KEYS + index, self.stage.options)
-        protected = received(protected, self.stage.options.transport).to(features)
+            protected = self.net.defense.protect(pictures, OWN_KEYS + index, self.net.options)
+        protected = received(protected, self.net.options.transport).to(features)
         return (protected - features).square().flatten(1).sum(1)
 
     def settings(self) -> dict[str, Any]:

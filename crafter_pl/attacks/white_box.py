@@ -26,9 +26,8 @@ def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
     Raises:
         UserError: the defence has retrained it and is not at hand.
     """
-    if not attack.retrained("encoder"):
-        return fold_batchnorm(task.net.encoder_module())
-    return fold_batchnorm(attack.published("encoder"))
+    own = bool(attack.retrained("encoder"))
+    return fold_batchnorm(attack.published("encoder") if own else task.net.encoder_module())
 
 
 class WhiteBoxAttack(Attack):
@@ -125,12 +124,10 @@ class WhiteBoxAttack(Attack):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        parts = []
-        for offset in range(0, len(features), self.batch_size):
-            part = features[offset : offset + self.batch_size].to(self.device)
-            index = torch.arange(offset, offset + len(part), device=self.device)
-            parts.append(self._draw(part, self._search(part, index)).cpu())
-        return torch.cat(parts)
+        indices = torch.arange(len(features)).split(self.batch_size)
+        parts = zip(features.split(self.batch_size), indices, strict=True)
+        there = ((part.to(self.device), index.to(self.device)) for part, index in parts)
+        return torch.cat([self._draw(part, self._search(part, index)).cpu() for part, index in there])
 
     def _draw(self, features: Tensor, latent: Tensor) -> Tensor:
         """The pictures of the latents found."""
@@ -150,10 +147,9 @@ class WhiteBoxAttack(Attack):
 
     def _search(self, features: Tensor, index: Tensor) -> Tensor:
         """The latents ``(N, P)`` of the best start of each face."""
-        best_z, best_loss = features.new_empty(0), features.new_empty(0)
         objective = self.objective(features)
-        for restart in range(self.restarts):
-            result = invert(
+        found = [
+            invert(
                 self.render,
                 objective,
                 self._start(features, index, restart),
@@ -162,14 +158,10 @@ class WhiteBoxAttack(Attack):
                 prior_weight=self.prior_weight,
                 keep_best=True,
             )
-            loss = self._rank(result, features, index)
-            if restart == 0:
-                best_z, best_loss = result.z, loss
-            else:
-                better = loss < best_loss
-                best_z = torch.where(better[:, None], result.z, best_z)
-                best_loss = torch.where(better, loss, best_loss)
-        return best_z
+            for restart in range(self.restarts)
+        ]
+        best = torch.stack([self._rank(result, features, index) for result in found]).argmin(0)
+        return torch.stack([result.z for result in found])[best, torch.arange(len(best), device=best.device)]
 
     def _rank(self, result: InversionResult, features: Tensor, index: Tensor) -> Tensor:
         """What the starts of a face are compared by, ``(N,)``; the smallest is kept."""

@@ -6,14 +6,13 @@ from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
-from crafter_pl.nets.feature_head import FeatureHead
 from crafter_pl.nets.feature_map import FeatureMap
 from crafter_pl.nets.fold import fold_batchnorm, freeze
 from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
 from crafter_pl.nets.noisy import Noisy
-from crafter_pl.nets.oracle import CosineHead, OracleNet, to_grey
+from crafter_pl.nets.oracle import CosineHead, FeatureHead, OracleNet, to_grey
 from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
 from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised

@@ -9,8 +9,6 @@ from torchvision.ops import StochasticDepth
 
 from crafter_pl.errors import UserError
 
-CLASSES = 1000  # ImageNet's, which torchvision's classifiers know
-
 
 def torchvision_classifier(arch: str) -> nn.Module:
     """A torchvision classification model without weights.
@@ -31,7 +29,7 @@ def replace_head(net: nn.Module, arch: str, outputs: int) -> None:
     """
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     last = net.get_submodule(linear[-1]) if linear else None
-    if not isinstance(last, nn.Linear) or last.out_features != CLASSES:
+    if not isinstance(last, nn.Linear) or last.out_features != 1000:
         raise UserError(f"arch {arch!r} does not end in a linear layer, which the attributes would replace")
     net.set_submodule(linear[-1], nn.Linear(last.in_features, outputs))
 

@@ -62,6 +62,17 @@ class _Layer(nn.Module):
         return F.leaky_relu(x + self.strength * noise, 0.2)
 
 
+class _Repeat(nn.Module):
+    """One style ``(N, Z)`` -> the same for each modulated convolution, ``(N, L, Z)``."""
+
+    def __init__(self, styles: int) -> None:
+        super().__init__()
+        self.styles = styles
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w[:, None].repeat(1, self.styles, 1)
+
+
 class _Mapping(nn.Module):
     """z ``(N, Z)`` -> one style for each modulated convolution, ``(N, L, Z)``, all alike."""
 
@@ -74,10 +85,10 @@ class _Mapping(nn.Module):
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
-        self.styles = styles
+        self.repeat = _Repeat(styles)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)[:, None].repeat(1, self.styles, 1)
+        return self.repeat(self.layers(z))
 
 
 class _Start(nn.Module):
@@ -110,31 +121,6 @@ class _Up(nn.Module):
         x = self.layers[1](x, w[:, self.first + 1])
         picture = _double(picture) + self.picture(x, w[:, self.first + 2])
         return torch.sigmoid(picture) if self.last else (x, picture, w)
-
-
-class _Enter(nn.Module):
-    """z -> the flat latent of a space: one style a face (``w``), or one a convolution (``w+``)."""
-
-    def __init__(self, mapping: nn.Module, each: bool) -> None:
-        super().__init__()
-        self.mapping, self.each = mapping, each
-
-    def forward(self, z: Tensor) -> Tensor:
-        w = self.mapping(z)
-        return w.flatten(1) if self.each else w[:, 0]
-
-
-class _Expand(nn.Module):
-    """The flat latent of a space -> styles ``(N, L, Z)``."""
-
-    def __init__(self, styles: int, each: bool) -> None:
-        super().__init__()
-        self.styles, self.each = styles, each
-
-    def forward(self, latent: Tensor) -> Tensor:
-        if self.each:
-            return latent.unflatten(1, (self.styles, -1))
-        return latent[:, None].repeat(1, self.styles, 1)
 
 
 class _Chain(nn.Module):
@@ -203,10 +189,13 @@ class StyleGenerator(_Chain):
         Raises:
             UserError: there is no such space.
         """
+        mapping, *rest = self.parts
+        assert isinstance(mapping, _Mapping)
         if space == "z":
             return nn.Identity(), self
-        if space not in ("w", "w+"):
-            raise UserError(f"space {space!r}: a style generator has the latent spaces z, w and w+")
-        mapping, *rest = self.blocks()
-        each = space == "w+"
-        return _Enter(mapping, each), _Chain([_Expand(self.styles, each), *rest])
+        if space == "w":
+            return mapping.layers, _Chain([mapping.repeat, *rest])
+        if space == "w+":
+            every = nn.Unflatten(1, (self.styles, self.latent_dim))
+            return nn.Sequential(mapping, nn.Flatten()), _Chain([every, *rest])
+        raise UserError(f"space {space!r}: a style generator has the latent spaces z, w and w+")

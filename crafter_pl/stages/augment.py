@@ -7,16 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _drawn(images: Tensor, *shape: int) -> Tensor:
+    """Uniform numbers in [0, 1) for each picture, on their device."""
+    return torch.rand(len(images), *shape, device=images.device)
+
+
 def flip(images: Tensor) -> Tensor:
     """Mirrors each picture of ``(N, 3, H, W)`` with probability one half."""
-    mask = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(mask, images.flip(3), images)
+    return torch.where(_drawn(images, 1, 1, 1) < 0.5, images.flip(3), images)
 
 
 def warp(images: Tensor, shift: float = 0.08, scale: float = 0.1, angle: float = 0.15) -> Tensor:
     """Moves, scales and turns each picture at random (fractions of the side; radians), borders repeated."""
-    n, device = len(images), images.device
-    u = torch.rand(n, 4, device=device) * 2 - 1
+    u = _drawn(images, 4) * 2 - 1
     zoom = 1 + u[:, 0] * scale
     turn = u[:, 1] * angle
     cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
@@ -29,10 +32,9 @@ def warp(images: Tensor, shift: float = 0.08, scale: float = 0.1, angle: float =
 
 def recolour(images: Tensor, strength: float = 0.25) -> Tensor:
     """Changes brightness, contrast and each channel's gain; clipped to [0, 1]."""
-    n, device = len(images), images.device
-    contrast = 1 + (torch.rand(n, 1, 1, 1, device=device) * 2 - 1) * strength
-    shift = (torch.rand(n, 1, 1, 1, device=device) * 2 - 1) * strength / 2
-    gain = 1 + (torch.rand(n, 3, 1, 1, device=device) * 2 - 1) * strength / 3
+    contrast = 1 + (_drawn(images, 1, 1, 1) * 2 - 1) * strength
+    shift = (_drawn(images, 1, 1, 1) * 2 - 1) * strength / 2
+    gain = 1 + (_drawn(images, 3, 1, 1) * 2 - 1) * strength / 3
     mean = images.mean((1, 2, 3), keepdim=True)
     return ((images * gain - mean) * contrast + mean + shift).clamp(0, 1)
 
@@ -42,27 +44,21 @@ def degrade(images: Tensor, probability: float = 0.5, factor: int = 2, noise: fl
 
     Both are of a random strength, the noise up to a deviation of ``noise``: pictures like reconstructions.
     """
-    n, side, device = len(images), images.shape[-1], images.device
-    size = max(side // factor, 1)
+    size = max(images.shape[-1] // factor, 1)
     small = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     blurred = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
-    share = torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
+    share = _drawn(images, 1, 1, 1) * (_drawn(images, 1, 1, 1) < probability)
     out = images + share * (blurred - images)
-    level = (
-        noise * torch.rand(n, 1, 1, 1, device=device) * (torch.rand(n, 1, 1, 1, device=device) < probability)
-    )
+    level = noise * _drawn(images, 1, 1, 1) * (_drawn(images, 1, 1, 1) < probability)
     return (out + level * torch.randn_like(out)).clamp(0, 1)
 
 
 def cutout(images: Tensor, probability: float = 0.5, side: float = 0.35) -> Tensor:
     """Greys out a random square of up to ``side`` of the picture with ``probability``."""
-    n, _, height, width = images.shape
-    device = images.device
-    centre = torch.rand(n, 2, 1, 1, device=device)
-    half = torch.rand(n, 1, 1, device=device) * side / 2 * (torch.rand(n, 1, 1, device=device) < probability)
-    ys = torch.linspace(0, 1, height, device=device).view(1, height, 1)
-    xs = torch.linspace(0, 1, width, device=device).view(1, 1, width)
-    hole = ((ys - centre[:, 0]).abs() < half) & ((xs - centre[:, 1]).abs() < half)
+    centre = _drawn(images, 2, 1, 1)
+    half = _drawn(images, 1, 1) * side / 2 * (_drawn(images, 1, 1) < probability)
+    ys, xs = (torch.linspace(0, 1, size, device=images.device) for size in images.shape[2:])
+    hole = ((ys[:, None] - centre[:, 0]).abs() < half) & ((xs - centre[:, 1]).abs() < half)
     return torch.where(hole[:, None], images.new_tensor(0.5), images)
 
 

@@ -16,8 +16,6 @@ from crafter_pl.metrics.identity import FAR
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.recogniser import Recogniser
 
-_PICTURES = 1000  # of which pairs are made in validation, at most: half a million pairs
-
 
 class Embedder(Recogniser):
     """Embeds faces for the defences that cloak pictures.
@@ -99,7 +97,7 @@ def verification(embeddings: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two scalars in [0, 1]; those of chance if no pair is of one person, or none of two.
     """
-    chosen = identity.argsort(stable=True)[:_PICTURES]
+    chosen = identity.argsort(stable=True)[:1000]  # half a million pairs
     embeddings, identity = embeddings[chosen], identity[chosen]
     different = ~torch.eye(len(chosen), dtype=torch.bool)
     same = (identity[:, None] == identity[None]).cpu()[different]

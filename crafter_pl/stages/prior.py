@@ -24,8 +24,6 @@ from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.quality import kernel_distance, kid
 
-KID_PICTURES = 1000  # of either kind
-
 
 class GanPrior(Stage):
     """WGAN-GP on public faces (appendix), with an EMA of the generator for sampling and inversion.
@@ -172,7 +170,7 @@ class GanPrior(Stage):
         """Logs the KID of the EMA's samples to held-out public faces, if it has Inception's weights."""
         if not self._inception or not self.trainer.is_global_zero:
             return
-        real = self.spread_images(self.val_split, KID_PICTURES)
+        real = self.spread_images(self.val_split, 1000)
         if len(real) < 2:
             return
         generator = copy.deepcopy(self.generator).eval()  # the stage's own stays in its mode

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class Holder(Protocol):
-    """What has upstream stages, by their keys."""
-
-    upstream: dict[str, Any]
 
 
 class Upstream(Generic[T]):
@@ -22,5 +16,5 @@ class Upstream(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.key = self.key or name
 
-    def __get__(self, instance: Holder, owner: type) -> T:
-        return cast(T, instance.upstream[str(self.key)])
+    def __get__(self, instance: Any, owner: type) -> T:  # noqa: ANN401 (a stage)
+        return instance.upstream[self.key]
