@@ -121,12 +121,7 @@ class AdaptedAttack(Attack):
     def _train(self, target: Target, commands: Commands) -> str:
         """The command that trains the stage against this defence."""
         stage, (checkpoint, name) = self.stage_class.stage_name, place_of(target, commands.home)
-        more = ["--name", f"{self.runs}-{name}"]
-        more += [
-            part
-            for key, value in options_of(target).items()
-            for part in (f"--model.init_args.protect.{key}", str(value))
-        ]
+        more = ["--name", f"{self.runs}-{name}", *options_of(target, "model.init_args.protect")]
         taken = inspect.signature(self.stage_class).parameters
         for start, file in self.basic.checkpoints.items():
             if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
@@ -161,6 +156,5 @@ def _other(adaptation: dict[str, Any], target: Target) -> str:
 
 
 def _what(target: Target) -> str:
-    settings, defense = target.manifest["settings"], str(target.manifest["defense"])
-    words = [f"beta {settings['beta']:g}"] if settings.get("beta") is not None else []
-    return defense + (f" ({', '.join(words)})" if words else "") + " as it is"
+    beta = target.manifest["settings"].get("beta")
+    return f"{target.manifest['defense']}{'' if beta is None else f' (beta {beta:g})'} as it is"

@@ -31,9 +31,12 @@ class AdaptiveStage(Stage):
     over the global batch (`nets.synchronised`).
 
     A subclass has among its init arguments `defense_ckpt` and `protect` (its options), `pairs_per_round`,
-    `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir` and `lr`, calls
-    `attack_defense` in its ``__init__``, and implements `reconstruct` and the training. One that makes no
-    pictures has, instead of `reconstruct`, a `validation_step` and a `draw_round` of its own.
+    `epochs_per_round`, `val_pairs`, `batch_size`, `shard_size`, `queries_dir` and `lr`, and implements
+    `reconstruct` and the training. One that makes no pictures has, instead of `reconstruct`, a
+    `validation_step` and a `draw_round` of its own.
+
+    Raises:
+        UserError: a number is below its `lowest`, or the checkpoint is not of a defence.
     """
 
     defense = Upstream[Defense[Any]]()  # the frozen defence under attack
@@ -47,30 +50,8 @@ class AdaptiveStage(Stage):
         "shard_size": 1,
     }
 
-    @classmethod
-    def upgraded(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """In earlier versions the defence was called `crafter`, and its options were arguments themselves."""
-        if "crafter" not in checkpoint.get("upstream", {}):
-            return checkpoint
-        given = dict(checkpoint["hyper_parameters"])
-        if (method := given.pop("method", None)) not in (None, "crafter"):
-            raise UserError(
-                f"it was trained against Crafter's method {method!r}, which is a defence of its own now: "
-                "train that defence, and the attack against it"
-            )
-        names = ("beta", "steps", "critic", "precision", "refine_steps", "transport")
-        options = {name: given.pop(name, None) for name in names}
-        options["seed"] = given.pop("defense_seed", None)
-        given["protect"] = {name: value for name, value in options.items() if value is not None}
-        upstream = {"defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()}
-        return {**checkpoint, "hyper_parameters": given, "upstream": upstream}
-
-    def attack_defense(self) -> None:
-        """Checks the settings of all adaptive stages, and loads the defence.
-
-        Raises:
-            UserError: a number is below its `lowest`, or the checkpoint is not of a defence.
-        """
+    def __init__(self) -> None:
+        super().__init__()
         for key, least in self.lowest.items():
             if self.hparams[key] < least:
                 raise UserError(
@@ -89,6 +70,24 @@ class AdaptiveStage(Stage):
         }
         h = self.hparams
         self.plan = QueryPlan(h["pairs_per_round"], h["epochs_per_round"], h["val_pairs"], h["batch_size"])
+
+    @classmethod
+    def upgraded(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """In earlier versions the defence was called `crafter`, and its options were arguments themselves."""
+        if "crafter" not in checkpoint.get("upstream", {}):
+            return checkpoint
+        given = dict(checkpoint["hyper_parameters"])
+        if (method := given.pop("method", None)) not in (None, "crafter"):
+            raise UserError(
+                f"it was trained against Crafter's method {method!r}, which is a defence of its own now: "
+                "train that defence, and the attack against it"
+            )
+        names = ("beta", "steps", "critic", "precision", "refine_steps", "transport")
+        options = {name: given.pop(name, None) for name in names}
+        options["seed"] = given.pop("defense_seed", None)
+        given["protect"] = {name: value for name, value in options.items() if value is not None}
+        upstream = {"defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()}
+        return {**checkpoint, "hyper_parameters": given, "upstream": upstream}
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]; in eval mode."""
@@ -185,12 +184,12 @@ class AdaptiveStage(Stage):
             self.trainer.save_checkpoint(file, weights_only=True)
         self.draw_round()
 
+    @torch.no_grad()
     def draw_round(self) -> None:
         """Draws held-out faces above what is made of their crafted features."""
         features, images, _ = self.queries.batch(min(8, self.hparams["val_pairs"]), self.val_split)
         self.eval()
-        with torch.no_grad():
-            made = self.reconstruct(features.to(next(self.parameters())))
+        made = self.reconstruct(features.to(next(self.parameters())))
         self.train()
         self.log_grid(
             "original_reconstruction", torch.cat([images.to(self.device), made]), step=self.epochs_done

@@ -62,7 +62,6 @@ class AdaptiveBlackBox(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.attack_defense()
         if loss not in ("l1", "l2") or clean_share > 1:
             raise UserError(
                 f"loss {loss!r} must be l1 or l2, and clean_share {clean_share} at most 1 "

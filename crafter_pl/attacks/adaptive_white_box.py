@@ -80,7 +80,6 @@ class AdaptiveWhiteBox(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.attack_defense()
         least = 0 if amortize else 1
         if inversion_steps < least or (attack_steps is not None and attack_steps < 0) or inversion_lr <= 0:
             raise UserError(

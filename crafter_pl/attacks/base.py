@@ -229,13 +229,19 @@ class Attack(Adversary):
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
 
 
-def options_of(target: Target) -> dict[str, Any]:
-    """The options that put a defence's settings in force, but for the seed: those unlike its training's."""
+def options_of(target: Target, group: str) -> list[str]:
+    """Words of a command that put a defence's settings in force: those unlike its training's, but the seed.
+
+    Args:
+        target: the defence.
+        group: of which group of options they are, such as ``protect``.
+    """
     settings: dict[str, Any] = target.manifest["settings"]
     kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
     known = [name for name in names(kinds[0].options_class) if name in settings] if kinds else []
     trained = {} if target.defense is None else asdict(target.defense.options())
-    return {name: settings[name] for name in known if name != "seed" and settings[name] != trained.get(name)}
+    told = [name for name in known if name != "seed" and settings[name] != trained.get(name)]
+    return [word for name in told for word in (f"--{group}.{name}", str(settings[name]))]
 
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:

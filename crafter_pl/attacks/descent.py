@@ -41,7 +41,7 @@ def descend(
         best_loss = torch.where(better, loss.detach(), best_loss)
         if step == steps:
             break
-        (variable.grad,) = torch.autograd.grad(loss.sum(), variable)
+        (variable.grad,) = torch.autograd.grad(loss, variable, torch.ones_like(loss))
         optimizer.step()
         if project is not None:
             variable.data = project(variable.data)

@@ -142,14 +142,14 @@ class FeatureToIdentity(PrivateRecogniser):
         if part == "private_train":
             self.hparams["learned_from"] = protected_by(manifest)
 
+    @torch.no_grad()
     def _features(self, batch: dict[str, Tensor], part: str, augment: bool) -> Tensor:
         """The features of a batch: those in the store, or the encoder's own of (augmented) pictures."""
         if part in self.stored:
             index, features = self.stored[part]
             return features[torch.searchsorted(index, batch["index"].cpu())].to(self.device)
         images = warp(flip(batch["image"])) if augment else batch["image"]
-        with torch.no_grad():
-            return self.task.edge(images)
+        return self.task.edge(images)
 
     def lesson(self, batch: dict[str, Tensor]) -> Tensor:
         """Noisy features."""
@@ -200,8 +200,7 @@ class FeatureToID(Ruler):
         mine = self.checkpoints[self.name]
         others = [path for path in runs if path != mine] if self.adapted is None else self.adapted
         fitting = [path for path in others if fits(_learned_from(path)[0], target)]
-        if fitting:
-            self.checkpoints[self.name] = max(fitting, key=lambda path: _learned_from(path)[1])
+        self.checkpoints[self.name] = max(fitting, key=lambda path: _learned_from(path)[1], default=mine)
 
     @property
     def learnt(self) -> bool:
@@ -218,12 +217,10 @@ class FeatureToID(Ruler):
         more = [] if run.name == defense else ["--name", run.name]
         more += [] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]
         more += ["--data.predict_split", "private_train", "--protect.out", str(store)]
-        for key, value in options_of(target).items():
-            more += [f"--protect.{key}", str(value)]
         learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store)]
         learn += ["--model.init_args.init_from", self.checkpoint(self.name)]
         return [
-            command(self.commands.args("predict", defense, *more)),
+            command(self.commands.args("predict", defense, *more, *options_of(target, "protect"))),
             self.commands.fit(FeatureToIdentity.stage_name, *learn),
         ]
 

@@ -72,9 +72,9 @@ class HybridAttack(Attack):
         """Features ``(N, C, h, w)`` -> pictures in [0, 1]."""
         return torch.cat([self._fit(part.to(self.device)).cpu() for part in features.split(self.batch_size)])
 
+    @torch.no_grad()
     def _fit(self, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            start = self.decoder.reconstruct(features)
+        start = self.decoder.reconstruct(features)
 
         def objective(images: Tensor) -> Tensor:
             misfit = (self.encoder(images) - features).square().flatten(1).mean(1)

@@ -91,14 +91,13 @@ class LayerwiseAttack(WhiteBoxAttack):
                 f"{len(self.blocks) - 1} layers before its last"
             )
 
+    @torch.no_grad()
     def _draw(self, features: Tensor, latent: Tensor) -> Tensor:
         state: State = (latent,)
         for layer, (radius, steps) in enumerate(zip(self.radii, self.layer_steps, strict=True)):
-            with torch.no_grad():
-                state = _run(self.blocks[layer : layer + 1], state)
+            state = _run(self.blocks[layer : layer + 1], state)
             state = self._descend(features, state, self.blocks[layer + 1 :], radius, steps)
-        with torch.no_grad():
-            (images,) = _run(self.blocks[len(self.radii) :], state)
+        (images,) = _run(self.blocks[len(self.radii) :], state)
         return images
 
     def _descend(

@@ -79,17 +79,10 @@ class Queries:
             folder: of the stores of all defences, such as ``runs/synthetic/queries``.
             defense: the published defence; it crafts on its own device.
             options: with which options.
-            data: the faces, set up.
+            data: the faces, set up, of the size that the defence takes.
             seed: of the order in which pictures are queried.
-            shard_size: pictures crafted at a time, which make one shard.
-
-        Raises:
-            UserError: the defence takes pictures of another size, or ``shard_size`` is below 1.
+            shard_size: pictures crafted at a time, which make one shard; at least 1.
         """
-        if shard_size < 1:
-            raise UserError(f"shard_size is {shard_size}; give at least 1")
-        if data.image_size != (mine := defense.task.hparams["image_size"]):
-            raise UserError(f"this defence takes pictures of {mine} pixels, the data have {data.image_size}")
         self.defense, self.options, self.data = defense, options, data
         self.seed, self.shard_size = seed, shard_size
         key = json.dumps({**self._about(""), "pictures": data.pictures}, sort_keys=True)

@@ -59,7 +59,6 @@ class DefenseSurrogate(AdaptiveStage):
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.attack_defense()
         shape = self.defense.task.feature_shape
         self.doing = FeatureMap(shape, width, blocks, hidden)
         self.undoing = FeatureMap(shape, width, blocks, hidden)

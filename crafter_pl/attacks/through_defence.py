@@ -77,9 +77,9 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
         through, near = super().objective(features), super().objective(self._undo(features))
         return lambda seen: through(self.net.doing(seen)) + self.weight * near(seen)
 
+    @torch.no_grad()
     def _undo(self, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.net.undoing(features)
+        return self.net.undoing(features)
 
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if self.amortizer is None or restart > 1:

@@ -129,17 +129,17 @@ class WhiteBoxAttack(Attack):
         there = ((part.to(self.device), index.to(self.device)) for part, index in parts)
         return torch.cat([self._draw(part, self._search(part, index)).cpu() for part, index in there])
 
+    @torch.no_grad()
     def _draw(self, features: Tensor, latent: Tensor) -> Tensor:
         """The pictures of the latents found."""
-        with torch.no_grad():
-            return self.generator(latent)
+        return self.generator(latent)
 
+    @torch.no_grad()
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
-        with torch.no_grad():
-            if restart == 0 and self.amortizer is not None:
-                return self.enter(self.amortizer(features))
-            cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
-            return self.enter(cold)
+        if restart == 0 and self.amortizer is not None:
+            return self.enter(self.amortizer(features))
+        cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
+        return self.enter(cold)
 
     def objective(self, features: Tensor) -> Objective:
         """What the search minimises for each face: ``|F - E|^2`` as a function of ``E = Enc(G(z))``."""

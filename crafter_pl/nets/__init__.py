@@ -1,6 +1,5 @@
 """Plain torch networks: nothing here knows Lightning, files or data sets."""
 
-from crafter_pl.nets.amortizer import AmortizerNet
 from crafter_pl.nets.bfloat16 import Bfloat16, bf16_is_slow
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
@@ -8,7 +7,7 @@ from crafter_pl.nets.decoder import AnswersDecoder, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.feature_map import FeatureMap
 from crafter_pl.nets.fold import fold_batchnorm, freeze
-from crafter_pl.nets.generator import Generator, ImageEncoder, build_generator
+from crafter_pl.nets.generator import AmortizerNet, Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
 from crafter_pl.nets.noisy import Noisy

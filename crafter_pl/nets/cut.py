@@ -61,22 +61,17 @@ def cut_at(net: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
         if old in before:
             before.update(old.all_input_nodes)
     edge, cloud = fx.Graph(), fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
+    on_edge: dict[fx.Node, fx.Node] = {}
+    in_cloud = {node: cloud.placeholder("features")}
     for old in graph.nodes:
-        if old in before:
-            copied[old] = edge.node_copy(old, lambda other: copied[other])
-    edge.output(copied[node])
-    copied = {node: cloud.placeholder("features")}
-    for old in graph.nodes:
-        if old in before:
-            continue
-        for source in old.all_input_nodes:
-            if source not in copied:
-                raise UserError(
-                    f"cannot cut at {cut!r}: {names[source]!r}, before it, is also needed behind it, by "
-                    f"{names[old]!r}; cut where a block ends"
-                )
-        copied[old] = cloud.node_copy(old, lambda other: copied[other])
+        part, copied = (edge, on_edge) if old in before else (cloud, in_cloud)
+        if lost := [names[source] for source in old.all_input_nodes if source not in copied]:
+            raise UserError(
+                f"cannot cut at {cut!r}: {lost[0]!r}, before it, is also needed behind it, by "
+                f"{names[old]!r}; cut where a block ends"
+            )
+        copied[old] = part.node_copy(old, copied.__getitem__)
+    edge.output(on_edge[node])
     return _module(net, edge), _module(net, cloud)
 
 

@@ -1,4 +1,4 @@
-"""Generators of the public prior, and the image encoder of their autoencoding term."""
+"""Generators of the public prior, and nets that give latents: of pictures, of features."""
 
 from __future__ import annotations
 
@@ -84,23 +84,54 @@ def build_generator(kind: str, latent_dim: int, image_size: int, width: int) -> 
     return Generator(kind, latent_dim, image_size, width)
 
 
+def _halved(cin: int, side: int, smallest: int, width: int, kernel: int) -> tuple[list[nn.Module], int, int]:
+    """Convolutions of stride 2 until the side is small enough; what they end in: channels and side."""
+    layers: list[nn.Module] = []
+    cout = width
+    while side > smallest:
+        layers += [
+            nn.Conv2d(cin, cout, kernel, stride=2, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(cout),
+            nn.LeakyReLU(0.2),
+        ]
+        cin, cout, side = cout, min(cout * 2, 8 * width), (side + 1) // 2
+    return layers, cin, side
+
+
 class ImageEncoder(nn.Module):
     """Image ``(N, 3, S, S)`` in [0, 1] -> mean and log-variance ``(N, Z)`` of its latent."""
 
     def __init__(self, latent_dim: int, image_size: int, width: int = 64) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        cin, cout, side = 3, width, image_size
-        while side > 4:
-            layers += [
-                nn.Conv2d(cin, cout, 5, stride=2, padding=2, bias=False),
-                nn.BatchNorm2d(cout),
-                nn.LeakyReLU(0.2),
-            ]
-            cin, cout, side = cout, min(cout * 2, width * 8), (side + 1) // 2
+        layers, cin, side = _halved(3, image_size, 4, width, kernel=5)
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(cin * side * side, 2 * latent_dim))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and log-variance, each ``(N, Z)``."""
         mean, log_variance = self.layers(images * 2 - 1).chunk(2, dim=1)
         return mean, torch.clamp(log_variance, -8, 4)
+
+
+class AmortizerNet(nn.Module):
+    """Features ``(N, C, h, w)`` -> latents ``(N, Z)``: where the inversion starts.
+
+    The paper's: stride-2 convolutions 128/512/1024 down to 2x2, a 2x2 convolution to 512, a 1x1 convolution
+    to Z. Here the widths are multiples of ``width`` and the number of stride-2 steps follows the feature's
+    side.
+    """
+
+    def __init__(self, feature_shape: tuple[int, int, int], latent_dim: int, width: int = 128) -> None:
+        super().__init__()
+        channels, side, _ = feature_shape
+        layers, cin, side = _halved(channels, side, 2, width, kernel=3)
+        self.layers = nn.Sequential(
+            *layers,
+            nn.Conv2d(cin, 4 * width, side),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * width, latent_dim, 1),
+            nn.Flatten(),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns a latent per feature."""
+        return self.layers(features)

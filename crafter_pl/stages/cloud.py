@@ -111,12 +111,12 @@ class CloudClassifier(Scored):
         """Features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
         return self.net(features)
 
+    @torch.no_grad()
     def _features(self, batch: dict[str, Tensor], augment: bool = False) -> Tensor:
         """A batch's features; mirrored ones are, but for the edges, those of a mirrored face."""
         if "features" in batch:
             return flip(batch["features"]) if augment else batch["features"]
-        with torch.no_grad():
-            return self.task.edge(flip(batch["image"]) if augment else batch["image"])
+        return self.task.edge(flip(batch["image"]) if augment else batch["image"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""

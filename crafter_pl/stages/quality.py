@@ -78,8 +78,7 @@ def kid(features: nn.Module, fake: Tensor, real: Tensor, subsets: int = 100, bat
             normalize=True,
             # Every process has all pictures (or is alone): gathering would count each more than once.
             sync_on_compute=False,
-        )
-    metric = metric.to(fake.device)
+        ).to(fake.device)
     for images, is_real in ((real, True), (fake, False)):
         for part in images.float().split(batch_size):
             metric.update(part, real=is_real)

@@ -73,14 +73,14 @@ class TaskModel(Scored):
             )
         return {"attribute_names": list(data.attribute_names), "image_size": data.image_size}
 
+    @torch.no_grad()
     def _measure(self, answers: int) -> tuple[int, int, int]:
         """Shape of the features; tries the net on an empty picture first."""
         size, arch = self.needs("image_size"), f"{self.hparams['arch']} cut at {self.hparams['cut']}"
         self.net.eval()
         try:
-            with torch.no_grad():
-                features = self.net.encode(torch.zeros(1, 3, size, size))
-                logits = self.net.classify(features)
+            features = self.net.encode(torch.zeros(1, 3, size, size))
+            logits = self.net.classify(features)
         except RuntimeError as error:
             raise UserError(
                 f"{arch} cannot take pictures of {size} pixels ({str(error).splitlines()[0][:120]}): give "

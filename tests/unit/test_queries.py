@@ -113,12 +113,6 @@ def test_refusals(tmp_path, data):
         queries.ensure(0)
     with pytest.raises(ValueError, match="barrier"):
         queries.ensure(4, world=2)
-    with pytest.raises(UserError, match="shard_size is 0"):
-        Queries(tmp_path, Blur(), TOLD, data, shard_size=0)
-    large = Blur()
-    large.task = type("task", (), {"hparams": {"image_size": 64}})
-    with pytest.raises(UserError, match="pictures of 64 pixels, the data have 32"):
-        Queries(tmp_path, large, TOLD, data)
 
 
 def together(make, world, count):
