@@ -69,11 +69,15 @@ class AdaptedAttack(Attack):
         self.device = device
         self.net: Any = load_stage(self.checkpoint(self.runs), self.stage_class).to(device)
 
+    def settings(self) -> dict[str, Any]:
+        """By default none: those of what has adapted are in its checkpoint."""
+        return {}
+
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""
         moments: list[tuple[dict[str, int], Attack]] = []
-        folder = Path(self.checkpoint(self.runs)).parent
-        found = [(file, read_checkpoint(file)["adaptation"]) for file in folder.glob("round-*.ckpt")]
+        files = Path(self.checkpoint(self.runs)).parent.glob("round-*.ckpt")
+        found = [(file, read_checkpoint(file)["adaptation"]) for file in files]
         for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
             earlier = copy.copy(self)
             earlier.checkpoints = self.adapted(str(file))
@@ -112,10 +116,11 @@ class AdaptedAttack(Attack):
 
     def _starts_alike(self, best: Path, began: dict[str, Any]) -> bool:
         """Whether a run bears this attack's name, or began with the nets that it uses itself."""
-        mine = {
-            key: file for key, file in self.basic.checkpoints.items() if key in began and file is not None
-        }
-        alike = all(Path(file).is_file() and sha256(file) == began[key][1] for key, file in mine.items())
+        alike = all(
+            Path(file).is_file() and sha256(file) == began[key][1]
+            for key, file in self.basic.checkpoints.items()
+            if key in began and file is not None
+        )
         return alike or best.parent.parent.name.startswith(self.runs)
 
     def _train(self, target: Target, commands: Commands) -> str:

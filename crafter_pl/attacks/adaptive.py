@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -104,13 +105,10 @@ class AdaptiveStage(Stage):
         """
         super().setup(stage)
         data = self.data
-        folder = self.hparams["queries_dir"]
-        if folder is None:
-            if self.experiment_dir is None:
-                raise UserError("where should queries be kept? give --model.init_args.queries_dir FOLDER")
-            folder = self.experiment_dir / "queries"
+        if self.hparams["queries_dir"] is None and self.experiment_dir is None:
+            raise UserError("where should queries be kept? give --model.init_args.queries_dir FOLDER")
         self.queries = Queries(
-            folder,
+            self.hparams["queries_dir"] or Path(self.experiment_dir or "", "queries"),
             self.defense,
             self.options,
             data,
@@ -155,9 +153,8 @@ class AdaptiveStage(Stage):
         """The learning rate at this place of the round: a linear rise, then a cosine fall."""
         each = self.hparams["epochs_per_round"]
         place = (self.current_epoch % each + batch_idx / self.trainer.num_training_batches) / each
-        rise = place / _WARMUP
         fall = 0.5 + 0.5 * math.cos(math.pi * (place - _WARMUP) / (1 - _WARMUP))
-        lr = self.hparams["lr"] * max(min(rise, fall) if place < _WARMUP else fall, 1e-3)
+        lr = self.hparams["lr"] * max(min(place / _WARMUP, fall) if place < _WARMUP else fall, 1e-3)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = lr
 

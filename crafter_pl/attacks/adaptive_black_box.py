@@ -122,7 +122,3 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
     ) -> None:
         super().__init__(name=name, batch_size=batch_size)
         self.ckpt, self.basic = ckpt, DecoderAttack(black_box_ckpt, "black_box", batch_size)
-
-    def settings(self) -> dict[str, Any]:
-        """The decoder's are in its checkpoint; it has learned itself what to make of a retrained cloud."""
-        return {}

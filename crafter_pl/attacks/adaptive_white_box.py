@@ -114,8 +114,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
         return self.upstream["amortizer"](features)
 
     def _follow(self, features: Tensor, z: Tensor, steps: int) -> Tensor:
-        lr = self.hparams["inversion_lr"]
-        return invert(self.render, features.to(self.dtype), z.to(self.dtype), steps=steps, lr=lr).z
+        target, start = features.to(self.dtype), z.to(self.dtype)
+        return invert(self.render, target, start, steps=steps, lr=self.hparams["inversion_lr"]).z
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The whole attack: features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
@@ -155,8 +155,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
     def _remember(self, z: Tensor, index: Tensor) -> None:
         """Every process knows the latents of all: the next epoch deals the samples otherwise."""
         indices, latents = self.all_gather((index, z))
-        found = latents.reshape(-1, z.shape[1]).cpu()
-        self._last.update(zip(indices.flatten().tolist(), found, strict=True))
+        self._last.update(zip(indices.flatten().tolist(), latents.cpu().view(-1, z.shape[1]), strict=True))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Mean squared pixel error of the whole attack, and of its start alone, on held-out public people."""
@@ -209,7 +208,3 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
         """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
         later = [moment for moment in super().history() if moment[0]["round"] > 0]
         return [({"round": 0, "pairs": 0, "epochs": 0}, self.basic), *later]
-
-    def settings(self) -> dict[str, Any]:
-        """Those of the adapted one are in its checkpoint."""
-        return {}

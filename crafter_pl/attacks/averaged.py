@@ -54,5 +54,4 @@ class AveragedAttack(Attack):
 
     def settings(self) -> dict[str, Any]:
         """Those of the attack that inverts, with its class and version."""
-        own = {"class": self.kind.__name__, "version": self.kind.version}
-        return {"base": {**own, **self.base.settings()}}
+        return {"base": {"class": self.kind.__name__, "version": self.kind.version, **self.base.settings()}}

@@ -93,8 +93,8 @@ class BlackBox(Scored):
 
     def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
         """Mean squared pixel error on unprotected features."""
-        decoded = self.net(self.encode(batch["image"]))
-        return {"l2": (decoded - batch["image"]).square().mean()}
+        images = batch["image"]
+        return {"l2": (self.net(self.encode(images)) - images).square().mean()}
 
     def on_validation_epoch_end(self) -> None:
         """Draws held-out public faces above their reconstructions."""

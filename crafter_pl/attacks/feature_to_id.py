@@ -199,7 +199,7 @@ class FeatureToID(Ruler):
         runs = map(str, trained(self.commands.home, FeatureToIdentity.stage_name))
         mine = self.checkpoints[self.name]
         others = [path for path in runs if path != mine] if self.adapted is None else self.adapted
-        fitting = [path for path in others if fits(_learned_from(path)[0], target)]
+        fitting = (path for path in others if fits(_learned_from(path)[0], target))
         self.checkpoints[self.name] = max(fitting, key=lambda path: _learned_from(path)[1], default=mine)
 
     @property
@@ -217,8 +217,8 @@ class FeatureToID(Ruler):
         more = [] if run.name == defense else ["--name", run.name]
         more += [] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]
         more += ["--data.predict_split", "private_train", "--protect.out", str(store)]
-        learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store)]
-        learn += ["--model.init_args.init_from", self.checkpoint(self.name)]
+        start = ["--model.init_args.init_from", self.checkpoint(self.name)]
+        learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store), *start]
         return [
             command(self.commands.args("predict", defense, *more, *options_of(target, "protect"))),
             self.commands.fit(FeatureToIdentity.stage_name, *learn),
@@ -237,8 +237,9 @@ class FeatureToID(Ruler):
     @torch.no_grad()
     def identify(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> logits ``(N, P)``, on the CPU."""
-        parts = [self.net.logits(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
-        return torch.cat(parts)
+        return torch.cat(
+            [self.net.logits(part.to(self.device)).cpu() for part in features.split(self.batch_size)]
+        )
 
     def settings(self) -> dict[str, Any]:
         """Whether it learned from the features of the defence that it is aimed at."""

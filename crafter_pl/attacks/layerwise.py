@@ -108,8 +108,7 @@ class LayerwiseAttack(WhiteBoxAttack):
         sizes = [tensor[0].numel() for tensor in start]
 
         def moved(deviation: Tensor) -> State:
-            parts = deviation.split(sizes, dim=1)
-            whole = zip(start, units, parts, strict=True)
+            whole = zip(start, units, deviation.split(sizes, dim=1), strict=True)
             return tuple(tensor + unit * part.view_as(tensor) for tensor, unit, part in whole)
 
         def objective(deviation: Tensor) -> Tensor:
@@ -117,10 +116,8 @@ class LayerwiseAttack(WhiteBoxAttack):
             return (self.encoder(images) - features).square().flatten(1).sum(1)
 
         def project(deviation: Tensor) -> Tensor:
-            parts = deviation.split(sizes, dim=1)
-            return torch.cat(
-                [project_l1(part, radius * size) for part, size in zip(parts, sizes, strict=True)], 1
-            )
+            parts = zip(deviation.split(sizes, dim=1), sizes, strict=True)
+            return torch.cat([project_l1(part, radius * size) for part, size in parts], 1)
 
         zero = features.new_zeros(len(features), sum(sizes))
         best, _ = descend(objective, zero, steps=steps, lr=self.layer_lr, project=project)
@@ -128,8 +125,8 @@ class LayerwiseAttack(WhiteBoxAttack):
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""
-        names = ("radii", "layer_steps", "layer_lr")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+        own = {"radii": self.radii, "layer_steps": self.layer_steps, "layer_lr": self.layer_lr}
+        return {**super().settings(), **own}
 
 
 def _run(blocks: Sequence[Callable[..., Any]], state: State) -> State:

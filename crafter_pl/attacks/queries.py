@@ -91,8 +91,11 @@ class Queries:
         self.images = PublicPictures(data)
 
     def _about(self, split: str) -> dict[str, Any]:
-        about = self.defense.manifest(self.data.split_hash, split, self.options)
-        return {**about, "query_seed": self.seed, "shard_size": self.shard_size}
+        return {
+            **self.defense.manifest(self.data.split_hash, split, self.options),
+            "query_seed": self.seed,
+            "shard_size": self.shard_size,
+        }
 
     def order(self, split: str = "public_train") -> Tensor:
         """The split's pictures in the order in which they are queried: rows of the data set, int64 ``(M,)``.

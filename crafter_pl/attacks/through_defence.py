@@ -97,4 +97,4 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
 
     def settings(self) -> dict[str, Any]:
         """The white-box attack's own, and what this one adds."""
-        return {**super().settings(), "weight": self.weight, "verify": self.verify}
+        return {**WhiteBoxAttack.settings(self), "weight": self.weight, "verify": self.verify}

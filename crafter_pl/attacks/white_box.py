@@ -124,10 +124,9 @@ class WhiteBoxAttack(Attack):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Inverts features ``(N, C, h, w)`` into pictures in [0, 1]."""
-        indices = torch.arange(len(features)).split(self.batch_size)
-        parts = zip(features.split(self.batch_size), indices, strict=True)
-        there = ((part.to(self.device), index.to(self.device)) for part, index in parts)
-        return torch.cat([self._draw(part, self._search(part, index)).cpu() for part, index in there])
+        indices = torch.arange(len(features), device=self.device).split(self.batch_size)
+        parts = zip((part.to(self.device) for part in features.split(self.batch_size)), indices, strict=True)
+        return torch.cat([self._draw(part, self._search(part, index)).cpu() for part, index in parts])
 
     @torch.no_grad()
     def _draw(self, features: Tensor, latent: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Plain torch networks: nothing here knows Lightning, files or data sets."""
 
-from crafter_pl.nets.bfloat16 import Bfloat16, bf16_is_slow
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, build_decoder
@@ -10,11 +9,11 @@ from crafter_pl.nets.fold import fold_batchnorm, freeze
 from crafter_pl.nets.generator import AmortizerNet, Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
-from crafter_pl.nets.noisy import Noisy
 from crafter_pl.nets.oracle import CosineHead, FeatureHead, OracleNet, to_grey
 from crafter_pl.nets.pruner import ChannelPruner
 from crafter_pl.nets.style import StyleGenerator
 from crafter_pl.nets.syncbn import SyncBatchNorm2d, synchronised
+from crafter_pl.nets.wrapped import Bfloat16, Noisy, bf16_is_slow
 
 __all__ = [
     "AmortizerNet",

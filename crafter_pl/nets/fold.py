@@ -63,8 +63,8 @@ class _Convolve(torch.autograd.Function):
                 size - ((made - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
                 for size, made, step, pad, spread, kernel in sides
             ]
-        how = (stride, padding, dilation, not transposed, extra, groups)
-        return _Convolve.apply(grad, ctx.weight, None, how), None, None, None
+        adjoint = (stride, padding, dilation, not transposed, extra, groups)
+        return _Convolve.apply(grad, ctx.weight, None, adjoint), None, None, None
 
 
 class FrozenConv(nn.Module):

@@ -61,8 +61,7 @@ class Generator(nn.Module):
         Every block takes what the one before it returns, a tensor (or, elsewhere, a tuple of tensors).
         """
         ends = [4, *range(7, len(self.layers) - 1, 3), len(self.layers)]
-        starts = [0, *ends[:-1]]
-        return [self.layers[start:end] for start, end in zip(starts, ends, strict=True)]
+        return [self.layers[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def latent_space(self, space: str) -> tuple[nn.Module, nn.Module]:
         """What takes z ``(N, Z)`` into a latent space, and what draws pictures from there: ``z`` alone.

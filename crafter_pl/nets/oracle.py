@@ -82,8 +82,8 @@ class _FaceNet(nn.Module):
             ) from error
         if weights not in (None, "download"):
             state = read_weights(weights, "facenet-pytorch's InceptionResnetV1")
-            refused = f"weights {weights!r} do not fit InceptionResnetV1"
-            load_trunk(self.net, state, ("logits.",), refused)  # the head is of its own people
+            # The head is of its own people.
+            load_trunk(self.net, state, ("logits.",), f"weights {weights!r} do not fit InceptionResnetV1")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] < 112:

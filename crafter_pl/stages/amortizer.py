@@ -95,5 +95,5 @@ class Amortizer(Scored):
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""
         images = self.fixed_images(self.val_split, 8)
-        started = self.prior.generator(self.net(self.task.edge(images)))
-        self.log_grid("start", torch.cat([images, started]))
+        started = self.net(self.task.edge(images))
+        self.log_grid("start", torch.cat([images, self.prior.generator(started)]))

@@ -268,8 +268,7 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
     if path.is_file() and type(known := _known.get().get((str(path), sha256(path)))) is cls:
         return known
     checkpoint = read_checkpoint(path, cls.stage_name) if checkpoint is None else checkpoint
-    if checkpoint.get("stage_class") != cls.__name__:
-        saved = checkpoint.get("stage_class") or "something else"
+    if (saved := checkpoint.get("stage_class") or "something else") != cls.__name__:
         raise UserError(f"{path} is a checkpoint of {saved}, expected one of {cls.__name__}")
     try:
         checkpoint = cls.upgraded(checkpoint)

@@ -74,8 +74,11 @@ class IdentityOracle(PrivateRecogniser):
         """
         check_several(len(data.private_identities), "--data.private_people")
         public = data.public_identities.tolist() if given["public_people"] else None
-        people = {"identities": data.private_identities.tolist(), "public_identities": public}
-        return {**people, "image_size": data.image_size}
+        return {
+            "identities": data.private_identities.tolist(),
+            "public_identities": public,
+            "image_size": data.image_size,
+        }
 
     @property
     def title(self) -> str:

@@ -127,8 +127,9 @@ class GanPrior(Stage):
         with torch.no_grad():
             fake = self.live(torch.randn(len(images), self.latent_dim, device=self.device)).float()
         emd = self.critic(images).mean() - self.critic(fake).mean()
-        mix = torch.rand(len(images), 1, 1, 1, device=self.device)
-        penalty = gradient_penalty(self.critic, images, fake, mix)
+        penalty = gradient_penalty(
+            self.critic, images, fake, mix=torch.rand(len(images), 1, 1, 1, device=self.device)
+        )
         judge.zero_grad()
         self.manual_backward(self.hparams["penalty"] * penalty - emd)
         judge.step()

@@ -68,13 +68,12 @@ def kid(features: nn.Module, fake: Tensor, real: Tensor, subsets: int = 100, bat
     Raises:
         ValueError: a set has fewer than two pictures.
     """
-    size = min(len(fake), len(real))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its buffer: a few thousand rows at most
         metric = KernelInceptionDistance(
             feature=features,
             subsets=subsets,
-            subset_size=max(size // 2, 2),
+            subset_size=max(min(len(fake), len(real)) // 2, 2),
             normalize=True,
             # Every process has all pictures (or is alone): gathering would count each more than once.
             sync_on_compute=False,

@@ -1,4 +1,4 @@
-"""A net that computes in bfloat16 between float32 tensors."""
+"""Nets around a net: one that computes in bfloat16, one that adds noise."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ class Bfloat16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32 in, float32 out."""
         return self.net(x.to(torch.bfloat16)).float()
+
+
+class Noisy(nn.Module):
+    """Adds Gaussian noise that is drawn elsewhere: ``x``, normal numbers ``(N, D)`` -> ``net(x)`` and noise.
+
+    Args:
+        net: gives ``(N, ...)`` of D entries each.
+        deviation: of the noise.
+    """
+
+    def __init__(self, net: nn.Module, deviation: float) -> None:
+        super().__init__()
+        self.net, self.deviation = net, deviation
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """What the net gives, with noise."""
+        made: Tensor = self.net(x)
+        return made + self.deviation * noise.view_as(made)
