@@ -2,9 +2,8 @@
 
 from crafter_pl.nets.crafting_net import CraftingNet, CraftingPass
 from crafter_pl.nets.critic import Critic, gradient_penalty
-from crafter_pl.nets.decoder import AnswersDecoder, build_decoder
+from crafter_pl.nets.decoder import AnswersDecoder, FeatureMap, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
-from crafter_pl.nets.feature_map import FeatureMap
 from crafter_pl.nets.fold import fold_batchnorm, freeze
 from crafter_pl.nets.generator import AmortizerNet, Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
