@@ -246,8 +246,7 @@ def options_of(target: Target, group: str) -> list[str]:
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:
     """Where a defence's checkpoint is or should be, and what a run that learns from it adds to its name."""
-    own = home / str(target.manifest["defense"]) / "checkpoints" / "best.ckpt"
-    checkpoint = own if target.checkpoint is None else Path(target.checkpoint)
+    checkpoint = Path(target.checkpoint or home / target.manifest["defense"] / "checkpoints" / "best.ckpt")
     settings = target.manifest["settings"]
     words = [checkpoint.parent.parent.name]
     words += [f"beta{settings['beta']:g}"] if settings.get("beta") is not None else []

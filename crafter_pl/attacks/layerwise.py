@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ class LayerwiseAttack(WhiteBoxAttack):
     def _open(self, prior: GanPrior, device: str) -> None:
         super()._open(prior, device)
         _, draw = prior.generator.latent_space(self.space)
-        blocks: Any = draw.blocks  # both kinds of generator have it, and what draws from w, too
-        self.blocks = [fold_batchnorm(block).to(device) for block in blocks()]
+        # Both kinds of generator have blocks, and what draws from w, too.
+        self.blocks = [fold_batchnorm(block).to(device) for block in cast(Any, draw).blocks()]
         if len(self.radii) >= len(self.blocks):
             raise UserError(
                 f"attack {self.name}: {len(self.radii)} radii, but this generator has "

@@ -109,9 +109,8 @@ class WhiteBoxAttack(Attack):
         self.latent_dim = prior.latent_dim
         self.amortizer: Amortizer | None = None
         if self.amortized and not self.retrained("encoder"):
-            amortizer = load_stage(paths["amortizer"], Amortizer)
-            amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
-            self.amortizer = amortizer.to(device)
+            self.amortizer = load_stage(paths["amortizer"], Amortizer).to(device)
+            self.amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
 
     def _open(self, prior: GanPrior, device: str) -> None:
         """Sets ``enter``, from z into the space, and ``generator``, from there to pictures."""

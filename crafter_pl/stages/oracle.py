@@ -80,11 +80,6 @@ class IdentityOracle(PrivateRecogniser):
             "image_size": data.image_size,
         }
 
-    @property
-    def title(self) -> str:
-        """By its name."""
-        return f"oracle {self.hparams['name']!r}"
-
     def on_validation_epoch_end(self) -> None:
         """Draws originals of several people above a training picture of whom the oracle takes each for."""
         images = self.spread_images(self.val_split, 8)

@@ -39,11 +39,6 @@ class Recogniser(Stage):
     sorted_people: Tensor
     class_of: Tensor
 
-    @property
-    def title(self) -> str:
-        """How messages call it."""
-        return self.stage_name
-
     def build(self, people: list[int], weights: str | None = None) -> None:
         """Makes the net for these raw identity numbers, given in class order."""
         h = self.hparams
@@ -75,8 +70,10 @@ class Recogniser(Stage):
         place = torch.searchsorted(self.sorted_people, identity).clamp(max=len(self.sorted_people) - 1)
         strangers = identity[self.sorted_people[place] != identity]
         if len(strangers):
+            name = self.hparams.get("name")
+            who = self.stage_name if name is None else f"{self.stage_name} {name!r}"
             raise UserError(
-                f"{self.title} does not know person {int(strangers[0])}: it was trained "
+                f"{who} does not know person {int(strangers[0])}: it was trained "
                 "on other people; give the data settings that it was trained with, or train it on these"
             )
         return self.class_of[place]

@@ -157,9 +157,8 @@ class TaskModel(Scored):
         the highest score.
         """
         images = self.spread_images(self.val_split, 64)
-        scores = self.net(images)
         columns = min(8, len(images))
-        for name, score in zip(self.hparams["attribute_names"][:3], scores.T, strict=False):
+        for name, score in zip(self.hparams["attribute_names"][:3], self.net(images).T, strict=False):
             order = score.argsort()
             chosen = torch.cat([order[:columns], order[-columns:].flip(0)])
             self.log_grid(f"lowest_highest/{name}", images[chosen], columns)

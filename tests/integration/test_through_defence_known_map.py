@@ -77,7 +77,7 @@ def inversion(tiny, vivid, stage=None, kind=WhiteBoxAttack, **settings):
     plain = getattr(attack, "basic", attack).against(None, tiny.commands)
     plain.prepare("cpu")
     vars(attack).update({name: net for name, net in vars(plain).items() if name not in vars(attack)})
-    attack.generator, attack.latent_dim, attack.stage = vivid, 8, stage
+    attack.generator, attack.latent_dim, attack.net = vivid, 8, stage
     return attack
 
 
