@@ -17,8 +17,6 @@ Two more measures need no checkpoint, only untrained nets; with them no variant 
 times crafting against pictures, batch, latent size and picture size, and draws a plot of each.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """What bench_crafting crafts: the ways to craft by their names, and the faces."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from typing import Any

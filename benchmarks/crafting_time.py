@@ -1,7 +1,5 @@
 """What crafting costs: seconds, and multiplications and additions, which are no property of the machine."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What crafted faces are worth: mean AUC of the unchanged cloud, and what attacks and oracles see in them."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace

@@ -14,8 +14,6 @@ all processes of the command (Linux only). `--net` measures the net alone, too: 
 process, while the clients get answers from nowhere, as often as they got them from the last server.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -1,7 +1,5 @@
 """Which device to use, and how many processes on it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

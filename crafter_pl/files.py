@@ -3,8 +3,6 @@
 No torch here: the command line, the edge and the cloud use it alike.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

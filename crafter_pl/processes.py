@@ -1,7 +1,5 @@
 """Processes that belong together: which is which, and none outlives the one that started it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,7 +1,5 @@
 """For mkdocs: README.md and CHANGELOG.md, which lie above docs/, become pages, and links to them hold."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Attacks by stages that have adapted to a defence (A1): finding what fits the features at hand."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What stages that adapt to a defence share (A1): rounds of queries and training."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, ClassVar

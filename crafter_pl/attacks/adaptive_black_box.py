@@ -1,7 +1,5 @@
 """Adaptive black-box inversion: the decoder is retrained on public faces that the defence has crafted."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

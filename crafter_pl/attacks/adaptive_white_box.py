@@ -1,7 +1,5 @@
 """Adaptive white-box inversion: the generator learns to draw the faces behind features that were crafted."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Averaging over queries (the paper's A3): noise that is drawn anew for every query cancels."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Black-box inversion: a decoder learned on public (feature, picture) pairs."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, Literal
 

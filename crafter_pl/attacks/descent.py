@@ -1,7 +1,5 @@
 """What attacks that search by gradients share: a descent of every sample on its own, and the l1 ball."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Feature to identity: a recogniser that reads features. It holds private labels: a ruler, no attack."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

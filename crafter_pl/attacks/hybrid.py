@@ -1,7 +1,5 @@
 """Hybrid inversion: from the decoder's picture on, in pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Layer-wise inversion: the latent first, then the generator's own features, one layer after another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 

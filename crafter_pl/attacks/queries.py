@@ -1,7 +1,5 @@
 """Public faces that an attacker had crafted by the defence: kept in feature stores, never crafted twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """The defence as two small nets: what it does to a feature, and how to undo that."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

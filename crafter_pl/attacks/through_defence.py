@@ -1,7 +1,5 @@
 """Inversion through the published defence: looks for the picture that the defence turns into this feature."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """White-box inversion through the public prior."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -158,7 +156,8 @@ class WhiteBoxAttack(Attack):
             )
             for restart in range(self.restarts)
         ]
-        best = torch.stack([self._rank(result, features, index) for result in found]).argmin(0)
+        ranks = torch.stack([self._rank(result, features, index) for result in found])
+        best = ranks.nan_to_num(torch.inf).argmin(0)
         return torch.stack([result.z for result in found])[best, torch.arange(len(best), device=best.device)]
 
     def _rank(self, result: InversionResult, features: Tensor, index: Tensor) -> Tensor:

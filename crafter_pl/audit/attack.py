@@ -5,8 +5,6 @@ of everything that it depends on: the bytes of the features, the attack's versio
 SHA-256 of its checkpoints. Batches do not depend on each other, so any number of processes may share them.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The audit: attack every set of features, let the oracles judge, measure the utility, write the report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Attacks and rulers bound to what they are let at, and checked before anything is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar

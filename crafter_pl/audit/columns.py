@@ -3,8 +3,6 @@
 It stands in report.json and table.csv under its key, and under its heading in the page's table of attacks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

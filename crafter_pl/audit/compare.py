@@ -1,7 +1,5 @@
 """Sets of features held against each other: Pareto front, area under a curve, comparable audits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The sets of features that an audit compares: stores read and named, with their targets and classifiers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What an audit finds by itself: attacks of a budget; stores, oracles and task model of the experiment."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 

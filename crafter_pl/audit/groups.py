@@ -5,8 +5,6 @@ sides use the audit's resamples of people, so that their difference is paired, a
 pictures on both sides (an attribute such as CelebA's `Young` is a label of the picture).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor

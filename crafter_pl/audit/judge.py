@@ -1,7 +1,5 @@
 """From reconstructions to figures: each stage returns something new and changes nothing that it is handed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Nets that an audit needs, loaded and checked: task model, judges, and the defences behind stores."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

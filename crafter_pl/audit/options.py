@@ -1,7 +1,5 @@
 """What an audit is asked: the options of the verb."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The oracle in the attackers' own domain. It stands here, not among the stages, since it needs an attack."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,6 @@ class ReconstructionOracle(IdentityOracle):
                 f"reconstructed is {reconstructed}; give a share in [0, 1] (--model.init_args.reconstructed)"
             )
         super().__init__(**options)
-        self.save_hyperparameters()
 
     def load_upstream(self) -> None:
         """The decoder."""

@@ -4,8 +4,6 @@ One recogniser can be fooled by patterns that no human sees; a picture that any 
 identified.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The processes that share an audit's attacks."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from lightning.fabric import Fabric

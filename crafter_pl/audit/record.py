@@ -1,7 +1,5 @@
 """Reports as JSON and back: the one place where a report of another version or a damaged one fails."""
 
-from __future__ import annotations
-
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """The verb `report`: several audits on one page, or one audit's own page again."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

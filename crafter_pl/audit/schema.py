@@ -1,7 +1,5 @@
 """What an audit finds: the content of report.json as frozen dataclasses; `record` writes and reads it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

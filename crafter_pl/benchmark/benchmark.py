@@ -1,7 +1,5 @@
 """The verb `benchmark`: trains, protects, attacks and audits a grid of defences, all alike."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The grid of a benchmark: which defences with which settings, and the commands that each cell stands for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path

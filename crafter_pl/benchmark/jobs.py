@@ -1,7 +1,5 @@
 """Runs commands that depend on one another, several at a time, each once; goes on where it was stopped."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A benchmark's results over all seeds: benchmark.json, and tables as CSV, Markdown and LaTeX."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The verb `sweep`: what unprotected features leak and a classifier keeps, at each depth of the cut."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, replace

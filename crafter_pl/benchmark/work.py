@@ -1,7 +1,5 @@
 """The process of one job. A server that has imported everything once forks it: see `Jobs`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.util import find_spec

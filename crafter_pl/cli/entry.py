@@ -3,8 +3,6 @@
 This module is light on purpose: torch and Lightning are imported when a verb needs them.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

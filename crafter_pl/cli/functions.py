@@ -1,7 +1,5 @@
 """The verbs that are functions: their options are its arguments, or the fields of the dataclass it takes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import is_dataclass

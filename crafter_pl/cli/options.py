@@ -1,7 +1,5 @@
 """Options with which no verb can do what it is for, as one message; `~` and `$VARIABLES` in them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What jsonargparse, Lightning and torch say about a command, in plain words."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """Runs Lightning's verbs: upstream stages first, then the trainer with what every run does and keeps."""
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Requests that wait are put together into batches; one thread classifies batch after batch."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

@@ -1,7 +1,5 @@
 """The classifier that answers in the cloud, from the checkpoint of any stage that has one."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

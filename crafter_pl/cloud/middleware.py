@@ -1,7 +1,5 @@
 """What every request passes first: the token, limits, the counting."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """`serve`: the cloud's classifier behind HTTP."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat

@@ -1,7 +1,5 @@
 """uvicorn, where it does not do what a client or an administrator expects."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import signal

@@ -6,8 +6,6 @@ in the header. There are four tensors at most: nothing is allocated by what a he
 is a line for the sender.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from math import prod

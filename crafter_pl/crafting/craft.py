@@ -6,8 +6,6 @@ within a sample: with a fixed critic, a feature's result depends on nothing but 
 the settings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -6,8 +6,6 @@ each costs as much as a forward pass. `torch.func.jvp` costs twice that, and tra
 0.7 to 0.9 s at every new z (docs/LOG.md).
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import torch

@@ -9,8 +9,6 @@ Every sample is solved on its own: no reduction runs over samples, and a sample 
 while the others go on, so a result equals the single-sample one up to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ elementary operations in float64, because library versions treat the ends of a t
 middle and would make the last bit depend on the batch size.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

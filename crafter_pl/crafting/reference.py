@@ -13,8 +13,6 @@ purpose:
 - The inversion starts cold from the amortizer at each outer step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 Decoders get the picture alone, so nothing else can cost it or count against a limit.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

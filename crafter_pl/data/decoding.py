@@ -1,7 +1,5 @@
 """Picture files to one uint8 tensor: crop, resize, in threads; in memory, or mapped from disk."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging

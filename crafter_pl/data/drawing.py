@@ -4,8 +4,6 @@ Coordinates: the picture is the square [-1, 1]², `y` downwards; half a head is 
 A mask is the distance to a shape's edge, in pixels, cut to [0, 1]: anti-aliased at any size.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

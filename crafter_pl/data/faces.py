@@ -1,7 +1,5 @@
 """Faces in memory: pictures, attributes and identities of a whole data set, and views on parts of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import normalize

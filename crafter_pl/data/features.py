@@ -1,7 +1,5 @@
 """Feature stores as training data: read shard by shard, shuffled, shared by processes; no pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How closely the faces of a data set are cut, so that photographs can be cut alike."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

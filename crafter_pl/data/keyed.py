@@ -1,7 +1,5 @@
 """Random numbers that are a hash of what they are for: the same for any count, order and batch."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 What is wrong in a table is said by file and line.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

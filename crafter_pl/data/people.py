@@ -3,8 +3,6 @@
 The attributes carry CelebA's names where CelebA has them. Six belong to the person, eleven to the picture.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

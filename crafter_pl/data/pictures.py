@@ -1,7 +1,5 @@
 """The one way to open a picture: data sources and the edge see the same pixels, and refuse the same files."""
 
-from __future__ import annotations
-
 import os
 import stat
 import sys

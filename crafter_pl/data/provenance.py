@@ -1,7 +1,5 @@
 """What a store or a checkpoint says of the defence that made it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 _METHODS = {"fast": "crafter_fast", "reference": "crafter_reference"}  # `present`

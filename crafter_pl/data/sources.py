@@ -1,7 +1,5 @@
 """Real faces from disk: CelebA's and LFW's layouts as people have them, and a plain folder a person."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter

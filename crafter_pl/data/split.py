@@ -5,8 +5,6 @@ nobody. A private person's pictures are in two parts: `private_train` for the or
 the audit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

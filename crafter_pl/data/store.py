@@ -7,8 +7,6 @@ Shards are written atomically: an interrupted writer goes on where it stopped, i
 the one in the file `fingerprint`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Every number is a hash of (seed, name of the parameter, person, picture). So per
 same, and so is picture 3 of them, however many are drawn, in whichever order.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import torch

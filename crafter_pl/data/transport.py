@@ -3,8 +3,6 @@
 Each picture is coded by itself, so that what is received does not depend on who else was sent.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """The one writer of feature stores: for `predict`, for attackers' queries and for photographs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

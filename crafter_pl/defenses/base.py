@@ -1,7 +1,5 @@
 """The one interface of defences: pictures in, the features that leave the edge out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

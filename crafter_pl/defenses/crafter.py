@@ -1,7 +1,5 @@
 """Crafter (NDSS 2024) with a steering critic learned once: a single picture can be crafted at the edge."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -86,7 +84,6 @@ class Crafter(Crafting[CrafterOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["craft"])
         self.keep(craft)
         self.automatic_optimization = False
         task = self.use("task", task_ckpt, TaskModel)

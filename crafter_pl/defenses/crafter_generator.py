@@ -1,7 +1,5 @@
 """The crafting generator: one forward pass that does what Crafter's optimisation does (beyond the paper)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,7 +105,6 @@ class CrafterGenerator(Game[GeneratorOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if adversary_weight and sees == "answers":
             raise UserError(
                 "a generator that sees answers alone has nothing to hide from an adversary_weight"

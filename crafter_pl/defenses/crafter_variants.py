@@ -67,7 +67,6 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
 
     def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
         self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
 
@@ -184,7 +183,6 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["craft"])
         self.keep(craft)
         prior = self.use("prior", prior_ckpt, GanPrior)
         self.frozen = FrozenNets(self.use("task", task_ckpt, TaskModel), prior)

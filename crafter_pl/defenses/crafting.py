@@ -1,7 +1,5 @@
 """What defences share that craft: their options, and the frozen nets that crafting walks through."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar

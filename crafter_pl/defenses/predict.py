@@ -1,7 +1,5 @@
 """`predict`: a defence over a split of the data, and the writer of its feature store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

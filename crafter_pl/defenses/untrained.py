@@ -1,7 +1,5 @@
 """What defences share that train no net: `fit` writes the checkpoint that all the others load."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from crafter_pl.defenses.base import Defense

@@ -1,7 +1,5 @@
 """`export`: what runs on the edge as graphs that need none of this code, checked against torch and timed."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

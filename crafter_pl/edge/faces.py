@@ -1,7 +1,5 @@
 """Faces in a photograph: found by MTCNN, and cut as the encoder knows them from its training."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

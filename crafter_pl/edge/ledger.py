@@ -1,7 +1,5 @@
 """What must stay on the device beside a store of photographs: the seed, and which feature is which face."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections import Counter

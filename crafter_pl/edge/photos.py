@@ -1,7 +1,5 @@
 """What `protect` takes for photographs: the files that a command means, and pixels that a program holds."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`protect`: photographs to a feature store, one by one, whatever is among them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Utility: the area under the ROC curve of each attribute."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray

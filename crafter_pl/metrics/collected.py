@@ -1,7 +1,5 @@
 """A torchmetrics `Metric` around a function of everything that was seen."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor

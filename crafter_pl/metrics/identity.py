@@ -1,7 +1,5 @@
 """Privacy: whom a recogniser names in a picture, and how alike it finds two of them."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray

@@ -3,8 +3,6 @@
 Pictures are float tensors ``(N, 3, H, W)`` in [0, 1].
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import cast
 

@@ -1,7 +1,5 @@
 """The crafting generator's net: a feature and a condition in, a crafted feature out, in one pass."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """The Wasserstein critic: of the prior's training, and of the crafting."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Cuts any torchvision classifier in two at a named node."""
 
-from __future__ import annotations
-
 import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer

@@ -1,7 +1,5 @@
 """The edge/cloud task network: a torchvision classifier cut in two at a named place."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Frozen nets: the same functions, faster. Batch norms are folded, derivatives of second order cheap."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

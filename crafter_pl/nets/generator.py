@@ -1,7 +1,5 @@
 """Generators of the public prior, and nets that give latents: of pictures, of features."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

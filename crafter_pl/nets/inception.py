@@ -1,7 +1,5 @@
 """Inception v3 as a measure of pictures: its pooled features."""
 
-from __future__ import annotations
-
 import torch
 import torchvision
 from torch import Tensor, nn

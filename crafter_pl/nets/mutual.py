@@ -1,7 +1,5 @@
 """A critic that estimates how much features tell of pictures."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Face recognisers that judge reconstructions or features, or guide cloaks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

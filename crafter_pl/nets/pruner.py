@@ -1,7 +1,5 @@
 """Prunes channels of a feature, which ones depends on the feature."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ After Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CV
 regularisation and equalised learning rates. Attackers use it as a prior that the defence has never seen.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

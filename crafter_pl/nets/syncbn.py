@@ -1,7 +1,5 @@
 """Batch norm over the batches of all processes, so that two processes train as one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist

@@ -1,7 +1,5 @@
 """Reads weights of well-known nets from the user's own files, or has torchvision download them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Nets around a net: one that computes in bfloat16, one that adds noise."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

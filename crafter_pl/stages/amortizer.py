@@ -1,7 +1,5 @@
 """The amortizer: a start for the inversion that saves most of its iterations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

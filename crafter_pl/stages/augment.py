@@ -1,7 +1,5 @@
 """Vectorised picture augmentation, drawn from torch's global generator (kept in checkpoints)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

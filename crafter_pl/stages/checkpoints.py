@@ -1,7 +1,5 @@
 """Checkpoint files: read, and found again where they or what they stand on has moved."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

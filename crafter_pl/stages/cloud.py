@@ -1,7 +1,5 @@
 """The cloud's classifier in the training scenario: it learns from protected features."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A recogniser of public people alone, which a defence may hold: the rulers of privacy it may not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

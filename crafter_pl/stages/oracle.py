@@ -1,7 +1,5 @@
 """The identity oracles: the rulers of privacy. No attacker holds them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

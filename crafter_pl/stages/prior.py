@@ -1,7 +1,5 @@
 """The public prior: a Wasserstein GAN of faces that belong to nobody private."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Quality of pictures: a kernel distance that needs no downloaded weights, the KID, an error as a share."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

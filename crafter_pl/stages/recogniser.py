@@ -1,7 +1,5 @@
 """What recognisers of faces share: a net with a cosine head that learns to name people."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Learning rates planned over a whole fit. A run that goes on for more epochs gets its plan laid anew."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

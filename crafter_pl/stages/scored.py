@@ -1,7 +1,5 @@
 """Stages that are watched and tested by the same figures."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torchmetrics import Metric
 

@@ -1,7 +1,5 @@
 """The edge/cloud task model: face attributes from features."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

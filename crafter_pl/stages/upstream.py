@@ -1,7 +1,5 @@
 """Upstream stages as attributes."""
 
-from __future__ import annotations
-
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")

@@ -1,7 +1,5 @@
 """What every setting of an attack is measured by: the same public faces, and oracles that judge."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable

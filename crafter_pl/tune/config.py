@@ -1,7 +1,5 @@
 """Puts values into an audit config; everything else in it stays byte for byte."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

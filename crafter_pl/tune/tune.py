@@ -1,7 +1,5 @@
 """The verb `tune`: searches an attack's own settings on unprotected features of held-out public people."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -22,7 +22,6 @@ class Rounding(Untrained[ProtectOptions]):
 
     def __init__(self, task_ckpt: str | None = None, step: float = 1.0) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
 
     @torch.no_grad()

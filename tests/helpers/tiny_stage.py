@@ -20,7 +20,6 @@ class Tiny(Stage):
 
     def __init__(self, lr: float = 0.01, kill_at: int | None = None) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4), nn.Dropout(0.2), nn.Linear(4, 3))
 
     def on_train_epoch_start(self) -> None:
@@ -57,7 +56,6 @@ class Other(Tiny):
 
     def __init__(self, tiny_ckpt: str | None = None, lr: float = 0.01) -> None:
         super().__init__(lr)
-        self.save_hyperparameters()
         self.use("tiny", tiny_ckpt, Tiny)
 
 
@@ -68,7 +66,6 @@ class Top(Tiny):
 
     def __init__(self, tiny_ckpt: str | None = None, other_ckpt: str | None = None, lr: float = 0.01) -> None:
         super().__init__(lr)
-        self.save_hyperparameters()
         self.use("tiny", tiny_ckpt, Tiny)
         self.use("other", other_ckpt, Other)
 

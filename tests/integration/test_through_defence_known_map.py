@@ -18,7 +18,6 @@ class Mixing(Untrained):
 
     def __init__(self, task_ckpt=None):
         super().__init__()
-        self.save_hyperparameters()
         self.use("task", task_ckpt, TaskModel)
         generator = torch.Generator().manual_seed(3)
         self.order = torch.randperm(64, generator=generator)

@@ -4,8 +4,6 @@ A page is one file with no script that fetches nothing, to be read on a phone as
 file is written beside its place and moved there, so that a reader never meets half a report.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The plots of a report, as PNG files: trade-off, Pareto fronts, adaptation, reconstructions. No display."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Every sentence is computed from the report; none is more certain than the intervals are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise

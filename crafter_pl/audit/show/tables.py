@@ -1,7 +1,5 @@
 """The tables of a report, and its text for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Adversarial learning: encoder and classifier trained against a decoder (the paper's main rival)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch
@@ -64,7 +62,6 @@ class AdversarialLearning(Retrained[OptionsT]):
         restart_epochs: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if not 0 <= lambda_ < 1 or adversary_steps < 1 or restart_epochs < 0:
             raise UserError(
                 f"lambda_ {lambda_} must be in [0, 1), adversary_steps {adversary_steps} at least 1, "

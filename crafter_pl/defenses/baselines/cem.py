@@ -1,7 +1,5 @@
 """CEM: noise on features in tight clusters, so that it covers what tells their members apart."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -84,7 +82,6 @@ class Cem(AdversarialLearning[KeyedOptions]):
         super().__init__(
             task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
         )
-        self.save_hyperparameters()
         self._means = torch.empty(0)  # (classes, centres, d) of this epoch
         self._chosen: list[int] = []
 

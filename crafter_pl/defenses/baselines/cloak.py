@@ -1,7 +1,5 @@
 """What image cloaks share: the picture is changed a little before the encoder, and the backend not at all."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ class Cloak(Untrained[OptionsT]):
     Encoder and classifier stay as they are. A cloak is made against face recognisers of public people, and
     should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
 
-    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `recorded` and
+    A subclass calls `begin` in its ``__init__``, sets `recorded` and
     `tradeoff`, and implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in
     `training_step`.
     """

@@ -1,7 +1,5 @@
 """DISCO: a learned filter prunes the channels that tell most of the picture."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch
@@ -58,7 +56,6 @@ class Disco(AdversarialLearning[ProtectOptions]):
         super().__init__(
             task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
         )
-        self.save_hyperparameters()
         self.pruner = ChannelPruner(self.task.feature_shape[0], ratio, temperature)
 
     def features(self, images: Tensor) -> Tensor:

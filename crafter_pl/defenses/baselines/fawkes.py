@@ -1,7 +1,5 @@
 """Fawkes: a cloak that makes a face recogniser take the face for somebody else's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -57,7 +55,6 @@ class Fawkes(Cloak[KeyedOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if min(rho, penalty, lr) <= 0 or min(steps, candidates) < 1:
             raise UserError(
                 f"rho {rho}, penalty {penalty} and lr {lr} must be above 0, steps {steps} and candidates "

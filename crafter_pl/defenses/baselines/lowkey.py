@@ -1,7 +1,5 @@
 """LowKey: a cloak that moves a face away from where recognisers have it."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -57,7 +55,6 @@ class LowKey(Cloak[ProtectOptions]):
         lr: float = 0.005,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if not 0 <= alpha < math.inf or steps < 1 or lr <= 0:
             raise UserError(
                 f"alpha {alpha} must be at least 0, steps {steps} at least 1, lr {lr} above 0 "

@@ -1,7 +1,5 @@
 """Noise on features: the simplest defence, and the yardstick of all others."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -44,7 +42,6 @@ class Noise(Untrained[KeyedOptions]):
         self, task_ckpt: str | None = None, kind: str = "gaussian", scale: float = 1.0, seed: int = 0
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if kind not in KINDS or not 0 <= scale < math.inf:
             raise UserError(
                 f"kind {kind!r} must be one of {', '.join(KINDS)}, scale {scale} at least 0 "

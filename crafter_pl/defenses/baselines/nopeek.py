@@ -1,7 +1,5 @@
 """NoPeek: features that are little correlated with the picture, in the sense of distance correlation."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -30,7 +28,6 @@ class NoPeek(Retrained[ProtectOptions]):
 
     def __init__(self, task_ckpt: str | None = None, lambda_: float = 0.8, lr: float = 5e-4) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if not 0 <= lambda_ < 1:
             raise UserError(f"lambda_ {lambda_} must be in [0, 1) (--model.init_args.lambda_)")
         self.begin(task_ckpt)

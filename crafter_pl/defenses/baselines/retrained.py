@@ -1,7 +1,5 @@
 """What defences share that train the backend anew: a game on public faces, and its own encoder and cloud."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +66,7 @@ class Retrained(Game[OptionsT]):
     classifier one on `defend`. Unlike Crafter such a defence changes the backend: a service would have to
     roll out encoder *and* classifier.
 
-    A subclass calls `begin` in its ``__init__`` after ``save_hyperparameters``, sets `recorded`, implements
+    A subclass calls `begin` in its ``__init__``, sets `recorded`, implements
     `defend`; one with an adversary also sets `adversary` and implements `spy`. What leaves the edge is
     `features`. Among its init arguments is ``task_ckpt``.
 

@@ -1,7 +1,5 @@
 """TIPRDC: features that hide who it is and keep all else, whatever the task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +58,6 @@ class Tiprdc(Retrained[ProtectOptions]):
         people: list[int] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if not 0 <= lambda_ <= 1 or adversary_steps < 1 or width < 1:
             raise UserError(
                 f"lambda_ {lambda_} must be in [0, 1], adversary_steps {adversary_steps} and width {width} "
