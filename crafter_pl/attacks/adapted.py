@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from crafter_pl.attacks.adaptive import AdaptiveStage
-from crafter_pl.attacks.base import Attack, Target, fits, options_of, place_of
+from crafter_pl.attacks.base import Attack, Target, fits, marks_of, options_of, place_of
 from crafter_pl.commands import Commands, trained
 from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
@@ -159,5 +159,5 @@ def _other(adaptation: dict[str, Any], target: Target) -> str:
 
 
 def _what(target: Target) -> str:
-    beta = target.manifest["settings"].get("beta")
-    return f"{target.manifest['defense']}{'' if beta is None else f' (beta {beta:g})'} as it is"
+    words = ", ".join(f"{name} {value}" for name, value in marks_of(target).items())
+    return f"{target.manifest['defense']}{f' ({words})' if words else ''} as it is"

@@ -229,29 +229,39 @@ class Attack(Adversary):
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
 
 
+def told_of(target: Target) -> dict[str, Any]:
+    """A defence's options by name that are unlike its training's, but for the seed."""
+    settings: dict[str, Any] = target.manifest["settings"]
+    kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
+    known = [name for name in names(kinds[0].options_class) if name in settings] if kinds else []
+    trained = {} if target.defense is None else asdict(target.defense.options())
+    return {name: settings[name] for name in known if name != "seed" and settings[name] != trained.get(name)}
+
+
 def options_of(target: Target, group: str) -> list[str]:
-    """Words of a command that put a defence's settings in force: those unlike its training's, but the seed.
+    """Words of a command that put a defence's settings in force: those of `told_of`.
 
     Args:
         target: the defence.
         group: of which group of options they are, such as ``protect``.
     """
-    settings: dict[str, Any] = target.manifest["settings"]
-    kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
-    known = [name for name in names(kinds[0].options_class) if name in settings] if kinds else []
-    trained = {} if target.defense is None else asdict(target.defense.options())
-    told = [name for name in known if name != "seed" and settings[name] != trained.get(name)]
-    return [word for name in told for word in (f"--{group}.{name}", str(settings[name]))]
+    return [word for name, value in told_of(target).items() for word in (f"--{group}.{name}", str(value))]
+
+
+def marks_of(target: Target) -> dict[str, str]:
+    """What tells a defence from others by the same checkpoint: beta, transport, and options of `told_of`."""
+    settings = target.manifest["settings"]
+    told = {name: settings[name] for name in ("beta", "transport") if settings.get(name) is not None}
+    if target.defense is not None:
+        told |= told_of(target)
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in told.items()}
 
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:
     """Where a defence's checkpoint is or should be, and what a run that learns from it adds to its name."""
     checkpoint = Path(target.checkpoint or home / target.manifest["defense"] / "checkpoints" / "best.ckpt")
-    settings = target.manifest["settings"]
-    words = [checkpoint.parent.parent.name]
-    words += [f"beta{settings['beta']:g}"] if settings.get("beta") is not None else []
-    words += [settings["transport"]] if "transport" in settings else []
-    return checkpoint, "-".join(words)
+    marks = [f"{'' if name == 'transport' else name}{value}" for name, value in marks_of(target).items()]
+    return checkpoint, "-".join([checkpoint.parent.parent.name, *marks])
 
 
 class Ruler(Adversary):

@@ -117,7 +117,7 @@ class StageCLI(LightningCLI):
             parser.add_argument("--verbose", type=bool, default=True, help="print the figures")
         if self.verb == "predict":
             parser.add_argument("--protect.out", type=str | None, help="folder of the feature store")
-            parser.add_argument("--protect.name", type=str | None, help="how reports call these features")
+            parser.add_argument("--protect.name", type=str | None, help="ends the name of the store's folder")
             defense = self.named if issubclass(self.named, Defense) else Defense
             defense.refuse_unknown(self.protect_options - {"out", "name"})
             declare(parser, defense.options_class)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, cast
 from torch import Tensor, nn
 
 from crafter_pl.data.store import FORMAT_VERSION
-from crafter_pl.defenses.options import OptionsT, ProtectOptions, checked, names
+from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, checked, names
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import Stage, load_stage, stages
 from crafter_pl.stages.checkpoints import read_checkpoint
@@ -21,7 +21,10 @@ from crafter_pl.stages.upstream import Upstream
 class Defense(Stage, Generic[OptionsT]):
     """A stage that protects pictures; `predict` protects a split and writes the feature store.
 
-    A subclass implements `protect`, and holds the task model upstream.
+    A subclass implements `protect`, and holds the task model upstream. What a user may set anew for every
+    store is an option: a field of its own `options_class`, described under ``Args``, checked in
+    ``__post_init__``. What training depends on is an init argument; `recorded` puts it into the manifest. One
+    that trains nothing inherits `Untrained`, and is fitted all the same: its checkpoint names its task model.
 
     Class attributes:
         version: raised by hand whenever equal weights, settings and pictures give other features than before;
@@ -118,12 +121,21 @@ class Defense(Stage, Generic[OptionsT]):
         return digest.hexdigest()
 
     def store_name(self, options: OptionsT) -> str:
-        """Default name of a set of features: ``lambda0.5`` and the like, or the stage's."""
-        return (
+        """Default name of a set of features: ``lambda0.5`` and the like, or the stage's, and its own options.
+
+        Those that every defence has, and those that are as it was trained, are not named.
+        """
+        name = (
             f"{self.tradeoff.rstrip('_')}{self.hparams[self.tradeoff]:g}"
             if self.tradeoff
             else self.stage_name
         )
+        own = set(names(self.options_class)) - set(names(KeyedOptions))
+        trained = asdict(self.options())
+        told = [
+            f"-{key}{value}" for key, value in asdict(options).items() if key in own and value != trained[key]
+        ]
+        return name + "".join(told)
 
     def manifest(self, split_hash: str, split: str, options: OptionsT) -> dict[str, Any]:
         """What a manifest says of features that this defence makes, but for their count and shards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
@@ -49,8 +49,11 @@ def declare(parser: ArgumentParser, cls: type[ProtectOptions], group: str = "pro
     texts = {
         one.arg_name: one.description for kind in cls.__mro__ for one in parse(kind.__doc__ or "").params
     }
-    for name, hint in get_type_hints(cls).items():
-        parser.add_argument(f"--{group}.{name}", type=hint | None, default=None, help=texts[name])
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        known = "" if field.default is MISSING else f" If training does not say: {field.default}."
+        text = f"{texts[field.name]}{known}"
+        parser.add_argument(f"--{group}.{field.name}", type=hints[field.name] | None, default=None, help=text)
 
 
 def checked(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:

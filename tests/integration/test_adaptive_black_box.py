@@ -203,6 +203,18 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
         assert target.checkpoint == str(tiny.folder / found / "checkpoints" / "best.ckpt")
 
 
+def test_options_unlike_the_trainings_are_in_the_name(tiny, manifest):
+    """Two stores of one checkpoint, told otherwise, are learnt from in two runs."""
+    defense = load_defense(tiny.ckpt("crafter"))
+    settings = {**manifest["settings"], "steps": 7}
+    with pytest.raises(UserError) as error:
+        aimed(tiny, Target({**manifest, "settings": settings}, defense))
+    assert "against crafter (beta 1, steps 7) as it is" in str(error.value)
+    line = str(error.value).partition("train it first: ")[2]
+    assert "--name adaptive_black_box-crafter-beta1-steps7 " in line
+    assert "--model.init_args.protect.steps 7" in line
+
+
 def test_a_run_of_any_name_is_found_and_others_are_named(tiny, trained, manifest):
     target, mine = Target(manifest, None), tiny.folder / "mine"
     other = {**manifest, "settings": {**manifest["settings"], "beta": 0.5}}

@@ -14,8 +14,10 @@ from crafter_pl.cli import main
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
+from crafter_pl.defenses.base import defenses
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
+from crafter_pl.plugins import import_stages
 from crafter_pl.stages import TaskModel, load_stage, sha256
 
 BACKEND = {  # what each retrains, and the name of its store
@@ -36,6 +38,17 @@ UPSTREAM = {  # what each needs beside the task model
     "fawkes": ("embedder",),
     "lowkey": ("embedder", "embedder_plain"),
 }
+
+
+CRAFTERS = {"answers", "crafter", "crafter_fast", "crafter_reference", "crafter_z"}  # in test_crafter*.py
+
+
+def test_none_is_forgotten():
+    import_stages()
+    ours = {cls.stage_name for cls in defenses().values() if cls.__module__.startswith("crafter_pl.")}
+    assert ours - CRAFTERS - {"stage"} == BACKEND.keys(), (
+        "a defence needs a line in BACKEND, and tests/helpers/conf/NAME.yaml"
+    )
 
 
 def command(tiny, verb, name, runs_dir, *more):
