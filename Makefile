@@ -26,7 +26,7 @@ check: $(STAMP) ## formatting, lint and types
 	$(BIN)/mypy
 
 test: $(STAMP) ## the tests, on two processes; a file's tests stay together
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## those that train nothing and start nothing, for the edit loop
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit

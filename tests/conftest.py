@@ -10,6 +10,19 @@ from tiny_runs import conf  # noqa: F401 (a fixture)
 torch.set_num_threads(1)
 
 
+SLOWEST = (  # files by the time that they take: long ones come first, so that no worker is left with one
+    *("adaptive_black_box_processes", "benchmark", "pipeline", "resume", "crafter_generator", "cluster"),
+    *("adaptive_white_box", "adaptive_black_box", "edge_to_cloud", "through_defence", "defenses"),
+    *("backbones", "adversarial_learning", "bench_crafting", "cloaks", "versions", "tiprdc", "stages"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the files; a file's tests keep their order."""
+    place = {f"test_{name}": number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory):
     """A folder that all workers of this session see."""

@@ -105,9 +105,9 @@ def test_an_interruption_ends_the_processes(tmp_path):
 
 
 def test_a_benchmark_that_is_killed_leaves_nothing_running(tmp_path):
-    code = "import sys, test_benchmark as t; from pathlib import Path; "
+    code = "import sys, test_benchmark_jobs as t; from pathlib import Path; "
     code += "folder = Path(sys.argv[1]); t.go(folder, t.endless(folder))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CONF.parent), *sys.path])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env, start_new_session=True)
     started(tmp_path, killed)
     killed.kill()

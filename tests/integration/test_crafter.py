@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from closeness import near
-from crafter_lab import audited, crafter, distance, variant  # noqa: F401
+from crafter_lab import audited, crafter, distance, loaded, variant  # noqa: F401
 from torch import nn
 
 from crafter_pl.crafting.craft import craft_answers, start_crafting, task_gradient

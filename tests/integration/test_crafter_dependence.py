@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from crafter_lab import audited, crafter, distance, variant  # noqa: F401
+from crafter_lab import audited, crafter, distance, loaded, variant  # noqa: F401
 from torch import nn
 
 from crafter_pl.cli import main

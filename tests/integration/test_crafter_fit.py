@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from crafter_lab import crafter  # noqa: F401
+from crafter_lab import crafter, loaded  # noqa: F401
 
 from crafter_pl.cli import main
 from crafter_pl.crafting.settings import CraftSettings

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from crafter_lab import audited, crafter, distance, variant  # noqa: F401
+from crafter_lab import audited, crafter, distance, loaded, variant  # noqa: F401
 from experiment import Told, in_subprocess, shards
 from safetensors.torch import load_file
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sources_lab import celeba, lfw  # noqa: F401
 
 from crafter_pl.data.decoding import Decoding
 from crafter_pl.data.sources import load_celeba, load_lfw
