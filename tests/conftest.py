@@ -10,6 +10,7 @@ from tiny_runs import conf  # noqa: F401 (a fixture)
 torch.set_num_threads(1)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs do
 SLOWEST = (  # files by the time that they take: long ones come first, so that no worker is left with one
     *("adaptive_black_box_processes", "benchmark", "pipeline", "resume", "crafter_generator", "cluster"),
     *("adaptive_white_box", "adaptive_black_box", "edge_to_cloud", "through_defence", "defenses"),
