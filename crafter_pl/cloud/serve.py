@@ -1,6 +1,7 @@
 """`serve`: the cloud's classifier behind HTTP."""
 
 import contextlib
+import gc
 import os
 import stat
 import sys
@@ -99,6 +100,7 @@ def serve(
             f"answers at http://{where}:{socks[0].getsockname()[1]}/classify, "
             f"{'with' if token else 'without'} a token; described at /docs; Ctrl+C ends it"
         )
+        gc.freeze()  # a look through all that was imported would stop everybody for 0.2 s now and then
         try:
             Server(app, lambda: print(said, flush=True)).run(socks)
         finally:
