@@ -48,12 +48,14 @@ class Experiment:
 
     Attributes:
         trained: the entries of each stage's `state_dict`.
-        touched: stages whose training changed a net upstream.
+        outputs: what each stage gives, see `stages_lab.outputs`.
+        touched: stages whose training changed a net upstream, or left it to be trained.
     """
 
     runs_dir: Path
     printed: str = ""
     trained: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     touched: list[str] = field(default_factory=list)
 
     @property
@@ -132,17 +134,25 @@ def copy_of(folder: Path, own: Path) -> Experiment:
 
 def make(folder: Path) -> Experiment:
     """Trains Crafter alone (so its upstream stages first), then what the audit and the cloaks need."""
+    from stages_lab import outputs  # which imports this module
+
     made = Experiment(folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
         go = run.go
 
         def watched(cli, loaded):
             stage = go(cli, loaded)
-            made.trained[cli.name] = stage.state_dict()
+            stage.train()
             for key, upstream in stage.upstream.items():
                 fresh = load_stage(made.ckpt(key), type(upstream)).state_dict()
-                if not all(torch.equal(value, fresh[name]) for name, value in upstream.state_dict().items()):
+                same = all(torch.equal(value, fresh[name]) for name, value in upstream.state_dict().items())
+                if (
+                    not same
+                    or any(module.training for module in upstream.modules())
+                    or any(parameter.requires_grad for parameter in upstream.parameters())
+                ):
                     made.touched.append(f"{cli.name}: {key}")
+            made.trained[cli.name], made.outputs[cli.name] = stage.state_dict(), outputs(stage.eval())
 
         patch.setattr(run, "go", watched)
         text = io.StringIO()

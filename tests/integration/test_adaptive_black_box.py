@@ -9,7 +9,7 @@ import torch
 from black_box_lab import fit
 from closeness import near
 from experiment import Told
-from rounds import ROUNDS, WHOLE, same, weights
+from rounds import ROUNDS, WHOLE, fit_in_parts, same, weights
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
@@ -112,12 +112,7 @@ def test_another_run_crafts_nothing_again(tiny, trained, monkeypatch):
 @pytest.mark.parametrize("epochs", ["in the second round", "added rounds"])
 def test_resumed_equals_straight(tiny, trained, epochs):
     name = "stopped" if epochs == "in the second round" else "longer"
-    if name == "stopped":
-        stop = ["--trainer.callbacks+=tiny_stage.Interrupt", "--trainer.callbacks.epoch=2"]
-        assert main([*fit(tiny, name, *ROUNDS, *WHOLE), *stop]) == 130
-    else:
-        assert main([*fit(tiny, name, *ROUNDS, *WHOLE), "--trainer.max_epochs", "2"]) == 0
-    assert main([*fit(tiny, name, *ROUNDS, *WHOLE), "--ckpt_path", "last"]) == 0
+    fit_in_parts(fit(tiny, name, *ROUNDS, *WHOLE), epochs)
     assert same(weights(tiny.folder / name), weights(trained))
     kept = {path.name for path in (tiny.folder / name / "checkpoints").iterdir()}
     kept -= {path for path in kept if path.startswith("best-")}  # of the shorter training

@@ -7,7 +7,7 @@ import pytest
 import torch
 from closeness import near
 from experiment import in_subprocess
-from rounds import ROUNDS, TWO, WHOLE, same, weights
+from rounds import ROUNDS, TWO, WHOLE, fit_in_parts, same, weights
 from torch.nn import functional as F
 from white_box_lab import PAPER, stage  # noqa: F401
 
@@ -95,12 +95,7 @@ def test_adaptation_helps_on_held_out_faces(tiny, trained, kind):
 def test_resumed_equals_straight(tiny, trained, kind, when):
     name = f"{NAMES[kind]}-{when.split()[0]}"
     command = fit(tiny, name, *ROUNDS, *WHOLE, *KINDS[kind])
-    if when == "added rounds":
-        assert main([*command, "--trainer.max_epochs", "2"]) == 0
-    else:
-        stop = ["--trainer.callbacks+=tiny_stage.Interrupt", "--trainer.callbacks.epoch=2"]
-        assert main([*command, *stop]) == 130
-    assert main([*command, "--ckpt_path", "last"]) == 0
+    fit_in_parts(command, when)
     assert same(weights(tiny.folder / name), weights(trained[kind]))
 
 

@@ -68,7 +68,9 @@ def test_every_stage_leaves_its_run(name, tiny):
     config = yaml.safe_load((folder / "fit.yaml").read_text())
     for key, value in config["model"]["init_args"].items():
         if key.endswith("_ckpt"):
-            assert sha256(value) == sha256(tiny.ckpt(key.removesuffix("_ckpt")))
+            stage = key.removesuffix("_ckpt")
+            assert value.endswith(f"/synthetic/{stage}/checkpoints/best.ckpt")
+            assert sha256(value) == sha256(tiny.ckpt(stage))
 
 
 def test_a_second_fit_is_refused_and_a_finished_one_says_so(tiny, capsys):

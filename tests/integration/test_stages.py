@@ -53,7 +53,10 @@ def test_rebuilt_from_its_own_checkpoint(name, tiny):
     assert trained.keys() == loaded.state_dict().keys()
     for key, value in trained.items():
         assert torch.equal(value, loaded.state_dict()[key]), key
-    assert all(x.std() > 0 and x.isfinite().all() for x in outputs(loaded))
+    made = outputs(loaded)
+    assert all(x.std() > 0 and x.isfinite().all() for x in made)
+    for mine, other in zip(made, tiny.outputs[name], strict=True):
+        assert torch.equal(mine, other)
     hparams = loaded.hparams
     assert hparams.get("image_size", 32) == 32
     if name == "task":
@@ -79,7 +82,10 @@ def test_upstream_nets_are_frozen_and_elsewhere(name, tiny):
     for key, upstream in stage.upstream.items():
         assert not any(module.training for module in upstream.modules()), key
         assert not any(p.requires_grad for p in upstream.parameters()), key
-        assert stage.upstream_files[key][1] == sha256(tiny.ckpt(key))
+        file, digest = stage.upstream_files[key]
+        assert digest == sha256(file) == sha256(tiny.ckpt(key)) and file.endswith(
+            f"/{key}/checkpoints/best.ckpt"
+        )
     own = {"amortizer": {"net"}, "black_box": {"net"}, "crafter": {"critic", "memory", "remembered"}}[name]
     assert {entry.split(".")[0] for entry in stage.state_dict()} == own
     assert {entry.split(".")[0] for entry, _ in stage.named_parameters()} <= own
@@ -94,6 +100,8 @@ def test_checkpoints_say_what_they_were_trained_on(tiny):
     assert content["stage_class"] == "Amortizer" and content["split_hash"] == tiny.data().split_hash
     digests = {key: sha256(tiny.ckpt(key)) for key in ("task", "prior")}
     assert {key: digest for key, (_, digest) in content["upstream"].items()} == digests
+    for key, (file, _) in content["upstream"].items():
+        assert file.endswith(f"/synthetic/{key}/checkpoints/best.ckpt")
 
 
 @pytest.mark.parametrize("name", ["task", "amortizer", "oracle_plain", "black_box"])

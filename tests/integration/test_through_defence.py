@@ -6,7 +6,7 @@ import pytest
 import torch
 from closeness import near
 from experiment import in_subprocess
-from rounds import ROUNDS, TWO, WHOLE, same, weights
+from rounds import ROUNDS, TWO, WHOLE, fit_in_parts, same, weights
 
 from crafter_pl.attacks.base import Target
 from crafter_pl.attacks.surrogate import DefenseSurrogate
@@ -80,12 +80,7 @@ def test_rounds_start_from_nothing_and_are_kept(tiny, trained):
 def test_resumed_equals_straight(tiny, trained, when):
     name = f"stopped-{when.split()[0]}"
     command = fit(tiny, name, *ROUNDS, *WHOLE)
-    if when == "added rounds":
-        assert main([*command, "--trainer.max_epochs", "2"]) == 0
-    else:
-        stop = ["--trainer.callbacks+=tiny_stage.Interrupt", "--trainer.callbacks.epoch=2"]
-        assert main([*command, *stop]) == 130
-    assert main([*command, "--ckpt_path", "last"]) == 0
+    fit_in_parts(command, when)
     assert same(weights(tiny.folder / name), weights(trained))
 
 
