@@ -66,7 +66,7 @@ def uniform(words: Tensor) -> Tensor:
     return _shift_right(words, 11).to(torch.float64) * 2.0**-53
 
 
-def _log(u: Tensor) -> Tensor:
+def natural_log(u: Tensor) -> Tensor:
     """Natural logarithm of positive float64 by elementary operations (within 2 units in the last place)."""
     mantissa, exponent = torch.frexp(u)
     low = mantissa < math.sqrt(0.5)
@@ -80,7 +80,7 @@ def _log(u: Tensor) -> Tensor:
     return exponent * math.log(2) + s * series * 2
 
 
-def _sin_cos(angle: Tensor) -> tuple[Tensor, Tensor]:
+def sin_cos(angle: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine on [-pi/4, pi/4] by Taylor's series in elementary operations."""
     square = -angle * angle
     sine = torch.full_like(angle, 1 / math.factorial(17))
@@ -119,10 +119,10 @@ def keyed_normal(
     pairs = (dim + 1) // 2
     words = keyed_bits(seed, index, 2 * pairs, stream).view(len(index), pairs, 2)
     uniform = (_shift_right(words[..., 0], 11).to(torch.float64) + 1) * 2.0**-53
-    radius = torch.sqrt(_log(uniform) * -2)
+    radius = torch.sqrt(natural_log(uniform) * -2)
     quadrant = _shift_right(words[..., 1], 62)
     turn = (_shift_right(words[..., 1], 9) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
-    sine, cosine = _sin_cos((turn - 0.5) * (math.pi / 2))
+    sine, cosine = sin_cos((turn - 0.5) * (math.pi / 2))
     sign = 1.0 - 2.0 * (quadrant >> 1).to(torch.float64)
     swap = (quadrant & 1).bool()
     first = sign * torch.where(swap, -sine, cosine)

@@ -15,7 +15,7 @@ def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-class _Modulated(nn.Module):
+class Modulated(nn.Module):
     """Convolution whose input channels are scaled by the style, its output brought back to unit size.
 
     Scaling the input and the output instead of the weight is the same function, and treats every sample with
@@ -48,7 +48,7 @@ class _Layer(nn.Module):
 
     def __init__(self, cin: int, cout: int, side: int, style_dim: int, double: bool = False) -> None:
         super().__init__()
-        self.convolution = _Modulated(cin, cout, 3, style_dim)
+        self.convolution = Modulated(cin, cout, 3, style_dim)
         self.strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("noise", torch.randn(side, side, generator=torch.Generator().manual_seed(side)))
         self.doubles = double
@@ -96,7 +96,7 @@ class _Start(nn.Module):
         super().__init__()
         self.constant = nn.Parameter(torch.randn(1, channels, side, side))
         self.layer = _Layer(channels, channels, side, style_dim)
-        self.picture = _Modulated(channels, 3, 1, style_dim, demodulate=False)
+        self.picture = Modulated(channels, 3, 1, style_dim, demodulate=False)
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.layer(self.constant.repeat(w.shape[0], 1, 1, 1), w[:, 0])
@@ -111,7 +111,7 @@ class _Up(nn.Module):
         self.layers = nn.ModuleList(
             [_Layer(cin, cout, side, style_dim, double=True), _Layer(cout, cout, side, style_dim)]
         )
-        self.picture = _Modulated(cout, 3, 1, style_dim, demodulate=False)
+        self.picture = Modulated(cout, 3, 1, style_dim, demodulate=False)
         self.first, self.last = first, last
 
     def forward(self, x: Tensor, picture: Tensor, w: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:

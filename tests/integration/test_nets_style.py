@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from crafter_pl.cli import main
 from crafter_pl.errors import UserError
 from crafter_pl.nets import StyleGenerator, build_generator, fold_batchnorm
-from crafter_pl.nets.style import _Modulated
+from crafter_pl.nets.style import Modulated
 from crafter_pl.stages import GanPrior, load_stage
 
 KINDS = ("G1", "G2", "style")
@@ -47,7 +47,7 @@ def test_pictures_of_the_papers_sizes(size):
 def test_modulated_convolution_against_modulated_weights(demodulate):
     """The paper's formula: scale the weights by the style, normalise them a filter, convolve each sample."""
     torch.manual_seed(0)
-    net = _Modulated(3, 4, 3, 5, demodulate).double()
+    net = Modulated(3, 4, 3, 5, demodulate).double()
     net.bias.normal_()
     x, w = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     for sample in range(2):
