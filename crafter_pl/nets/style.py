@@ -32,6 +32,7 @@ class Modulated(nn.Module):
         self.demodulate = demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Maps ``(N, C, h, w)`` and styles ``(N, S)`` -> ``(N, C', h, w)``."""
         style = self.affine(w)
         y = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.weight.shape[2] // 2)
         if not self.demodulate:
