@@ -6,7 +6,7 @@ import pkgutil
 
 def import_stages() -> None:
     """Imports every stage: a config names a class without its module, and dropped-in files are found."""
-    for package in ("stages", "defenses", "attacks"):
+    for package in ("stages", "defenses", "attacks", "judges"):
         import_modules(package)
     importlib.import_module("crafter_pl.audit.oracle")
 

@@ -220,10 +220,10 @@ class Work:
                     print(f"attacks: {self._minutes()} left", flush=True)
 
 
-def remove_unused(folder: Path, used: set[Path]) -> None:
-    """Delete reconstructions that the finished report is not made of: they are private pictures, too."""
+def remove_unused(folder: Path, used: set[Path | None]) -> None:
+    """Delete reconstructions and embeddings that the report is not made of: they are private, too."""
     for path in folder.iterdir():
-        if path.suffix == ".safetensors":  # of an earlier version
-            path.unlink()
+        if path.suffix == ".safetensors" or (path.suffix == ".embedded" and path not in used):
+            path.unlink()  # the first kind is of an earlier version
         elif re.fullmatch("[0-9a-f]{32}", path.name) and path not in used:  # see `Job.folder`
             shutil.rmtree(path)

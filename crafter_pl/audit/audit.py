@@ -15,7 +15,7 @@ from crafter_pl.audit.compare import compared
 from crafter_pl.audit.features import encode, load_features
 from crafter_pl.audit.groups import by_group, known_groups
 from crafter_pl.audit.judge import Judge, Look
-from crafter_pl.audit.load import Published, load_oracles, load_task
+from crafter_pl.audit.load import Published, load_judges, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.panel import Panel
 from crafter_pl.audit.process_group import ProcessGroup
@@ -51,7 +51,8 @@ def audit(asked: Options) -> Path:
     asked.check(attacks, rulers)
     commands = Commands(asked.home, settings_of(data))
     stores = find.find_stores(asked.home, asked.features)
-    panel_files, notes = find.find_oracles(commands, asked.oracles)
+    recognisers = listed(asked.recognisers)
+    panel_files, notes = find.find_oracles(commands, asked.oracles, needed=not recognisers)
     clouds, defenses, adapted = (
         find.find_checkpoints(asked.home, option, getattr(asked, option))
         for option in ("clouds", "defenses", "adapted")
@@ -77,7 +78,6 @@ def audit(asked: Options) -> Path:
     images = rows["image"]
     task, remarks = load_task(task_path, data)
     task.to(device)
-    oracles = {name: oracle.to(device) for name, oracle in load_oracles(panel_files, data).items()}
     groups, missing = known_groups(listed(asked.groups), names)
     notes += [*remarks, *missing]
     for note in notes if first else ():
@@ -98,9 +98,12 @@ def audit(asked: Options) -> Path:
             for moment, one in moments
         ]
         work = Work(jobs, group.rank, group.world)
+        judges, seen = load_judges(
+            recognisers, panel_files, data, device, asked.batch_size, asked.gallery_images, asked.cache
+        )
         # What may fail at the people, the labels or the weights of a metric does so before the attacks.
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
-        panel = Panel(oracles, images, rows["identity"], device, asked.batch_size)
+        panel = Panel(judges, images, rows["identity"], device, asked.batch_size, asked.cache)
         judge = Judge(panel, boot, rows, names, asked.lpips)
         ruled = [
             {name: judge.ruler(by_set[place][0][1], loaded) for name, by_set in ruling.items()}
@@ -126,7 +129,7 @@ def audit(asked: Options) -> Path:
                 created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
                 version=__version__,
                 data=judge.data(data),
-                oracles=judge.oracles(panel_files),
+                oracles=judge.oracles(),
                 panel={"accuracy_on_originals": originals.estimate()},
                 attacks=described,
                 rulers={name: by_set[0][0][1].describe() for name, by_set in ruling.items()},
@@ -134,12 +137,12 @@ def audit(asked: Options) -> Path:
                 groups={name: by_group(name, judged, judge) for name in groups},
                 defenses=results,
                 settings=settings,
-                notes=list(dict.fromkeys([*notes, *remarks, *more, *others])),
+                notes=list(dict.fromkeys([*notes, *seen, *remarks, *more, *others])),
             )
         )
         page = write_report(folder, report, gallery)
         to_tensorboard(folder, report, gallery)
-        remove_unused(asked.cache, {job.folder for job in jobs})
+        remove_unused(asked.cache, panel.files | {job.folder for job in jobs})
         print(f"\n{text(report)}\n\nreport: {page}", flush=True)
         return page
 

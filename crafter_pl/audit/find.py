@@ -45,16 +45,19 @@ def find_checkpoints(home: Path, option: str, given: list[str] | str | None) -> 
     return None if given is None else [path for _, path in paths]
 
 
-def find_oracles(commands: Commands, given: list[str] | str | None) -> tuple[list[str], list[str]]:
-    """The panel's checkpoints, and what the report must note.
+def find_oracles(
+    commands: Commands, given: list[str] | str | None, needed: bool = True
+) -> tuple[list[str], list[str]]:
+    """The oracles' checkpoints, and what the report must note.
 
     Args:
         commands: of the experiment.
         given: paths, or names of runs of the experiment, of which those that are not trained yet are left
             out; None: all finished oracles of the experiment.
+        needed: whether nobody else judges.
 
     Raises:
-        UserError: there is none at all, or a path or a name is wrong.
+        UserError: there is none at all where one is needed, or a path or a name is wrong.
     """
     home, paths, missing = commands.home, [], {}
     if given is None:
@@ -66,7 +69,7 @@ def find_oracles(commands: Commands, given: list[str] | str | None) -> tuple[lis
             paths += find_checkpoints(home, "oracles", one) or []
         else:
             missing[one] = commands.fit(one)
-    if not paths:
+    if needed and not paths:
         train = list(missing.values()) or [commands.fit(name) for name in PANEL]
         raise UserError(
             "an audit needs an oracle, better two, and "

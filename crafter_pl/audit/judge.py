@@ -24,7 +24,6 @@ from crafter_pl.audit.schema import (
 )
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
-from crafter_pl.files import sha256
 from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, topk_hits
 from crafter_pl.metrics.bootstrap import mean_of
 
@@ -75,7 +74,7 @@ class Judge:
     """The truth about the audited pictures, and all that judges by it.
 
     Attributes:
-        panel: oracles.
+        panel: the judges.
         boot: resamples of people.
         rows: the pictures: `image` `(N, 3, H, W)` in [0, 1], `identity` `(N,)`, `attributes` `(N, A)` 0 or 1.
         attributes: names of the `A` columns.
@@ -98,9 +97,9 @@ class Judge:
         for column in COLUMNS:
             found = column.of(seen)
             if isinstance(found, list):
-                named = zip(self.panel.oracles, found, strict=True)
+                named = zip(self.panel.judges, found, strict=True)
                 by_oracle[column.key] = {name: one.estimate() for name, one in named if one is not None}
-                found = found[0]
+                found = next(filter(None, found), None)
             if found is not None:
                 figures[column.key] = found.estimate()
         result = AttackResult(
@@ -222,27 +221,23 @@ class Judge:
             ],
         )
 
-    def oracles(self, paths: Sequence[str]) -> list[OracleResult]:
-        """Each oracle with its settings, and how well it names and matches the originals.
-
-        Args:
-            paths: of their checkpoints.
-        """
+    def oracles(self) -> list[OracleResult]:
+        """Each judge with its settings, and how well it names and matches the originals."""
         found, panel = [], self.panel
-        every = zip(panel.oracles.items(), paths, panel.originals.hits, panel.embeddings, strict=True)
-        for (name, oracle), path, hits, own in every:
-            accuracy, tar, settings = self.boot.mean(hits).estimate(), self.boot.tar(own, own), oracle.hparams
-            shown = ("backbone", "grey", "width", "heavy", "reconstructed")
+        every = zip(panel.judges.values(), panel.originals.hits, panel.embeddings, strict=True)
+        for judge, hits, own in every:
+            accuracy, tar = self.boot.mean(hits).estimate(), self.boot.tar(judge.similarity(own, own))
             found.append(
                 OracleResult(
-                    name=name,
+                    name=judge.name,
                     accuracy_on_originals=accuracy.value,
                     ci95=[accuracy.low, accuracy.high],
-                    people=len(panel.classes[name]),
-                    settings={key: settings[key] for key in shown if key in settings},
-                    checkpoint=path,
-                    sha256=sha256(path),
+                    people=len(judge.identities),
+                    settings=judge.settings(),
+                    checkpoint=judge.checkpoint,
+                    sha256=judge.sha256,
                     tar_on_originals=None if tar is None else tar.estimate(),
+                    seen=judge.seen,
                 )
             )
         return found

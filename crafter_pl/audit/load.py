@@ -9,15 +9,17 @@ from crafter_pl.attacks.base import Target
 from crafter_pl.audit.oracle import load_oracle
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.provenance import seedless
+from crafter_pl.data.split import first_of_each
 from crafter_pl.defenses.base import Defense, load_defense
 from crafter_pl.defenses.options import ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.judges import GalleryJudge, Judge, OracleJudge, Recogniser, embedded
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.oracle import IdentityOracle
 from crafter_pl.stages.task import TaskModel
 
+EXAMPLES = 200  # public pictures in which a recogniser looks where faces are
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
 
 
@@ -50,14 +52,14 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
     return task, [] if trained_on(path) == data.split_hash else [note]
 
 
-def load_oracles(paths: list[str], data: FacesDataModule) -> dict[str, IdentityOracle]:
-    """The panel by name; equal names are numbered.
+def load_oracles(paths: list[str], data: FacesDataModule, device: str) -> list[OracleJudge]:
+    """The oracles of the panel; equal names are numbered.
 
     Raises:
         UserError: an oracle is there twice, or was trained on pictures of another size or on another split,
             where it may have seen the pictures that it is to judge.
     """
-    loaded: dict[str, IdentityOracle] = {}
+    loaded: dict[str, OracleJudge] = {}
     files: dict[str, str] = {}
     for path in paths:
         oracle = load_oracle(path)
@@ -79,8 +81,48 @@ def load_oracles(paths: list[str], data: FacesDataModule) -> dict[str, IdentityO
         files[digest] = path
         base = str(oracle.hparams["name"])
         names = (base, *(f"{base} {number}" for number in range(2, len(paths) + 1)))
-        loaded[next(name for name in names if name not in loaded)] = oracle
-    return loaded
+        name = next(name for name in names if name not in loaded)
+        loaded[name] = OracleJudge(oracle.to(device), path, name)
+    return list(loaded.values())
+
+
+def load_judges(
+    recognisers: list[Recogniser],
+    oracles: list[str],
+    data: FacesDataModule,
+    device: str,
+    batch_size: int,
+    pictures: int,
+    cache: Path,
+) -> tuple[list[Judge], list[str]]:
+    """The panel, pretrained recognisers first; and what the report must note.
+
+    Args:
+        recognisers: they are prepared here.
+        oracles: checkpoints.
+        data: set up; people are enrolled by the role ``gallery``, the faces' frame is that of public_val.
+        device: where the judges go.
+        batch_size: pictures embedded at a time.
+        pictures: of each person in a recogniser's gallery, at most; 0: all.
+        cache: folder where embeddings are kept.
+
+    Raises:
+        UserError: see `load_oracles` and `Recogniser.prepare`; or two judges have one name.
+    """
+    judges: list[Judge] = []
+    notes = []
+    for recogniser in recognisers:
+        public = data.dataset("public_val")
+        notes += recogniser.prepare(device, public.take(public.index[:EXAMPLES])["image"])
+        gallery = data.rows("gallery")
+        enrolled = first_of_each(gallery["identity"], pictures)
+        made, file = embedded(recogniser, gallery["image"][enrolled], device, batch_size, cache)
+        judges.append(GalleryJudge(recogniser, made, gallery["identity"][enrolled], file))
+    judges += load_oracles(oracles, data, device)
+    names = [judge.name for judge in judges]
+    if len(set(names)) < len(names):
+        raise UserError(f"two judges have one name ({', '.join(names)}): give each its own init_args.name")
+    return judges, notes
 
 
 class Published:

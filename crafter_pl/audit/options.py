@@ -8,6 +8,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
+from crafter_pl.judges import Recogniser
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Options:
         oracles: checkpoints of identity oracles; the first gives the paper's Eval Acc, all of them the worst
             case (default: all that the experiment has trained). A run that is not trained yet is left out,
             and the report says so.
+        recognisers: pretrained face recognisers that judge before the oracles: the first then gives Eval Acc.
+            Each knows the private people by a gallery of their other pictures.
+        gallery_images: pictures of each person in their gallery, at most; 0: all.
         attacks: what to attack the features with, in place of a budget.
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
@@ -56,6 +60,8 @@ class Options:
     data: FacesDataModule
     features: list[str] | str | None = None
     oracles: list[str] | str | None = None
+    recognisers: list[Recogniser] | Recogniser | None = None
+    gallery_images: int = 8
     attacks: list[Attack] | Attack | None = None
     budgets: dict[str, list[Attack]] | None = None
     budget: str = "standard"

@@ -1,4 +1,4 @@
-"""The panel of oracles: independent recognisers that say whom a reconstruction shows; the worst case.
+"""The panel of judges: independent recognisers that say whom a reconstruction shows; the worst case.
 
 One recogniser can be fooled by patterns that no human sees; a picture that any of several names is
 identified.
@@ -6,6 +6,7 @@ identified.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,57 +14,61 @@ from torch import Tensor
 
 from crafter_pl.audit.schema import FalseSecurity, WorstCase
 from crafter_pl.errors import UserError
+from crafter_pl.judges import Judge, embedded
 from crafter_pl.metrics import IdentityBootstrap, identity_similarity, topk_hits, worst_case_chance
-from crafter_pl.stages.oracle import IdentityOracle
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What each of `O` oracles says about `N` pictures."""
+    """What each of `O` judges says about `N` pictures."""
 
     hits: Tensor  # (O, N) bool: names the right person
     top5: Tensor  # (O, N) bool: has the right person among its five best guesses
     named: Tensor  # (O, N) int64: whom it names, as a row of `Panel.people`
     similarity: Tensor  # (O, N): cosine of the embeddings of picture and original
-    embeddings: list[Tensor]  # of each oracle (N, E), unit vectors
+    embeddings: list[Tensor]  # of each judge (N, E)
 
 
 class Panel:
-    """Oracles with the truth about the audited pictures.
+    """Judges with the truth about the audited pictures.
 
     Args:
-        oracles: by name, the first being the one of the paper's Eval Acc; moved to `device` by the caller.
+        judges: the first is the one of the paper's Eval Acc.
         images: originals `(N, 3, H, W)` in [0, 1].
         identity: `(N,)` raw identity of each.
-        device: where the oracles are.
+        device: where the judges are.
         batch_size: pictures judged at a time.
+        cache: folder where pretrained judges' embeddings are kept by what they are of; None: nowhere.
 
     Raises:
-        UserError: if an oracle does not know one of the people.
+        UserError: if a judge does not know one of the people.
     """
 
     def __init__(
         self,
-        oracles: Mapping[str, IdentityOracle],
+        judges: Sequence[Judge],
         images: Tensor,
         identity: Tensor,
         device: str,
         batch_size: int,
+        cache: Path | None = None,
     ) -> None:
-        """Embed the originals, and judge them: how good each oracle is."""
-        self.oracles, self.device, self.batch_size = oracles, device, batch_size
-        self.classes = {name: torch.as_tensor(o.hparams["identities"]).long() for name, o in oracles.items()}
-        for name, classes in self.classes.items():
-            if strangers := sorted(set(identity.tolist()) - set(classes.tolist())):
+        """Embed the originals, and judge them: how good each judge is."""
+        self.judges = {judge.name: judge for judge in judges}
+        self.device, self.batch_size, self.cache = device, batch_size, cache
+        self.files = {judge.kept for judge in judges}  # of `cache` that were of use
+        for judge in judges:
+            if strangers := sorted(set(identity.tolist()) - set(judge.identities.tolist())):
                 raise UserError(
-                    f"Oracle {name} was trained on other people: it does not know {len(strangers)} of the "
-                    f"{len(identity.unique())} audited ones (first {strangers[0]}). Train it on this split."
+                    f"{judge.name} was trained on other people, or its gallery lacks some: it does not know "
+                    f"{len(strangers)} of the {len(identity.unique())} audited ones (first {strangers[0]}). "
+                    "Train it on this split."
                 )
-        self.people = torch.cat(list(self.classes.values())).unique()
+        self.people = torch.cat([judge.identities for judge in judges]).unique()
         self.truth = torch.searchsorted(self.people, identity)
         self.identity = identity
-        self.embeddings = [self.batched(oracle.embed, images) for oracle in oracles.values()]
-        self.originals = self.judge(images)
+        self.embeddings = [self.embedded(judge, images) for judge in judges]
+        self.originals = self._judge(self.embeddings)
 
     @torch.no_grad()
     def batched(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -71,17 +76,28 @@ class Panel:
         parts = values.split(self.batch_size)
         return torch.cat([function(part.to(self.device)).float().cpu() for part in parts])
 
+    def embedded(self, judge: Judge, images: Tensor) -> Tensor:
+        """A judge's embeddings of pictures ``(N, 3, H, W)``; those of a pretrained one are kept."""
+        if judge.seen:
+            return self.batched(judge.embed, images)
+        made, file = embedded(judge, images, self.device, self.batch_size, self.cache)
+        self.files.add(file)
+        return made
+
     def judge(self, images: Tensor) -> Judgement:
-        """Let every oracle look at pictures `(N, 3, H, W)`, in the order of the originals."""
-        hits, top5, named, similarity, embeddings = [], [], [], [], []
-        for (name, oracle), original in zip(self.oracles.items(), self.embeddings, strict=True):
-            logits, classes = self.batched(oracle.logits, images), self.classes[name]
-            label = (classes[None, :] == self.identity[:, None]).long().argmax(dim=1)
-            hits.append(topk_hits(logits, label, 1))
-            top5.append(topk_hits(logits, label, 5))
-            named.append(torch.searchsorted(self.people, classes[logits.argmax(dim=1)]))
-            embeddings.append(self.batched(oracle.embed, images))
-            similarity.append(identity_similarity(embeddings[-1], original))
+        """Let every judge look at pictures `(N, 3, H, W)`, in the order of the originals."""
+        return self._judge([self.embedded(judge, images) for judge in self.judges.values()])
+
+    @torch.no_grad()
+    def _judge(self, embeddings: list[Tensor]) -> Judgement:
+        hits, top5, named, similarity = [], [], [], []
+        for judge, made, original in zip(self.judges.values(), embeddings, self.embeddings, strict=True):
+            scores, known = judge.scores(made), judge.identities
+            label = (known[None, :] == self.identity[:, None]).long().argmax(dim=1)
+            hits.append(topk_hits(scores, label, 1))
+            top5.append(topk_hits(scores, label, 5))
+            named.append(torch.searchsorted(self.people, known[scores.argmax(dim=1)]))
+            similarity.append(identity_similarity(made, original))
         return Judgement(
             torch.stack(hits), torch.stack(top5), torch.stack(named), torch.stack(similarity), embeddings
         )
@@ -90,7 +106,7 @@ class Panel:
 class Joint(NamedTuple):
     """What several attacks together make of each picture."""
 
-    hits: Tensor  # (N,) bool: any attack's reconstruction is named by any oracle
+    hits: Tensor  # (N,) bool: any attack's reconstruction is named by any judge
     chance: Tensor  # (N,) float64: how often that would be so by chance, see `worst_case_chance`
 
     @property

@@ -28,7 +28,12 @@ class Data:
 
 @dataclass(frozen=True)
 class OracleResult:
-    """A judge of identity, and how well it knows the original pictures."""
+    """A judge of identity, and how well it knows the original pictures.
+
+    Attributes:
+        seen: whether it has learnt from other pictures of the private people; else it knows them by a
+            gallery.
+    """
 
     name: str
     accuracy_on_originals: float
@@ -38,6 +43,7 @@ class OracleResult:
     checkpoint: str = ""
     sha256: str | None = None
     tar_on_originals: Estimate | None = None
+    seen: bool = True
 
     @property
     def accuracy(self) -> Estimate:

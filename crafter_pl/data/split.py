@@ -24,6 +24,7 @@ UNIONS = {
     "public": ("public_train", "public_val"),
     "all_private": ("private_train", "private_test"),
     "oracle": ("private_train", "public_train", "public_val"),
+    "gallery": ("private_train",),  # what a suspect's pictures on the web are to whoever looks for a face
 }
 
 Splits = dict[str, Tensor]
@@ -116,6 +117,14 @@ def make_split(
     splits = {part: torch.tensor(sorted(chosen), dtype=torch.long) for part, chosen in parts.items()}
     check_split(faces, splits)
     return splits
+
+
+def first_of_each(people: Tensor, count: int) -> Tensor:
+    """Places of the first ``count`` pictures of every person in ``people`` ``(N,)``, ascending; 0: of all."""
+    order = people.argsort(stable=True)
+    counts = people.unique(return_counts=True)[1]
+    rank = torch.arange(len(people)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order[rank < (count or len(people))].sort().values
 
 
 def _rows_of_people(faces: Faces) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@ from crafter_pl.metrics.attributes import AttributeAUC, attribute_auc
 from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstrap
 from crafter_pl.metrics.identity import (
     TarAtFar,
+    accepted,
     identity_similarity,
     tar_at_far,
     topk_hits,
@@ -17,6 +18,7 @@ __all__ = [
     "Estimate",
     "IdentityBootstrap",
     "TarAtFar",
+    "accepted",
     "attribute_auc",
     "identity_similarity",
     "lpips",

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from crafter_pl.metrics.attributes import attribute_auc
-from crafter_pl.metrics.identity import Floats, tar_at_far
+from crafter_pl.metrics.identity import FAR, Floats, tar_at_far
 
 CHUNK = 4_000_000  # weights held at once: resamples x pictures, about 32 MB in float64
 
@@ -118,10 +117,10 @@ class IdentityBootstrap:
         found = np.concatenate([attribute_auc(scores, targets, part[:, self.group]) for part in parts])
         return [Bootstrapped(float(value), own) for value, own in zip(values, found.T, strict=True)]
 
-    def tar(self, made: Tensor, originals: Tensor) -> Bootstrapped | None:
-        """True accept rate of embeddings ``(N, E)`` at a fixed false accept rate, see `tar_at_far`."""
+    def tar(self, scores: ArrayLike, far: float = FAR) -> Bootstrapped | None:
+        """True accept rate of scores ``(N, N)`` at a fixed false accept rate, see `tar_at_far`."""
         every = np.concatenate([np.ones((1, self.people)), self.weights])
-        rates = tar_at_far(made, originals, self.group, weights=every)
+        rates = tar_at_far(scores, self.group, far, every)
         return None if rates is None else Bootstrapped(float(rates[0]), rates[1:])
 
 

@@ -80,7 +80,7 @@ def identity_similarity(made: Tensor, originals: Tensor) -> Tensor:
 
 
 def tar_at_far(
-    made: Tensor, originals: Tensor, identity: ArrayLike, far: float = FAR, weights: ArrayLike | None = None
+    scores: ArrayLike, identity: ArrayLike, far: float = FAR, weights: ArrayLike | None = None
 ) -> Floats | None:
     """True accept rate at a fixed false accept rate, over all pairs of a reconstruction and an original.
 
@@ -92,8 +92,7 @@ def tar_at_far(
     product of its people's weights.
 
     Args:
-        made: unit embeddings ``(N, E)`` of reconstructions.
-        originals: unit embeddings ``(N, E)`` of the same pictures in the same order.
+        scores: how alike every reconstruction is to every original, ``(N, N)``, in the same order.
         identity: ``(N,)``, whose pictures they are.
         far: the false accept rate, in (0, 1).
         weights: ``(B, P)`` of the people in ascending order; by default one weighting in which all count
@@ -105,7 +104,7 @@ def tar_at_far(
     """
     people, group = np.unique(np.asarray(identity), return_inverse=True)
     drawn = np.ones((1, len(people))) if weights is None else np.asarray(weights, dtype=np.float64)
-    scores = (made @ originals.T).double().cpu().numpy()
+    scores = np.asarray(scores, dtype=np.float64)
     same = group[:, None] == group[None, :]
     genuine = same & ~np.eye(len(group), dtype=bool)
     if not genuine.any() or same.all():
@@ -160,6 +159,26 @@ def _thresholds(
     return found
 
 
+def accepted(scores: ArrayLike, identity: ArrayLike, threshold: float) -> tuple[Floats, Floats]:
+    """How often a matcher with a threshold of its own takes a reconstruction for another original's person.
+
+    Args:
+        scores: as of `tar_at_far`.
+        identity: ``(N,)``, whose pictures they are.
+        threshold: above which two pictures count as one person's.
+
+    Returns:
+        For each picture ``(N,)`` the share of the person's other originals, and of other people's, that are
+        above; NaN where there are none.
+    """
+    people = np.asarray(identity)
+    same, above = people[:, None] == people[None, :], np.asarray(scores) > threshold
+    kinds = (same & ~np.eye(len(people), dtype=bool), ~same)
+    with np.errstate(invalid="ignore"):
+        genuine, impostor = ((above & kind).sum(1) / kind.sum(1) for kind in kinds)
+    return genuine, impostor
+
+
 class TarAtFar(Collected):
     """`tar_at_far` over all pictures seen; NaN where there is no pair to compare."""
 
@@ -168,5 +187,5 @@ class TarAtFar(Collected):
     def compute(self) -> Tensor:
         """Scalar in [0, 1], float32."""
         made, originals, identity = self.seen
-        found = tar_at_far(made, originals, identity)
+        found = tar_at_far((made @ originals.T).double(), identity)
         return torch.tensor(np.nan if found is None else found[0], dtype=torch.float32)

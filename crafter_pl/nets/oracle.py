@@ -64,26 +64,36 @@ def _plain(channels: int, width: int, image_size: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class _FaceNet(nn.Module):
-    """facenet-pytorch's InceptionResnetV1 without its head, fed with pictures of at least 112 pixels."""
+class FaceNetTrunk(nn.Module):
+    """facenet-pytorch's InceptionResnetV1 without its head, fed with pictures of at least 112 pixels.
+
+    Args:
+        weights: path of a state dict; ``vggface2`` (or ``download``) or ``casia-webface``, which it
+            downloads; None: none.
+
+    Raises:
+        UserError: they cannot be downloaded or read.
+    """
 
     def __init__(self, weights: str | None) -> None:
         super().__init__()
         from facenet_pytorch import InceptionResnetV1
 
+        public = {"download": "vggface2", "vggface2": "vggface2", "casia-webface": "casia-webface"}
         try:
-            self.net = InceptionResnetV1(pretrained="vggface2" if weights == "download" else None)
+            self.net = InceptionResnetV1(pretrained=public.get(weights or ""))
         except OSError as error:
             raise UserError(
-                f"VGGFace2 weights could not be downloaded ({error}); give a state-dict "
-                "file with --model.init_args.weights PATH, or train from scratch with weights null"
+                f"the weights {weights} could not be downloaded ({error}); give a state-dict file instead "
+                "(init_args.weights PATH)"
             ) from error
-        if weights not in (None, "download"):
+        if weights is not None and weights not in public:
             state = read_weights(weights, "facenet-pytorch's InceptionResnetV1")
             # The head is of its own people.
             load_trunk(self.net, state, ("logits.",), f"weights {weights!r} do not fit InceptionResnetV1")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures in [-1, 1] -> unit vectors ``(N, 512)``."""
         if x.shape[-1] < 112:
             x = F.interpolate(x, size=(112, 112), mode="bilinear", align_corners=False)
         return self.net(x)
@@ -138,7 +148,7 @@ class OracleNet(CosineHead):
         if backbone == "facenet":
             if grey:
                 raise UserError("backbone facenet takes colour pictures: set grey false")
-            trunk, embedding = _FaceNet(weights), 512
+            trunk, embedding = FaceNetTrunk(weights), 512
         elif backbone in ("resnet", "plain"):
             resnet = backbone == "resnet"
             side = -(-image_size // 16) if resnet else image_size // 16

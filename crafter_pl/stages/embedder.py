@@ -99,7 +99,7 @@ def verification(embeddings: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
     embeddings, identity = embeddings[chosen], identity[chosen]
     different = ~torch.eye(len(chosen), dtype=torch.bool)
     same = (identity[:, None] == identity[None]).cpu()[different]
-    if (tar := tar_at_far(embeddings, embeddings, identity.cpu(), FAR)) is None:
+    if (tar := tar_at_far((embeddings @ embeddings.T).double().cpu(), identity.cpu(), FAR)) is None:
         return embeddings.new_tensor(FAR), embeddings.new_tensor(0.5)
     auc = attribute_auc((embeddings @ embeddings.T).cpu()[different][:, None], same[:, None])
     return embeddings.new_tensor(float(tar[0])), embeddings.new_tensor(float(auc[0]))

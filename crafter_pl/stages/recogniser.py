@@ -114,7 +114,11 @@ class PrivateRecogniser(Scored, Recogniser):
 
     def logits(self, x: Tensor) -> Tensor:
         """What the net takes, such as pictures in [0, 1] -> scores of the private people ``(N, P)``."""
-        return self.hparams["scale"] * self.net.cosines(self.net.embed(x))[:, : self.private]
+        return self.scores(self.net.embed(x))
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Unit embeddings ``(N, E)`` -> scores of the private people ``(N, P)``."""
+        return self.hparams["scale"] * self.net.cosines(embeddings)[:, : self.private]
 
     def exam(self, batch: dict[str, Tensor]) -> Tensor:
         """What it is tried on: by default the pictures as they are."""

@@ -76,7 +76,7 @@ class Bench:
         self._task, notes = load.load_task(task_path, data)
         self._task.to(self.device)
         files, missing = find.find_oracles(self.commands, asked.oracles)
-        self._oracles = {n: o.to(self.device) for n, o in load.load_oracles(files, data).items()}
+        self._oracles = {one.name: one for one in load.load_oracles(files, data, self.device)}
         for note in (*notes, *missing):
             print(f"note: {note}", flush=True)
         everybody = data.dataset(SPLIT)

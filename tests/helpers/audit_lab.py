@@ -13,10 +13,11 @@ from torch import Tensor
 
 from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.audit import audit as audit_module
-from crafter_pl.audit import bind, features, judge, load
+from crafter_pl.audit import bind, features, load
 from crafter_pl.audit.audit import audit
 from crafter_pl.audit.options import Options
 from crafter_pl.data.store import write_manifest, write_shard
+from crafter_pl.judges import judge
 
 PEOPLE, PICTURES, SIZE = 6, 3, 8
 IDENTITIES = [41, 7, 13, 99, 58, 20]  # raw numbers, in the order of the pictures
@@ -69,18 +70,25 @@ class FakeTask(torch.nn.Module):
 class FakeOracle(torch.nn.Module):
     """Names the person of the nearest colour; or, turned by `shift`, that of another: no use."""
 
+    device = "cpu"
+
     def __init__(self, name: str, shift: int = 0, identities: list[int] | None = None) -> None:
         super().__init__()
         self.hparams = {"name": name, "identities": identities or sorted(IDENTITIES)[::-1], "width": 8}
         self.hparams |= {"image_size": SIZE, "backbone": name, "grey": False}
         self.shift = shift
 
-    def logits(self, images: Tensor) -> Tensor:
-        distance = (images.mean((2, 3))[:, None] - templates().flip(0).roll(self.shift, 0)[None]).norm(dim=2)
-        return -distance
+    def scores(self, embeddings: Tensor) -> Tensor:
+        return embeddings @ lifted(templates()).flip(0).roll(self.shift, 0).T
 
     def embed(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(images.mean((2, 3)) - 0.5, dim=1)
+        return lifted(images.mean((2, 3)))
+
+
+def lifted(colours: Tensor) -> Tensor:
+    """Unit vectors `(N, 4)`, the nearer the nearer the colours `(N, 3)` are."""
+    rest = (1 - (colours - 0.5).square().sum(1, keepdim=True)).sqrt()
+    return torch.cat([colours - 0.5, rest], 1)
 
 
 class Echo(Attack):

@@ -83,7 +83,7 @@ def test_the_worst_case_is_any_attack_and_any_oracle_and_has_its_own_chance(lab:
         guesses = set()
         for images in (data["image"], blank):
             for oracle in (colour, turned):
-                guesses.add(PEOPLE - 1 - int(oracle.logits(images[row : row + 1]).argmax()))
+                guesses.add(PEOPLE - 1 - int(oracle.scores(oracle.embed(images[row : row + 1])).argmax()))
         others += len(guesses - {own})
     assert none["worst_case"]["chance"] == pytest.approx(others / len(label) / (PEOPLE - 1))
     assert none["worst_case"]["chance"] > 1 / PEOPLE
@@ -259,7 +259,7 @@ def test_an_attack_that_learnt_elsewhere_is_noted(lab: SimpleNamespace) -> None:
 
 
 def test_one_oracle_is_warned_about_and_equal_names_are_numbered(lab: SimpleNamespace) -> None:
-    assert any("Only one oracle" in warning for warning in lab.run(oracles=["colour"])["warnings"])
+    assert any("Only one judge" in warning for warning in lab.run(oracles=["colour"])["warnings"])
     lab.stages["again"] = FakeOracle("colour")
     report = lab.run(oracles=["colour", "again"], overwrite=True)
     assert [oracle["name"] for oracle in report["oracles"]] == ["colour", "colour 2"]

@@ -184,7 +184,7 @@ def test_weak_rulers_and_weak_attacks_are_named() -> None:
     report["data"]["identities"] = 12
     found = " ".join(made(report).warnings)
     for words in (
-        "Only one oracle",
+        "Only one judge",
         "names only 40.0 %",
         "black_box identifies only 10.0 %",
         "Only 12",

@@ -1,23 +1,13 @@
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from real_data import real  # noqa: F401
 
 from crafter_pl.data.decoding import Decoding
 from crafter_pl.data.sources import load_celeba, load_lfw
 
 # Real pictures
-
-
-@pytest.fixture
-def real():
-    default = Path(__file__).parents[3] / "shared" / "data"
-    root = Path(os.environ.get("CRAFTER_DATA") or default)
-    if not (root / "celeba").is_dir():
-        pytest.skip(f"no real pictures in {root}: set CRAFTER_DATA")
-    return root
 
 
 @pytest.mark.data

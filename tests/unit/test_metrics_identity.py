@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from torchmetrics import CosineSimilarity
 
 from crafter_pl import metrics
-from crafter_pl.metrics import IdentityBootstrap, tar_at_far
+from crafter_pl.metrics import IdentityBootstrap, accepted, tar_at_far
 
 
 def embeddings(seed: int, noise: float, people: int = 7, pictures: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,10 +43,10 @@ def test_tar_is_that_of_loops_over_pairs_in_every_weighting(noise: float, far: f
     made, originals, identity = embeddings(3, noise)
     boot = IdentityBootstrap(identity, 40, seed=1)
     scores = (made @ originals.T).double().numpy()
-    found = tar_at_far(made, originals, identity, far, boot.weights)
+    found = tar_at_far(scores, identity, far, boot.weights)
     expected = [by_loops(scores, boot.group, drawn, far) for drawn in boot.weights]
     np.testing.assert_allclose(found, expected)
-    plain = tar_at_far(made, originals, identity, far)
+    plain = tar_at_far(scores, identity, far)
     assert plain is not None and plain[0] == pytest.approx(by_loops(scores, boot.group, np.ones(7), far))
 
 
@@ -54,46 +54,57 @@ def test_tar_is_on_scikit_learns_curve() -> None:
     made, originals, identity = embeddings(7, 1.0, people=12)
     same = identity[:, None] == identity[None]
     pairs = (~same | ~torch.eye(len(identity), dtype=torch.bool)).numpy()
-    far, tar, _ = roc_curve(
-        same.numpy()[pairs], (made @ originals.T).double().numpy()[pairs], drop_intermediate=False
-    )
-    found = tar_at_far(made, originals, identity, 0.05)
+    scores = (made @ originals.T).double().numpy()
+    far, tar, _ = roc_curve(same.numpy()[pairs], scores[pairs], drop_intermediate=False)
+    found = tar_at_far(scores, identity, 0.05)
     assert found is not None and found[0] == pytest.approx(tar[far <= 0.05].max())
     metric = metrics.TarAtFar()
     for rows in torch.arange(len(identity)).split(10):
         metric.update(made[rows], originals[rows], identity[rows])
-    assert float(metric.compute()) == pytest.approx(float(tar_at_far(made, originals, identity)[0]))
+    assert float(metric.compute()) == pytest.approx(float(tar_at_far(scores, identity)[0]))
 
 
 def test_known_rates() -> None:
     made, originals, identity = embeddings(0, 0.01, people=30)
     boot = IdentityBootstrap(identity, 50)
-    assert boot.tar(made, originals).estimate() == metrics.Estimate(1.0, 1.0, 1.0)
+    assert boot.tar(made @ originals.T).estimate() == metrics.Estimate(1.0, 1.0, 1.0)
     blind = normalize(torch.randn(len(identity), 5, generator=torch.Generator().manual_seed(0)))
-    assert boot.tar(blind, originals).value < 0.08, "a matcher that sees nothing is at about the FAR"
+    assert boot.tar(blind @ originals.T).value < 0.08, "a matcher that sees nothing is at about the FAR"
 
 
 def test_a_reconstruction_is_not_matched_with_its_own_original() -> None:
     """Of random embeddings each equals its own original alone: no other picture of the person is near."""
     blind = normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)))
-    found = tar_at_far(blind, blind, torch.arange(20).repeat_interleave(3))
+    found = tar_at_far(blind @ blind.T, torch.arange(20).repeat_interleave(3))
     assert found is not None and found[0] < 0.1
 
 
 def test_without_pairs_there_is_no_rate() -> None:
     made, originals, _ = embeddings(0, 1.0)
-    assert tar_at_far(made, originals, torch.arange(21)) is None
-    assert tar_at_far(made, originals, torch.zeros(21)) is None
-    assert IdentityBootstrap(torch.arange(21), 10).tar(made, originals) is None
+    assert tar_at_far(made @ originals.T, torch.arange(21)) is None
+    assert tar_at_far(made @ originals.T, torch.zeros(21)) is None
+    assert IdentityBootstrap(torch.arange(21), 10).tar(made @ originals.T) is None
 
 
 def test_a_resample_of_one_person_is_left_out() -> None:
     made, originals, identity = embeddings(5, 0.5, people=2)
     boot = IdentityBootstrap(identity, 60)
     assert (boot.weights == 2).any(), "some resamples draw one of the two people twice"
-    found = boot.tar(made, originals)
+    found = boot.tar(made @ originals.T)
     assert found is not None and np.isnan(found.replicates).any()
     assert np.isfinite([found.estimate().low, found.estimate().high]).all()
+
+
+def test_a_matcher_with_a_threshold_of_its_own() -> None:
+    made, originals, identity = embeddings(2, 1.0)
+    scores = (made @ originals.T).double().numpy()
+    genuine, impostor = accepted(scores, identity, 0.3)
+    for row, person in enumerate(identity.tolist()):
+        others = [column for column in range(21) if column != row and identity[column] == person]
+        assert genuine[row] == np.mean([scores[row, column] > 0.3 for column in others])
+        strangers = [column for column in range(21) if identity[column] != person]
+        assert impostor[row] == np.mean([scores[row, column] > 0.3 for column in strangers])
+    assert np.isnan(accepted(scores, torch.arange(21), 0.3)[0]).all(), "nobody has another picture"
 
 
 def test_topk_hits() -> None:

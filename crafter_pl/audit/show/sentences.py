@@ -13,6 +13,7 @@ from crafter_pl.metrics import Estimate
 
 UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost
 WEAK_ORACLE = 0.5  # accuracy on the originals below which an oracle's verdicts say little
+WEAK_PANEL = 0.9  # the same of the best judge, below which real recognisers may name more than it does
 WEAK_ATTACK = 0.2  # panel rate on unprotected features below which protection against an attack says little
 WEAKER = 0.05  # how far below the white-box attack, on unprotected features, an attack is called weaker
 FEW_PEOPLE = 20  # below this a percentile bootstrap over people is too narrow
@@ -60,13 +61,23 @@ def chosen(report: Report) -> DefenseResult | None:
 
 def verdict(report: Report) -> str:
     """Say what share of the faces is still identified by any attack, at what cost, and if knowledge helps."""
+    best = max(report.oracles, key=lambda one: one.accuracy_on_originals)
+    kind = "an oracle trained on their other pictures" if best.seen else "a recogniser that others trained"
+    return (
+        f"{_found(report)} The strongest judge, {best.name}, {kind}, names "
+        f"{percent(best.accuracy_on_originals)} of the originals."
+    )
+
+
+def _found(report: Report) -> str:
+    """The verdict on the features."""
     none, entry = report.defenses[0], chosen(report)
     faces = f"{report.data.images} faces of {report.data.identities} people"
     before, unprotected = none.worst_case, percent(none.rate)
     if entry is None:
         return (
             f"Nothing protected was audited: from unprotected features, {unprotected} of the {faces} are "
-            f"identified by some attack and oracle (95 % interval {percent_range(before.eval_acc)}; "
+            f"identified by some attack and judge (95 % interval {percent_range(before.eval_acc)}; "
             f"{percent(before.chance)} would be by chance)."
         )
     if before.eval_acc.low <= before.chance:
@@ -88,7 +99,7 @@ def verdict(report: Report) -> str:
     if entry.change["worst_case_eval_acc"].high >= 0:
         return (
             f"No measurable protection: with {label}, {now} of the {faces} are identified by some attack and "
-            f"oracle, against {unprotected} unprotected, {price}. {_gained(entry)}"
+            f"judge, against {unprotected} unprotected, {price}. {_gained(entry)}"
         )
     if entry.untested:
         return (
@@ -97,7 +108,7 @@ def verdict(report: Report) -> str:
         )
     level = ", which is not measurably more than by chance" if after.eval_acc.low <= after.chance else ""
     return (
-        f"With {label}, the share of {faces} that some attack and oracle still identify falls from "
+        f"With {label}, the share of {faces} that some attack and judge still identify falls from "
         f"{unprotected} to {now}{level}, {price}. {_gained(entry)}"
     )
 
@@ -179,13 +190,20 @@ def warnings(report: Report) -> Iterator[str]:
     yield from report.notes
     if len(oracles) < 2:
         yield (
-            "Only one oracle judged identity. One oracle can be fooled by patterns that no human sees: train "
+            "Only one judge looked. One can be fooled by patterns that no human sees: train "
             "a second one of another architecture and input before trusting a low rate."
         )
-    elif len({(one.settings.get("backbone"), one.settings.get("grey")) for one in oracles}) < 2:
+    elif len({(one.settings.get("backbone", one.name), one.settings.get("grey")) for one in oracles}) < 2:
         yield (
             "All oracles have the same architecture and input, so that the same patterns may fool them all: "
             "train one of another --model.init_args.backbone or grey before trusting a low rate."
+        )
+    best = max(oracle.accuracy_on_originals for oracle in oracles)
+    if WEAK_ORACLE <= best < WEAK_PANEL:
+        yield (
+            f"The best judge names only {percent(best)} of the original pictures: others may name more of "
+            "the reconstructions. On real faces add a pretrained one (--recognisers Dlib), which does not "
+            "know drawn ones."
         )
     for oracle in oracles:
         if oracle.accuracy_on_originals < WEAK_ORACLE:
