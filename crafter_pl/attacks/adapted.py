@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from crafter_pl.attacks.adaptive import AdaptiveStage
-from crafter_pl.attacks.base import Attack, Target, fits, marks_of, options_of, place_of
+from crafter_pl.attacks.base import Adversary, Attack, Target, fits, marks_of, options_of, place_of
 from crafter_pl.commands import Commands, trained
 from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
@@ -16,8 +16,8 @@ from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
 
 
-class AdaptedAttack(Attack):
-    """An attack by a stage that has adapted: for each defence the one trained against exactly that one.
+class Adapted(Adversary):
+    """What attacks and readers share whose stage has adapted: they use the one trained against a defence.
 
     It looks among the experiment's finished runs of its stage, whatever they are called: at those that began
     with the nets that it uses on unprotected features, and at those whose name begins with `runs`, the
@@ -32,7 +32,7 @@ class AdaptedAttack(Attack):
     stage_class: ClassVar[type[AdaptiveStage]]
     adaptive = True
     ckpt: str | None
-    basic: Attack
+    basic: Any  # an Attack or a Reader
 
     @property
     def runs(self) -> str:
@@ -43,11 +43,9 @@ class AdaptedAttack(Attack):
         """Its `checkpoints` with that one of the stage: by default no others."""
         return {self.runs: file}
 
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Attack:
+    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Any:  # noqa: ANN401
         """On unprotected features the attack that adaptation starts from, under this one's name."""
-        bound = (
-            self.basic.against(None, commands) if target is None else super().against(target, commands, among)
-        )
+        bound = self.basic.against(None, commands) if target is None else self._bound(target, commands, among)
         bound.name = self.name
         return bound
 
@@ -70,17 +68,6 @@ class AdaptedAttack(Attack):
     def settings(self) -> dict[str, Any]:
         """By default none: those of what has adapted are in its checkpoint."""
         return {}
-
-    def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """The rounds of the chosen training, each with an attack by its checkpoint."""
-        moments: list[tuple[dict[str, int], Attack]] = []
-        files = Path(self.checkpoint(self.runs)).parent.glob("round-*.ckpt")
-        found = [(file, read_checkpoint(file)["adaptation"]) for file in files]
-        for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
-            earlier = copy.copy(self)
-            earlier.checkpoints = self.adapted(str(file))
-            moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
-        return moments
 
     def _choose(self, target: Target, commands: Commands) -> str:
         if self.ckpt is not None:
@@ -132,6 +119,21 @@ class AdaptedAttack(Attack):
         if checkpoint.resolve() != (commands.home / "crafter" / "checkpoints" / "best.ckpt").resolve():
             more += ["--model.init_args.defense_ckpt", str(checkpoint)]
         return commands.fit(stage, *more)
+
+
+class AdaptedAttack(Adapted, Attack):
+    """An attack by a stage that has adapted, see `Adapted`."""
+
+    def history(self) -> list[tuple[dict[str, int], Attack]]:
+        """The rounds of the chosen training, each with an attack by its checkpoint."""
+        moments: list[tuple[dict[str, int], Attack]] = []
+        files = Path(self.checkpoint(self.runs)).parent.glob("round-*.ckpt")
+        found = [(file, read_checkpoint(file)["adaptation"]) for file in files]
+        for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
+            earlier = copy.copy(self)
+            earlier.checkpoints = self.adapted(str(file))
+            moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
+        return moments
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import PublicPictures, StoreBatches, first_shards, store_loader
+from crafter_pl.data.split import rank_in_person
 from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_name
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses.base import Defense
@@ -86,7 +87,7 @@ class Queries:
         key = json.dumps({**self._about(""), "pictures": data.pictures}, sort_keys=True)
         self.key = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.folder = Path(folder) / self.key
-        self.images = PublicPictures(data)
+        self.images: Callable[[Tensor], Tensor] = PublicPictures(data)
 
     def _about(self, split: str) -> dict[str, Any]:
         return {
@@ -211,6 +212,25 @@ class Queries:
             for name, size in first_shards(manifest, count).items()
         ]
         return torch.cat(parts), self.images(rows), rows
+
+
+class GalleryQueries(Queries):
+    """The same of the gallery: what an attacker who has suspects' pictures makes of them by the defence.
+
+    The split is ``gallery``, its order everybody's first picture, then everybody's second, ...
+    """
+
+    def __init__(
+        self, folder: str | Path, defense: Defense[Any], options: ProtectOptions, data: FacesDataModule
+    ) -> None:
+        super().__init__(folder, defense, options, data)
+        self.gallery = data.dataset("gallery")
+        self.images = lambda rows: self.gallery.take(rows)["image"]
+
+    def order(self, split: str = "gallery") -> Tensor:
+        """The gallery's pictures, rows of the data set ``(M,)``."""
+        rows = self.gallery.index
+        return rows[rank_in_person(self.gallery.faces.identity[rows]).argsort(stable=True)]
 
 
 class QueriesDataModule(FacesDataModule):

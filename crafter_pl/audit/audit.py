@@ -7,14 +7,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from crafter_pl import __version__
-from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.base import Attack, Reader
 from crafter_pl.audit import find
 from crafter_pl.audit.attack import Job, Work, remove_unused
 from crafter_pl.audit.bind import bind, refuse
 from crafter_pl.audit.compare import compared
-from crafter_pl.audit.features import encode, load_features
+from crafter_pl.audit.features import Loaded, encode, load_features
 from crafter_pl.audit.groups import by_group, known_groups
-from crafter_pl.audit.judge import Judge, Look
+from crafter_pl.audit.judge import Judge, Look, Reading
 from crafter_pl.audit.load import Published, load_judges, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.panel import Panel
@@ -24,6 +24,7 @@ from crafter_pl.audit.show.gallery import Column, Gallery, people_shown
 from crafter_pl.audit.show.page import to_tensorboard, write_report
 from crafter_pl.audit.show.sentences import completed
 from crafter_pl.audit.show.tables import text
+from crafter_pl.audit.suspects import Suspects
 from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.files import lock, sha256
 from crafter_pl.metrics import IdentityBootstrap, lpips
@@ -47,8 +48,8 @@ def audit(asked: Options) -> Path:
             a defence, or of a single person.
     """
     data, folder = asked.data, asked.folder
-    attacks, rulers = find.find_attacks(asked.attacks, asked.budgets, asked.budget), listed(asked.rulers)
-    asked.check(attacks, rulers)
+    attacks, readers = find.find_attacks(asked.attacks, asked.budgets, asked.budget), listed(asked.rulers)
+    asked.check(attacks, readers)
     commands = Commands(asked.home, settings_of(data))
     stores = find.find_stores(asked.home, asked.features)
     recognisers = listed(asked.recognisers)
@@ -86,7 +87,7 @@ def audit(asked: Options) -> Path:
     sets, remarks = load_features(stores, published, task, task_path, split_hash, rows["index"], clouds)
     targets = [one.target for one in sets]
     bound, more, wrong = bind(attacks, targets, commands, adapted, split_hash)
-    ruling, others, missed = bind(rulers, targets, commands, adapted, split_hash)
+    reading, others, missed = bind(readers, targets, commands, adapted, split_hash)
     refuse([*wrong, *missed])
     sets[0] = replace(sets[0], queries=group.agree(encode(task, images, device, asked.batch_size)))
 
@@ -105,8 +106,9 @@ def audit(asked: Options) -> Path:
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
         panel = Panel(judges, images, rows["identity"], device, asked.batch_size, asked.cache)
         judge = Judge(panel, boot, rows, names, asked.lpips)
-        ruled = [
-            {name: judge.ruler(by_set[place][0][1], loaded) for name, by_set in ruling.items()}
+        suspects = Suspects(data, asked.gallery_images, task, asked.home / "queries", group, asked.batch_size)
+        read = [
+            {name: _read(by_set[place][0][1], loaded, judge, suspects) for name, by_set in reading.items()}
             for place, loaded in enumerate(sets)
         ]
         if asked.lpips:
@@ -121,7 +123,7 @@ def audit(asked: Options) -> Path:
 
         described = {one.name: _described(bound[one.name][0][0][1], one) for one in attacks}
         looks, gallery = _look(jobs, described, judge)
-        judged = [judge.join(*one, described) for one in zip(sets, looks, ruled, strict=True)]
+        judged = [judge.join(*one, described) for one in zip(sets, looks, read, strict=True)]
         results, areas = compared(judged)
         originals = boot.mean(panel.originals.hits.any(dim=0))
         report = completed(
@@ -132,7 +134,7 @@ def audit(asked: Options) -> Path:
                 oracles=judge.oracles(),
                 panel={"accuracy_on_originals": originals.estimate()},
                 attacks=described,
-                rulers={name: by_set[0][0][1].describe() for name, by_set in ruling.items()},
+                rulers={name: by_set[0][0][1].describe() for name, by_set in reading.items()},
                 areas=areas,
                 groups={name: by_group(name, judged, judge) for name in groups},
                 defenses=results,
@@ -145,6 +147,10 @@ def audit(asked: Options) -> Path:
         remove_unused(asked.cache, panel.files | {job.folder for job in jobs})
         print(f"\n{text(report)}\n\nreport: {page}", flush=True)
         return page
+
+
+def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects) -> Reading:
+    return judge.reader(reader, loaded, suspects.gallery(loaded) if reader.suspects else None)
 
 
 def _look(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from crafter_pl.attacks.base import Adversary, Attack, Ruler, Target
+from crafter_pl.attacks.base import Adversary, Attack, Reader, Ruler, Target
 from crafter_pl.audit.load import trained_on
 from crafter_pl.commands import Commands
 from crafter_pl.errors import UserError
@@ -12,7 +12,7 @@ from crafter_pl.errors import UserError
 Moment = (
     dict[str, int] | None
 )  # the label of an earlier moment (`Attack.history`); None: the attack at its end
-A = TypeVar("A", Attack, Ruler)
+A = TypeVar("A", Attack, Reader)
 Bound = dict[str, list[list[tuple[Moment, A]]]]  # by name and target, with the earlier moments
 
 

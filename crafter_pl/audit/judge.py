@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Ruler
+from crafter_pl.attacks.base import Gallery, Reader
 from crafter_pl.audit.attack import Job
 from crafter_pl.audit.columns import COLUMNS, Seen
 from crafter_pl.audit.features import Classifier, Loaded
-from crafter_pl.audit.panel import Judgement, Panel, any_of, false_security, worst_case
+from crafter_pl.audit.panel import Judgement, Panel, any_of, false_security, joined, worst_case
 from crafter_pl.audit.schema import (
     AttackResult,
     AttributeEstimate,
     Data,
     DefenseResult,
     OracleResult,
-    RulerResult,
+    ReaderResult,
     Settings,
     Utility,
 )
@@ -26,6 +26,8 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, topk_hits
 from crafter_pl.metrics.bootstrap import mean_of
+
+FARS = (0.01, 0.001)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Measured:
     utility: Utility
     mean: Bootstrapped
     scores: Tensor
+
+
+class Reading(NamedTuple):
+    """What a reader makes of one set of features."""
+
+    result: ReaderResult
+    named: Tensor | None  # (N,) int64: whom it names, as a row of `Panel.people`
 
 
 class Look(NamedTuple):
@@ -141,35 +150,59 @@ class Judge:
         return Measured(Utility(mean.estimate(), per_attribute), mean, scores)
 
     @torch.no_grad()
-    def ruler(self, ruler: Ruler, loaded: Loaded) -> RulerResult:
-        """How often a ruler names the right person.
+    def reader(self, reader: Reader, loaded: Loaded, gallery: Gallery | None) -> Reading:
+        """How often a reader names the right person, and how well it tells people apart.
 
         Args:
-            ruler: bound to these features.
+            reader: bound to these features.
             loaded: the features.
+            gallery: of the suspects, for one that gets it.
 
         Raises:
             UserError: it does not know one of the people.
         """
-        ruler.prepare(self.panel.device)
-        parts, identity = ruler.observe(loaded.queries).split(self.panel.batch_size), self.rows["identity"]
-        logits = torch.cat([ruler.identify(part).float() for part in parts])
-        column = ruler.identities[None, :] == identity[:, None]
-        if strangers := identity[~column.any(dim=1)].unique().tolist():
-            raise UserError(
-                f"ruler {ruler.name} was trained on other people: it does not know {len(strangers)} of the "
-                f"audited ones (first {strangers[0]}). Train it on this split."
-            )
-        label = column.long().argmax(dim=1)
-        top1, top5 = (self.boot.mean(topk_hits(logits, label, k)).estimate() for k in (1, 5))
-        train = None if ruler.learnt or loaded.target is None else ruler.train(loaded.target)
-        return RulerResult(top1, top5, ruler.learnt, ruler.describe()["checkpoints"], train)
+        reader.prepare(self.panel.device)
+        if gallery is not None:
+            reader.enrol(gallery)
+        features, boot, panel = reader.observe(loaded.queries), self.boot, self.panel
+        parts = [reader.identify(part) for part in features.split(panel.batch_size)]
+        found: dict[str, Bootstrapped | None] = {}
+        named = None
+        if scores := [part for part in parts if part is not None]:
+            logits, known = torch.cat(scores).float(), reader.identities
+            column = known[None, :] == self.rows["identity"][:, None]
+            if strangers := self.rows["identity"][~column.any(dim=1)].unique().tolist():
+                raise UserError(
+                    f"{reader.name} was trained on other people: it does not know {len(strangers)} of the "
+                    f"audited ones (first {strangers[0]}). Train it on this split."
+                )
+            label = column.long().argmax(dim=1)
+            found = {f"top{k}": boot.mean(topk_hits(logits, label, k)) for k in (1, 5)}
+            enrolled = [self.place.get(one, -1) for one in known.tolist()]
+            found["tar"], found["tar_strict"] = (boot.tar(logits, far, enrolled) for far in FARS)
+            named = torch.searchsorted(panel.people, known[logits.argmax(dim=1)])
+        if (alike := reader.similarity(features)) is not None:
+            found["tar"], found["tar_strict"] = (boot.tar(alike, far) for far in FARS)
+            found["eer"] = boot.eer(alike)
+        result = ReaderResult(
+            **{key: one.estimate() for key, one in found.items() if one is not None},
+            learnt=reader.learnt,
+            suspects=reader.suspects,
+            checkpoints=reader.describe()["checkpoints"],
+            train=None if reader.learnt or loaded.target is None else reader.train(loaded.target),
+        )
+        return Reading(result, named)
+
+    @property
+    def place(self) -> dict[int, int]:
+        """Of each audited person among them, as the bootstrap counts them."""
+        return {person: place for place, person in enumerate(self.rows["identity"].unique().tolist())}
 
     def join(
         self,
         loaded: Loaded,
         looks: Sequence[Look],
-        rulers: Mapping[str, RulerResult],
+        readings: Mapping[str, Reading],
         described: Mapping[str, Settings],
     ) -> Judged:
         """All that is found of one set of features by itself: attacks, utility and worst cases.
@@ -177,7 +210,7 @@ class Judge:
         Args:
             loaded: the features.
             looks: at every attack on them, at every moment.
-            rulers: their figures.
+            readings: of the readers.
             described: the attacks, of which some know the defence.
         """
         panel, boot = self.panel, self.boot
@@ -191,6 +224,7 @@ class Judge:
             if one.job.moment is not None:
                 history.setdefault(one.job.name, []).append(one.result)
         worst = any_of(list(verdicts.values()), panel)
+        listed = [one.named for one in readings.values() if one.result.suspects and one.named is not None]
         basic = [one for name, one in verdicts.items() if not described[name]["adaptive"]]
         knowing = {name: one for name, one in verdicts.items() if described[name]["adaptive"]}
         result = DefenseResult(
@@ -199,9 +233,10 @@ class Judge:
             utility_training=None if training is None else training.utility,
             attacks={one.job.name: one.result for one in ended},
             history=history,
-            rulers=dict(rulers),
+            rulers={name: one.result for name, one in readings.items()},
             worst_case=worst_case(worst, boot),
             worst_case_basic=worst_case(any_of(basic, panel), boot) if basic else None,
+            worst_case_gallery=worst_case(joined(torch.stack(listed), panel), boot) if listed else None,
             false_security=None if loaded.about.plain else false_security(basic, knowing, panel, boot),
         )
         return Judged(result, verdicts, inference, training, boot.mean(worst.hits))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from crafter_pl.attacks.base import Attack, Ruler
+from crafter_pl.attacks.base import Attack, Reader
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
@@ -27,12 +27,13 @@ class Options:
             and the report says so.
         recognisers: pretrained face recognisers that judge before the oracles: the first then gives Eval Acc.
             Each knows the private people by a gallery of their other pictures.
-        gallery_images: pictures of each person in their gallery, at most; 0: all.
+        gallery_images: pictures of each person in the galleries of judges and readers, at most; 0: all.
         attacks: what to attack the features with, in place of a budget.
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
-        rulers: what names people straight from features, having learnt from other pictures with their names;
-            reported apart.
+        rulers: what reads features without drawing a picture; reported apart: `GalleryLDA` and `WatchList`
+            have other pictures of the people, `Link` says which two features are one person's, `FeatureToID`
+            was trained on the people.
         clouds: checkpoints of cloud classifiers that have learned from unprotected features and from these
             defences': the utility in the training scenario, beside that of the trained classifier.
         defenses: checkpoints of the defences behind the stores, where they lie neither beside the store nor
@@ -65,7 +66,7 @@ class Options:
     attacks: list[Attack] | Attack | None = None
     budgets: dict[str, list[Attack]] | None = None
     budget: str = "standard"
-    rulers: list[Ruler] | Ruler | None = None
+    rulers: list[Reader] | Reader | None = None
     clouds: list[str] | str | None = None
     defenses: list[str] | str | None = None
     adapted: list[str] | str | None = None
@@ -104,7 +105,7 @@ class Options:
         """Where reconstructions are kept."""
         return self.folder / "cache"
 
-    def check(self, attacks: list[Attack], rulers: list[Ruler]) -> None:
+    def check(self, attacks: list[Attack], rulers: list[Reader]) -> None:
         """Refuse what cannot be audited before anything is loaded.
 
         Raises:

@@ -117,8 +117,12 @@ class Joint(NamedTuple):
 
 def any_of(judgements: Sequence[Judgement], panel: Panel) -> Joint:
     """Join what the panel says of several attacks."""
-    hits = torch.cat([judgement.hits for judgement in judgements]).any(dim=0)
-    named = torch.cat([judgement.named for judgement in judgements])
+    return joined(torch.cat([judgement.named for judgement in judgements]), panel)
+
+
+def joined(named: Tensor, panel: Panel) -> Joint:
+    """Join several guesses at each picture, rows of `Panel.people` ``(V, N)``."""
+    hits = (named == panel.truth).any(dim=0)
     return Joint(hits, worst_case_chance(named, panel.truth, len(panel.people)))
 
 

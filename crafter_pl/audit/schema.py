@@ -93,13 +93,28 @@ class AttackResult:
         return self.figures["eval_acc"]
 
 
-@dataclass(frozen=True)
-class RulerResult:
-    """How often a ruler names people straight from features; how to train it where it has not learnt."""
+@dataclass(frozen=True, kw_only=True)
+class ReaderResult:
+    """What a reader, which draws no picture, gets out of one set of features.
 
-    top1: Estimate
-    top5: Estimate
+    Attributes:
+        learnt: whether it has learnt from the defence.
+        suspects: whether it has other pictures of the people.
+        top1, top5: how often it names the person first, or among its best five.
+        tar, tar_strict: true accept rate at 1 % and 0.1 % false accepts: of features and people by whoever
+            names people, else of two features.
+        eer: equal error rate of two features.
+        checkpoints: hashes of its nets.
+        train: how to train it where it has not learnt.
+    """
+
     learnt: bool
+    suspects: bool = False
+    top1: Estimate | None = None
+    top5: Estimate | None = None
+    tar: Estimate | None = None
+    tar_strict: Estimate | None = None
+    eer: Estimate | None = None
     checkpoints: dict[str, str] | None = None
     train: list[str] | None = None
 
@@ -172,6 +187,7 @@ class DefenseResult(FeatureSet):
         utility_training: where the cloud has learned from such features.
         change: `mean_auc` and `worst_case_eval_acc` less those of the unprotected features, paired.
         worst_case_basic: over the attacks that do not know the defence.
+        worst_case_gallery: over the readers that have other pictures of the people.
         on_front: by scenario, ``utility`` or ``utility_training``.
     """
 
@@ -180,8 +196,9 @@ class DefenseResult(FeatureSet):
     attacks: dict[str, AttackResult]
     utility_training: Utility | None = None
     worst_case_basic: WorstCase | None = None
+    worst_case_gallery: WorstCase | None = None
     history: dict[str, list[AttackResult]] = field(default_factory=dict)
-    rulers: dict[str, RulerResult] = field(default_factory=dict)
+    rulers: dict[str, ReaderResult] = field(default_factory=dict)
     change: dict[str, Estimate] | None = None
     false_security: FalseSecurity | None = None
     on_front: dict[str, bool] = field(default_factory=dict)

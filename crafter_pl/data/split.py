@@ -119,12 +119,17 @@ def make_split(
     return splits
 
 
-def first_of_each(people: Tensor, count: int) -> Tensor:
-    """Places of the first ``count`` pictures of every person in ``people`` ``(N,)``, ascending; 0: of all."""
+def rank_in_person(people: Tensor) -> Tensor:
+    """For each picture of ``people`` ``(N,)`` how many of the same person stand before it."""
     order = people.argsort(stable=True)
     counts = people.unique(return_counts=True)[1]
     rank = torch.arange(len(people)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return order[rank < (count or len(people))].sort().values
+    return torch.empty_like(rank).scatter_(0, order, rank)
+
+
+def first_of_each(people: Tensor, count: int) -> Tensor:
+    """Places of the first ``count`` pictures of every person in ``people`` ``(N,)``, ascending; 0: of all."""
+    return (rank_in_person(people) < (count or len(people))).nonzero()[:, 0]
 
 
 def _rows_of_people(faces: Faces) -> dict[str, list[int]]:

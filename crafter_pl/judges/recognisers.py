@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -334,3 +335,18 @@ class TorchProgram(Foreign):
     def run(self, images: Tensor) -> Tensor:
         """Its first output."""
         return self.net(images)
+
+
+def named(name: str, options: Mapping[str, Any]) -> Recogniser:
+    """The recogniser of a class by its name, such as ``Dlib``.
+
+    Raises:
+        UserError: there is no such class, or it takes other options.
+    """
+    known = {cls.__name__: cls for cls in (Dlib, FaceNet, Onnx, TorchProgram)}
+    if name not in known:
+        raise UserError(f"there is no recogniser {name}; there are {', '.join(known)}")
+    try:
+        return known[name](**options)
+    except TypeError as error:
+        raise UserError(f"recogniser {name}: {error}") from error

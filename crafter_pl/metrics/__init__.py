@@ -5,6 +5,7 @@ from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstr
 from crafter_pl.metrics.identity import (
     TarAtFar,
     accepted,
+    equal_error_rate,
     identity_similarity,
     tar_at_far,
     topk_hits,
@@ -20,6 +21,7 @@ __all__ = [
     "TarAtFar",
     "accepted",
     "attribute_auc",
+    "equal_error_rate",
     "identity_similarity",
     "lpips",
     "psnr",

@@ -7,13 +7,14 @@ whole people are drawn with replacement, and all pictures of a drawn person come
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crafter_pl.metrics.attributes import attribute_auc
-from crafter_pl.metrics.identity import FAR, Floats, tar_at_far
+from crafter_pl.metrics.identity import FAR, Floats, equal_error_rate, tar_at_far
 
 CHUNK = 4_000_000  # weights held at once: resamples x pictures, about 32 MB in float64
 
@@ -117,11 +118,25 @@ class IdentityBootstrap:
         found = np.concatenate([attribute_auc(scores, targets, part[:, self.group]) for part in parts])
         return [Bootstrapped(float(value), own) for value, own in zip(values, found.T, strict=True)]
 
-    def tar(self, scores: ArrayLike, far: float = FAR) -> Bootstrapped | None:
-        """True accept rate of scores ``(N, N)`` at a fixed false accept rate, see `tar_at_far`."""
-        every = np.concatenate([np.ones((1, self.people)), self.weights])
-        rates = tar_at_far(scores, self.group, far, every)
-        return None if rates is None else Bootstrapped(float(rates[0]), rates[1:])
+    def tar(
+        self, scores: ArrayLike, far: float = FAR, enrolled: ArrayLike | None = None
+    ) -> Bootstrapped | None:
+        """True accept rate at a fixed false accept rate, see `tar_at_far`.
+
+        Args:
+            scores: ``(N, N)``, or ``(N, M)``.
+            far: the false accept rate.
+            enrolled: ``(M,)``, places among the people, as in ``group``, of the columns; less than 0: nobody.
+        """
+        return self._of(lambda weights: tar_at_far(scores, self.group, far, weights, enrolled))
+
+    def eer(self, scores: ArrayLike) -> Bootstrapped | None:
+        """Equal error rate of scores ``(N, N)``, see `equal_error_rate`."""
+        return self._of(lambda weights: equal_error_rate(scores, self.group, weights))
+
+    def _of(self, rates: Callable[[Floats], Floats | None]) -> Bootstrapped | None:
+        found = rates(np.concatenate([np.ones((1, self.people)), self.weights]))
+        return None if found is None else Bootstrapped(float(found[0]), found[1:])
 
 
 def mean_of(parts: list[Bootstrapped]) -> Bootstrapped:

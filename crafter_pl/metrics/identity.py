@@ -80,7 +80,11 @@ def identity_similarity(made: Tensor, originals: Tensor) -> Tensor:
 
 
 def tar_at_far(
-    scores: ArrayLike, identity: ArrayLike, far: float = FAR, weights: ArrayLike | None = None
+    scores: ArrayLike,
+    identity: ArrayLike,
+    far: float = FAR,
+    weights: ArrayLike | None = None,
+    enrolled: ArrayLike | None = None,
 ) -> Floats | None:
     """True accept rate at a fixed false accept rate, over all pairs of a reconstruction and an original.
 
@@ -97,6 +101,7 @@ def tar_at_far(
         far: the false accept rate, in (0, 1).
         weights: ``(B, P)`` of the people in ascending order; by default one weighting in which all count
             once.
+        enrolled: ``(M,)``, if the columns are of other pictures than the rows, or of people: whose they are.
 
     Returns:
         ``(B,)`` in [0, 1], NaN where one person alone has weight; None if nobody has two pictures, or there
@@ -104,13 +109,18 @@ def tar_at_far(
     """
     people, group = np.unique(np.asarray(identity), return_inverse=True)
     drawn = np.ones((1, len(people))) if weights is None else np.asarray(weights, dtype=np.float64)
-    scores = np.asarray(scores, dtype=np.float64)
-    same = group[:, None] == group[None, :]
-    genuine = same & ~np.eye(len(group), dtype=bool)
+    scores, other = np.asarray(scores, dtype=np.float64), group
+    if enrolled is not None:
+        audited = np.isin(np.asarray(enrolled), people)
+        scores, other = scores[:, audited], np.searchsorted(people, np.asarray(enrolled)[audited])
+    same = group[:, None] == other[None, :]
+    genuine = same if enrolled is not None else same & ~np.eye(len(group), dtype=bool)
     if not genuine.any() or same.all():
         return None
     first, second = np.nonzero(~same)
-    thresholds = _thresholds(scores[first, second], group[first], group[second], drawn, group, far)
+    rows, columns = (np.bincount(one, minlength=len(people)).astype(float) for one in (group, other))
+    allowed = far * ((drawn @ rows) * (drawn @ columns) - drawn**2 @ (rows * columns))
+    thresholds = _thresholds(scores[first, second], group[first], other[second], drawn, allowed, far)
     first, second = np.nonzero(genuine)
     order = np.argsort(scores[first, second])  # a person's pairs are counted by ranks, not pair by pair
     accepted, person = scores[first, second][order], group[first][order]
@@ -131,15 +141,14 @@ def _thresholds(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
     weights: Floats,
-    group: NDArray[np.int64],
+    allowed: Floats,
     far: float,
 ) -> Floats:
     """The threshold of every weighting ``(B,)``; NaN where one person alone has weight.
 
-    Only the most similar pairs decide: so few are looked at first, and more where those do not reach.
+    Only the most similar pairs decide: so few are looked at first, and more where those do not reach. Of the
+    impostor pairs a weight of ``allowed`` ``(B,)`` may lie above it.
     """
-    pictures = np.bincount(group).astype(float)
-    allowed = far * ((weights @ pictures) ** 2 - weights**2 @ pictures**2)
     kept, found = min(len(scores), int(_FIRST_TRY * far * len(scores)) + 1), np.full(len(weights), np.nan)
     todo = np.arange(len(weights))
     while len(todo):
@@ -177,6 +186,45 @@ def accepted(scores: ArrayLike, identity: ArrayLike, threshold: float) -> tuple[
     with np.errstate(invalid="ignore"):
         genuine, impostor = ((above & kind).sum(1) / kind.sum(1) for kind in kinds)
     return genuine, impostor
+
+
+def equal_error_rate(
+    scores: ArrayLike, identity: ArrayLike, weights: ArrayLike | None = None
+) -> Floats | None:
+    """The rate at which a matcher's threshold errs alike on pairs of one person and of two people.
+
+    Args:
+        scores: how alike each two features are, ``(N, N)``.
+        identity: ``(N,)``, whose they are.
+        weights: as of `tar_at_far`.
+
+    Returns:
+        ``(B,)`` in [0, 1], 0.5 for a matcher that sees nothing; NaN where one person alone has weight; None
+        if nobody has two features, or there is but one person. Thresholds are looked at between up to 500
+        quantiles of the scores of pairs of one person.
+    """
+    people, group = np.unique(np.asarray(identity), return_inverse=True)
+    drawn = np.ones((1, len(people))) if weights is None else np.asarray(weights, dtype=np.float64)
+    scores = np.asarray(scores, dtype=np.float64)
+    same, count = group[:, None] == group[None, :], len(people)
+    genuine = same & ~np.eye(len(group), dtype=bool)
+    if not genuine.any() or same.all():
+        return None
+    found = np.unique(scores[genuine])
+    edges = found if len(found) <= 500 else np.quantile(found, np.linspace(0, 1, 500))
+    place = np.searchsorted(edges, scores, side="left")  # how many edges are below
+    cell = (group[:, None] * count + group[None, :]) * (len(edges) + 1) + place
+    shape = (count, count, len(edges) + 1)
+    counts = [np.bincount(cell[kind], minlength=np.prod(shape)).reshape(shape) for kind in (genuine, ~same)]
+    own = np.diagonal(counts[0]).T.astype(float)  # (P, T)
+    refused = drawn @ own.cumsum(1)
+    accepted = np.einsum("bp,pqt,bq->bt", drawn, counts[1].astype(float), drawn, optimize=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        frr = refused / refused[:, -1:]
+        far = 1 - accepted.cumsum(1) / accepted.sum(1, keepdims=True)
+    gap = np.abs(frr - far)
+    rows, best = np.arange(len(drawn)), np.argmin(np.where(np.isnan(gap), np.inf, gap), axis=1)
+    return (frr[rows, best] + far[rows, best]) / 2
 
 
 class TarAtFar(Collected):

@@ -19,16 +19,16 @@ def torchvision_classifier(arch: str) -> nn.Module:
     return torchvision.models.get_model(arch, weights=None)
 
 
-def replace_head(net: nn.Module, arch: str, outputs: int) -> None:
-    """Puts a fresh linear layer with ``outputs`` units in the place of the last one.
+def replace_head(net: nn.Module, arch: str, outputs: int, before: int = 1000) -> None:
+    """Puts a fresh linear layer with ``outputs`` units in the place of the last one, which has ``before``.
 
     Raises:
         UserError: the net does not end in a linear layer.
     """
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     last = net.get_submodule(linear[-1]) if linear else None
-    if not isinstance(last, nn.Linear) or last.out_features != 1000:
-        raise UserError(f"arch {arch!r} does not end in a linear layer, which the attributes would replace")
+    if not isinstance(last, nn.Linear) or last.out_features != before:
+        raise UserError(f"arch {arch!r} does not end in a linear layer, which another would replace")
     net.set_submodule(linear[-1], nn.Linear(last.in_features, outputs))
 
 

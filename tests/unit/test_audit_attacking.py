@@ -191,13 +191,13 @@ def test_rulers_are_reported_apart(lab: SimpleNamespace) -> None:
     assert none["worst_case"]["eval_acc"]["value"] == pytest.approx(2 / PEOPLE), "rulers do not count"
     assert len(ruler.prepared) == 3
     page = (lab.out / "report.html").read_text()
-    assert "Rulers that hold private labels" in page
+    assert "Without a picture" in page
     rows = [row for row in csv.DictReader((lab.out / "table.csv").open()) if row["ruler"]]
     assert [float(row["top1"]) for row in rows] == [1.0, 0.0, 0.5] and {row["attack"] for row in rows} == {""}
 
 
 def test_rulers_of_other_people_or_another_split_are_refused(lab: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match="ruler ruler was trained on other people"):
+    with pytest.raises(UserError, match="ruler was trained on other people"):
         lab.run(rulers=[FakeRuler(known=[1, 2, *IDENTITIES[1:]])])
     (lab.tmp / "elsewhere").touch()
     lab.splits["elsewhere"] = "another"

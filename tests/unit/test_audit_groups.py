@@ -211,7 +211,7 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     )
     assert len(lines) == 2 + 4 and all(line in text(report) for line in lines)
     html = write(tmp_path, plain).read_text()
-    html = html[html.index("<h2>By group</h2>") : html.index("<h2>The oracles</h2>")]
+    html = html[html.index("<h2>By group</h2>") : html.index("<h2>The judges</h2>")]
     assert "<b>" not in html and "left out" in html and "+20.0<small>10.0 to 30.0 points</small>" in html
     markdown = (tmp_path / "groups.md").read_text()
     assert markdown == groups_page(report)

@@ -121,7 +121,7 @@ def test_a_ruler_that_has_not_learnt_says_so_with_the_commands() -> None:
     report = under_attack(fake_report())
     own = report["defenses"][2]["rulers"]["feature_to_id"]
     own["train"] = ["python -m crafter_pl predict ...", "python -m crafter_pl fit ..."]
-    (first, second) = [line for line in made(report).warnings if line.startswith("Ruler feature_to_id")]
+    (first, second) = [line for line in made(report).warnings if line.startswith("Reader feature_to_id")]
     assert "has not learnt from crafter (beta 1)" in first and first.count("\n  python -m crafter_pl") == 2
     assert "crafter (beta 2)" in second
     assert text(made(report)).count("NOT LEARNT FROM THIS DEFENCE") == 2
@@ -161,7 +161,7 @@ def test_a_page_under_attack_stands_alone_and_has_its_sections(tmp_path: Path) -
     )
     for words in (
         "Under attack",
-        "Rulers that hold private labels",
+        "Without a picture",
         "TAR at FAR",
         "without adaptive attacks",
     ):

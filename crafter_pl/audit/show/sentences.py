@@ -176,10 +176,10 @@ def warnings(report: Report) -> Iterator[str]:
         )
     for entry in report.defenses:
         for name, own in entry.rulers.items():
-            if not own.learnt:
+            if not own.learnt and own.top1 is not None:
                 way = "".join(f"\n  {line}" for line in own.train or [])
                 yield (
-                    f"Ruler {name} has not learnt from {entry.title}: the {percent(own.top1.value)} that "
+                    f"Reader {name} has not learnt from {entry.title}: the {percent(own.top1.value)} that "
                     "it names there are no figure of protection. "
                     + (
                         f"Train it, then audit again:{way}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from crafter_pl.audit.columns import COLUMNS
 from crafter_pl.audit.groups import SIDES
-from crafter_pl.audit.schema import AttackResult, DefenseResult, Report, RulerResult
+from crafter_pl.audit.schema import AttackResult, DefenseResult, ReaderResult, Report
 from crafter_pl.audit.show.sentences import (
     GROUPS,
     UNTESTED,
@@ -18,9 +18,16 @@ from crafter_pl.audit.show.table import Cell, Table, number, rate
 from crafter_pl.metrics import Estimate
 
 CHANCE = "chance of one guess"
+READ = {  # figures of a reader
+    "top1": "names the person",
+    "top5": "among its top 5",
+    "tar": "TAR at FAR 1 %",
+    "tar_strict": "at FAR 0.1 %",
+    "eer": "equal error rate",
+}
 
 
-def heading(entry: DefenseResult, below: str = "", result: AttackResult | RulerResult | None = None) -> Cell:
+def heading(entry: DefenseResult, below: str = "", result: AttackResult | ReaderResult | None = None) -> Cell:
     """The first cell of a row: what the features are, and what must not be missed.
 
     Args:
@@ -91,8 +98,9 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
             for oracle, figure in result.by_oracle.get(column.key, {}).items()
         }
         yield {**row, **result.figures, **shares, **tail}
-    for name, ruler in entry.rulers.items():
-        yield {**alike, "ruler": name, "learnt": ruler.learnt, "top1": ruler.top1, "top5": ruler.top5} | tail
+    for name, own in entry.rulers.items():
+        figures = {key: getattr(own, key) for key in READ if getattr(own, key) is not None}
+        yield {**alike, "ruler": name, "learnt": own.learnt, **figures} | tail
 
 
 def summary(report: Report) -> Table:
@@ -124,6 +132,23 @@ def summary(report: Report) -> Table:
 
 def _or_dash(figure: Estimate | None, digits: int | None = 3) -> Cell:
     return Cell("-") if figure is None else number(figure, digits)
+
+
+def readers(report: Report) -> Table:
+    """A row for every reader, which draws no picture, on every set of features."""
+    rows: list[list[Any]] = [
+        [
+            heading(entry, f"{name} (gallery)" if own.suspects else name, own),
+            *(_or_dash(getattr(own, key), None) for key in READ),
+        ]
+        for entry in report.defenses
+        for name, own in entry.rulers.items()
+    ]
+    for entry in report.defenses:
+        if (worst := entry.worst_case_gallery) is not None:
+            label = Cell(entry.title, notes=["any with a gallery"])
+            rows.append([label, rate(worst.eval_acc), *["-"] * (len(READ) - 1)])
+    return Table(["features, reader", *READ.values()], rows)
 
 
 def areas(report: Report) -> Table:
@@ -232,8 +257,14 @@ def text(report: Report) -> str:
     for entry in entries:
         for name, own in entry.rulers.items():
             note = "" if own.learnt else ", NOT LEARNT FROM THIS DEFENCE: no figure of protection"
-            found = f"{percent(own.top1.value)} straight from the feature ({percent_range(own.top1)})"
-            lines.append(f"ruler {name}, {entry.title}: names {found}{note}")
+            figures = [(word, getattr(own, key)) for key, word in READ.items()]
+            words = [f"{word} {percent(one.value)} ({percent_range(one)})" for word, one in figures if one]
+            lines.append(f"{name}, {entry.title}, without a picture: {'; '.join(words)}{note}")
+        if (listed := entry.worst_case_gallery) is not None:
+            lines.append(
+                f"any with a gallery, {entry.title}: names {percent(listed.eval_acc.value)} "
+                f"({percent_range(listed.eval_acc)}; {percent(listed.chance)} would be by chance)"
+            )
     lines += [*group_sentences(report), *(curve.sentence for curve in report.curves), report.verdict]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
 

@@ -1,0 +1,116 @@
+"""Names people straight from features by a gallery of suspects, in closed form: nothing is trained."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.base import Gallery, Reader
+from crafter_pl.errors import UserError
+from crafter_pl.stages.base import load_stage
+from crafter_pl.stages.task import TaskModel
+
+
+class Discriminant:
+    """Linear discriminant analysis: a mean for each person and one covariance within all.
+
+    Args:
+        values: ``(G, D)``.
+        identity: whose they are, int64 ``(G,)``.
+        components: principal components that are kept, at most.
+        shrinkage: share of the covariance that is replaced by a multiple of the identity, in (0, 1].
+    """
+
+    def __init__(self, values: Tensor, identity: Tensor, components: int, shrinkage: float) -> None:
+        values = values.double()
+        self.people, place = identity.unique(return_inverse=True)
+        self.mean = values.mean(0)
+        centred = values - self.mean
+        rank = min(components, *centred.shape)
+        self.axes = torch.linalg.svd(centred, full_matrices=False)[2][:rank].T
+        seen = centred @ self.axes
+        counts = torch.bincount(place)[:, None]
+        self.means = torch.zeros(len(self.people), rank).double().index_add_(0, place, seen) / counts
+        within = (seen - self.means[place]).T @ (seen - self.means[place]) / len(seen)
+        even = within.trace() / rank * torch.eye(rank).double()
+        # A distance in these coordinates is Mahalanobis'.
+        within = (1 - shrinkage) * within + shrinkage * even
+        self.whitening = torch.linalg.inv(torch.linalg.cholesky(within)).T
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Log-likelihoods of ``(N, D)``, up to what all people share: ``(N, P)``, float64."""
+        seen = (values.double() - self.mean) @ self.axes @ self.whitening
+        return -torch.cdist(seen, self.means @ self.whitening).square() / 2
+
+
+class GalleryLDA(Reader):
+    """Who has other pictures of the suspects sends them through encoder and defence, and compares.
+
+    The floor that a trained attacker must beat (`WatchList`).
+
+    Args:
+        reads: the ``feature``, or the cloud's ``answers`` to it.
+        components: principal components that are kept, at most.
+        shrinkage: of the covariance within a person, in (0, 1].
+        name: how the report calls it; null: ``gallery_lda``, of answers ``gallery_lda_answers``.
+        task_ckpt: the task model, for its classifier; null finds the experiment's own.
+        batch_size: features classified at a time.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    adaptive = True
+    suspects = True
+
+    def __init__(
+        self,
+        reads: Literal["feature", "answers"] = "feature",
+        components: int = 200,
+        shrinkage: float = 0.1,
+        name: str | None = None,
+        task_ckpt: str | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        if components < 1 or not 0 < shrinkage <= 1:
+            raise UserError(
+                f"components {components} must be at least 1, and shrinkage {shrinkage} in (0, 1] (init_args)"
+            )
+        self.reads, self.components, self.shrinkage = reads, components, shrinkage
+        self.name = name or ("gallery_lda" if reads == "feature" else "gallery_lda_answers")
+        self.batch_size = batch_size
+        self.checkpoints = {"task": task_ckpt} if reads == "answers" else {}
+
+    def prepare(self, device: str) -> None:
+        """Loads the classifier: the defence's own where that was retrained."""
+        self.device = device
+        if self.reads == "answers":
+            retrained = self.retrained("cloud")
+            task = None if retrained else load_stage(self.checkpoint("task"), TaskModel)
+            self.cloud = (self.published("cloud") if task is None else task.net.cloud).to(device).eval()
+
+    @torch.no_grad()
+    def _seen(self, features: Tensor) -> Tensor:
+        if self.reads == "feature":
+            return features.flatten(1).float()
+        parts = features.split(self.batch_size)
+        return torch.cat([self.cloud(part.float().to(self.device)).cpu() for part in parts])
+
+    def enrol(self, gallery: Gallery) -> None:
+        """Fits the means and the covariance."""
+        self.lda = Discriminant(
+            self._seen(gallery.features), gallery.identity, self.components, self.shrinkage
+        )
+
+    @property
+    def identities(self) -> Tensor:
+        """Those of the gallery."""
+        return self.lda.people
+
+    def identify(self, features: Tensor) -> Tensor:
+        """Log-likelihoods ``(N, P)``."""
+        return self.lda(self._seen(features))
+
+    def settings(self) -> dict[str, Any]:
+        """All of them."""
+        return {"reads": self.reads, "components": self.components, "shrinkage": self.shrinkage}
