@@ -64,6 +64,7 @@ def demo() -> int:
         "out": PLACE.home / "audit",
         "features": "crafter/beta0.1",
         "oracles": ["oracle_resnet", "oracle_plain"],
+        "gallery_images": 4,
     }
     audit = PLACE.command("audit", "audit", None, options)
     print(f"+ {command(audit)}", flush=True)

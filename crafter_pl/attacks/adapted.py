@@ -71,6 +71,8 @@ class Adapted(Adversary):
 
     def _choose(self, target: Target, commands: Commands) -> str:
         if self.ckpt is not None:
+            if not Path(self.ckpt).is_file():
+                raise UserError(f"attack {self.name}: there is no checkpoint {self.ckpt}")
             if not fits(_about(self.ckpt, sha256(self.ckpt))[1], target):
                 raise UserError(
                     f"attack {self.name}: {self.ckpt} was not trained against {_what(target)}; give the "

@@ -109,7 +109,7 @@ class Student(Recogniser):
         task, people = self.use("task", task_ckpt, TaskModel), self.needs("identities")
         trunk = nn.Sequential(copy.deepcopy(task.net.cloud), nn.BatchNorm1d(embedding))
         replace_head(trunk, "the cloud's classifier", embedding, len(task.hparams["attribute_names"]))
-        self.net = CosineHead(trunk, len(people), embedding).requires_grad_(True)
+        self.net = CosineHead(trunk, len(people), embedding).requires_grad_(True).train()
         self.know(people)
         self._seen: list[tuple[Tensor, Tensor]] = []
 

@@ -63,8 +63,16 @@ def verdict(report: Report) -> str:
     """Say what share of the faces is still identified by any attack, at what cost, and if knowledge helps."""
     best = max(report.oracles, key=lambda one: one.accuracy_on_originals)
     kind = "an oracle trained on their other pictures" if best.seen else "a recogniser that others trained"
+    entry = chosen(report) or report.defenses[0]
+    listed = ""
+    if (worst := entry.worst_case_gallery) is not None:
+        listed = (
+            f" Who has other pictures of the people names {percent(worst.eval_acc.value)} from "
+            f"{'unprotected features' if entry.plain else entry.label} without drawing any "
+            f"({percent_range(worst.eval_acc)}; {percent(worst.chance)} would be by chance)."
+        )
     return (
-        f"{_found(report)} The strongest judge, {best.name}, {kind}, names "
+        f"{_found(report)}{listed} The strongest judge, {best.name}, {kind}, names "
         f"{percent(best.accuracy_on_originals)} of the originals."
     )
 
