@@ -49,18 +49,28 @@ def test_there_are_configs_of_every_kind():
         "AdaptiveBlackBox",
         "AdaptiveWhiteBox",
         "DefenseSurrogate",
+        "Student",
+        "AdaptiveStudent",
     }
     first = {"TaskModel", "GanPrior", "Amortizer", "IdentityOracle", "BlackBox", "Crafter"}
     assert named == first | others
 
 
+@pytest.fixture(scope="module")
+def with_student(tiny):
+    """The experiment with one stage more: `tiny` is shared by files."""
+    assert main(tiny.command("fit", "student", "--name", "student_of_configs")) == 0
+    return tiny
+
+
 @pytest.mark.parametrize("path", STAGES, ids=str)
-def test_stage_configs_build(path, tiny, tmp_path, monkeypatch):
+def test_stage_configs_build(path, with_student, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
     upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
-    named = {key: key.removesuffix("_ckpt").replace("defense", "crafter") for key in upstream}
-    given = [f"--model.init_args.{key}={tiny.ckpt(name)}" for key, name in named.items()]
+    others = {"defense": "crafter", "student": "student_of_configs"}
+    named = {key: others.get(key.removesuffix("_ckpt"), key.removesuffix("_ckpt")) for key in upstream}
+    given = [f"--model.init_args.{key}={with_student.ckpt(name)}" for key, name in named.items()]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
     size, told = cli.settings()["data"]["image_size"], cli.options.model.init_args
     known = {"attribute_names": ["a", "b"], "image_size": size, "identities": [3, 5], "people": [3, 5]}
@@ -126,6 +136,8 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "AdaptiveBlackBox": ["task", "prior", "amortizer", "crafter", "black_box"],
         "AdaptiveWhiteBox": ["task", "prior", "amortizer", "crafter"],
         "DefenseSurrogate": ["task", "prior", "amortizer", "crafter"],
+        "Student": ["task"],
+        "AdaptiveStudent": ["task", "prior", "amortizer", "crafter", "student"],
     }
     runs = CONTENT[path]["model"].get("init_args", {})  # an upstream stage may be another run: prior_g2
     stages = needed[CONTENT[path]["model"]["class_path"]]

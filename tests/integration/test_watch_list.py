@@ -102,7 +102,7 @@ def test_an_audit_reads_without_pictures(report, students):
 def test_what_has_not_adapted_says_how(students, tiny_store):
     target, _ = Published(students.folder, "cpu").target(str(tiny_store), read_manifest(tiny_store))
     for reader in (WatchList("student.ckpt"), Link()):
-        with pytest.raises(UserError, match="adaptive_student|student.ckpt"):
+        with pytest.raises(UserError, match=r"adaptive_student|student\.ckpt"):
             reader.against(target, students.commands, [])
 
 

@@ -65,7 +65,7 @@ def test_the_equal_error_rate_is_scikit_learns():
 
 
 def test_a_weighting_is_the_rate_of_people_drawn_so_often():
-    """Twice a person is that person's pairs twice, and with others' pairs twice; pairs with oneself do not count."""
+    """Of somebody drawn twice each pair counts twice, and with others so; nobody is paired with himself."""
     values, identity = people(6, 4, 3)
     scores = (-torch.cdist(values, values)).numpy()
     boot = IdentityBootstrap(identity, 10, seed=3)
