@@ -12,6 +12,8 @@ from crafter_pl.audit import find
 from crafter_pl.audit.attack import Job, Work, remove_unused
 from crafter_pl.audit.bind import bind, refuse
 from crafter_pl.audit.compare import compared
+from crafter_pl.audit.domain import Domain
+from crafter_pl.audit.domain import features as drawn_features
 from crafter_pl.audit.features import Loaded, encode, load_features
 from crafter_pl.audit.groups import by_group, known_groups
 from crafter_pl.audit.judge import Judge, Look, Reading
@@ -98,7 +100,10 @@ def audit(asked: Options) -> Path:
             for loaded, moments in zip(sets, by_set, strict=True)
             for moment, one in moments
         ]
-        work = Work(jobs, group.rank, group.world)
+        suspects = Suspects(data, task, asked.home / "queries", group, asked.batch_size)
+        domains = _domains(jobs, suspects, asked) if recognisers and asked.drawn_images else {}
+        every = [*jobs, *(one.job for one in domains.values())]
+        work = Work(every, group.rank, group.world)
         judges, seen = load_judges(
             recognisers, panel_files, data, device, asked.batch_size, asked.gallery_images, asked.cache
         )
@@ -106,9 +111,11 @@ def audit(asked: Options) -> Path:
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
         panel = Panel(judges, images, rows["identity"], device, asked.batch_size, asked.cache)
         judge = Judge(panel, boot, rows, names, asked.lpips)
-        suspects = Suspects(data, asked.gallery_images, task, asked.home / "queries", group, asked.batch_size)
         read = [
-            {name: _read(by_set[place][0][1], loaded, judge, suspects) for name, by_set in reading.items()}
+            {
+                name: _read(by_set[place][0][1], loaded, judge, suspects, asked)
+                for name, by_set in reading.items()
+            }
             for place, loaded in enumerate(sets)
         ]
         if asked.lpips:
@@ -122,7 +129,7 @@ def audit(asked: Options) -> Path:
             return folder / "report.html"  # the first process writes it
 
         described = {one.name: _described(bound[one.name][0][0][1], one) for one in attacks}
-        looks, gallery = _look(jobs, described, judge)
+        looks, gallery = _look(jobs, described, judge, domains)
         judged = [judge.join(*one, described) for one in zip(sets, looks, read, strict=True)]
         results, areas = compared(judged)
         originals = boot.mean(panel.originals.hits.any(dim=0))
@@ -144,25 +151,38 @@ def audit(asked: Options) -> Path:
         )
         page = write_report(folder, report, gallery)
         to_tensorboard(folder, report, gallery)
-        remove_unused(asked.cache, panel.files | {job.folder for job in jobs})
+        remove_unused(asked.cache, panel.files | {job.folder for job in every})
         print(f"\n{text(report)}\n\nreport: {page}", flush=True)
         return page
 
 
-def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects) -> Reading:
-    return judge.reader(reader, loaded, suspects.gallery(loaded) if reader.suspects else None)
+def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects, asked: Options) -> Reading:
+    gallery = suspects.gallery(loaded, asked.gallery_images) if reader.suspects else None
+    return judge.reader(reader, loaded, gallery)
+
+
+def _domains(jobs: Sequence[Job], suspects: Suspects, asked: Options) -> dict[int, Domain]:
+    """By the place of every job at its end: what draws galleries in its domain."""
+    found = {}
+    for number, job in enumerate(jobs):
+        if job.moment is None:
+            gallery = suspects.gallery(job.loaded, asked.drawn_images)
+            held_out = suspects.gallery(job.loaded, asked.drawn_images + 1, "held_out")
+            drawn = replace(job.loaded, queries=drawn_features(gallery, held_out))
+            found[number] = Domain(gallery, held_out, replace(job, loaded=drawn))
+    return found
 
 
 def _look(
-    jobs: Sequence[Job], described: Mapping[str, Settings], judge: Judge
+    jobs: Sequence[Job], described: Mapping[str, Settings], judge: Judge, domains: Mapping[int, Domain]
 ) -> tuple[list[list[Look]], Gallery]:
     """What the panel sees in all reconstructions, by set of features; and pictures of a few people."""
     shown = people_shown(judge.rows["identity"], judge.rows["index"])
     looked: dict[str, list[Look]] = {job.loaded.about.label: [] for job in jobs}
     gallery = Gallery(judge.rows["image"][shown], [])
-    for job in jobs:
+    for number, job in enumerate(jobs):
         pictures, about = job.pictures(), job.loaded.about
-        look, known = judge.look(job, pictures), described[job.name]
+        look, known = judge.look(job, pictures, domains.get(number)), described[job.name]
         own = {**known, **job.attack.describe(), "class": known["class"], "files": job.attack.checkpoints}
         if job.moment is None and own != known:
             result = replace(look.result, checkpoints=own["checkpoints"], files=own["files"])

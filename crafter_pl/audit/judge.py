@@ -10,6 +10,7 @@ from torch import Tensor
 from crafter_pl.attacks.base import Gallery, Reader
 from crafter_pl.audit.attack import Job
 from crafter_pl.audit.columns import COLUMNS, Seen
+from crafter_pl.audit.domain import Domain
 from crafter_pl.audit.features import Classifier, Loaded
 from crafter_pl.audit.panel import Judgement, Panel, any_of, false_security, joined, worst_case
 from crafter_pl.audit.schema import (
@@ -96,9 +97,16 @@ class Judge:
     attributes: Sequence[str]
     lpips: bool = False
 
-    def look(self, job: Job, pictures: Tensor) -> Look:
-        """Every column of a job's reconstructions `(N, 3, H, W)`, in the order of the originals."""
-        judgement = self.panel.judge(pictures)
+    def look(self, job: Job, pictures: Tensor, domain: Domain | None = None) -> Look:
+        """Every column of a job's reconstructions `(N, 3, H, W)`, in the order of the originals.
+
+        Args:
+            job: whose they are.
+            pictures: in [0, 1].
+            domain: galleries in the attack's own domain; None: of originals alone.
+        """
+        judges, galleries = domain.judges(self.panel) if domain is not None else (None, None)
+        judgement = self.panel.judge(pictures, judges)
         ended, told = job.moment is None, job.moment or {}
         figures: dict[str, Estimate] = {}
         by_oracle: dict[str, dict[str, Estimate]] = {}
@@ -118,6 +126,7 @@ class Judge:
             round=told.get("round"),
             pairs=told.get("pairs"),
             epochs=told.get("epochs"),
+            galleries=galleries,
         )
         return Look(job, judgement, result)
 

@@ -28,6 +28,8 @@ class Options:
         recognisers: pretrained face recognisers that judge before the oracles: the first then gives Eval Acc.
             Each knows the private people by a gallery of their other pictures.
         gallery_images: pictures of each person in the galleries of judges and readers, at most; 0: all.
+        drawn_images: pictures of each person that every attack also draws for a gallery in its own domain, by
+            which recognisers may know people better; 40 public people decide whether they do; 0: none.
         attacks: what to attack the features with, in place of a budget.
         budgets: lists of attacks by name, from few and quick to many and strong.
         budget: which of these lists (in our configs quick, standard, adaptive or exhaustive).
@@ -63,6 +65,7 @@ class Options:
     oracles: list[str] | str | None = None
     recognisers: list[Recogniser] | Recogniser | None = None
     gallery_images: int = 8
+    drawn_images: int = 0
     attacks: list[Attack] | Attack | None = None
     budgets: dict[str, list[Attack]] | None = None
     budget: str = "standard"

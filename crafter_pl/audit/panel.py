@@ -84,14 +84,21 @@ class Panel:
         self.files.add(file)
         return made
 
-    def judge(self, images: Tensor) -> Judgement:
-        """Let every judge look at pictures `(N, 3, H, W)`, in the order of the originals."""
-        return self._judge([self.embedded(judge, images) for judge in self.judges.values()])
+    def judge(self, images: Tensor, judges: Sequence[Judge] | None = None) -> Judgement:
+        """Let every judge look at pictures `(N, 3, H, W)`, in the order of the originals.
+
+        Args:
+            images: in [0, 1].
+            judges: the same with other galleries; None: the panel's.
+        """
+        found = [self.embedded(judge, images) for judge in self.judges.values()]
+        return self._judge(found, judges)
 
     @torch.no_grad()
-    def _judge(self, embeddings: list[Tensor]) -> Judgement:
+    def _judge(self, embeddings: list[Tensor], judges: Sequence[Judge] | None = None) -> Judgement:
         hits, top5, named, similarity = [], [], [], []
-        for judge, made, original in zip(self.judges.values(), embeddings, self.embeddings, strict=True):
+        every = zip(judges or self.judges.values(), embeddings, self.embeddings, strict=True)
+        for judge, made, original in every:
             scores, known = judge.scores(made), judge.identities
             label = (known[None, :] == self.identity[:, None]).long().argmax(dim=1)
             hits.append(topk_hits(scores, label, 1))

@@ -76,6 +76,7 @@ class AttackResult:
         learnt: whether the attack has learnt from the defence; one that has not shows no protection.
         checkpoints, files: hashes and paths of its nets where they are others than on unprotected features.
         round, pairs, epochs: how far it had adapted, of an earlier moment of an attack that adapts.
+        galleries: by recogniser, whether it knew people by ``originals`` (None, too) or as ``drawn``.
     """
 
     figures: dict[str, Estimate]
@@ -86,6 +87,7 @@ class AttackResult:
     round: int | None = None
     pairs: int | None = None
     epochs: int | None = None
+    galleries: dict[str, str] | None = None
 
     @property
     def eval_acc(self) -> Estimate:

@@ -52,10 +52,14 @@ def students(tiny, taught):
 
 
 @pytest.fixture(scope="module")
-def report(students, tiny_store, tmp_path_factory):
+def report(students, taught, tiny_store, tmp_path_factory):
     out = tmp_path_factory.mktemp("audit") / "out"
     more = ["--attacks", "[{class_path: DecoderAttack}]", "--rulers", json.dumps(READERS), "--out", str(out)]
+    judge = {"class_path": "TorchProgram", "init_args": {**json.loads(taught[-1]), "name": "colour"}}
+    more += ["--recognisers", json.dumps([judge]), "--drawn_images", "2", "--gallery_images", "2"]
     assert main(students.audit(*more)) == 0
+    kept = {file.suffix for file in (out / "cache").iterdir()}
+    assert ".embedded" in kept
     return json.loads((out / "report.json").read_text())
 
 
@@ -97,6 +101,22 @@ def test_an_audit_reads_without_pictures(report, students):
     assert read_manifest(gallery)["count"] >= len(data.private_identities)
     private = set(data.dataset("gallery").index.tolist())
     assert private.isdisjoint(data.dataset("private_test").index.tolist())
+
+
+def test_a_recogniser_judges_beside_the_oracles(report):
+    first, *oracles = report["oracles"]
+    assert first["name"] == "colour" and first["seen"] is False and all(one["seen"] for one in oracles)
+    assert first["settings"]["gallery"] == 2 * first["people"]
+    for entry in report["defenses"]:
+        result = entry["attacks"]["black_box"]
+        assert result["eval_acc"] == result["by_oracle"]["colour"], "the first judge gives Eval Acc"
+        assert result["galleries"].keys() == {"colour"} and {*result["galleries"].values()} <= {
+            "originals",
+            "drawn",
+        }
+        assert result["tar_0.1_by_oracle"].keys() == {"colour", *(one["name"] for one in oracles)}
+        assert "accepted" not in result, "it has no threshold"
+    assert "The strongest judge" in report["verdict"] and "other pictures of the people" in report["verdict"]
 
 
 def test_what_has_not_adapted_says_how(students, tiny_store):

@@ -39,6 +39,8 @@ def heading(entry: DefenseResult, below: str = "", result: AttackResult | Reader
     if below:
         unknown = result is not None and not entry.plain and not result.learnt
         bad = ["has not learnt from this defence"] * unknown
+        galleries = getattr(result, "galleries", None) or {}
+        notes += [f"{name} by a drawn gallery" for name, kind in galleries.items() if kind == "drawn"]
         return Cell(entry.title, notes=[*notes, below], warnings=bad)
     bad = ["false security"] * entry.flagged + [UNTESTED] * entry.untested
     return Cell(entry.title, notes=notes, warnings=bad)

@@ -1,0 +1,63 @@
+"""A gallery in an attack's own domain: a recogniser may know people better by pictures as blurred."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.base import Gallery
+from crafter_pl.audit.attack import Job
+from crafter_pl.audit.panel import Panel
+from crafter_pl.data.split import rank_in_person
+from crafter_pl.judges import GalleryJudge, Judge
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What an attack draws of the suspects' other pictures, and of public people's.
+
+    Attributes:
+        suspects: the gallery.
+        held_out: public people, on whom it is decided which gallery counts.
+        job: draws both, one after the other.
+    """
+
+    suspects: Gallery
+    held_out: Gallery
+    job: Job
+
+    def judges(self, panel: Panel) -> tuple[list[Judge], dict[str, str]]:
+        """The panel, where each recogniser knows people by the gallery that serves it better.
+
+        Better is what names more of the held-out people's first pictures, as drawn, by their others: as they
+        are, or as drawn, too.
+
+        Returns:
+            The judges, and for each recogniser ``originals`` or ``drawn``.
+        """
+        drawn, count = self.job.pictures(), len(self.suspects.identity)
+        judges, chosen = [], {}
+        for judge in panel.judges.values():
+            if isinstance(judge, GalleryJudge):
+                made, clean = panel.embedded(judge, drawn), panel.embedded(judge, self.held_out.images)
+                rates = {
+                    name: self._named(judge, made[count:], known)
+                    for name, known in (("originals", clean), ("drawn", made[count:]))
+                }
+                chosen[judge.name] = max(rates, key=lambda name: rates[name])  # the originals, if alike
+                if chosen[judge.name] == "drawn":
+                    judge = GalleryJudge(judge.recogniser, made[:count], self.suspects.identity, judge.kept)
+            judges.append(judge)
+        return judges, chosen
+
+    def _named(self, judge: GalleryJudge, made: Tensor, known: Tensor) -> float:
+        """Share of the first pictures whose person has the most similar mean of the others."""
+        probe, identity = rank_in_person(self.held_out.identity) == 0, self.held_out.identity
+        theirs = GalleryJudge(judge.recogniser, known[~probe], identity[~probe])
+        found = theirs.identities[theirs.scores(made[probe]).argmax(1)]
+        return float((found == identity[probe]).float().mean())
+
+
+def features(suspects: Gallery, held_out: Gallery) -> Tensor:
+    """What an attack is given to draw, ``(1, N, C, h, w)``."""
+    return torch.cat([suspects.features, held_out.features])[None]
