@@ -56,6 +56,7 @@ class FacesDataModule(LightningDataModule):
         max_memory_mb: int = 2048,
         attribute_columns: list[int] | None = None,
         require_attributes: bool = True,
+        keep_unlabelled: bool = False,
     ) -> None:
         """Describe the data; nothing is loaded before `setup`.
 
@@ -85,6 +86,8 @@ class FacesDataModule(LightningDataModule):
                 and the paper's ten of LFW's.
             require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every
                 picture and has no attributes.
+            keep_unlabelled: keep LFW's pictures without a row as public faces: for priors, decoders and
+                students. Private people are those whose pictures all have a row.
         """
         super().__init__()
         self.source = source
@@ -107,6 +110,7 @@ class FacesDataModule(LightningDataModule):
         self.max_memory_mb = max_memory_mb
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
+        self.keep_unlabelled = keep_unlabelled
         self.predict_numbers: list[int] | None = None
         self.train_split, self.val_split = "public_train", "public_val"  # a stage says which it works on
         if source not in ("synthetic", "celeba", "lfw", "folder"):
@@ -180,7 +184,9 @@ class FacesDataModule(LightningDataModule):
         if self.source == "celeba":
             return sources.load_celeba(root, decoding, self.attribute_columns)
         if self.source == "lfw":
-            return sources.load_lfw(root, decoding, self.attribute_columns, self.require_attributes)
+            return sources.load_lfw(
+                root, decoding, self.attribute_columns, self.require_attributes, self.keep_unlabelled
+            )
         if self.attribute_columns is not None:
             raise UserError(
                 "attribute_columns are given, but a folder has no attributes: drop them (--data.*)"
@@ -198,11 +204,14 @@ class FacesDataModule(LightningDataModule):
         return Path(path)
 
     def _rows(self, part: str) -> Tensor:
+        if part in split.LABELLED:
+            rows = self._rows(split.LABELLED[part])
+            return rows[self.faces.labelled[rows]]
         parts = split.UNIONS.get(part, (part,))
         if not self.splits.keys() >= {*parts}:
             raise UserError(
                 f"no part of the data is called {part!r}; there are "
-                f"{', '.join((*split.PARTS, *split.UNIONS))}"
+                f"{', '.join((*split.PARTS, *split.UNIONS, *split.LABELLED))}"
             )
         return torch.cat([self.splits[one] for one in parts]).sort().values
 

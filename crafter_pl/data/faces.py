@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 
 from crafter_pl.errors import UserError
 
+UNKNOWN = 2  # an attribute that nobody has labelled
+
 
 @dataclass
 class Faces:
@@ -17,7 +19,7 @@ class Faces:
 
     Attributes:
         images: uint8 `(N, 3, S, S)`, RGB.
-        attributes: uint8 `(N, A)`, 0 or 1; `A` is 0 where the source has no attributes.
+        attributes: uint8 `(N, A)`, 0 or 1, or `UNKNOWN`; `A` is 0 where the source has no attributes.
         identity: int64 `(N,)`, the source's own number of the person.
         attribute_names: `A` names in the order of the columns.
         identity_names: the people's names, in ascending order of their numbers.
@@ -61,6 +63,11 @@ class Faces:
         """The identity numbers, ascending, int64 `(P,)`."""
         return torch.unique(self.identity)
 
+    @property
+    def labelled(self) -> Tensor:
+        """Bool `(N,)`: whether all attributes of a picture are known; true where the source has none."""
+        return (self.attributes != UNKNOWN).all(dim=1)
+
     def names(self) -> dict[int, str]:
         """The people's names by their numbers."""
         return dict(zip(self.people.tolist(), self.identity_names, strict=True))
@@ -69,8 +76,8 @@ class Faces:
 class FaceSet(Dataset[dict[str, Any]]):
     """Some rows of a `Faces`, as samples: one dict each, or a whole batch at once.
 
-    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, `identity` int64 and
-    `index` int64, the row in `faces`, which stays the same from run to run.
+    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, 0 or 1, or NaN where
+    unknown, `identity` int64 and `index` int64, the row in `faces`, which stays the same from run to run.
     """
 
     def __init__(self, faces: Faces, index: Tensor) -> None:
@@ -96,9 +103,10 @@ class FaceSet(Dataset[dict[str, Any]]):
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """The batch of these rows of `faces`, int64 `(N,)`."""
+        attributes = self.faces.attributes[rows]
         return {
             "image": self.faces.images[rows].float().div_(255.0),
-            "attributes": self.faces.attributes[rows].float(),
+            "attributes": attributes.float().masked_fill(attributes == UNKNOWN, float("nan")),
             "identity": self.faces.identity[rows],
             "index": rows.clone(),
         }

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
-from crafter_pl.data.faces import Faces
+from crafter_pl.data.faces import UNKNOWN, Faces
 from crafter_pl.data.layout import (
     LFW_FOLDERS,
     choose_columns,
@@ -89,7 +89,11 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
 
 
 def load_lfw(
-    root: Path, how: Decoding, attribute_columns: list[int] | None = None, require_attributes: bool = True
+    root: Path,
+    how: Decoding,
+    attribute_columns: list[int] | None = None,
+    require_attributes: bool = True,
+    keep_unlabelled: bool = False,
 ) -> Faces:
     """Read LFW: `lfw-deepfunneled/<Name>/<Name>_NNNN.jpg`, and `lfw_attributes.txt`, by the scores' sign.
 
@@ -101,6 +105,7 @@ def load_lfw(
         attribute_columns: which of the 73 attributes to use, from 0; None for the paper's ten.
         require_attributes: leave out pictures without a row of attributes; if false, keep every picture, read
             no attributes and have none (`A` = 0).
+        keep_unlabelled: keep pictures without a row, whose attributes are unknown.
 
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
@@ -116,7 +121,8 @@ def load_lfw(
         known = {PurePosixPath(f).stem for f in files}
         notes["rows_without_picture"] = len(labels.keys() - known)
         notes["pictures_without_row"] = len(known - labels.keys())
-        files = {f: path for f, path in files.items() if PurePosixPath(f).stem in labels}
+        if not keep_unlabelled:
+            files = {f: path for f, path in files.items() if PurePosixPath(f).stem in labels}
     elif attribute_columns is not None:
         raise UserError(
             "attribute_columns are given but require_attributes is false: drop one of the two (--data.*)"
@@ -126,7 +132,7 @@ def load_lfw(
         files,
         [people[f.partition("/")[0]] for f in files],
         list(people),
-        [labels[PurePosixPath(f).stem] if names else [] for f in files],
+        [labels.get(PurePosixPath(f).stem, [UNKNOWN] * len(names)) for f in files],
         names,
         notes,
         how,

@@ -26,6 +26,7 @@ UNIONS = {
     "oracle": ("private_train", "public_train", "public_val"),
     "gallery": ("private_train",),  # what a suspect's pictures on the web are to whoever looks for a face
 }
+LABELLED = {"labelled_train": "public_train", "labelled_val": "public_val"}  # whose attributes are known
 
 Splits = dict[str, Tensor]
 
@@ -57,7 +58,9 @@ def make_split(
 ) -> Splits:
     """Split a data set by identity.
 
-    Who is private and which picture is for the test depend on the seed and names, not on the order of rows.
+    Private people are among those whose pictures are all labelled; of the others, too, a share of the public
+    people is held out. Who is private and which picture is for the test depend on the seed and names, not on
+    the order of rows.
 
     Args:
         faces: the data set.
@@ -90,7 +93,8 @@ def make_split(
             f"public_val_fraction is {public_val_fraction}; give a number between 0 and 1, such as 0.1"
         )
     rows = _rows_of_people(faces)
-    fit = [person for person, own in rows.items() if len(own) >= min_private_images]
+    unknown = {person for person, own in rows.items() if not bool(faces.labelled[own].all())}
+    fit = [p for p, own in rows.items() if len(own) >= min_private_images and p not in unknown]
     if len(fit) < private_people or len(rows) < private_people + 2:
         most = max((len(own) for own in rows.values()), default=0)
         raise UserError(
@@ -102,9 +106,10 @@ def make_split(
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])
     public = sorted((p for p in rows if p not in private), key=lambda person: _draw(seed, "public", person))
-    held_out = set(
-        public[: min(len(public) - 1, max(1, math.floor(len(public) * public_val_fraction + 0.5)))]
-    )
+    held_out: set[str] = set()
+    for kind in ([p for p in public if p not in unknown], [p for p in public if p in unknown]):
+        count = min(len(kind) - 1, max(1, math.floor(len(kind) * public_val_fraction + 0.5)))
+        held_out |= set(kind[: max(count, 0)])
 
     parts: dict[str, list[int]] = {part: [] for part in PARTS}
     for person, own in rows.items():

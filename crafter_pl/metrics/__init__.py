@@ -1,6 +1,6 @@
 """What is measured: a pure function for each figure, and a thin torchmetrics `Metric` where stages log it."""
 
-from crafter_pl.metrics.attributes import AttributeAUC, attribute_auc
+from crafter_pl.metrics.attributes import AttributeAUC, attribute_auc, attribute_loss
 from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstrap
 from crafter_pl.metrics.identity import (
     TarAtFar,
@@ -21,6 +21,7 @@ __all__ = [
     "TarAtFar",
     "accepted",
     "attribute_auc",
+    "attribute_loss",
     "equal_error_rate",
     "identity_similarity",
     "lpips",

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from crafter_pl.metrics.collected import Collected
 
@@ -18,33 +19,54 @@ def attribute_auc(
 
     Args:
         scores: ``(N, A)``, such as logits: only their order counts.
-        targets: ``(N, A)`` 0 or 1.
+        targets: ``(N, A)`` 0 or 1; NaN: unknown, which is left out.
         weights: ``(B, N)``, at least 0: how often each sample counts, in each of ``B`` weightings.
 
     Returns:
         ``(A,)`` in [0, 1]; with weights ``(B, A)``.
     """
-    scores, positive = np.asarray(scores), np.asarray(targets) > 0.5
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    positive, negative = targets > 0.5, targets <= 0.5
     drawn = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
     columns = range(scores.shape[1])
-    found = np.stack([_auc(scores[:, a], positive[:, a], drawn) for a in columns], axis=1)
+    found = np.stack([_auc(scores[:, a], positive[:, a], negative[:, a], drawn) for a in columns], axis=1)
     return found[0] if weights is None else found
 
 
 def _auc(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64]
+    scores: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    negative: NDArray[np.bool_],
+    weights: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """One attribute's, ``(B,)``."""
-    order = np.argsort(scores[~positive], kind="stable")
-    ranked = scores[~positive][order]
+    order = np.argsort(scores[negative], kind="stable")
+    ranked = scores[negative][order]
     # Among the sorted negatives: how many lie below each positive, and how many not above it.
     below, upto = (np.searchsorted(ranked, scores[positive], side=side) for side in ("left", "right"))
     mass = np.zeros((len(weights), len(ranked) + 1))
-    np.cumsum(weights[:, ~positive][:, order], axis=1, out=mass[:, 1:])
+    np.cumsum(weights[:, negative][:, order], axis=1, out=mass[:, 1:])
     own = weights[:, positive]
     pairs = np.einsum("bi,bi->b", own, mass[:, below] + mass[:, upto]) / 2
     total = own.sum(axis=1) * mass[:, -1]
     return np.divide(pairs, total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy, the mean over the attributes that are known.
+
+    Args:
+        logits: ``(N, A)``.
+        targets: ``(N, A)`` 0 or 1; NaN: unknown.
+
+    Returns:
+        Scalar; 0 where none is known.
+    """
+    known = ~targets.isnan()
+    if bool(known.all()):
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    each = F.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 class AttributeAUC(Collected):

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 
 from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.provenance import present
 from crafter_pl.data.store import expect
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC
+from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.scored import Scored
 from crafter_pl.stages.task import TaskModel
@@ -119,7 +118,7 @@ class CloudClassifier(Scored):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""
         logits = self(self._features(batch, self.hparams["augment"]))
-        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
+        loss = attribute_loss(logits, batch["attributes"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC
+from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.scored import Scored
@@ -37,6 +36,7 @@ class TaskModel(Scored):
     """
 
     stage_name = "task"
+    train_split, val_split = "labelled_train", "labelled_val"
     monitor = "val/mean_auc"
     frame: Frame | None = None
 
@@ -134,7 +134,7 @@ class TaskModel(Scored):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross entropy over the attributes."""
         images = flip(batch["image"]) if self.hparams["augment"] else batch["image"]
-        loss = F.binary_cross_entropy_with_logits(self.net(images), batch["attributes"])
+        loss = attribute_loss(self.net(images), batch["attributes"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -145,7 +145,7 @@ class TaskModel(Scored):
         """
         logits = self.net(batch["image"])
         self.auc.update(logits, batch["attributes"])
-        loss = F.binary_cross_entropy_with_logits(logits, batch["attributes"])
+        loss = attribute_loss(logits, batch["attributes"])
         return {"loss": loss, "mean_auc": self.auc}
 
     def on_validation_epoch_end(self) -> None:

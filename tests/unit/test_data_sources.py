@@ -5,6 +5,7 @@ from PIL import Image
 from sources_lab import HOW, celeba, folder, lfw  # noqa: F401
 
 from crafter_pl.data.decoding import Decoding, decode
+from crafter_pl.data.faces import FaceSet
 from crafter_pl.data.layout import LFW_PAPER_COLUMNS
 from crafter_pl.data.sources import load_celeba, load_folder, load_lfw
 from crafter_pl.errors import UserError
@@ -123,6 +124,15 @@ def test_lfw(lfw):
     assert faces.attributes[0].tolist() == [k % 2 for k in LFW_PAPER_COLUMNS]
     assert faces.attributes[1].tolist() == [1 - k % 2 for k in LFW_PAPER_COLUMNS]
     assert faces.notes == {"rows_without_picture": 1, "pictures_without_row": 1}
+
+
+def test_lfw_keeps_pictures_that_nobody_has_labelled(lfw):
+    faces = load_lfw(lfw, HOW, keep_unlabelled=True)
+    known = load_lfw(lfw, HOW)
+    assert len(faces) == 7 and faces.labelled.tolist() == [False, *[True] * 6]
+    assert torch.equal(faces.attributes[1:], known.attributes)
+    given = FaceSet(faces, torch.arange(7)).take(torch.tensor([0, 1]))["attributes"]
+    assert given[0].isnan().all() and torch.equal(given[1], known.attributes[0].float())
 
 
 def test_lfw_without_attributes_keeps_everybody(lfw):

@@ -7,7 +7,7 @@ from unicodedata import normalize
 import pytest
 import torch
 
-from crafter_pl.data.faces import Faces
+from crafter_pl.data.faces import UNKNOWN, Faces
 from crafter_pl.data.split import PARTS, check_split, make_split, split_hash, split_rows, write_split_csv
 from crafter_pl.errors import UserError
 
@@ -159,3 +159,24 @@ def test_equal_file_names_are_refused():
     faces.file_names[1] = faces.file_names[0]
     with pytest.raises(UserError, match=r"two pictures have the name 0-0\.jpg"):
         split_hash(faces, splits)
+
+
+def test_who_is_not_labelled_is_public():
+    """Without a label in one picture nobody is private; of either kind a share is held out."""
+    faces = faces_of(COUNTS)
+    labels = torch.zeros(len(faces), 1, dtype=torch.uint8)
+    unknown = faces.identity.unique()[[3, 4, 5, 6, 9, 10]]
+    labels[torch.isin(faces.identity, unknown)] = UNKNOWN
+    known = replace(faces, attributes=labels, attribute_names=["a"])
+    splits = make_split(known, **{**SETTINGS, "private_people": 2})
+    private = faces.identity[splits["private_test"]].unique()
+    assert len(private) == 2 and not torch.isin(private, unknown).any()
+    for kind in (unknown, faces.identity.unique()[[0, 1, 2, 7, 8, 11]]):
+        assert torch.isin(faces.identity[splits["public_val"]], kind).any()
+        assert torch.isin(faces.identity[splits["public_train"]], kind).any()
+    with pytest.raises(UserError, match="of 12 people 3 qualify"):
+        make_split(known, **{**SETTINGS, "private_people": 4})
+    plain = replace(faces, attributes=labels * 0, attribute_names=["a"])
+    assert {k: v.tolist() for k, v in make_split(plain, **SETTINGS).items()} == {
+        k: v.tolist() for k, v in make_split(faces, **SETTINGS).items()
+    }

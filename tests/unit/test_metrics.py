@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crafter_pl import metrics
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import attribute_auc, attribute_loss
 
 
 def _pictures(size: int, count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -106,3 +107,25 @@ def test_lpips_without_weights_is_a_user_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(name, refuse)
     with pytest.raises(UserError, match="--lpips false"):
         metrics.lpips(*_pictures(8))
+
+
+def test_unknown_attributes_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    scores, targets = rng.normal(size=(40, 3)), (rng.random((40, 3)) > 0.5).astype(float)
+    gone = rng.random((40, 3)) < 0.4
+    masked = np.where(gone, np.nan, targets)
+    found = attribute_auc(scores, masked)
+    for column in range(3):
+        kept = ~gone[:, column]
+        assert found[column] == pytest.approx(attribute_auc(scores[kept], targets[kept])[column])
+    logits, labels = torch.tensor(scores), torch.tensor(masked)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[~gone], torch.tensor(targets)[~gone]
+    )
+    logits.requires_grad_(True)
+    loss = attribute_loss(logits, labels)
+    assert loss.item() == pytest.approx(expected.item())
+    loss.backward()
+    assert logits.grad is not None and bool((logits.grad[gone] == 0).all())
+    assert bool(logits.grad[~gone].abs().min() > 0)
+    assert attribute_loss(logits, labels * float("nan")).item() == 0

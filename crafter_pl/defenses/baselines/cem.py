@@ -47,6 +47,7 @@ class Cem(AdversarialLearning[KeyedOptions]):
     """
 
     stage_name = "cem"
+    train_split = "labelled_train"  # its classes are of attributes
     version = 1
     options_class = KeyedOptions
     tradeoff = "sigma"

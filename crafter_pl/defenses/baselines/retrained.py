@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import OptionsT
-from crafter_pl.metrics import AttributeAUC
+from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.task import TaskModel
@@ -121,7 +120,7 @@ class Retrained(Game[OptionsT]):
         def defended() -> Tensor:
             features = self.features(images)
             answers = self.net.classify(self.to_cloud(features))
-            logged["task"] = F.binary_cross_entropy_with_logits(answers, batch["attributes"])
+            logged["task"] = attribute_loss(answers, batch["attributes"])
             loss, figures = self.defend(features, images, batch, logged["task"])
             logged.update(figures)
             return loss
