@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from twin import with_twin
 
 from crafter_pl.cli import main, run
 from crafter_pl.commands import Commands
@@ -169,11 +170,19 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
-def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m crafter_pl ARGS`, able to import what lies in tests/helpers, in the present folder."""
+def in_subprocess(
+    args: list[str], twin: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/helpers, in the present folder.
+
+    Args:
+        args: of a command.
+        twin: the other process that the command starts is a fork, too, see `twin`; Lightning's is a new one.
+        environment: variables more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        process = forked(args, *files, **environment)
+        process = forked(args, *files, twin=twin, **environment)
         process.join(900)  # a slow machine is no fault
         if process.exitcode is None:
             process.kill()
@@ -183,7 +192,12 @@ def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedPr
 
 
 def forked(
-    args: list[str], out: Path, err: Path, before: Callable[[], None] | None = None, **environment: str
+    args: list[str],
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None = None,
+    twin: bool = False,
+    **environment: str,
 ) -> BaseProcess:
     """Starts `python -m crafter_pl ARGS`, which writes into two files, after calling `before` in its process.
 
@@ -193,13 +207,18 @@ def forked(
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["crafter_pl.benchmark.work"])
-    process = context.Process(target=_forked, args=(args, env, out, err, before))
+    process = context.Process(target=_forked, args=(args, env, out, err, before, twin))
     process.start()
     return process
 
 
 def _forked(
-    args: list[str], env: dict[str, str], out: Path, err: Path, before: Callable[[], None] | None
+    args: list[str],
+    env: dict[str, str],
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None,
+    twin: bool,
 ) -> None:
     for number, path in ((1, out), (2, err)):
         with open(path, "wb", buffering=0) as file:
@@ -213,4 +232,6 @@ def _forked(
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
     sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
     sys.argv = ["crafter_pl", *args]
+    if twin:
+        with_twin(lambda: sys.exit(main(args)))
     sys.exit(main(args))

@@ -89,7 +89,7 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
     more += ["--trainer.callbacks+=ranks.Losses", "--model.init_args.queries_dir", str(tmp_path)]
     more += ["--trainer.precision", "64-true"]  # two processes add up in another order
     assert main(fit(tiny, "maps-one", *more)) == 0
-    two = in_subprocess(fit(tiny, "maps-two", *more, *TWO))
+    two = in_subprocess(fit(tiny, "maps-two", *more, *TWO), twin=True)
     assert two.returncode == 0, two.stderr
     one, two = (
         json.loads((tiny.folder / f"maps-{name}" / "losses.json").read_text()) for name in ("one", "two")
