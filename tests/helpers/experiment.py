@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from quick import quick
 from twin import with_twin
 
 from crafter_pl.cli import main, run
@@ -29,6 +32,7 @@ from crafter_pl.defenses import Defense
 from crafter_pl.stages import load_stage
 
 CONF = Path(__file__).parent / "conf"
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 OTHERS = ("oracle_resnet", "oracle_plain", "black_box", "embedder", "embedder_plain")
 STAGES = ("task", "prior", "amortizer", "crafter", *OTHERS)
 DATA = {
@@ -129,6 +133,7 @@ def copy_of(folder: Path, own: Path) -> Experiment:
             torch.save(make(folder), kept)
     shutil.copytree(folder / "runs", own / "runs")
     made: Experiment = torch.load(kept, weights_only=False)  # our own file
+    start_server()
     made.runs_dir, made.printed = own / "runs", made.printed.replace(str(folder), str(own))
     return made
 
@@ -191,6 +196,15 @@ def in_subprocess(
         return subprocess.CompletedProcess(args, process.exitcode, *(file.read_text() for file in files))
 
 
+def start_server() -> ForkServerContext:
+    """The server that forks commands, ours and those of a benchmark, started; it imports `preload`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
+        multiprocessing.set_forkserver_preload(["preload"])
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
 def forked(
     args: list[str],
     out: Path,
@@ -203,10 +217,8 @@ def forked(
 
     The process is forked by a server that has imported everything: an import takes seconds.
     """
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crafter_pl.benchmark.work"])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1", **environment}
+    context = start_server()
     process = context.Process(target=_forked, args=(args, env, out, err, before, twin))
     process.start()
     return process
@@ -226,7 +238,7 @@ def _forked(
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
-    torch.set_num_threads(1)
+    quick()
     if before is not None:
         before()
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
