@@ -24,6 +24,12 @@ def quick() -> None:
         nn.init.kaiming_uniform_, lambda block, std: block.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
     )
     nn.init.kaiming_normal_ = _repeated(nn.init.kaiming_normal_, lambda block, std: block.normal_(0, std))
+    normal = nn.init.normal_
+    nn.init.normal_ = lambda tensor, mean=0.0, std=1.0, generator=None: (
+        normal(tensor, mean, std, generator)
+        if tensor.numel() <= BLOCK or generator is not None
+        else _repeat(tensor.new_empty(BLOCK).normal_(mean, std), tensor)
+    )
     draw = functools.lru_cache(8)(datamodule.synthetic_faces)
     datamodule.synthetic_faces = lambda *settings: copy.deepcopy(draw(*settings))
     task.measure_frame = _once(task.measure_frame)
@@ -48,7 +54,6 @@ def _repeated(init: Callable[..., Tensor], fill: Callable[[Tensor, float], Tenso
     ResNet18 draws 22 million of them, in most of the time that it takes to load it.
     """
 
-    @torch.no_grad()
     def go(
         tensor: Tensor,
         a: float = 0,
@@ -61,9 +66,13 @@ def _repeated(init: Callable[..., Tensor], fill: Callable[[Tensor, float], Tenso
             return init(tensor, a, mode, nonlinearity, generator)
         fan = tensor[0].numel() if mode == "fan_in" else count // tensor.shape[1]
         std = nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)
-        block = fill(tensor.new_empty(BLOCK), std)
-        for part in tensor.view(-1).split(BLOCK):
-            part.copy_(block[: len(part)])
-        return tensor
+        return _repeat(fill(tensor.new_empty(BLOCK), std), tensor)
 
     return go
+
+
+@torch.no_grad()
+def _repeat(block: Tensor, tensor: Tensor) -> Tensor:
+    for part in tensor.view(-1).split(BLOCK):
+        part.copy_(block[: len(part)])
+    return tensor
