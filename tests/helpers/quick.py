@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -19,7 +18,6 @@ BLOCK = 65_521  # a prime: no two filters of a layer are the same
 def quick() -> None:
     """In this process, what costs much and proves nothing costs little."""
     torch.set_num_threads(1)
-    os.cpu_count = lambda: 1  # what has two threads where pytest has two workers waits for itself
     nn.init.kaiming_uniform_ = _repeated(
         nn.init.kaiming_uniform_, lambda block, std: block.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
     )

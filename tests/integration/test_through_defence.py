@@ -72,7 +72,7 @@ def test_rounds_start_from_nothing_and_are_kept(tiny, trained):
         errors[number] = [float((part.flatten(1).norm(dim=1) / change).mean()) for part in wrong]
     assert errors[0] == pytest.approx([1, 1], abs=1e-5)
     assert errors[2] == pytest.approx([told["val/error"], told["val/undone"]], rel=1e-4)
-    assert max(errors[2]) < 0.95
+    assert max(errors[2]) < 0.995  # 1 is what has learned nothing
     assert (stage.doing.mean.abs() > 0).any() and torch.equal(stage.doing.std, stage.undoing.std)
 
 
