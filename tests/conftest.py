@@ -1,15 +1,13 @@
+import gc
 import os
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the same sums here and in every subprocess
 
 import pytest
-import torch
-from tiny_runs import conf  # noqa: F401 (a fixture)
+from tiny_conf import conf  # noqa: F401 (a fixture)
 
-torch.set_num_threads(1)
-
-
+# Imported in functions: torch and what imports it, for xdist's own process needs neither.
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs do
 SLOWEST = (  # files by the time that they take: long ones come first, so that no worker is left with one
     *("adaptive_black_box_processes", "benchmark", "pipeline", "resume", "crafter_generator", "cluster"),
@@ -22,6 +20,15 @@ def pytest_collection_modifyitems(items):
     """Orders the files; a file's tests keep their order."""
     place = {f"test_{name}": number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick():
+    """For all tests: see `quick`. What was imported for them is not looked through for garbage."""
+    from quick import quick
+
+    quick()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from quick import quick
+from twin import with_twin
 
 from crafter_pl.cli import main, run
 from crafter_pl.commands import Commands
@@ -28,6 +32,7 @@ from crafter_pl.defenses import Defense
 from crafter_pl.stages import load_stage
 
 CONF = Path(__file__).parent / "conf"
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 OTHERS = ("oracle_resnet", "oracle_plain", "black_box", "embedder", "embedder_plain")
 STAGES = ("task", "prior", "amortizer", "crafter", *OTHERS)
 DATA = {
@@ -128,6 +133,7 @@ def copy_of(folder: Path, own: Path) -> Experiment:
             torch.save(make(folder), kept)
     shutil.copytree(folder / "runs", own / "runs")
     made: Experiment = torch.load(kept, weights_only=False)  # our own file
+    start_server()
     made.runs_dir, made.printed = own / "runs", made.printed.replace(str(folder), str(own))
     return made
 
@@ -169,11 +175,19 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.safetensors"))}
 
 
-def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m crafter_pl ARGS`, able to import what lies in tests/helpers, in the present folder."""
+def in_subprocess(
+    args: list[str], twin: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m crafter_pl ARGS`, able to import what lies in tests/helpers, in the present folder.
+
+    Args:
+        args: of a command.
+        twin: the other process that the command starts is a fork, too, see `twin`; Lightning's is a new one.
+        environment: variables more.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
-        process = forked(args, *files, **environment)
+        process = forked(args, *files, twin=twin, **environment)
         process.join(900)  # a slow machine is no fault
         if process.exitcode is None:
             process.kill()
@@ -182,24 +196,41 @@ def in_subprocess(args: list[str], **environment: str) -> subprocess.CompletedPr
         return subprocess.CompletedProcess(args, process.exitcode, *(file.read_text() for file in files))
 
 
+def start_server() -> ForkServerContext:
+    """The server that forks commands, ours and those of a benchmark, started; it imports `preload`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
+        multiprocessing.set_forkserver_preload(["preload"])
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
 def forked(
-    args: list[str], out: Path, err: Path, before: Callable[[], None] | None = None, **environment: str
+    args: list[str],
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None = None,
+    twin: bool = False,
+    **environment: str,
 ) -> BaseProcess:
     """Starts `python -m crafter_pl ARGS`, which writes into two files, after calling `before` in its process.
 
     The process is forked by a server that has imported everything: an import takes seconds.
     """
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crafter_pl.benchmark.work"])
-    process = context.Process(target=_forked, args=(args, env, out, err, before))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1", **environment}
+    context = start_server()
+    process = context.Process(target=_forked, args=(args, env, out, err, before, twin))
     process.start()
     return process
 
 
 def _forked(
-    args: list[str], env: dict[str, str], out: Path, err: Path, before: Callable[[], None] | None
+    args: list[str],
+    env: dict[str, str],
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None,
+    twin: bool,
 ) -> None:
     for number, path in ((1, out), (2, err)):
         with open(path, "wb", buffering=0) as file:
@@ -207,10 +238,12 @@ def _forked(
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
-    torch.set_num_threads(1)
+    quick()
     if before is not None:
         before()
     # Lightning starts the other processes of a command by what __main__ and sys.argv say that this one is.
     sys.modules["__main__"].__spec__ = find_spec("crafter_pl.__main__")
     sys.argv = ["crafter_pl", *args]
+    if twin:
+        with_twin(lambda: sys.exit(main(args)))
     sys.exit(main(args))

@@ -61,7 +61,7 @@ def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
     folder, command, _ = pair
     plain = [*TWO, "--trainer.precision", "32-true"]  # what Lightning reads a checkpoint into
     died = in_subprocess(
-        command(how, *plain, "--trainer.callbacks+=ranks.Die", f"--trainer.callbacks.how={how}")
+        command(how, *plain, "--trainer.callbacks+=ranks.Die", f"--trainer.callbacks.how={how}"), twin=True
     )
     assert died.returncode != 0
     if how == "error":
@@ -69,9 +69,9 @@ def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
     else:
         assert "another process has ended" in died.stderr or "terminated with code 3" in died.stderr
     if how == "exit":
-        resumed = in_subprocess(command(how, *plain, "--ckpt_path", "last"))
+        resumed = in_subprocess(command(how, *plain, "--ckpt_path", "last"), twin=True)
         assert resumed.returncode == 0, resumed.stderr
-        assert in_subprocess(command("straight", *plain)).returncode == 0
+        assert in_subprocess(command("straight", *plain), twin=True).returncode == 0
         assert same(weights(tiny.folder / how), weights(tiny.folder / "straight"))
         store = next((folder / "straight").glob("*/public_train"))
         assert shards(folder / how / store.relative_to(folder / "straight")) == shards(store)
@@ -79,7 +79,7 @@ def test_a_process_that_dies_ends_the_run_which_resumes(tiny, pair, how):
 
 def test_processes_that_cannot_share_a_batch(tiny, pair):
     _, command, _ = pair
-    made = in_subprocess(command("odd", *TWO, "--model.init_args.batch_size", "7"))
+    made = in_subprocess(command("odd", *TWO, "--model.init_args.batch_size", "7"), twin=True)
     assert made.returncode == 2 and "2 processes cannot share a batch of 7" in made.stderr
 
 

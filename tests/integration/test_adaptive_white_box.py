@@ -247,7 +247,7 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, kind, tmp_path):
     more += ["--trainer.callbacks+=ranks.Losses", "--model.init_args.queries_dir", str(tmp_path)]
     more += ["--trainer.precision", "64-true"]  # two processes add up in another order
     assert main(fit(tiny, f"{kind}-one", *more)) == 0
-    two = in_subprocess(fit(tiny, f"{kind}-two", *more, *TWO))
+    two = in_subprocess(fit(tiny, f"{kind}-two", *more, *TWO), twin=True)
     assert two.returncode == 0, two.stderr
     folders = [tiny.folder / f"{kind}-{name}" for name in ("one", "two")]
     one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)

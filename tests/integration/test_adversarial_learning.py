@@ -124,7 +124,7 @@ def test_the_decoder_starts_again(tiny, monkeypatch):
 
 def test_two_processes_train_it(tiny, tmp_path):
     more = ["--trainer.strategy", "ddp_find_unused_parameters_true", "--trainer.devices", "2"]
-    made = in_subprocess(fit_command(tiny, tmp_path / "runs", *more))
+    made = in_subprocess(fit_command(tiny, tmp_path / "runs", *more), twin=True)
     assert made.returncode == 0, made.stderr
     load_defense(checkpoint(tmp_path / "runs"))
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -18,6 +19,14 @@ ALONE = ("--workers", "1")  # no second process to start: `done` has two
 
 
 # The results
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_core():
+    """Two threads of a job would wait for one another, where pytest's other worker has the other core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="module")

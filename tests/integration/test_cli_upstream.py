@@ -3,7 +3,8 @@ import os
 
 import pytest
 import torch
-from tiny_runs import DATA, fit, weights
+from tiny_conf import DATA
+from tiny_runs import fit, weights
 
 from crafter_pl.cli import main
 from crafter_pl.data.datamodule import FacesDataModule

@@ -173,7 +173,8 @@ def test_two_nodes_craft_the_store_of_one(slurm, tiny, tiny_store, tmp_path):
 def test_two_processes_share_a_pass_over_the_pictures(name, cls, part, tiny):
     run = f"{name}-two"
     more = ["--name", run, "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
-    made = in_subprocess(tiny.command("fit", name, *more, "--trainer.limit_train_batches", "1.0"))
+    more += ["--trainer.limit_train_batches", "1.0"]
+    made = in_subprocess(tiny.command("fit", name, *more), twin=True)
     assert made.returncode == 0, made.stderr
     stage = load_stage(tiny.ckpt(run), cls)
     assert all(bool(value.isfinite().all()) for value in stage.state_dict().values())

@@ -156,7 +156,7 @@ def test_two_processes_train_one_net(weight, tiny, tmp_path):
     command = ["fit", "--config", str(CONF / "crafter_generator.yaml"), "--runs_dir", str(tmp_path)]
     for stage in ("task", "crafter"):
         command += [f"--model.init_args.{stage}_ckpt", tiny.ckpt(stage)]
-    made = in_subprocess([*command, *more])
+    made = in_subprocess([*command, *more], twin=True)
     assert made.returncode == 0, made.stderr
     run = tmp_path / "synthetic" / "crafter_generator"
     assert (run / "same").is_file()

@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_nothing_by_halves(tiny, tmp_path, monkeypatch, capsy
 def test_two_processes_write_the_same_bytes(tiny, tiny_store, tmp_path):
     more = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
     command = tiny.command("predict", "crafter", "--protect.out", str(tmp_path / "store"), *more)
-    made = in_subprocess(command)
+    made = in_subprocess(command, twin=True)
     assert made.returncode == 0, made.stderr
     assert "batch 2/2" in made.stdout  # each had two of the four
     assert shards(tmp_path / "store") == shards(tiny_store)

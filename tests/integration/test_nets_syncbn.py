@@ -2,6 +2,7 @@
 
 import torch
 from closeness import near
+from experiment import start_server
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch import nn
@@ -49,7 +50,8 @@ def work(rank, folder, momentum):
 
 def test_two_processes_normalise_as_one(tmp_path):
     expected = run(filled(nn.BatchNorm2d(3, momentum=0.1)), *data())
-    mp.spawn(work, (str(tmp_path), 0.1), nprocs=2)
+    start_server()
+    mp.start_processes(work, (str(tmp_path), 0.1), nprocs=2, start_method="forkserver")
     made = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for key in ("y", "x"):
         assert near(torch.cat([part[key] for part in made]), expected[key]), key

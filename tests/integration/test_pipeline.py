@@ -210,7 +210,7 @@ def test_two_processes_share_the_attacks_of_an_audit(tiny, tiny_store, tmp_path)
 def test_a_process_that_dies_ends_the_audit_which_goes_on(tiny, tiny_store, tmp_path):
     attacks = "[{class_path: DecoderAttack}, {class_path: attack_spy.Dies, init_args: {on_rank: '%s'}}]"
     args = tiny.audit("--out", str(tmp_path), *TWO, "--attacks")
-    dead = in_subprocess([*args, attacks % 1])
+    dead = in_subprocess([*args, attacks % 1], twin=True)
     assert dead.returncode not in (0, 2) and not (tmp_path / "report.json").exists()
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     assert made and main([*args[:-5], "--batch_size", "4", "--attacks", attacks % "none"]) == 0

@@ -1,6 +1,7 @@
 """Kernel distances on two processes: each has all pictures, so nothing is gathered."""
 
 import torch
+from experiment import start_server
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
@@ -24,6 +25,7 @@ def work(rank, folder):
 def test_two_processes_measure_as_one(tmp_path):
     expected = [kernel_distance(*pictures()), kid(RandomFeatures(), *pictures())]
     assert all(value > 0 for value in expected)
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    start_server()
+    mp.start_processes(work, (str(tmp_path),), nprocs=2, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first == expected and second == expected[:1]

@@ -93,7 +93,7 @@ def test_a_known_map_is_no_protection(tiny, vivid, mixing):
     def error(found):
         return float((found - images).square().mean())
 
-    search = {"steps": 100, "lr": 0.1, "restarts": 2}
+    search = {"steps": 100, "lr": 0.1, "restarts": 4}
     plain = inversion(tiny, vivid, **search)
     unprotected, protected = error(plain.reconstruct(clean)), error(plain.reconstruct(crafted))
     attack = inversion(tiny, vivid, mixing, ThroughDefenceAttack, **search)
