@@ -36,8 +36,8 @@ class StudentReader(Reader):
     @torch.no_grad()
     def embed(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> unit embeddings ``(N, E)``, on the CPU."""
-        parts = features.split(self.batch_size)
-        return torch.cat([self.net.net.embed(part.float().to(self.device)).cpu() for part in parts])
+        like, parts = next(self.net.parameters()), features.split(self.batch_size)
+        return torch.cat([self.net.net.embed(part.to(like)).cpu() for part in parts])
 
     def settings(self) -> dict[str, Any]:
         """By default none: those of the student are in its checkpoint."""
@@ -79,7 +79,7 @@ class Matched(StudentReader):
     def _list(self, embeddings: Tensor) -> None:
         """A mean for each suspect."""
         place = self.gallery.identity.unique(return_inverse=True)[1]
-        means = torch.zeros(len(self.gallery.people), embeddings.shape[1])
+        means = embeddings.new_zeros(len(self.gallery.people), embeddings.shape[1])
         self.lists.append(F.normalize(means.index_add_(0, place, F.normalize(embeddings))))
 
     @property

@@ -21,6 +21,7 @@ from crafter_pl import attacks as atk
 from crafter_pl import defenses as dfn
 from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDecoderAttack
 from crafter_pl.attacks.adaptive_white_box import AdaptiveWhiteBox, AdaptiveWhiteBoxAttack
+from crafter_pl.attacks.student import AdaptiveStudent, Student
 from crafter_pl.attacks.surrogate import DefenseSurrogate
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.crafting.settings import CraftSettings
@@ -179,7 +180,7 @@ class Lab:
     def _loaded(self, stage: str) -> dfn.Defense:
         return dfn.load_defense(self.ckpt[stage])
 
-    def attacks(self) -> Iterator[tuple[atk.Attack | atk.Ruler, str, Tensor]]:
+    def attacks(self) -> Iterator[tuple[atk.Attack | atk.Reader, str, Tensor]]:
         """Every attack and ruler; the features that it is let at."""
         plain = {**self.nets, "steps": 2, "restarts": 2}
         decoder = {"task_ckpt": self.nets["task_ckpt"], "black_box_ckpt": self.ckpt["black_box"]}
@@ -210,16 +211,27 @@ class Lab:
             attack.target, attack.checkpoints = atk.Target({}, None), attack.adapted(file)
             yield attack, stage.stage_name, self.features
 
-    def attacked(self, attack: atk.Attack | atk.Ruler, features: Tensor) -> list[float]:
-        """What it makes of the features, in float64."""
+        student = Student(self.nets["task_ckpt"], None, embedding=6, identities=[0, 1])
+        adapted = AdaptiveStudent(crafter, self.save(student))
+        for reader in (kind(file := self.save(adapted)) for kind in (atk.WatchList, atk.Link)):
+            reader.target, reader.checkpoints = atk.Target({}, None), reader.adapted(file)
+            yield reader, reader.name, self.features
+        yield atk.GalleryLDA(components=4), "gallery_lda", self.features
+
+    def attacked(self, attack: atk.Attack | atk.Reader, features: Tensor) -> list[float]:
+        """What it makes of the features, in float64; of the people in a gallery of the same, mirrored."""
         attack.prepare("cpu")
         for one in (attack, getattr(attack, "base", None)):
             for value in vars(one).values() if one is not None else ():
                 for net in value if isinstance(value, list) else [value]:
                     if isinstance(net, nn.Module):
                         net.double()
-        see = attack.reconstruct if isinstance(attack, atk.Attack) else attack.identify
-        return figures(see(features))
+        if isinstance(attack, atk.Reader):
+            names = torch.arange(len(features)) // 2
+            attack.enrol(atk.Gallery(self.images, names, features.flip(3)))
+            seen = attack.identify(features)
+            return figures(attack.similarity(features) if seen is None else seen)
+        return figures(attack.reconstruct(features))
 
 
 def _weight(name: str, value: Tensor) -> Tensor:
