@@ -161,8 +161,7 @@ class Commands:
         """The command that trains a stage, and about how long that took before."""
         run = more[more.index("--name") + 1] if "--name" in more else stage
         begun = (self.home / run / "checkpoints" / "last.ckpt").is_file()
-        args = self.args("fit", stage, *more, *["--ckpt_path", "last"] * begun)
-        return command(args) + self.minutes(stage)
+        return command(self.args("fit", stage, *more, *["--ckpt_path", "last"] * begun)) + self.minutes(stage)
 
     def minutes(self, stage: str) -> str:
         """How long a run or a stage took in this experiment, else in another of the folder; or nothing."""
@@ -175,8 +174,11 @@ class Commands:
 
 def settings_of(data: object) -> dict[str, Any]:
     """The settings that a `FacesDataModule` was made with and trainings hang on, for `Commands`."""
-    names = (name for name in signature(type(data)).parameters if not name.startswith("predict_"))
-    return {name: getattr(data, name) for name in names}
+    return {
+        name: getattr(data, name)
+        for name in signature(type(data)).parameters
+        if not name.startswith("predict_")
+    }
 
 
 def data_options(settings: dict[str, Any]) -> list[str]:

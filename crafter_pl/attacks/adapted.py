@@ -43,7 +43,9 @@ class AdaptedAttack(Attack):
         """Its `checkpoints` with that one of the stage: by default no others."""
         return {self.runs: file}
 
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Attack:
+    def against(  # type: ignore[override]  # another attack, on unprotected features
+        self, target: Target | None, commands: Commands, among: list[str] | None = None
+    ) -> Attack:
         """On unprotected features the attack that adaptation starts from, under this one's name."""
         bound = (
             self.basic.against(None, commands) if target is None else super().against(target, commands, among)
@@ -114,21 +116,23 @@ class AdaptedAttack(Attack):
 
     def _starts_alike(self, best: Path, began: dict[str, Any]) -> bool:
         """Whether a run bears this attack's name, or began with the nets that it uses itself."""
-        alike = all(
+        return all(
             Path(file).is_file() and sha256(file) == began[key][1]
             for key, file in self.basic.checkpoints.items()
             if key in began and file is not None
-        )
-        return alike or best.parent.parent.name.startswith(self.runs)
+        ) or best.parent.parent.name.startswith(self.runs)
 
     def _train(self, target: Target, commands: Commands) -> str:
         """The command that trains the stage against this defence."""
         stage, (checkpoint, name) = self.stage_class.stage_name, place_of(target, commands.home)
-        more = ["--name", f"{self.runs}-{name}", *options_of(target, "model.init_args.protect")]
         taken = inspect.signature(self.stage_class).parameters
-        for start, file in self.basic.checkpoints.items():
-            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
-                more += [f"--model.init_args.{start}_ckpt", file]
+        more = ["--name", f"{self.runs}-{name}", *options_of(target, "model.init_args.protect")]
+        more += [
+            word
+            for start, file in self.basic.checkpoints.items()
+            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start
+            for word in (f"--model.init_args.{start}_ckpt", file)
+        ]
         if checkpoint.resolve() != (commands.home / "crafter" / "checkpoints" / "best.ckpt").resolve():
             more += ["--model.init_args.defense_ckpt", str(checkpoint)]
         return commands.fit(stage, *more)

@@ -99,10 +99,23 @@ class Adversary(ABC):
     among: list[str] | None = None
     adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
-    def _bound(
-        self: AdversaryT, target: Target | None, commands: Commands, among: list[str] | None
+    def against(
+        self: AdversaryT, target: Target | None, commands: Commands, among: list[str] | None = None
     ) -> AdversaryT:
-        """See `Attack.against`."""
+        """A copy for the features of one defence; this one stays as it is.
+
+        It is handed no more than it may know: only one that adapts gets the defence.
+
+        Args:
+            target: what made the features; None: they are unprotected.
+            commands: of the experiment whose checkpoints stand for those that were left null, or named by
+                their run.
+            among: the only checkpoints that one that adapts may choose from; None: all finished runs of the
+                experiment.
+
+        Raises:
+            UserError: it cannot attack this defence; says what to train or give first.
+        """
         bound = copy.copy(self)
         bound.commands, bound.among = commands, among
         bound.checkpoints = {
@@ -198,23 +211,6 @@ class Attack(Adversary):
     its protected one.
     """
 
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Attack:
-        """A copy for the features of one defence; this one stays as it is.
-
-        It is handed no more than it may know: only one that adapts gets the defence.
-
-        Args:
-            target: what made the features; None: they are unprotected.
-            commands: of the experiment whose checkpoints stand for those that were left null, or named by
-                their run.
-            among: the only checkpoints that one that adapts may choose from; None: all finished runs of the
-                experiment.
-
-        Raises:
-            UserError: it cannot attack this defence; says what to train or give first.
-        """
-        return self._bound(target, commands, among)
-
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """Earlier moments of an attack that adapts to what it is bound to, for curves of its strength.
 
@@ -270,10 +266,6 @@ class Ruler(Adversary):
     So does an attacker who has named photographs of the users. Reports show rulers apart and not in the worst
     case, which is over attackers without any.
     """
-
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Ruler:
-        """A copy for the features of one defence, see `Attack.against`."""
-        return self._bound(target, commands, among)
 
     def train(self, target: Target) -> list[str]:
         """The commands that let it learn from this defence; by default none is known."""

@@ -1,6 +1,7 @@
 """Black-box inversion: a decoder learned on public (feature, picture) pairs."""
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero
 from crafter_pl.nets import AnswersDecoder, build_decoder
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import load_stage
@@ -33,7 +34,7 @@ class BlackBox(Scored):
             which a defence must keep where the cloud is to go on working.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     stage_name = "black_box"
     monitor = "val/l2"
     mode = "min"
@@ -45,18 +46,12 @@ class BlackBox(Scored):
         decoder: str = "residual",
         width: int = 128,
         lr: float = 2e-3,
-        loss: str = "l1",
-        feature_weight: float = 0.1,
+        loss: Literal["l1", "l2"] = "l1",
+        feature_weight: FromZero = 0.1,
         reads: Literal["feature", "answers"] = "feature",
     ) -> None:
         super().__init__()
-        if loss not in ("l1", "l2") or feature_weight < 0:
-            raise UserError(
-                f"loss {loss!r} must be l1 or l2, and feature_weight {feature_weight} at least 0 "
-                "(--model.init_args.*)"
-            )
-        task = self.use("task", task_ckpt, TaskModel)
-        size = task.hparams["image_size"]
+        task, size = self.task, self.task.hparams["image_size"]
         self.net = (
             AnswersDecoder(task.net.cloud, len(task.hparams["attribute_names"]), size, decoder, width)
             if reads == "answers"
@@ -73,19 +68,14 @@ class BlackBox(Scored):
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.hparams["lr"])
+        return torch.optim.Adam([p for p in self.net.parameters() if p.requires_grad], lr=self.hparams["lr"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""
         images = flip(batch["image"])
         with torch.no_grad():
             features = self.encode(images)
-        decoded = self.net(features)
-        error = decoded - images
-        loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
-        if self.hparams["feature_weight"] > 0:
-            loss = loss + self.hparams["feature_weight"] * (self.encode(decoded) - features).square().mean()
+        loss = decoder_loss(self.hparams, self.net(features), images, self.encode, features)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -98,6 +88,29 @@ class BlackBox(Scored):
         """Draws held-out public faces above their reconstructions."""
         images = self.fixed_images(self.val_split, 8)
         self.log_grid("reconstructions", torch.cat([images, self.net(self.encode(images))]))
+
+
+def decoder_loss(
+    h: Mapping[str, Any],
+    decoded: Tensor,
+    images: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    features: Tensor,
+) -> Tensor:
+    """What a decoder is trained by: the pixels' ``loss``, and ``feature_weight`` times the features' error.
+
+    Args:
+        h: its settings.
+        decoded: its pictures ``(N, 3, S, S)``.
+        images: the right ones.
+        encode: pictures -> unprotected features.
+        features: those of ``images``.
+    """
+    error = decoded - images
+    loss = error.abs().mean() if h["loss"] == "l1" else error.square().mean()
+    if h["feature_weight"] > 0:
+        loss = loss + h["feature_weight"] * (encode(decoded) - features).square().mean()
+    return loss
 
 
 class DecoderAttack(Attack):

@@ -17,8 +17,7 @@ from crafter_pl.stages.task import TaskModel
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels, down and across: ``(N, C, H, W)`` -> ``(N,)``."""
     down = (images[:, :, 1:] - images[:, :, :-1]).abs().flatten(1).mean(1)
-    across = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
-    return down + across
+    return down + (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
 
 
 class HybridAttack(Attack):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import PublicPictures, StoreBatches, first_shards, store_loader
-from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_name
+from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_done, shard_name
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import ProtectOptions
@@ -144,7 +144,9 @@ class Queries:
 
             def there(number: int) -> bool:  # one that the manifest lists was read when it was listed
                 name = shard_name(number)
-                return (name in listed and (folder / name).is_file()) or writer.done(number, shards[number])
+                return (name in listed and (folder / name).is_file()) or shard_done(
+                    folder, number, shards[number]
+                )
 
             missing = [number for number in needed if not there(number)]
             meet()  # all have looked before anyone writes: the shares are disjoint
@@ -186,17 +188,19 @@ class Queries:
         See `StoreBatches`: ``batch_size`` is per process; the global batches depend on (seed, epoch) alone.
         """
         self.order(split)  # refuses splits that are not public
-        batches = StoreBatches(
-            self.folder / split,
-            batch_size,
-            lookup=lambda index: {"image": self.images(index)},
-            count=count,
-            seed=seed,
-            rank=rank,
-            world=world,
-            buffer=buffer,
+        return store_loader(
+            StoreBatches(
+                self.folder / split,
+                batch_size,
+                lookup=lambda index: {"image": self.images(index)},
+                count=count,
+                seed=seed,
+                rank=rank,
+                world=world,
+                buffer=buffer,
+            ),
+            epoch,
         )
-        return store_loader(batches, epoch)
 
     def batch(self, count: int, split: str = "public_val") -> tuple[Tensor, Tensor, Tensor]:
         """The first ``count`` pairs in memory, after `ensure`, in the order of the queries.

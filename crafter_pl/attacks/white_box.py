@@ -24,8 +24,9 @@ def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
     Raises:
         UserError: the defence has retrained it and is not at hand.
     """
-    own = bool(attack.retrained("encoder"))
-    return fold_batchnorm(attack.published("encoder") if own else task.net.encoder_module())
+    return fold_batchnorm(
+        attack.published("encoder") if attack.retrained("encoder") else task.net.encoder_module()
+    )
 
 
 class WhiteBoxAttack(Attack):
@@ -134,8 +135,9 @@ class WhiteBoxAttack(Attack):
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if restart == 0 and self.amortizer is not None:
             return self.enter(self.amortizer(features))
-        cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
-        return self.enter(cold)
+        return self.enter(
+            keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
+        )
 
     def objective(self, features: Tensor) -> Objective:
         """What the search minimises for each face: ``|F - E|^2`` as a function of ``E = Enc(G(z))``."""

@@ -164,8 +164,7 @@ def _labelled(sets: list[Loaded]) -> list[Loaded]:
             for key in sorted(own)
             if key not in ("beta", "seed") and any(peer.about.settings.get(key) != own[key] for peer in peers)
         ]
-        alike = [peer for peer in peers if {**peer.about.settings, "seed": None} == {**own, "seed": None}]
-        if any(_weights(peer) != _weights(one) for peer in alike):
+        if any(_weights(p) != _weights(one) for p in peers if seedless(p.about.settings) == seedless(own)):
             differs.append(f"weights {_weights(one)}")
         beta = [] if about.beta is None else [f"beta {about.beta:g}"]
         family, label = (

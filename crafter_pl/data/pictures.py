@@ -82,11 +82,6 @@ def shown(path: str | Path) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def text_of(path: str | Path) -> str:
-    """A path's name as the same text whatever this system's locale: UTF-8, other bytes as surrogates."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
-
-
 def is_junk(name: str) -> bool:
     """Whether a file or folder is one that systems leave behind: nobody means it."""
     return name.startswith(".") or name.lower() in _JUNK

@@ -206,7 +206,7 @@ def expect(
             f"{folder} holds features of photographs (made with protect): nobody has labelled these faces, "
             "so they can be neither audited nor learned from; give a store that predict made of labelled ones"
         )
-    expected = {
+    for entry, (want, meaning) in {
         "shape": (
             None if shape is None else list(shape),
             "of an encoder cut elsewhere or another picture size",
@@ -214,8 +214,7 @@ def expect(
         "encoder_sha256": (encoder_sha256, "made with another encoder"),
         "split_hash": (split_hash, "made of another split of the data"),
         "split": (split, "made of another part of the data"),
-    }
-    for entry, (want, meaning) in expected.items():
+    }.items():
         if want is not None and manifest[entry] != want:
             raise UserError(
                 f"{folder}: the store's {entry} is {manifest[entry]}, expected {want}: it was {meaning}; "

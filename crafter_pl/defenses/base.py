@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Generic, cast
 from torch import Tensor, nn
 
 from crafter_pl.data.store import FORMAT_VERSION
-from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, checked, names
+from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, names
 from crafter_pl.errors import UserError
+from crafter_pl.limits import checked
 from crafter_pl.stages.base import Stage, load_stage, stages
 from crafter_pl.stages.checkpoints import read_checkpoint
 from crafter_pl.stages.task import TaskModel
@@ -35,7 +36,7 @@ class Defense(Stage, Generic[OptionsT]):
         retrains: what the defence changes of the backend: ``encoder``, ``cloud``, or nothing.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     version: ClassVar[int] = 1
     options_class: ClassVar[type[ProtectOptions]] = ProtectOptions
     recorded: ClassVar[tuple[str, ...]] = ()
@@ -63,7 +64,8 @@ class Defense(Stage, Generic[OptionsT]):
         """
         self.refuse_unknown(told)
         given = {name: value for name, value in told.items() if value is not None}
-        return cast(OptionsT, checked(self.options_class, {**self.trained_options(), **given}))
+        exact = checked(self.options_class, {**self.trained_options(), **given}, "--protect")
+        return cast(OptionsT, self.options_class(**exact))
 
     @classmethod
     def refuse_unknown(cls, told: Iterable[str]) -> None:
@@ -114,8 +116,9 @@ class Defense(Stage, Generic[OptionsT]):
 
     def weights_hash(self) -> str:
         """SHA-256 over the own weights and the upstream files: with the settings in force, the defence."""
-        upstream = sorted(digest for _, digest in self.upstream_files.values())
-        digest = hashlib.sha256(json.dumps(upstream).encode())
+        digest = hashlib.sha256(
+            json.dumps(sorted(digest for _, digest in self.upstream_files.values())).encode()
+        )
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

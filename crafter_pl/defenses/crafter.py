@@ -16,7 +16,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
 from crafter_pl.stages.upstream import Upstream
 
 CriticUse = Literal["fixed", "adapted", "per_batch"]
@@ -63,7 +62,8 @@ class Crafter(Crafting[CrafterOptions]):
         seed: of the keyed noise in `predict`.
     """
 
-    prior = Upstream[GanPrior]()  # the frozen prior
+    prior = Upstream(GanPrior)  # the frozen prior
+    amortizer = Upstream(Amortizer)  # its frozen encoder
     stage_name = "crafter"
     version = 1
     options_class = CrafterOptions
@@ -86,13 +86,10 @@ class Crafter(Crafting[CrafterOptions]):
         super().__init__()
         self.keep(craft)
         self.automatic_optimization = False
-        task = self.use("task", task_ckpt, TaskModel)
-        prior = self.use("prior", prior_ckpt, GanPrior)
-        amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
-        amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
-        self.critic = Critic(prior.hparams["image_size"], critic_width)
-        self.frozen = FrozenNets(task, prior, amortizer)
-        self.register_buffer("memory", torch.zeros(replay, prior.latent_dim))
+        self.amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
+        self.critic = Critic(self.prior.hparams["image_size"], critic_width)
+        self.frozen = FrozenNets(self.task, self.prior, self.amortizer)
+        self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
         self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
 
     @property
@@ -150,8 +147,7 @@ class Crafter(Crafting[CrafterOptions]):
         if not len(self.memory):
             return
         start = int(self.remembered) % len(self.memory)
-        places = torch.arange(start, start + len(z), device=z.device) % len(self.memory)
-        self.memory[places] = z
+        self.memory[torch.arange(start, start + len(z), device=z.device) % len(self.memory)] = z
         self.remembered += len(z)
 
     def _critic_step(self, optimizer: Any, z: Tensor) -> Tensor:  # noqa: ANN401 (LightningOptimizer)

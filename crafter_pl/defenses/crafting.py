@@ -10,7 +10,7 @@ from torch import nn
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, Precision
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import KeyedOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero, PositiveInt, checked
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze
 from crafter_pl.stages.prior import GanPrior
 from crafter_pl.stages.task import TaskModel
@@ -26,17 +26,9 @@ class CraftOptions(KeyedOptions):
         precision: of crafting.
     """
 
-    beta: float
-    steps: int
+    beta: FromZero
+    steps: PositiveInt
     precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuses what would not protect."""
-        if self.steps < 1:
-            raise UserError(
-                f"{self.steps} crafting steps would send the feature as good as unprotected: give at "
-                "least 1 (--protect.steps)"
-            )
 
     def marks(self) -> list[str]:
         """What a store's name says besides beta: another precision than float32."""
@@ -63,7 +55,8 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
 
     def keep(self, craft: CraftSettings | dict[str, Any]) -> None:
         """Takes an init argument as ``craft_settings``; checkpoints hold it as plain values."""
-        self.craft_settings = CraftSettings(**craft) if isinstance(craft, dict) else craft
+        given = craft if isinstance(craft, dict) else asdict(craft)
+        self.craft_settings = CraftSettings(**checked(CraftSettings, given, "--model.init_args.craft"))
         self.hparams["craft"] = asdict(self.craft_settings)
 
     def constants(self) -> CraftSettings:

@@ -175,8 +175,7 @@ def cut(photo: Image.Image, place: Place, image_size: int) -> Tensor:
     x, y = (corner.real - inside[0]) * ratio[0] + pad[1][0], (corner.imag - inside[1]) * ratio[1] + pad[0][0]
     across = (step.real * ratio[0], -step.imag * ratio[0], x)
     down = (step.imag * ratio[1], step.real * ratio[1], y)
-    turned = padded.transform(
+    result = padded.transform(
         (fine, fine), Image.Transform.AFFINE, (*across, *down), Image.Resampling.BICUBIC
-    )
-    result = turned.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    ).resize((image_size, image_size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(result).transpose(2, 0, 1).copy())

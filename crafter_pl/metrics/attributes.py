@@ -26,8 +26,7 @@ def attribute_auc(
     """
     scores, positive = np.asarray(scores), np.asarray(targets) > 0.5
     drawn = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
-    columns = range(scores.shape[1])
-    found = np.stack([_auc(scores[:, a], positive[:, a], drawn) for a in columns], axis=1)
+    found = np.stack([_auc(scores[:, a], positive[:, a], drawn) for a in range(scores.shape[1])], axis=1)
     return found[0] if weights is None else found
 
 

@@ -85,10 +85,6 @@ class SplitClassifier(nn.Module):
         """Edge part: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
         return self.edge((images - self.mean) / self.std)
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Cloud part: features ``(N, C, h, w)`` -> logits ``(N, A)``."""
-        return self.cloud(features)
-
     def forward(self, images: Tensor) -> Tensor:
         """Both parts: ``(N, 3, H, W)`` in [0, 1] -> logits ``(N, A)``."""
-        return self.classify(self.encode(images))
+        return self.cloud(self.encode(images))

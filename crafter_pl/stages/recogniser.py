@@ -12,18 +12,6 @@ from crafter_pl.stages.base import Stage
 from crafter_pl.stages.scored import Scored
 
 
-def cosface_loss(cosines: Tensor, target: Tensor, scale: float, margin: float) -> Tensor:
-    """Cross entropy of scaled cosines ``(N, P)``, the right person's lowered by ``margin`` (CosFace, Eq. 4).
-
-    Args:
-        cosines: between embeddings and the people's directions, in [-1, 1].
-        target: classes, int64 ``(N,)``.
-        scale: inverse temperature.
-        margin: subtracted from the right person's cosine.
-    """
-    return F.cross_entropy(scale * (cosines - margin * F.one_hot(target, cosines.shape[1])), target)
-
-
 class Recogniser(Stage):
     """Learns unit embeddings of faces by naming people (CosFace), on distorted pictures.
 
@@ -89,10 +77,11 @@ class Recogniser(Stage):
         return distort(self.shown(batch["image"]), self.hparams.get("heavy", False))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """CosFace cross entropy on what is augmented."""
-        target = self.classes(batch["identity"])
+        """Cross entropy of scaled cosines of `lesson`, the right person's less a margin (CosFace, Eq. 4)."""
+        h, target = self.hparams, self.classes(batch["identity"])
         cosines = self.net.cosines(self.net.embed(self.lesson(batch)))
-        loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
+        lowered = cosines - h["margin"] * F.one_hot(target, cosines.shape[1])
+        loss = F.cross_entropy(h["scale"] * lowered, target)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -38,18 +38,12 @@ def render(template: str, **content: Any) -> str:  # noqa: ANN401 (what the temp
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "words": _words,
         "inline": _inline,
         "percent": sentences.percent,
         "groups": _by_attack,
         "face": lambda image: _inline(kept.png(image)),
     }
     return environment.get_template(f"{template}.html.j2").render(content).replace(" %", "&nbsp;%")
-
-
-def _words(name: object) -> str:
-    """A name from the data or the settings, made readable."""
-    return str(name).replace("_", " ")
 
 
 def _inline(data: bytes) -> str:

@@ -120,8 +120,7 @@ def tradeoff(report: Report) -> bytes:
 
 
 def _by_chance(axes: Axes, report: Report) -> None:
-    chance = report.data.chance
-    axes.axhline(chance, label="chance of one guess", color="0.45", linewidth=1, linestyle="--")
+    axes.axhline(report.data.chance, label="chance of one guess", color="0.45", linewidth=1, linestyle="--")
 
 
 @dataclass(frozen=True)
