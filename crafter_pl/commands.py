@@ -188,9 +188,9 @@ def data_options(settings: dict[str, Any]) -> list[str]:
     default = {name: one.default for name, one in signature(FacesDataModule).parameters.items()}
     mine, found = _effective(settings), []
     for file in [None, *sorted(CONFIGS.rglob("*.yaml"))]:
-        told = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
-        if file is None or (isinstance(told, dict) and told and told.keys() <= default.keys()):
-            other = _effective({**default, **told})
+        given = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file is None or (isinstance(given, dict) and given and given.keys() <= default.keys()):
+            other = _effective({**default, **given})
             differs = [name for name in mine if mine[name] != other[name]]
             found.append((file is None, len(differs), ["--data", str(file)] if file else [], differs))
     _, _, options, differs = min(found, key=lambda one: one[:2])

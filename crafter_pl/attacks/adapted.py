@@ -75,14 +75,14 @@ class AdaptedAttack(Attack):
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""
-        moments: list[tuple[dict[str, int], Attack]] = []
+        rounds: list[tuple[dict[str, int], Attack]] = []
         files = Path(self.checkpoint(self.runs)).parent.glob("round-*.ckpt")
         found = [(file, read_checkpoint(file)["adaptation"]) for file in files]
         for file, adaptation in sorted(found, key=lambda entry: entry[1]["round"]):
             earlier = copy.copy(self)
             earlier.checkpoints = self.adapted(str(file))
-            moments.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
-        return moments
+            rounds.append(({key: adaptation[key] for key in ("round", "pairs", "epochs")}, earlier))
+        return rounds
 
     def _choose(self, target: Target, commands: Commands) -> str:
         if self.ckpt is not None:

@@ -178,7 +178,7 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
     """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
 
     On unprotected features it is the white-box attack that adaptation starts from, which is also the first
-    moment of its history.
+    round of its history.
 
     Args:
         ckpt: checkpoint of an `AdaptiveWhiteBox`, such as one of its rounds; null finds it as said there.
@@ -202,5 +202,5 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
-        later = [moment for moment in super().history() if moment[0]["round"] > 0]
+        later = [one for one in super().history() if one[0]["round"] > 0]
         return [({"round": 0, "pairs": 0, "epochs": 0}, self.basic), *later]

@@ -212,10 +212,10 @@ class Attack(Adversary):
     """
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """Earlier moments of an attack that adapts to what it is bound to, for curves of its strength.
+        """Earlier rounds of an attack that adapts to what it is bound to, for curves of its strength.
 
         Returns:
-            For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and a bound attack that
+            For each round in order a label, ``{"round", "pairs", "epochs"}`` so far, and a bound attack that
             stands for it; by default none.
         """
         return []
@@ -225,7 +225,7 @@ class Attack(Adversary):
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
 
 
-def told_of(target: Target) -> dict[str, Any]:
+def own_options(target: Target) -> dict[str, Any]:
     """A defence's options by name that are unlike its training's, but for the seed."""
     settings: dict[str, Any] = target.manifest["settings"]
     kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
@@ -235,22 +235,22 @@ def told_of(target: Target) -> dict[str, Any]:
 
 
 def options_of(target: Target, group: str) -> list[str]:
-    """Words of a command that put a defence's settings in force: those of `told_of`.
+    """Words of a command that put a defence's settings in force: those of `own_options`.
 
     Args:
         target: the defence.
         group: of which group of options they are, such as ``protect``.
     """
-    return [word for name, value in told_of(target).items() for word in (f"--{group}.{name}", str(value))]
+    return [word for name, value in own_options(target).items() for word in (f"--{group}.{name}", str(value))]
 
 
 def marks_of(target: Target) -> dict[str, str]:
-    """What tells a defence from others by the same checkpoint: beta, transport, and options of `told_of`."""
+    """What tells a defence from others by the same checkpoint: beta, transport, and its `own_options`."""
     settings = target.manifest["settings"]
-    told = {name: settings[name] for name in ("beta", "transport") if settings.get(name) is not None}
+    marks = {name: settings[name] for name in ("beta", "transport") if settings.get(name) is not None}
     if target.defense is not None:
-        told |= told_of(target)
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in told.items()}
+        marks |= own_options(target)
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in marks.items()}
 
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:

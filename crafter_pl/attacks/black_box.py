@@ -144,8 +144,8 @@ class DecoderAttack(Attack):
         """`retrained`, for a decoder that reads answers."""
         if not (found := self.retrained("cloud")):
             return {}
-        told = read_checkpoint(self.checkpoint(self.stage), self.stage).get("hyper_parameters", {})
-        return found if told.get("reads") == "answers" else {}
+        settings = read_checkpoint(self.checkpoint(self.stage), self.stage).get("hyper_parameters", {})
+        return found if settings.get("reads") == "answers" else {}
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:

@@ -159,15 +159,15 @@ class Queries:
         return folder
 
     def _craft(self, writer: StoreWriter, shards: dict[int, Tensor], rank: int) -> None:
-        began = told = time.perf_counter()
+        began = printed = time.perf_counter()
         for done, (number, rows) in enumerate(shards.items(), 1):
             images = self.images(rows).to(self.defense.device)
             with torch.inference_mode(False), torch.enable_grad():
                 features = self.defense.protect(images, rows.to(self.defense.device), self.options)
             writer.write(number, features, rows)
             now = time.perf_counter()
-            if rank == 0 and (now - told >= 10 or done == len(shards)):
-                told, left = now, (now - began) / done * (len(shards) - done)
+            if rank == 0 and (now - printed >= 10 or done == len(shards)):
+                printed, left = now, (now - began) / done * (len(shards) - done)
                 where = f"queries {writer.folder.name} {now - began:.0f} s"
                 print(f"{where}: shard {done}/{len(shards)}, {left:.0f} s left", flush=True)
 

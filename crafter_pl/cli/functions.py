@@ -34,13 +34,13 @@ def parser(verb: str) -> Parser:
     if positional:
         made.add_argument(positional, nargs="*", type=str, default=[], help=text)
     function = resolve_name(FUNCTIONS[verb])
-    told: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
+    how: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
     if options := options_class(function):
         made.hints = get_type_hints(options)
-        made.add_class_arguments(options, instantiate=False, **told)
+        made.add_class_arguments(options, instantiate=False, **how)
     else:
         made.hints = get_type_hints(function)
-        made.add_function_arguments(function, skip={positional}, **told)
+        made.add_function_arguments(function, skip={positional}, **how)
     return made
 
 

@@ -92,7 +92,7 @@ class Parser(LightningArgumentParser):
 
 
 def parser_settings(verb: str) -> dict[str, Any]:
-    """What a verb's parser is told."""
+    """The settings of a verb's parser."""
     return {"prog": f"crafter_pl {verb}", "description": VERBS[verb], "exit_on_error": False}
 
 

@@ -66,8 +66,8 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
     def trained_options(self) -> dict[str, Any]:
         """Those of Algorithm 1's settings, and its own."""
         craft = self.constants()
-        told = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
-        return {**told, **super().trained_options()}
+        own = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
+        return {**own, **super().trained_options()}
 
     def settings_of(self, options: CraftOptionsT) -> CraftSettings:
         """Algorithm 1's settings in force."""

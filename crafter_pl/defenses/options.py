@@ -1,4 +1,4 @@
-"""What a defence is told: frozen options that each class declares, and that are handed over to `protect`."""
+"""The options of a defence: frozen, declared by each class, and handed over to `protect`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OptionsT = TypeVar("OptionsT", bound="ProtectOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectOptions:
-    """What every defence can be told.
+    """The options of every defence.
 
     Args:
         transport: how the features travel.

@@ -71,8 +71,8 @@ class Gallery:
             name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous()
             for name, value in {"originals": self.originals, **tensors}.items()
         }
-        told = [{key: own for key, own in vars(column).items() if key != "images"} for column in columns]
-        return save(pixels, metadata={"columns": json.dumps(told)})
+        about = [{key: own for key, own in vars(column).items() if key != "images"} for column in columns]
+        return save(pixels, metadata={"columns": json.dumps(about)})
 
 
 def read_gallery(file: Path) -> Gallery:
@@ -82,9 +82,9 @@ def read_gallery(file: Path) -> Gallery:
         SafetensorError, LookupError, TypeError, ValueError: it is damaged.
     """
     with safe_open(file, framework="pt") as handle:
-        told = json.loads(handle.metadata()["columns"])
+        about = json.loads(handle.metadata()["columns"])
     tensors = {name: value.float() / 255 for name, value in load_file(file).items()}
-    columns = [Column(images=tensors[f"column-{i}"], **own) for i, own in enumerate(told)]
+    columns = [Column(images=tensors[f"column-{i}"], **own) for i, own in enumerate(about)]
     ended, rounds = (
         [column for column in columns if (column.moment is None) is end] for end in (True, False)
     )

@@ -161,8 +161,8 @@ def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
             for name, result in entry.attacks.items():
                 for key in ("eval_acc", "identity_similarity", "ssim"):
                     writer.add_scalar(f"{name}_{key}/{entry.label}", result.figures[key].value)
-            for name, moments in entry.history.items():
-                for over, key, one in product(plots.AXES, CURVES, moments):
+            for name, rounds in entry.history.items():
+                for over, key, one in product(plots.AXES, CURVES, rounds):
                     tag, figure = f"audit/{key}_by_{over}/{name}, {entry.label}", one.figures[key]
                     for end, value in (("", figure.value), (", low", figure.low), (", high", figure.high)):
                         writer.add_scalar(tag + end, value, getattr(one, over))
