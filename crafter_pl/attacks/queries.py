@@ -224,7 +224,6 @@ class QueriesDataModule(FacesDataModule):
     """
 
     queries: Queries | None = None
-    plan: QueryPlan
 
     def ask(self, queries: Queries, plan: QueryPlan) -> None:
         """Lets it craft its pairs by these ``queries``, as many as the ``plan`` says."""

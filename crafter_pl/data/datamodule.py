@@ -28,11 +28,6 @@ class FacesDataModule(LightningDataModule):
     """
 
     version: ClassVar[int] = 1
-    faces: Faces
-    splits: split.Splits
-    split_hash: str
-    private_identities: Tensor
-    public_identities: Tensor
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.crafting.craft import craft, craft_step, critic_step, start_crafting
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
@@ -67,8 +67,6 @@ class Crafter(Crafting[CrafterOptions]):
     stage_name = "crafter"
     version = 1
     options_class = CrafterOptions
-    memory: Tensor
-    remembered: Tensor
 
     def __init__(
         self,
@@ -89,8 +87,8 @@ class Crafter(Crafting[CrafterOptions]):
         self.amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
         self.frozen = FrozenNets(self.task, self.prior, self.amortizer)
-        self.register_buffer("memory", torch.zeros(replay, self.prior.latent_dim))
-        self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
+        self.memory = nn.Buffer(torch.zeros(replay, self.prior.latent_dim))
+        self.remembered: Tensor = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     @property
     def nets(self) -> CraftNets:

@@ -70,10 +70,8 @@ class CrafterGenerator(Game[GeneratorOptions]):
     """
 
     crafter = Upstream(Crafter)  # the frozen Crafter
-    net: CraftingNet
     stage_name = "crafter_generator"
     version = 1
-    monitor = None
     tradeoff = "beta"
     options_class = GeneratorOptions
     recorded = (
@@ -107,7 +105,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         task = self.task
         self.crafter.expect_upstream(crafter_ckpt, task=str(task_ckpt))
         condition = len(task.hparams["attribute_names"]) if sees == "answers" else self.edge_noise
-        self.net = CraftingNet(task.feature_shape, condition, width)
+        self.net: CraftingNet = CraftingNet(task.feature_shape, condition, width)
         if adversary_weight:
             size = task.hparams["image_size"]
             self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)

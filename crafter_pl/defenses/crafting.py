@@ -49,7 +49,6 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
         counting: which of Algorithm 1's settings count, and are in the manifest.
     """
 
-    craft_settings: CraftSettings
     unsaved = ("craft",)  # see `keep`
     counting: ClassVar[tuple[str, ...]] = tuple(one.name for one in fields(CraftSettings))
 

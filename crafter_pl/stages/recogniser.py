@@ -1,7 +1,7 @@
 """What recognisers of faces share: a net with a cosine head that learns to name people."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
@@ -22,8 +22,6 @@ class Recogniser(Stage):
 
     net: CosineHead
     rise = 0.15
-    sorted_people: Tensor
-    class_of: Tensor
 
     def build(self, people: list[int], weights: str | None = None) -> None:
         """Makes the net for these raw identity numbers, given in class order."""
@@ -44,8 +42,8 @@ class Recogniser(Stage):
         """Takes note of the raw identity numbers, in class order."""
         # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
         order = torch.tensor(people).argsort()
-        self.register_buffer("sorted_people", torch.tensor(people)[order], persistent=False)
-        self.register_buffer("class_of", order, persistent=False)
+        self.sorted_people = nn.Buffer(torch.tensor(people)[order], persistent=False)
+        self.class_of = nn.Buffer(order, persistent=False)
 
     def classes(self, identity: Tensor) -> Tensor:
         """Raw identity numbers ``(N,)`` -> classes ``(N,)``, in the order given to `build`.

@@ -1,7 +1,7 @@
 """Fawkes: a cloak that makes a face recogniser take the face for somebody else's."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.defenses.baselines.cloak import Cloak, dssim
 from crafter_pl.defenses.options import KeyedOptions
@@ -40,8 +40,6 @@ class Fawkes(Cloak[KeyedOptions]):
     options_class = KeyedOptions
     tradeoff = "rho"
     recorded = ("rho", "penalty", "steps", "lr", "candidates")
-    total: Tensor
-    count: Tensor
 
     def __init__(
         self,
@@ -56,8 +54,8 @@ class Fawkes(Cloak[KeyedOptions]):
     ) -> None:
         super().__init__()
         people, size = self.embedder.net.centres.shape
-        self.register_buffer("total", torch.zeros(people, size))
-        self.register_buffer("count", torch.zeros(people))
+        self.total = nn.Buffer(torch.zeros(people, size))
+        self.count: Tensor = nn.Buffer(torch.zeros(people))
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

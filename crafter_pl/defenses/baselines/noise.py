@@ -31,9 +31,6 @@ class Noise(Untrained[KeyedOptions]):
     options_class = KeyedOptions
     recorded = ("kind", "scale")
     tradeoff = "scale"
-    count: Tensor
-    mean: Tensor
-    square: Tensor
 
     def __init__(
         self,
@@ -43,8 +40,9 @@ class Noise(Untrained[KeyedOptions]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("count", "mean", "square"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self.count: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.mean: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.square: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
 
     @property
     def deviation(self) -> float:

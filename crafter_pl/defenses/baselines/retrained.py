@@ -25,12 +25,11 @@ class Game(Defense[OptionsT]):
     """
 
     net: nn.Module
-    adversary: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.adversary = None
+        self.adversary: nn.Module | None = None
         self.auc = AttributeAUC()
 
     def defenders(self) -> list[nn.Module]:
@@ -71,12 +70,11 @@ class Retrained(Game[OptionsT]):
     On several processes: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
 
-    net: SplitClassifier
     retrains = ("encoder", "cloud")
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = copy.deepcopy(self.task.net).requires_grad_(True).train()
+        self.net: SplitClassifier = copy.deepcopy(self.task.net).requires_grad_(True).train()
 
     # ---- the game -----------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:

@@ -43,7 +43,6 @@ class Tiprdc(Retrained[ProtectOptions]):
     version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
-    adversary: FeatureHead
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class Tiprdc(Retrained[ProtectOptions]):
     ) -> None:
         super().__init__()
         shape, count = self.task.feature_shape, len(self.needs("people"))
-        self.adversary = FeatureHead(shape, count, width)
+        self.adversary: FeatureHead = FeatureHead(shape, count, width)
         self.information = MutualInformation(shape[0], count, width)
 
     @classmethod
