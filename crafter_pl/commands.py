@@ -3,6 +3,7 @@
 No torch here.
 """
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +18,6 @@ from crafter_pl.files import expand, read_json
 
 T = TypeVar("T")
 CONFIGS = Path("configs")
-# Options of a command that its upstream stages are trained with, too (each with what is below it).
-PASSED_ON = (
-    "--data",
-    "--seed_everything",
-    "--trainer.accelerator",
-    "--trainer.devices",
-    "--trainer.precision",
-)
 
 
 def command(args: list[str]) -> str:
@@ -94,11 +87,13 @@ def passed_on(args: list[str]) -> list[str]:
 
     The order of the pictures is each training's own.
     """
-    kept: list[str] = []
-    for arg, (name, value) in zip(args, pairs(args), strict=True):
-        if name != "--data.order_seed" and f"{name}.".startswith(tuple(f"{option}." for option in PASSED_ON)):
-            kept += [arg] if "=" in arg else [arg, value]
-    return kept
+    passed = r"--(data|seed_everything|trainer\.(accelerator|devices|precision))(\..*)?"
+    return [
+        part
+        for arg, (name, value) in zip(args, pairs(args), strict=True)
+        if re.fullmatch(passed, name) and name != "--data.order_seed"
+        for part in ([arg] if "=" in arg else [arg, value])
+    ]
 
 
 def listed(value: list[T] | T | None) -> list[T]:

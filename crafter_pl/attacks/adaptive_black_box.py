@@ -100,7 +100,6 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
         batch_size: features decoded at a time.
     """
 
-    version = 1
     stage_class = AdaptiveBlackBox
 
     def __init__(

@@ -187,7 +187,6 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
             whose own are in its checkpoint.
     """
 
-    version = 1
     stage_class = AdaptiveWhiteBox
 
     def __init__(

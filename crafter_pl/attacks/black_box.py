@@ -125,8 +125,6 @@ class DecoderAttack(Attack):
         batch_size: features decoded at a time.
     """
 
-    version = 1
-
     def __init__(self, ckpt: str | None = None, name: str = "black_box", batch_size: int = 64) -> None:
         self.name = self.stage = name
         self.batch_size = batch_size

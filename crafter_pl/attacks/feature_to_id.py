@@ -173,8 +173,6 @@ class FeatureToID(Ruler):
         batch_size: features judged at a time.
     """
 
-    version = 1
-
     def __init__(
         self,
         ckpt: str | None = None,

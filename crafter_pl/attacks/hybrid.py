@@ -36,8 +36,6 @@ class HybridAttack(Attack):
         name: how the report calls it.
     """
 
-    version = 1
-
     def __init__(
         self,
         task_ckpt: str | None = None,

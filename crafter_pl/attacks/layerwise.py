@@ -39,8 +39,6 @@ class LayerwiseAttack(WhiteBoxAttack):
         name: how the report calls it.
     """
 
-    version = 1
-
     def __init__(
         self,
         task_ckpt: str | None = None,

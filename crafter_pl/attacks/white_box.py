@@ -58,8 +58,6 @@ class WhiteBoxAttack(Attack):
         name: how the report calls it.
     """
 
-    version = 1
-
     def __init__(
         self,
         task_ckpt: str | None = None,

@@ -37,9 +37,6 @@ _REQUIRED = {
     "count": int,
     "shards": dict,
 }
-_SENT = {"F32": "float32", "F16": "float16", "I8": "int8"}  # `TRANSPORTS` by safetensors' names
-_SHARD = re.compile(r"shard-[0-9]{5,12}\.safetensors")
-_MOST = 2**31  # of a size or a count: more is no store
 _AGAIN = "delete it and run predict again; finished shards are kept"
 
 
@@ -230,11 +227,11 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     """
     file = Path(folder) / name
     shard = _read_shard(file)
-    sent, shape = _SENT[shard.sent], tuple(manifest["shape"])
+    sent = {"F32": "float32", "F16": "float16", "I8": "int8"}[shard.sent]  # of `TRANSPORTS`
     for what, got, said in (
         (f": features in {sent}", sent, manifest["dtype"]),
         (f" holds {len(shard.array)} features", len(shard.array), manifest["shards"][name]),
-        (f": features of shape {shard.array.shape[1:]}", shard.array.shape[1:], shape),
+        (f": features of shape {shard.array.shape[1:]}", shard.array.shape[1:], tuple(manifest["shape"])),
     ):
         if got != said:
             raise UserError(f"{file}{what}, the manifest says {said}; {_AGAIN}")
@@ -270,7 +267,7 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
     check(manifest["dtype"] in TRANSPORTS, f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
     check(len(shape) == 3 and all(map(_is_size, shape)), "shape must be three sizes", shape)
     check(
-        bool(shards) and all(map(_SHARD.fullmatch, shards)),
+        bool(shards) and all(re.fullmatch(r"shard-[0-9]{5,12}\.safetensors", name) for name in shards),
         "shards must map file names, such as shard-00000.safetensors, to counts",
         shards,
     )
@@ -280,4 +277,4 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value < _MOST
+    return type(value) is int and 0 < value < 2**31  # more is no store

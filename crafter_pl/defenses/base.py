@@ -23,8 +23,8 @@ class Defense(Stage, Generic[OptionsT]):
     """A stage that protects pictures; `predict` protects a split and writes the feature store.
 
     A subclass implements `protect`, and holds the task model upstream. What a user may set anew for every
-    store is an option: a field of its own `options_class`, described under ``Args``, checked in
-    ``__post_init__``. What training depends on is an init argument; `recorded` puts it into the manifest. One
+    store is an option: a field of its own `options_class`, described under ``Args``, checked by
+    its type. What training depends on is an init argument; `recorded` puts it into the manifest. One
     that trains nothing inherits `Untrained`, and is fitted all the same: its checkpoint names its task model.
 
     Class attributes:

@@ -21,7 +21,6 @@ from crafter_pl.stages.upstream import Upstream
 CriticUse = Literal["fixed", "adapted", "per_batch"]
 # Streams of keyed noise: prior samples, the critic's places between real and fake.
 _SAMPLES, _MIX = 1, 2
-EMD_STEPS = 60  # updates of the critic that measures the distance in validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,6 @@ class Crafter(Crafting[CrafterOptions]):
     prior = Upstream(GanPrior)  # the frozen prior
     amortizer = Upstream(Amortizer)  # its frozen encoder
     stage_name = "crafter"
-    version = 1
     options_class = CrafterOptions
 
     def __init__(
@@ -187,7 +185,7 @@ class Crafter(Crafting[CrafterOptions]):
         """
         net, settings = copy.deepcopy(self.critic).requires_grad_(True), self.craft_settings
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
-        turns = torch.arange(EMD_STEPS, device=self.device)
+        turns = torch.arange(60, device=self.device)
         for turn, mix in enumerate(uniform(keyed_bits(0, turns, len(made), stream=_MIX)).to(made.dtype)):
             real = samples.roll(-turn * len(made), 0)[: len(made)]
             critic_step(net, optimizer, made, real, mix.view(-1, 1, 1, 1), settings.penalty)

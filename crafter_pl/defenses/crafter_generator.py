@@ -71,7 +71,6 @@ class CrafterGenerator(Game[GeneratorOptions]):
 
     crafter = Upstream(Crafter)  # the frozen Crafter
     stage_name = "crafter_generator"
-    version = 1
     tradeoff = "beta"
     options_class = GeneratorOptions
     recorded = (

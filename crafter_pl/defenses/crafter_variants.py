@@ -85,7 +85,6 @@ class CrafterFast(CrafterVariant):
     """Crafter in fewer and lighter steps (`FAST`); it needs a Crafter with ``task_weight``."""
 
     stage_name = "crafter_fast"
-    version = 1
 
     def constants(self) -> CraftSettings:
         """Crafter's, with `FAST` in their place."""
@@ -96,7 +95,6 @@ class CrafterZ(CrafterVariant):
     """Crafter-z (the paper's appendix): moves the latent and emits ``Enc(G(z))``, see `craft_z`."""
 
     stage_name = "crafter_z"
-    version = 1
     way = staticmethod(craft_z)
 
 
@@ -107,7 +105,6 @@ class CrafterReference(CrafterVariant):
     """
 
     stage_name = "crafter_reference"
-    version = 1
 
     def constants(self) -> CraftSettings:
         """`RELEASED`, with Crafter's beta."""
@@ -168,7 +165,6 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
 
     prior = Upstream(GanPrior)  # the frozen prior
     stage_name = "answers"
-    version = 1
     options_class = CraftOptions
     counting = ("task_weight", "lr", "update")
 

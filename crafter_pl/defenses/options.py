@@ -1,16 +1,12 @@
 """The options of a defence: frozen, declared by each class, and handed over to `protect`."""
 
-from __future__ import annotations
-
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from docstring_parser import parse
+from jsonargparse import ArgumentParser
 
 from crafter_pl.data.transport import Transport
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 OptionsT = TypeVar("OptionsT", bound="ProtectOptions")
 

@@ -16,7 +16,6 @@ from crafter_pl.errors import UserError
 
 MODES = ("largest", "all", "none")
 NO_FACE = "no face found"
-_LOOK_AT = 1280  # a photograph is shrunk to this longer side to look for faces
 # CelebA's crop for a box alone, where the points of a face make no sense: side in roots of its area, and how
 # far up in sides of the crop.
 _SIDE_OF_BOX, _UP = 1.30, 0.04
@@ -106,7 +105,7 @@ class Finder:
     def _detect(self, photo: Image.Image, stretch: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes `(N, 4)`, points `(N, 5, 2)` in pixels of the photograph, and confidence `(N,)`."""
         nothing = np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
-        shrink = max(1.0, max(photo.size) / _LOOK_AT)
+        shrink = max(1.0, max(photo.size) / 1280)  # to look for faces 1280 pixels are enough
         small = photo
         if shrink > 1:
             size = (max(1, round(photo.width / shrink)), max(1, round(photo.height / shrink)))

@@ -1,5 +1,6 @@
 """LightningModules that are trained before the game: task, prior, amortizer, oracle, embedder."""
 
+from crafter_pl.files import sha256
 from crafter_pl.stages.amortizer import Amortizer
 from crafter_pl.stages.base import Stage, load_stage
 from crafter_pl.stages.cloud import CloudClassifier
@@ -17,4 +18,5 @@ __all__ = [
     "Stage",
     "TaskModel",
     "load_stage",
+    "sha256",
 ]

@@ -16,10 +16,9 @@ from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
 from crafter_pl.defenses.base import defenses
 from crafter_pl.errors import UserError
-from crafter_pl.files import sha256
 from crafter_pl.nets import fold_batchnorm
 from crafter_pl.plugins import import_stages
-from crafter_pl.stages import TaskModel, load_stage
+from crafter_pl.stages import TaskModel, load_stage, sha256
 
 BACKEND = {  # what each retrains, and the name of its store
     "adversarial_learning": (["encoder", "cloud"], "lambda0.5"),

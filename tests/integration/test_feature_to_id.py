@@ -16,9 +16,8 @@ from crafter_pl.commands import Commands, settings_of
 from crafter_pl.data.features import protected_by
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
-from crafter_pl.files import sha256
 from crafter_pl.nets import FeatureHead
-from crafter_pl.stages import TaskModel, load_stage
+from crafter_pl.stages import TaskModel, load_stage, sha256
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from experiment import CONF, STAGES, in_subprocess
 from pipeline_lab import refused
 
 from crafter_pl.cli import main
-from crafter_pl.files import sha256
-from crafter_pl.stages import IdentityOracle, load_stage
+from crafter_pl.stages import IdentityOracle, load_stage, sha256
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pipeline_lab import refused
 from safetensors.torch import load_file, save_file
 
 from crafter_pl.cli import main
-from crafter_pl.files import sha256
+from crafter_pl.stages import sha256
 
 
 def damage(store, how):

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-PEOPLE_SHOWN = 8
 GAP = 4  # pixels between the faces of a grid
 FILE = "gallery.safetensors"  # kept beside a report, so that its page can be written again
 
@@ -94,7 +93,7 @@ def read_gallery(file: Path) -> Gallery:
 def people_shown(identity: Tensor, index: Tensor) -> list[int]:
     """Rows of the first picture of a few people, taken at even steps: not chosen by result."""
     people = identity.unique()
-    steps = torch.linspace(0, len(people) - 1, min(PEOPLE_SHOWN, len(people))).round().long()
+    steps = torch.linspace(0, len(people) - 1, min(8, len(people))).round().long()
     rows = [(identity == person).nonzero()[:, 0] for person in people[steps]]
     return [int(own[index[own].argmin()]) for own in rows]
 

@@ -25,7 +25,6 @@ from crafter_pl.files import to_json as json_text
 from crafter_pl.files import write_file
 
 CURVES = ("eval_acc", "panel_any", "identity_similarity", "ssim")  # over rounds and pairs, in TensorBoard
-PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
 
 
 def render(template: str, **content: Any) -> str:  # noqa: ANN401 (what the template names)
@@ -80,7 +79,7 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         tables=tables,
         rate=table.rate,
         number=table.number,
-        rounds=gallery.adapting(PEOPLE_IN_ROUNDS),
+        rounds=gallery.adapting(people=4),  # of every round of every defence; more would hide the rest
         flags={sentences.false_security(entry) for entry in report.defenses},
         weaker=sentences.WEAKER,
         group_sentences=list(sentences.group_sentences(report)),

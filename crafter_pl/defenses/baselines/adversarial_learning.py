@@ -38,7 +38,6 @@ class AdversarialLearning(Retrained[OptionsT]):
     """
 
     stage_name = "adversarial_learning"
-    version = 1
     tradeoff = "lambda_"
     recorded: ClassVar[tuple[str, ...]] = (
         "lambda_",

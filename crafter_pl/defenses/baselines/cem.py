@@ -44,7 +44,6 @@ class Cem(AdversarialLearning[KeyedOptions]):
     """
 
     stage_name = "cem"
-    version = 1
     options_class = KeyedOptions
     tradeoff = "sigma"
     recorded = (

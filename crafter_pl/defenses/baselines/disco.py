@@ -32,7 +32,6 @@ class Disco(AdversarialLearning[ProtectOptions]):
     """
 
     stage_name = "disco"
-    version = 1
     tradeoff = "ratio"
     recorded = ("ratio", "temperature", *AdversarialLearning.recorded)
 

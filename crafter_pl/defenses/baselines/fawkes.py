@@ -36,7 +36,6 @@ class Fawkes(Cloak[KeyedOptions]):
 
     embedder = Upstream(Embedder)  # the frozen recogniser
     stage_name = "fawkes"
-    version = 1
     options_class = KeyedOptions
     tradeoff = "rho"
     recorded = ("rho", "penalty", "steps", "lr", "candidates")

@@ -41,7 +41,6 @@ class LowKey(Cloak[ProtectOptions]):
     embedder = Upstream(Embedder)  # the frozen recognisers
     embedder_plain = Upstream(Embedder)
     stage_name = "lowkey"
-    version = 1
     tradeoff = "alpha"
     recorded = ("alpha", "steps", "lr")
 

@@ -27,7 +27,6 @@ class Noise(Untrained[KeyedOptions]):
     """
 
     stage_name = "noise"
-    version = 1
     options_class = KeyedOptions
     recorded = ("kind", "scale")
     tradeoff = "scale"

@@ -22,7 +22,6 @@ class NoPeek(Retrained[ProtectOptions]):
     """
 
     stage_name = "nopeek"
-    version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr")
 

@@ -40,7 +40,6 @@ class Tiprdc(Retrained[ProtectOptions]):
     """
 
     stage_name = "tiprdc"
-    version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
 
