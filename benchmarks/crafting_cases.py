@@ -17,12 +17,11 @@ from crafter_pl.defenses import (
     CrafterVariant,
     CrafterZ,
     Defense,
+    ProtectOptions,
     load_defense,
 )
-from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages import load_stage, read_checkpoint
 
 Defended = tuple[Defense[Any], ProtectOptions]
 WAYS: dict[str, dict[str, Any] | type[CrafterVariant] | type[Answers]] = {

@@ -12,8 +12,7 @@ from crafter_pl.commands import Commands, trained
 from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages import load_stage, read_checkpoint
 
 
 class AdaptedAttack(Attack):

@@ -10,8 +10,7 @@ from torch import Tensor
 from crafter_pl.attacks.queries import Queries, QueriesDataModule, QueryPlan
 from crafter_pl.defenses.base import load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Stage, Upstream
 
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 

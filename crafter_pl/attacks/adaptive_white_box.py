@@ -15,9 +15,7 @@ from crafter_pl.crafting.inversion import invert
 from crafter_pl.errors import UserError
 from crafter_pl.limits import AboveZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import fold_batchnorm, synchronised
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Amortizer, GanPrior, Upstream
 
 
 class AdaptiveWhiteBox(AdaptiveStage):

@@ -11,12 +11,7 @@ from torchmetrics import Metric
 from crafter_pl.attacks.base import Attack
 from crafter_pl.limits import FromZero
 from crafter_pl.nets import AnswersDecoder, build_decoder
-from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.scored import Scored
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Scored, TaskModel, Upstream, flip, load_stage, read_checkpoint
 
 
 class BlackBox(Scored):

@@ -15,12 +15,7 @@ from crafter_pl.data.split import check_several
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
-from crafter_pl.stages.augment import flip, warp
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.recogniser import PrivateRecogniser
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import PrivateRecogniser, TaskModel, Upstream, flip, load_stage, read_checkpoint, warp
 
 
 class FeatureToIdentity(PrivateRecogniser):

@@ -10,8 +10,7 @@ from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.attacks.descent import descend
 from crafter_pl.attacks.white_box import edge_encoder
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import TaskModel, load_stage
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -18,8 +18,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_done, shard_name
 from crafter_pl.data.writer import StoreWriter
-from crafter_pl.defenses.base import Defense
-from crafter_pl.defenses.options import ProtectOptions
+from crafter_pl.defenses import Defense, ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
 

@@ -10,10 +10,7 @@ from crafter_pl.crafting.inversion import InversionResult, Objective, invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import Amortizer, GanPrior, TaskModel, load_stage
 
 
 def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:

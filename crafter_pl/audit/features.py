@@ -16,9 +16,7 @@ from crafter_pl.data.provenance import present, seedless
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.cloud import CloudClassifier
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import CloudClassifier, TaskModel, load_stage
 
 COST = ("seconds_per_image", "peak_memory_mb")
 Classifier = Callable[[Tensor], Tensor]  # features (N, C, h, w) -> attribute logits (N, A)

@@ -8,10 +8,7 @@ from torch import Tensor
 
 from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.limits import ClosedUnitInterval
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.oracle import IdentityOracle
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import IdentityOracle, Upstream, load_stage, read_checkpoint
 
 
 class ReconstructionOracle(IdentityOracle):

@@ -18,8 +18,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import declare
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, stages
-from crafter_pl.stages.checkpoints import named_run
+from crafter_pl.stages import Stage, named_run, stages
 
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
 OURS: set[str | int] = {

@@ -13,10 +13,7 @@ from crafter_pl.data.store import FORMAT_VERSION
 from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, names
 from crafter_pl.errors import UserError
 from crafter_pl.limits import checked
-from crafter_pl.stages.base import Stage, load_stage, stages
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Stage, TaskModel, Upstream, load_stage, read_checkpoint, stages
 
 
 class Defense(Stage, Generic[OptionsT]):

@@ -14,9 +14,7 @@ from crafter_pl.crafting.settings import PRECISIONS, CraftNets, CraftSettings, C
 from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Amortizer, GanPrior, Upstream
 
 CriticUse = Literal["fixed", "adapted", "per_batch"]
 # Streams of keyed noise: prior samples, the critic's places between real and fake.

@@ -22,9 +22,7 @@ from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
 from crafter_pl.limits import FromZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
-from crafter_pl.stages.augment import flip
-from crafter_pl.stages.quality import relative_error
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Upstream, flip, relative_error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import GanPrior, Upstream
 
 # Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
 # utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).

@@ -12,8 +12,7 @@ from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.limits import FromZero, PositiveInt, checked
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import GanPrior, TaskModel
 
 
 @dataclass(frozen=True, kw_only=True)

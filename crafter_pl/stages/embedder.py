@@ -8,8 +8,7 @@ from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
-from crafter_pl.metrics import attribute_auc, tar_at_far
-from crafter_pl.metrics.identity import FAR
+from crafter_pl.metrics import FAR, attribute_auc, tar_at_far
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.recogniser import Recogniser
 

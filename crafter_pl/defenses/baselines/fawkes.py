@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from crafter_pl.defenses.baselines.cloak import Cloak, dssim
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.limits import AboveZero, PositiveInt
-from crafter_pl.stages.embedder import Embedder
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Embedder, Upstream
 
 
 class Fawkes(Cloak[KeyedOptions]):

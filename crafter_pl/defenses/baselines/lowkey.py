@@ -9,8 +9,7 @@ from crafter_pl.defenses.baselines.cloak import Cloak
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.limits import AboveZero, FromZero, PositiveInt
 from crafter_pl.nets import OracleNet
-from crafter_pl.stages.embedder import Embedder
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Embedder, Upstream
 
 
 class LowKey(Cloak[ProtectOptions]):
