@@ -19,9 +19,8 @@ from crafter_pl.plugins import import_stages
 def options_class(function: Callable[..., Any]) -> Any:  # noqa: ANN401 (a class)
     """The dataclass whose fields are the options of a verb's function; None: its arguments are."""
     first, *others = get_type_hints(function).values()
-    if len(others) == 1 and isinstance(first, type) and is_dataclass(first):  # the other one: what it returns
-        return first
-    return None
+    # The other one is what it returns.
+    return first if len(others) == 1 and isinstance(first, type) and is_dataclass(first) else None
 
 
 def parser(verb: str) -> Parser:

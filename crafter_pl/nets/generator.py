@@ -72,9 +72,8 @@ class Generator(nn.Module):
 
 def build_generator(kind: str, latent_dim: int, image_size: int, width: int) -> Generator | StyleGenerator:
     """Builds the generator named ``kind``: ``G1``, ``G2`` or ``style``."""
-    if kind == "style":
-        return StyleGenerator(latent_dim, image_size, width)
-    return Generator(kind, latent_dim, image_size, width)
+    sizes = latent_dim, image_size, width
+    return StyleGenerator(*sizes) if kind == "style" else Generator(kind, *sizes)
 
 
 def _halved(cin: int, side: int, smallest: int, width: int, kernel: int) -> tuple[list[nn.Module], int, int]:

@@ -72,9 +72,8 @@ class Noise(Untrained[KeyedOptions]):
 
     def edge_graph(self, options: KeyedOptions) -> nn.Module | None:
         """Encoder and Gaussian noise; Laplace's is not made of normal numbers."""
-        if self.hparams["kind"] != "gaussian":
-            return None
-        return Noisy(self.edge_module(), self.hparams["scale"] * self.deviation)
+        h = self.hparams
+        return Noisy(self.edge_module(), h["scale"] * self.deviation) if h["kind"] == "gaussian" else None
 
     @property
     def edge_noise(self) -> int:
