@@ -49,13 +49,13 @@ def checked(taken: Any, values: Mapping[str, Any], group: str) -> dict[str, Any]
     hints, made = get_type_hints(taken), dict(values)
     for name in [name for name in hints if values.get(name) is not None]:
         value, inner = values[name], get_args(hints[name])
-        kind = inner[0] if NoneType in inner else hints[name]
+        kind = inner[0] if len(inner) == 2 and inner[1] is NoneType else hints[name]
         number, choices = getattr(kind, "_type", kind), get_args(kind) if get_origin(kind) is Literal else ()
         try:
             made[name] = number(kind(value)) if number in (int, float) else value
         except (TypeError, ValueError):
             made[name] = None
         if made[name] != value or (choices and value not in choices):
-            wanted = " or ".join(choices) or WORDS[kind.__name__]
+            wanted = " or ".join(map(str, choices)) or WORDS[kind.__name__]
             raise UserError(f"{name} {value!r} must be {wanted} ({group}.{name})")
     return made
