@@ -178,8 +178,12 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
         for batch in args.batch:
             rows.append(apart(measure, args, name, batch, batch == args.batch[-1]))
             _line(name, rows[-1])
-    made = {"ckpt": str(args.ckpt), "unprotected": unprotected, "variants": variants}
-    return {**made, **speedup(variants)}
+    return {
+        "ckpt": str(args.ckpt),
+        "unprotected": unprotected,
+        "variants": variants,
+        **speedup(variants),
+    }
 
 
 def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None]:

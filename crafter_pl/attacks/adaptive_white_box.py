@@ -143,8 +143,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
     @torch.no_grad()
     def _recall(self, features: Tensor, index: Tensor) -> Tensor:
         """Each sample's last ``z*``, or where it begins when it is seen for the first time."""
-        known = [self._last.get(int(i), z) for i, z in zip(index, self.start(features), strict=True)]
-        return torch.stack([z.to(self.device) for z in known])
+        pairs = zip(index, self.start(features), strict=True)
+        return torch.stack([self._last.get(int(i), z).to(self.device) for i, z in pairs])
 
     def _remember(self, z: Tensor, index: Tensor) -> None:
         """Every process knows the latents of all: the next epoch deals the samples otherwise."""

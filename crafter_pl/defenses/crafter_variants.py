@@ -59,7 +59,6 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
     """
 
     crafter = Upstream(Crafter)  # the frozen Crafter
-    options_class = CraftOptions
     way: ClassVar[Callable[..., CraftState]] = staticmethod(craft)
 
     def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
@@ -164,7 +163,6 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
 
     prior = Upstream(GanPrior)  # the frozen prior
     stage_name = "answers"
-    options_class = CraftOptions
     counting = ("task_weight", "lr", "update")
 
     def __init__(

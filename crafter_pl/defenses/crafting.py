@@ -48,6 +48,7 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
         counting: which of Algorithm 1's settings count, and are in the manifest.
     """
 
+    options_class = CraftOptions
     unsaved = ("craft",)  # see `keep`
     counting: ClassVar[tuple[str, ...]] = tuple(one.name for one in fields(CraftSettings))
 

@@ -129,8 +129,7 @@ class Finder:
 
     def _place(self, box: np.ndarray, points: np.ndarray) -> Place:
         """The square that the data module would cut: by eyes and mouth, or by the box where they mislead."""
-        at = points[:, 0] + 1j * points[:, 1]
-        at = at[[0, 1, 3, 4]]
+        at = (points[:, 0] + 1j * points[:, 1])[[0, 1, 3, 4]]
         middle, template = at.mean(), self.template - self.template.mean()
         scale = (template.conj() * (at - middle)).sum() / (abs(template) ** 2).sum()
         centre = middle - scale * self.template.mean()
