@@ -29,7 +29,7 @@ def bind(
         adversaries: as they were configured.
         targets: what made each set of features; None: they are unprotected.
         commands: of the experiment.
-        adapted: see `Attack.against`, ``among``.
+        adapted: see `Adversary.against`, ``among``.
         split_hash: of the data.
     """
     bound: Bound[A] = {one.name: [] for one in adversaries}
