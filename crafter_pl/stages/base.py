@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
@@ -39,9 +39,8 @@ class Stage(L.LightningModule):
         rise: of the one-cycle schedule, see `configure_optimizers`.
         unsaved: init arguments that do not go into ``hparams`` by themselves, as all others do.
 
-    A subclass declares every upstream stage, ``task = Upstream(TaskModel)``, and takes its checkpoint as an
-    init argument, ``task_ckpt``: the net is then ``self.task``, its SHA-256 in the checkpoint, and a
-    checkpoint that was trained on another file is refused.
+    A subclass declares each upstream stage, ``task = Upstream(TaskModel)``, and takes its file as an init
+    argument, ``task_ckpt``. The SHA-256 is in the checkpoint: with another file that is refused.
     """
 
     stage_name: ClassVar[str] = "stage"
@@ -59,6 +58,7 @@ class Stage(L.LightningModule):
         self.hparams.update(checked(type(self).__init__, self.hparams, "--model.init_args"))
         self.upstream: dict[str, Stage] = {}
         self.upstream_files: dict[str, tuple[str, str]] = {}
+        self.loaded: dict[tuple[str, str], Stage] = {}  # all of them, and theirs, by file and hash
         self.run_dir: Path | None = None
         self.experiment_dir: Path | None = None
         self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
@@ -130,29 +130,21 @@ class Stage(L.LightningModule):
                 print(f"note: {file} was trained on other faces; see that none is private here", flush=True)
 
     def use(self, key: str, path: str | None, cls: type[StageT] | Callable[[str], StageT]) -> StageT:
-        """Loads the upstream checkpoint ``path`` frozen and remembers its hash.
-
-        ``cls`` is its class, or a function that loads a stage of one of several classes (`load_defense`).
-        """
+        """Loads an upstream checkpoint frozen, by its class or what loads one of several; notes its hash."""
         if path is None:
             raise UserError(
                 f"{type(self).__name__} needs the checkpoint of stage {key!r}: "
                 f"give --model.init_args.{key}_ckpt PATH"
             )
-        known = _known.set({**_known.get(), **dict(self._below())})
+        known = _known.set({**_known.get(), **self.loaded})
         try:
             stage = load_stage(path, cls) if isinstance(cls, type) else cls(path)
         finally:
             _known.reset(known)
         self.upstream[key] = stage
         self.upstream_files[key] = (str(path), sha256(path))
+        self.loaded |= {self.upstream_files[key]: stage, **stage.loaded}
         return stage
-
-    def _below(self) -> Iterator[tuple[tuple[str, str], Stage]]:
-        """All stages upstream, by file and hash."""
-        for key, stage in self.upstream.items():
-            yield self.upstream_files[key], stage
-            yield from stage._below()
 
     def expect_upstream(self, path: str | None, **files: str) -> None:
         """Refuses this stage, loaded from ``path``, where it was trained on others than these ``files``.
