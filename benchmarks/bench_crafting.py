@@ -178,8 +178,12 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
         for batch in args.batch:
             rows.append(apart(measure, args, name, batch, batch == args.batch[-1]))
             _line(name, rows[-1])
-    made = {"ckpt": str(args.ckpt), "unprotected": unprotected, "variants": variants}
-    return {**made, **speedup(variants)}
+    return {
+        "ckpt": str(args.ckpt),
+        "unprotected": unprotected,
+        "variants": variants,
+        **speedup(variants),
+    }
 
 
 def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None]:
@@ -207,18 +211,17 @@ def speedup(variants: dict[str, list[dict[str, Any]]]) -> dict[str, float | None
 
 
 def _line(name: str, row: dict[str, Any]) -> None:
-    forms = {
-        "batch": "6d",
-        "seconds_per_image": "11.4f",
-        "encoder_forwards": "10.0f",
-        "peak_memory_mb": "7.0f",
-        "mean_auc": "7.3f",
-        "identity_similarity": "9.3f",
-        "worst_case": "7.3f",
-    }
     cells = [
         format(row[key], form) if key in row else " " * int(form[:-1].partition(".")[0])
-        for key, form in forms.items()
+        for key, form in {
+            "batch": "6d",
+            "seconds_per_image": "11.4f",
+            "encoder_forwards": "10.0f",
+            "peak_memory_mb": "7.0f",
+            "mean_auc": "7.3f",
+            "identity_similarity": "9.3f",
+            "worst_case": "7.3f",
+        }.items()
     ]
     timed = row.get("extrapolated_from_steps")
     print(f"{name:22}{''.join(cells)}  {f'timed {timed} of 450 steps' if timed else ''}", flush=True)

@@ -20,7 +20,8 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from crafter_pl.data.features import StoreBatches
-from crafter_pl.data.store import FORMAT_VERSION, shard_name, write_manifest, write_shard
+from crafter_pl.data.store import FORMAT_VERSION
+from crafter_pl.data.writer import StoreWriter
 from crafter_pl.nets import build_decoder, synchronised
 
 SHARD, SHARDS = 64, 16
@@ -28,10 +29,7 @@ SHARD, SHARDS = 64, 16
 
 def write_store(folder, shape):
     """A store of random features."""
-    generator = torch.Generator().manual_seed(0)
-    for number, index in enumerate(torch.arange(SHARDS * SHARD).split(SHARD)):
-        write_shard(folder, number, torch.randn(SHARD, *shape, generator=generator), index)
-    manifest = {
+    about = {
         "format_version": FORMAT_VERSION,
         "defense": "random",
         "settings": {},
@@ -41,10 +39,11 @@ def write_store(folder, shape):
         "shape": list(shape),
         "dtype": "float32",
         "seed": 0,
-        "count": SHARD * SHARDS,
-        "shards": {shard_name(number): SHARD for number in range(SHARDS)},
     }
-    write_manifest(folder, manifest)
+    writer, generator = StoreWriter(folder, about), torch.Generator().manual_seed(0)
+    for number, index in enumerate(torch.arange(SHARDS * SHARD).split(SHARD)):
+        writer.write(number, torch.randn(SHARD, *shape, generator=generator), index)
+    writer.finish(dict.fromkeys(range(SHARDS), SHARD))
 
 
 def work(rank, world, batch, options, folder, rendezvous, seconds):

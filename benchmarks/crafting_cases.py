@@ -17,12 +17,11 @@ from crafter_pl.defenses import (
     CrafterVariant,
     CrafterZ,
     Defense,
+    ProtectOptions,
     load_defense,
 )
-from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages import load_stage, read_checkpoint
 
 Defended = tuple[Defense[Any], ProtectOptions]
 WAYS: dict[str, dict[str, Any] | type[CrafterVariant] | type[Answers]] = {
@@ -49,13 +48,13 @@ def defense(args: argparse.Namespace, name: str) -> Defended:
     Raises:
         UserError: it is neither.
     """
-    way, told = WAYS.get(name), {}
+    way, given = WAYS.get(name), {}
     if way is None:
         run, _, refine = name.partition(":")
         stage = load_defense(args.ckpt.parents[2] / run / "checkpoints" / "best.ckpt")
         if not isinstance(stage, CrafterGenerator):
             raise UserError(f"{run} is no crafting generator, nor one of {', '.join(WAYS)}")
-        told = {"refine_steps": int(refine or 0)}
+        given = {"refine_steps": int(refine or 0)}
     else:
         stage = load_stage(args.ckpt, Crafter)
         if isinstance(way, dict):
@@ -64,8 +63,8 @@ def defense(args: argparse.Namespace, name: str) -> Defended:
             stage = Answers.of(stage)
         else:
             stage = way(stage.upstream_files["task"][0], str(args.ckpt)).eval()
-            told = {"steps": args.reference_steps} if way is CrafterReference else {}
-    return stage.to(args.device), stage.options(**told)
+            given = {"steps": args.reference_steps} if way is CrafterReference else {}
+    return stage.to(args.device), stage.options(**given)
 
 
 def faces(args: argparse.Namespace) -> tuple[FacesDataModule, dict[str, Tensor]]:

@@ -105,8 +105,10 @@ def untrained(
     with torch.no_grad():
         shape = tuple(split.encode(torch.zeros(1, 3, size, size)).shape[1:])
     generator, amortizer = build_generator("G1", latent, size, width), AmortizerNet(shape, latent, start)
-    nets = (split.encoder_module(), generator, amortizer, split.cloud)
-    frozen = [freeze(net.eval().requires_grad_(False)).to(device) for net in nets]
+    frozen = [
+        freeze(net.eval().requires_grad_(False)).to(device)
+        for net in (split.encoder_module(), generator, amortizer, split.cloud)
+    ]
     frozen[3] = frozen[3].to(memory_format=torch.channels_last)
     return CraftNets(*frozen), Critic(size, critic).requires_grad_(False).to(device)
 

@@ -104,8 +104,10 @@ async def client(server: Server, number: int, rows: int, until: float, pause: fl
     """Sends until the time is over or the server is gone, at most every ``pause`` seconds."""
     features = torch.rand(rows, *server.info["shape"], generator=torch.Generator().manual_seed(number))
     index = torch.arange(rows) + number * rows
-    hashes = {name: server.info[name] for name in ("encoder_sha256", "defense_sha256") if server.info[name]}
-    body = save({"features": features, "index": index}, hashes)
+    body = save(
+        {"features": features, "index": index},
+        {name: server.info[name] for name in ("encoder_sha256", "defense_sha256") if server.info[name]},
+    )
     head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     first, writer = None, None
     while (began := time.monotonic()) < until:
@@ -166,14 +168,13 @@ async def load(server: Server, args: argparse.Namespace) -> tuple[dict[str, floa
         left = len(server.processes())
     tally = await running
     rate, times = len(tally.seconds) / (time.monotonic() - began), sorted(tally.seconds) or [0.0]
-    figures = {
+    return {
         "requests_per_second": round(rate, 1),
         **{f"p{part}_ms": round(1000 * times[len(times) * part // 100], 1) for part in (50, 99)},
         "memory_start": start,
         "memory_end": server.memory("VmRSS"),
         "memory_peak": server.memory("VmHWM"),
-    }
-    return figures, tally.counts + Counter({"processes left": left})
+    }, tally.counts + Counter({"processes left": left})
 
 
 async def beside_clients(server: Server, args: argparse.Namespace, rate: float) -> dict[int, float]:

@@ -3,6 +3,7 @@
 No torch here.
 """
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +18,6 @@ from crafter_pl.files import expand, read_json
 
 T = TypeVar("T")
 CONFIGS = Path("configs")
-# Options of a command that its upstream stages are trained with, too (each with what is below it).
-PASSED_ON = (
-    "--data",
-    "--seed_everything",
-    "--trainer.accelerator",
-    "--trainer.devices",
-    "--trainer.precision",
-)
 
 
 def command(args: list[str]) -> str:
@@ -94,11 +87,13 @@ def passed_on(args: list[str]) -> list[str]:
 
     The order of the pictures is each training's own.
     """
-    kept: list[str] = []
-    for arg, (name, value) in zip(args, pairs(args), strict=True):
-        if name != "--data.order_seed" and f"{name}.".startswith(tuple(f"{option}." for option in PASSED_ON)):
-            kept += [arg] if "=" in arg else [arg, value]
-    return kept
+    passed = r"--(data|seed_everything|trainer\.(accelerator|devices|precision))(\..*)?"
+    return [
+        part
+        for arg, (name, value) in zip(args, pairs(args), strict=True)
+        if re.fullmatch(passed, name) and name != "--data.order_seed"
+        for part in ([arg] if "=" in arg else [arg, value])
+    ]
 
 
 def listed(value: list[T] | T | None) -> list[T]:
@@ -161,8 +156,7 @@ class Commands:
         """The command that trains a stage, and about how long that took before."""
         run = more[more.index("--name") + 1] if "--name" in more else stage
         begun = (self.home / run / "checkpoints" / "last.ckpt").is_file()
-        args = self.args("fit", stage, *more, *["--ckpt_path", "last"] * begun)
-        return command(args) + self.minutes(stage)
+        return command(self.args("fit", stage, *more, *["--ckpt_path", "last"] * begun)) + self.minutes(stage)
 
     def minutes(self, stage: str) -> str:
         """How long a run or a stage took in this experiment, else in another of the folder; or nothing."""
@@ -175,8 +169,11 @@ class Commands:
 
 def settings_of(data: object) -> dict[str, Any]:
     """The settings that a `FacesDataModule` was made with and trainings hang on, for `Commands`."""
-    names = (name for name in signature(type(data)).parameters if not name.startswith("predict_"))
-    return {name: getattr(data, name) for name in names}
+    return {
+        name: getattr(data, name)
+        for name in signature(type(data)).parameters
+        if not name.startswith("predict_")
+    }
 
 
 def data_options(settings: dict[str, Any]) -> list[str]:
@@ -186,9 +183,9 @@ def data_options(settings: dict[str, Any]) -> list[str]:
     default = {name: one.default for name, one in signature(FacesDataModule).parameters.items()}
     mine, found = _effective(settings), []
     for file in [None, *sorted(CONFIGS.rglob("*.yaml"))]:
-        told = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
-        if file is None or (isinstance(told, dict) and told and told.keys() <= default.keys()):
-            other = _effective({**default, **told})
+        given = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file is None or (isinstance(given, dict) and given and given.keys() <= default.keys()):
+            other = _effective({**default, **given})
             differs = [name for name in mine if mine[name] != other[name]]
             found.append((file is None, len(differs), ["--data", str(file)] if file else [], differs))
     _, _, options, differs = min(found, key=lambda one: one[:2])

@@ -143,10 +143,9 @@ def parse_json(text: str | bytes, where: str, way_out: str) -> Any:  # noqa: ANN
             raise ValueError(f"over {MAX_JSON_BYTES >> 20} MB")
         text = text if isinstance(text, str) else text.decode("utf-8")
         return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
-    except RecursionError as error:
-        raise UserError(f"{where} cannot be read as JSON (nested too deeply); {way_out}") from error
-    except ValueError as error:
-        raise UserError(f"{where} cannot be read as JSON ({error}); {way_out}") from error
+    except (RecursionError, ValueError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{where} cannot be read as JSON ({why}); {way_out}") from error
 
 
 def read_json(path: str | Path, way_out: str) -> Any:  # noqa: ANN401 (whatever JSON holds)

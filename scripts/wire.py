@@ -99,12 +99,12 @@ def ask(url: str, store: Path, *, wire: Path, out: Path) -> None:
         except OSError as error:
             raise UserError(f"no answer from {url} to {name} ({error}): is serve running?") from error
     write_file(wire, bytes(relay.sent))
-    told = {
+    named = {
         path: [answers[face["index"]] for face in photo["faces"] if face["index"] in answers]
         for path, photo in photos.items()
     }
-    write_file(out, to_json(told))
-    print(f"{len(answers)} faces of {len(told)} photographs: {out}; {len(relay.sent)} bytes left: {wire}")
+    write_file(out, to_json(named))
+    print(f"{len(answers)} faces of {len(named)} photographs: {out}; {len(relay.sent)} bytes left: {wire}")
 
 
 def _ledger(store: Path) -> dict:

@@ -12,8 +12,7 @@ from crafter_pl.commands import Commands, trained
 from crafter_pl.data.provenance import present
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages import load_stage, read_checkpoint
 
 
 class Adapted(Adversary):
@@ -43,9 +42,10 @@ class Adapted(Adversary):
         """Its `checkpoints` with that one of the stage: by default no others."""
         return {self.runs: file}
 
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Any:  # noqa: ANN401
+    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Any:  # noqa: ANN401 (another one, on unprotected features)
         """On unprotected features the attack that adaptation starts from, under this one's name."""
-        bound = self.basic.against(None, commands) if target is None else self._bound(target, commands, among)
+        adapted = super().against  # it finds nothing without a target
+        bound = self.basic.against(None, commands) if target is None else adapted(target, commands, among)
         bound.name = self.name
         return bound
 
@@ -103,21 +103,23 @@ class Adapted(Adversary):
 
     def _starts_alike(self, best: Path, began: dict[str, Any]) -> bool:
         """Whether a run bears this attack's name, or began with the nets that it uses itself."""
-        alike = all(
+        return all(
             Path(file).is_file() and sha256(file) == began[key][1]
             for key, file in self.basic.checkpoints.items()
             if key in began and file is not None
-        )
-        return alike or best.parent.parent.name.startswith(self.runs)
+        ) or best.parent.parent.name.startswith(self.runs)
 
     def _train(self, target: Target, commands: Commands) -> str:
         """The command that trains the stage against this defence."""
         stage, (checkpoint, name) = self.stage_class.stage_name, place_of(target, commands.home)
-        more = ["--name", f"{self.runs}-{name}", *options_of(target, "model.init_args.protect")]
         taken = inspect.signature(self.stage_class).parameters
-        for start, file in self.basic.checkpoints.items():
-            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start:
-                more += [f"--model.init_args.{start}_ckpt", file]
+        more = ["--name", f"{self.runs}-{name}", *options_of(target, "model.init_args.protect")]
+        more += [
+            word
+            for start, file in self.basic.checkpoints.items()
+            if f"{start}_ckpt" in taken and file is not None and Path(file).parent.parent.name != start
+            for word in (f"--model.init_args.{start}_ckpt", file)
+        ]
         if checkpoint.resolve() != (commands.home / "crafter" / "checkpoints" / "best.ckpt").resolve():
             more += ["--model.init_args.defense_ckpt", str(checkpoint)]
         return commands.fit(stage, *more)

@@ -2,16 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crafter_pl.attacks.queries import Queries, QueriesDataModule, QueryPlan
-from crafter_pl.defenses.base import Defense, load_defense
+from crafter_pl.defenses.base import load_defense
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Stage, Upstream
 
 _WARMUP = 0.1  # share of a round in which the learning rate rises
 
@@ -38,27 +37,12 @@ class AdaptiveStage(Stage):
         UserError: a number is below its `lowest`, or the checkpoint is not of a defence.
     """
 
-    defense = Upstream[Defense[Any]]()  # the frozen defence under attack
+    defense = Upstream(load_defense)  # the frozen defence under attack
     data_class = QueriesDataModule
     # No figure picks the checkpoint: the last round is the attack, the blurriest guess may err the least.
-    lowest: ClassVar[dict[str, int]] = {
-        "pairs_per_round": 1,
-        "epochs_per_round": 1,
-        "val_pairs": 1,
-        "batch_size": 1,
-        "shard_size": 1,
-    }
 
     def __init__(self) -> None:
         super().__init__()
-        for key, least in self.lowest.items():
-            if self.hparams[key] < least:
-                raise UserError(
-                    f"{key} is {self.hparams[key]}; give at least {least} (--model.init_args.{key})"
-                )
-        if self.hparams["lr"] <= 0:
-            raise UserError(f"lr {self.hparams['lr']} must be above 0 (--model.init_args.lr)")
-        self.use("defense", self.hparams["defense_ckpt"], load_defense)
         self.options = self.defense.options(**(self.hparams["protect"] or {}))
         # What is attacked, in a feature store's words: `AdaptedAttack` compares.
         self.against = {
@@ -81,12 +65,19 @@ class AdaptiveStage(Stage):
                 f"it was trained against Crafter's method {method!r}, which is a defence of its own now: "
                 "train that defence, and the attack against it"
             )
-        names = ("beta", "steps", "critic", "precision", "refine_steps", "transport")
-        options = {name: given.pop(name, None) for name in names}
+        options = {
+            name: given.pop(name, None)
+            for name in ("beta", "steps", "critic", "precision", "refine_steps", "transport")
+        }
         options["seed"] = given.pop("defense_seed", None)
         given["protect"] = {name: value for name, value in options.items() if value is not None}
-        upstream = {"defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()}
-        return {**checkpoint, "hyper_parameters": given, "upstream": upstream}
+        return {
+            **checkpoint,
+            "hyper_parameters": given,
+            "upstream": {
+                "defense" if key == "crafter" else key: e for key, e in checkpoint["upstream"].items()
+            },
+        }
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]; in eval mode."""
@@ -194,5 +185,9 @@ class AdaptiveStage(Stage):
         """Adds what the attack has adapted to, and how far: rounds, pairs and epochs."""
         super().on_save_checkpoint(checkpoint)
         epochs = self.epochs_done
-        progress = {"round": self.plan.rounds(epochs), "pairs": self.plan.pairs(epochs), "epochs": epochs}
-        checkpoint["adaptation"] = {**self.against, **progress}
+        checkpoint["adaptation"] = {
+            **self.against,
+            "round": self.plan.rounds(epochs),
+            "pairs": self.plan.pairs(epochs),
+            "epochs": epochs,
+        }

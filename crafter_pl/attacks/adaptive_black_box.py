@@ -1,17 +1,19 @@
 """Adaptive black-box inversion: the decoder is retrained on public faces that the defence has crafted."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from crafter_pl.attacks.adapted import AdaptedAttack
 from crafter_pl.attacks.adaptive import AdaptiveStage
-from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
+from crafter_pl.attacks.black_box import BlackBox, DecoderAttack, decoder_loss
 from crafter_pl.data.keyed import keyed_uniform
 from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, ClosedUnitInterval, FromZero, PositiveInt
 from crafter_pl.nets import synchronised
+from crafter_pl.stages.upstream import Upstream
 
 
 class AdaptiveBlackBox(AdaptiveStage):
@@ -39,40 +41,34 @@ class AdaptiveBlackBox(AdaptiveStage):
         queries_dir: folder of crafted pairs; null is ``queries`` beside the run.
     """
 
+    black_box = Upstream(BlackBox)  # the decoder that it starts from
     stage_name = "adaptive_black_box"
-    lowest = AdaptiveStage.lowest | {"weight_decay": 0, "feature_weight": 0, "clean_share": 0}
 
     def __init__(
         self,
         defense_ckpt: str | None = "crafter",
         black_box_ckpt: str | None = None,
         protect: dict[str, Any] | None = None,
-        pairs_per_round: int = 256,
-        epochs_per_round: int = 10,
-        val_pairs: int = 64,
-        batch_size: int = 32,
-        shard_size: int = 64,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-2,
-        loss: str = "l1",
-        feature_weight: float = 0.1,
-        clean_share: float = 0.0,
+        pairs_per_round: PositiveInt = 256,
+        epochs_per_round: PositiveInt = 10,
+        val_pairs: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        shard_size: PositiveInt = 64,
+        lr: AboveZero = 1e-3,
+        weight_decay: FromZero = 1e-2,
+        loss: Literal["l1", "l2"] = "l1",
+        feature_weight: FromZero = 0.1,
+        clean_share: ClosedUnitInterval = 0.0,
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if loss not in ("l1", "l2") or clean_share > 1:
-            raise UserError(
-                f"loss {loss!r} must be l1 or l2, and clean_share {clean_share} at most 1 "
-                "(--model.init_args.*)"
-            )
-        black_box = self.use("black_box", black_box_ckpt, BlackBox)
-        read, protected = black_box.upstream_files["task"], self.defense.upstream_files["task"]
+        read, protected = self.black_box.upstream_files["task"], self.defense.upstream_files["task"]
         if read[1] != protected[1]:
             raise UserError(
                 f"the decoder {black_box_ckpt} reads features of {read[0]}, the defence {defense_ckpt} "
                 f"protects those of {protected[0]}: give two checkpoints of one task model"
             )
-        self.net = synchronised(copy.deepcopy(black_box.net)).requires_grad_(True).train()
+        self.net = synchronised(copy.deepcopy(self.black_box.net)).requires_grad_(True).train()
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1]."""
@@ -87,11 +83,7 @@ class AdaptiveBlackBox(AdaptiveStage):
             draw = keyed_uniform(self.current_epoch, "clean", batch["index"].cpu()).to(images.device)
             clean = (draw < self.hparams["clean_share"]).view(-1, 1, 1, 1)
             features = torch.where(clean, seen.to(features.dtype), features)
-        decoded = self.net(features)
-        error = decoded - images
-        loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
-        if self.hparams["feature_weight"] > 0:
-            loss = loss + self.hparams["feature_weight"] * (edge(decoded) - seen).square().mean()
+        loss = decoder_loss(self.hparams, self.net(features), images, edge, seen)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images))
         return loss
 
@@ -108,7 +100,6 @@ class AdaptiveDecoderAttack(AdaptedAttack, DecoderAttack):
         batch_size: features decoded at a time.
     """
 
-    version = 1
     stage_class = AdaptiveBlackBox
 
     def __init__(

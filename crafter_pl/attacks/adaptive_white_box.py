@@ -1,7 +1,7 @@
 """Adaptive white-box inversion: the generator learns to draw the faces behind features that were crafted."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from crafter_pl.attacks.black_box import DecoderAttack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.crafting.inversion import invert
 from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import fold_batchnorm, synchronised
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.prior import GanPrior
+from crafter_pl.stages import Amortizer, GanPrior, Upstream
 
 
 class AdaptiveWhiteBox(AdaptiveStage):
@@ -56,6 +56,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
         queries_dir: folder of crafted pairs; null is ``queries`` beside the run.
     """
 
+    prior = Upstream(GanPrior)  # what it starts from
+    public_amortizer = Upstream(Amortizer, "amortizer")  # likewise
     stage_name = "adaptive_white_box"
 
     def __init__(
@@ -64,36 +66,33 @@ class AdaptiveWhiteBox(AdaptiveStage):
         prior_ckpt: str | None = None,
         amortizer_ckpt: str | None = None,
         protect: dict[str, Any] | None = None,
-        pairs_per_round: int = 256,
-        epochs_per_round: int = 10,
-        val_pairs: int = 64,
-        batch_size: int = 32,
-        shard_size: int = 64,
-        lr: float = 1e-3,
-        loss: str = "l1",
+        pairs_per_round: PositiveInt = 256,
+        epochs_per_round: PositiveInt = 10,
+        val_pairs: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        shard_size: PositiveInt = 64,
+        lr: AboveZero = 1e-3,
+        loss: Literal["l1", "l2"] = "l1",
         amortize: bool = True,
-        inversion_steps: int = 0,
-        attack_steps: int | None = None,
-        inversion_lr: float = 0.01,
+        inversion_steps: NonNegativeInt = 0,
+        attack_steps: NonNegativeInt | None = None,
+        inversion_lr: AboveZero = 0.01,
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        least = 0 if amortize else 1
-        if inversion_steps < least or (attack_steps is not None and attack_steps < 0) or inversion_lr <= 0:
+        if not amortize and inversion_steps < 1:
             raise UserError(
-                f"inversion_steps {inversion_steps} must be at least {least}, attack_steps {attack_steps} "
-                f"null or at least 0, inversion_lr {inversion_lr} above 0 (--model.init_args.*)"
+                f"inversion_steps {inversion_steps} must be at least 1 without amortize "
+                "(--model.init_args.inversion_steps)"
             )
-        if loss not in ("l1", "l2"):
-            raise UserError(f"loss {loss!r} must be l1 or l2 (--model.init_args.loss)")
-        prior = self.use("prior", prior_ckpt, GanPrior)
-        amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
         task = self.defense.upstream_files["task"][0]
-        amortizer.expect_upstream(amortizer_ckpt, task=task, prior=str(prior_ckpt))
-        self.generator = synchronised(copy.deepcopy(prior.generator)).requires_grad_(True).train()
+        self.public_amortizer.expect_upstream(amortizer_ckpt, task=task, prior=str(prior_ckpt))
+        self.generator = synchronised(copy.deepcopy(self.prior.generator)).requires_grad_(True).train()
         self.amortizer: nn.Module | None = None
         if amortize:
-            self.amortizer = synchronised(copy.deepcopy(amortizer.net)).requires_grad_(True).train()
+            self.amortizer = (
+                synchronised(copy.deepcopy(self.public_amortizer.net)).requires_grad_(True).train()
+            )
         self._encoder: tuple[torch.device, nn.Module] | None = None
         self._last: dict[int, Tensor] = {}  # without an adapted amortizer: z* by the picture's index
 
@@ -107,9 +106,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
 
     def start(self, features: Tensor) -> Tensor:
         """Where the inversion begins: latents ``(N, Z)`` by the adapted amortizer, or the published one."""
-        if self.amortizer is not None:
-            return self.amortizer(features)
-        return self.upstream["amortizer"](features)
+        return (self.public_amortizer if self.amortizer is None else self.amortizer)(features)
 
     def _follow(self, features: Tensor, z: Tensor, steps: int) -> Tensor:
         target, start = features.to(self.dtype), z.to(self.dtype)
@@ -146,9 +143,8 @@ class AdaptiveWhiteBox(AdaptiveStage):
     @torch.no_grad()
     def _recall(self, features: Tensor, index: Tensor) -> Tensor:
         """Each sample's last ``z*``, or where it begins when it is seen for the first time."""
-        first = self.start(features)
-        known = [self._last.get(int(i), z) for i, z in zip(index, first, strict=True)]
-        return torch.stack([z.to(self.device) for z in known])
+        pairs = zip(index, self.start(features), strict=True)
+        return torch.stack([self._last.get(int(i), z).to(self.device) for i, z in pairs])
 
     def _remember(self, z: Tensor, index: Tensor) -> None:
         """Every process knows the latents of all: the next epoch deals the samples otherwise."""
@@ -180,7 +176,7 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
     """Inversion through the adapted generator, from the adapted start (see `AdaptedAttack`).
 
     On unprotected features it is the white-box attack that adaptation starts from, which is also the first
-    moment of its history.
+    round of its history.
 
     Args:
         ckpt: checkpoint of an `AdaptiveWhiteBox`, such as one of its rounds; null finds it as said there.
@@ -189,7 +185,6 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
             whose own are in its checkpoint.
     """
 
-    version = 1
     stage_class = AdaptiveWhiteBox
 
     def __init__(
@@ -204,5 +199,5 @@ class AdaptiveWhiteBoxAttack(AdaptedAttack, DecoderAttack):
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """Of the rounds, the one before the first is the plain attack: the stage's own has few steps."""
-        later = [moment for moment in super().history() if moment[0]["round"] > 0]
+        later = [one for one in super().history() if one[0]["round"] > 0]
         return [({"round": 0, "pairs": 0, "epochs": 0}, self.basic), *later]

@@ -21,8 +21,6 @@ class AveragedAttack(Attack):
         name: how the report calls it.
     """
 
-    version = 1
-
     def __init__(self, base: Attack | None = None, name: str = "averaged") -> None:
         self.base = WhiteBoxAttack() if base is None else base
         self.kind = type(self.base)

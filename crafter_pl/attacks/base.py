@@ -100,10 +100,23 @@ class Adversary(ABC):
     among: list[str] | None = None
     adaptive: bool = False  # it knows the defence: it learnt from its features, or goes through it
 
-    def _bound(
-        self: AdversaryT, target: Target | None, commands: Commands, among: list[str] | None
+    def against(
+        self: AdversaryT, target: Target | None, commands: Commands, among: list[str] | None = None
     ) -> AdversaryT:
-        """See `Attack.against`."""
+        """A copy for the features of one defence; this one stays as it is.
+
+        It is handed no more than it may know: only one that adapts gets the defence.
+
+        Args:
+            target: what made the features; None: they are unprotected.
+            commands: of the experiment whose checkpoints stand for those that were left null, or named by
+                their run.
+            among: the only checkpoints that one that adapts may choose from; None: all finished runs of the
+                experiment.
+
+        Raises:
+            UserError: it cannot attack this defence; says what to train or give first.
+        """
         bound = copy.copy(self)
         bound.commands, bound.among = commands, among
         bound.checkpoints = {
@@ -199,28 +212,11 @@ class Attack(Adversary):
     its protected one.
     """
 
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Attack:
-        """A copy for the features of one defence; this one stays as it is.
-
-        It is handed no more than it may know: only one that adapts gets the defence.
-
-        Args:
-            target: what made the features; None: they are unprotected.
-            commands: of the experiment whose checkpoints stand for those that were left null, or named by
-                their run.
-            among: the only checkpoints that one that adapts may choose from; None: all finished runs of the
-                experiment.
-
-        Raises:
-            UserError: it cannot attack this defence; says what to train or give first.
-        """
-        return self._bound(target, commands, among)
-
     def history(self) -> list[tuple[dict[str, int], Attack]]:
-        """Earlier moments of an attack that adapts to what it is bound to, for curves of its strength.
+        """Earlier rounds of an attack that adapts to what it is bound to, for curves of its strength.
 
         Returns:
-            For each moment in order a label, ``{"round", "pairs", "epochs"}`` so far, and a bound attack that
+            For each round in order a label, ``{"round", "pairs", "epochs"}`` so far, and a bound attack that
             stands for it; by default none.
         """
         return []
@@ -230,7 +226,7 @@ class Attack(Adversary):
         """Features ``(N, C, h, w)`` -> pictures ``(N, 3, S, S)`` in [0, 1], on the CPU."""
 
 
-def told_of(target: Target) -> dict[str, Any]:
+def own_options(target: Target) -> dict[str, Any]:
     """A defence's options by name that are unlike its training's, but for the seed."""
     settings: dict[str, Any] = target.manifest["settings"]
     kinds = [cls for cls in defenses().values() if cls.stage_name == target.manifest["defense"]]
@@ -240,22 +236,22 @@ def told_of(target: Target) -> dict[str, Any]:
 
 
 def options_of(target: Target, group: str) -> list[str]:
-    """Words of a command that put a defence's settings in force: those of `told_of`.
+    """Words of a command that put a defence's settings in force: those of `own_options`.
 
     Args:
         target: the defence.
         group: of which group of options they are, such as ``protect``.
     """
-    return [word for name, value in told_of(target).items() for word in (f"--{group}.{name}", str(value))]
+    return [word for name, value in own_options(target).items() for word in (f"--{group}.{name}", str(value))]
 
 
 def marks_of(target: Target) -> dict[str, str]:
-    """What tells a defence from others by the same checkpoint: beta, transport, and options of `told_of`."""
+    """What tells a defence from others by the same checkpoint: beta, transport, and its `own_options`."""
     settings = target.manifest["settings"]
-    told = {name: settings[name] for name in ("beta", "transport") if settings.get(name) is not None}
+    marks = {name: settings[name] for name in ("beta", "transport") if settings.get(name) is not None}
     if target.defense is not None:
-        told |= told_of(target)
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in told.items()}
+        marks |= own_options(target)
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in marks.items()}
 
 
 def place_of(target: Target, home: Path) -> tuple[Path, str]:
@@ -295,10 +291,6 @@ class Reader(Adversary):
     """
 
     suspects: ClassVar[bool] = False
-
-    def against(self, target: Target | None, commands: Commands, among: list[str] | None = None) -> Reader:
-        """A copy for the features of one defence, see `Attack.against`."""
-        return self._bound(target, commands, among)
 
     def train(self, target: Target) -> list[str]:
         """The commands that let it learn from this defence; by default none is known."""

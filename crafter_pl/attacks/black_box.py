@@ -1,6 +1,7 @@
 """Black-box inversion: a decoder learned on public (feature, picture) pairs."""
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -8,14 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from crafter_pl.attacks.base import Attack
-from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero
 from crafter_pl.nets import AnswersDecoder, build_decoder
-from crafter_pl.stages.augment import flip
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.scored import Scored
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Scored, TaskModel, Upstream, flip, load_stage, read_checkpoint
 
 
 class BlackBox(Scored):
@@ -33,7 +29,7 @@ class BlackBox(Scored):
             which a defence must keep where the cloud is to go on working.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     stage_name = "black_box"
     monitor = "val/l2"
     mode = "min"
@@ -45,18 +41,12 @@ class BlackBox(Scored):
         decoder: str = "residual",
         width: int = 128,
         lr: float = 2e-3,
-        loss: str = "l1",
-        feature_weight: float = 0.1,
+        loss: Literal["l1", "l2"] = "l1",
+        feature_weight: FromZero = 0.1,
         reads: Literal["feature", "answers"] = "feature",
     ) -> None:
         super().__init__()
-        if loss not in ("l1", "l2") or feature_weight < 0:
-            raise UserError(
-                f"loss {loss!r} must be l1 or l2, and feature_weight {feature_weight} at least 0 "
-                "(--model.init_args.*)"
-            )
-        task = self.use("task", task_ckpt, TaskModel)
-        size = task.hparams["image_size"]
+        task, size = self.task, self.task.hparams["image_size"]
         self.net = (
             AnswersDecoder(task.net.cloud, len(task.hparams["attribute_names"]), size, decoder, width)
             if reads == "answers"
@@ -73,19 +63,14 @@ class BlackBox(Scored):
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.hparams["lr"])
+        return torch.optim.Adam([p for p in self.net.parameters() if p.requires_grad], lr=self.hparams["lr"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Pixel loss, and the feature loss where it has a weight."""
         images = flip(batch["image"])
         with torch.no_grad():
             features = self.encode(images)
-        decoded = self.net(features)
-        error = decoded - images
-        loss = error.abs().mean() if self.hparams["loss"] == "l1" else error.square().mean()
-        if self.hparams["feature_weight"] > 0:
-            loss = loss + self.hparams["feature_weight"] * (self.encode(decoded) - features).square().mean()
+        loss = decoder_loss(self.hparams, self.net(features), images, self.encode, features)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -100,6 +85,29 @@ class BlackBox(Scored):
         self.log_grid("reconstructions", torch.cat([images, self.net(self.encode(images))]))
 
 
+def decoder_loss(
+    h: Mapping[str, Any],
+    decoded: Tensor,
+    images: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    features: Tensor,
+) -> Tensor:
+    """What a decoder is trained by: the pixels' ``loss``, and ``feature_weight`` times the features' error.
+
+    Args:
+        h: its settings.
+        decoded: its pictures ``(N, 3, S, S)``.
+        images: the right ones.
+        encode: pictures -> unprotected features.
+        features: those of ``images``.
+    """
+    error = decoded - images
+    loss = error.abs().mean() if h["loss"] == "l1" else error.square().mean()
+    if h["feature_weight"] > 0:
+        loss = loss + h["feature_weight"] * (encode(decoded) - features).square().mean()
+    return loss
+
+
 class DecoderAttack(Attack):
     """The trained decoder as an attack.
 
@@ -111,8 +119,6 @@ class DecoderAttack(Attack):
         name: how the report calls it; also the stage folder looked in.
         batch_size: features decoded at a time.
     """
-
-    version = 1
 
     def __init__(self, ckpt: str | None = None, name: str = "black_box", batch_size: int = 64) -> None:
         self.name = self.stage = name
@@ -131,8 +137,8 @@ class DecoderAttack(Attack):
         """`retrained`, for a decoder that reads answers."""
         if not (found := self.retrained("cloud")):
             return {}
-        told = read_checkpoint(self.checkpoint(self.stage), self.stage).get("hyper_parameters", {})
-        return found if told.get("reads") == "answers" else {}
+        settings = read_checkpoint(self.checkpoint(self.stage), self.stage).get("hyper_parameters", {})
+        return found if settings.get("reads") == "answers" else {}
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:

@@ -15,12 +15,7 @@ from crafter_pl.data.split import check_several
 from crafter_pl.data.store import read_store
 from crafter_pl.errors import UserError
 from crafter_pl.nets import FeatureHead
-from crafter_pl.stages.augment import flip, warp
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.recogniser import PrivateRecogniser
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import PrivateRecogniser, TaskModel, Upstream, flip, load_stage, read_checkpoint, warp
 
 
 class FeatureToIdentity(PrivateRecogniser):
@@ -51,7 +46,7 @@ class FeatureToIdentity(PrivateRecogniser):
         learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     stage_name = "feature_to_id"
 
     def __init__(
@@ -74,7 +69,6 @@ class FeatureToIdentity(PrivateRecogniser):
         learned_from: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.use("task", task_ckpt, TaskModel)
         self.meet(public_people and train_store is None)
         self.stored: dict[str, tuple[Tensor, Tensor]] = {}  # part of the data: index (N,), features
         self.net = FeatureHead(self.task.feature_shape, len(self.people), width, embedding, dropout)
@@ -146,8 +140,7 @@ class FeatureToIdentity(PrivateRecogniser):
         if part in self.stored:
             index, features = self.stored[part]
             return features[torch.searchsorted(index, batch["index"].cpu())].to(self.device)
-        images = warp(flip(batch["image"])) if augment else batch["image"]
-        return self.task.edge(images)
+        return self.task.edge(warp(flip(batch["image"])) if augment else batch["image"])
 
     def lesson(self, batch: dict[str, Tensor]) -> Tensor:
         """Noisy features."""
@@ -174,8 +167,6 @@ class FeatureToID(Ruler):
         name: how the report calls it; also the stage folder looked in.
         batch_size: features judged at a time.
     """
-
-    version = 1
 
     def __init__(
         self,
@@ -212,11 +203,15 @@ class FeatureToID(Ruler):
         checkpoint, name = place_of(target, home)
         defense, run = target.manifest["defense"], checkpoint.parent.parent
         store = home / run.name / "features" / f"private_train-{name}"
-        more = [] if run.name == defense else ["--name", run.name]
-        more += [] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]
-        more += ["--data.predict_split", "private_train", "--protect.out", str(store)]
-        start = ["--model.init_args.init_from", self.checkpoint(self.name)]
-        learn = ["--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store), *start]
+        more = [
+            *([] if run.name == defense else ["--name", run.name]),
+            *([] if run.resolve() == (home / run.name).resolve() else ["--ckpt_path", str(checkpoint)]),
+            *("--data.predict_split", "private_train", "--protect.out", str(store)),
+        ]
+        learn = [
+            *("--name", f"{self.name}-{name}", "--model.init_args.train_store", str(store)),
+            *("--model.init_args.init_from", self.checkpoint(self.name)),
+        ]
         return [
             command(self.commands.args("predict", defense, *more, *options_of(target, "protect"))),
             self.commands.fit(FeatureToIdentity.stage_name, *learn),

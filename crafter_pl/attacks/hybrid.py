@@ -10,15 +10,13 @@ from crafter_pl.attacks.black_box import BlackBox
 from crafter_pl.attacks.descent import descend
 from crafter_pl.attacks.white_box import edge_encoder
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import TaskModel, load_stage
 
 
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels, down and across: ``(N, C, H, W)`` -> ``(N,)``."""
     down = (images[:, :, 1:] - images[:, :, :-1]).abs().flatten(1).mean(1)
-    across = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
-    return down + across
+    return down + (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(1)
 
 
 class HybridAttack(Attack):
@@ -36,8 +34,6 @@ class HybridAttack(Attack):
         batch_size: features inverted at a time.
         name: how the report calls it.
     """
-
-    version = 1
 
     def __init__(
         self,

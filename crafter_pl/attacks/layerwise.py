@@ -39,8 +39,6 @@ class LayerwiseAttack(WhiteBoxAttack):
         name: how the report calls it.
     """
 
-    version = 1
-
     def __init__(
         self,
         task_ckpt: str | None = None,
@@ -123,8 +121,12 @@ class LayerwiseAttack(WhiteBoxAttack):
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a reconstruction."""
-        own = {"radii": self.radii, "layer_steps": self.layer_steps, "layer_lr": self.layer_lr}
-        return {**super().settings(), **own}
+        return {
+            **super().settings(),
+            "radii": self.radii,
+            "layer_steps": self.layer_steps,
+            "layer_lr": self.layer_lr,
+        }
 
 
 def _run(blocks: Sequence[Callable[..., Any]], state: State) -> State:

@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import PublicPictures, StoreBatches, first_shards, store_loader
 from crafter_pl.data.split import rank_in_person
-from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_name
+from crafter_pl.data.store import MANIFEST, read_manifest, read_shard, shard_done, shard_name
 from crafter_pl.data.writer import StoreWriter
-from crafter_pl.defenses.base import Defense
-from crafter_pl.defenses.options import ProtectOptions
+from crafter_pl.defenses import Defense, ProtectOptions
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
 
@@ -146,7 +145,9 @@ class Queries:
 
             def there(number: int) -> bool:  # one that the manifest lists was read when it was listed
                 name = shard_name(number)
-                return (name in listed and (folder / name).is_file()) or writer.done(number, shards[number])
+                return (name in listed and (folder / name).is_file()) or shard_done(
+                    folder, number, shards[number]
+                )
 
             missing = [number for number in needed if not there(number)]
             meet()  # all have looked before anyone writes: the shares are disjoint
@@ -159,15 +160,15 @@ class Queries:
         return folder
 
     def _craft(self, writer: StoreWriter, shards: dict[int, Tensor], rank: int) -> None:
-        began = told = time.perf_counter()
+        began = printed = time.perf_counter()
         for done, (number, rows) in enumerate(shards.items(), 1):
             images = self.images(rows).to(self.defense.device)
             with torch.inference_mode(False), torch.enable_grad():
                 features = self.defense.protect(images, rows.to(self.defense.device), self.options)
             writer.write(number, features, rows)
             now = time.perf_counter()
-            if rank == 0 and (now - told >= 10 or done == len(shards)):
-                told, left = now, (now - began) / done * (len(shards) - done)
+            if rank == 0 and (now - printed >= 10 or done == len(shards)):
+                printed, left = now, (now - began) / done * (len(shards) - done)
                 where = f"queries {writer.folder.name} {now - began:.0f} s"
                 print(f"{where}: shard {done}/{len(shards)}, {left:.0f} s left", flush=True)
 
@@ -188,17 +189,19 @@ class Queries:
         See `StoreBatches`: ``batch_size`` is per process; the global batches depend on (seed, epoch) alone.
         """
         self.order(split)  # refuses splits that are not public
-        batches = StoreBatches(
-            self.folder / split,
-            batch_size,
-            lookup=lambda index: {"image": self.images(index)},
-            count=count,
-            seed=seed,
-            rank=rank,
-            world=world,
-            buffer=buffer,
+        return store_loader(
+            StoreBatches(
+                self.folder / split,
+                batch_size,
+                lookup=lambda index: {"image": self.images(index)},
+                count=count,
+                seed=seed,
+                rank=rank,
+                world=world,
+                buffer=buffer,
+            ),
+            epoch,
         )
-        return store_loader(batches, epoch)
 
     def batch(self, count: int, split: str = "public_val") -> tuple[Tensor, Tensor, Tensor]:
         """The first ``count`` pairs in memory, after `ensure`, in the order of the queries.
@@ -263,7 +266,6 @@ class QueriesDataModule(FacesDataModule):
     """
 
     queries: Queries | None = None
-    plan: QueryPlan
 
     def ask(self, queries: Queries, plan: QueryPlan) -> None:
         """Lets it craft its pairs by these ``queries``, as many as the ``plan`` says."""

@@ -16,12 +16,13 @@ from crafter_pl.errors import UserError
 from crafter_pl.judges import embedded
 from crafter_pl.judges.recognisers import Recogniser as Teacher
 from crafter_pl.judges.recognisers import named
+from crafter_pl.limits import AboveZero, FromZero, PositiveInt
 from crafter_pl.nets import synchronised
 from crafter_pl.nets.cut import replace_head
 from crafter_pl.nets.oracle import CosineHead
 from crafter_pl.stages.augment import warp
 from crafter_pl.stages.base import Stage
-from crafter_pl.stages.recogniser import Recogniser, cosface_loss
+from crafter_pl.stages.recogniser import Recogniser
 from crafter_pl.stages.task import TaskModel
 from crafter_pl.stages.upstream import Upstream
 
@@ -51,7 +52,8 @@ class Lessons:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for chunk in chunks[trainer.global_rank :: trainer.world_size]:
-                seen(chunk, False), seen(chunk, True)
+                seen(chunk, False)
+                seen(chunk, True)
             trainer.strategy.barrier()
         made = [torch.cat([seen(chunk, mirrored) for chunk in chunks]) for mirrored in (False, True)]
         self.embeddings = F.normalize(torch.stack(made), dim=2)
@@ -86,7 +88,7 @@ class Student(Recogniser):
             the data.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     stage_name = "student"
     monitor = "val/rank1"
     lessons: Lessons | None = None
@@ -96,19 +98,19 @@ class Student(Recogniser):
         task_ckpt: str | None = None,
         teacher: str | None = "Dlib",
         teacher_args: dict[str, Any] | None = None,
-        embedding: int = 128,
-        people_weight: float = 0.1,
-        noise: float = 0.05,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        scale: float = 20.0,
-        margin: float = 0.2,
+        embedding: PositiveInt = 128,
+        people_weight: FromZero = 0.1,
+        noise: FromZero = 0.05,
+        lr: AboveZero = 1e-3,
+        weight_decay: FromZero = 0.05,
+        scale: AboveZero = 20.0,
+        margin: FromZero = 0.2,
         identities: list[int] | None = None,
     ) -> None:
         super().__init__()
-        task, people = self.use("task", task_ckpt, TaskModel), self.needs("identities")
-        trunk = nn.Sequential(copy.deepcopy(task.net.cloud), nn.BatchNorm1d(embedding))
-        replace_head(trunk, "the cloud's classifier", embedding, len(task.hparams["attribute_names"]))
+        people, answers = self.needs("identities"), len(self.task.hparams["attribute_names"])
+        trunk = nn.Sequential(copy.deepcopy(self.task.net.cloud), nn.BatchNorm1d(embedding))
+        replace_head(trunk, "the cloud's classifier", embedding, answers)
         self.net = CosineHead(trunk, len(people), embedding).requires_grad_(True).train()
         self.know(people)
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -163,12 +165,12 @@ class Student(Recogniser):
             batch: `identity` and `index`.
             mirrored: bool ``(N,)``, of which pictures the features are of the mirrored ones.
         """
-        h, made = self.hparams, net.embed(features)
-        loss = cosface_loss(net.cosines(made), self.classes(batch["identity"]), h["scale"], h["margin"])
+        made = net.embed(features)
+        loss = self.cosface(net.cosines(made), batch["identity"])
         if lessons is None:
             return loss
         theirs = lessons(batch["index"], mirrored)
-        return h["people_weight"] * loss + (1 - (made * theirs).sum(1)).mean()
+        return self.hparams["people_weight"] * loss + (1 - (made * theirs).sum(1)).mean()
 
     def on_fit_start(self) -> None:
         """Lets the teacher look at all public faces."""
@@ -236,9 +238,8 @@ class AdaptiveStudent(AdaptiveStage):
         queries_dir: folder of crafted pairs; null is ``queries`` beside the run.
     """
 
-    student = Upstream[Student]()
+    student = Upstream(Student)
     stage_name = "adaptive_student"
-    lowest = AdaptiveStage.lowest | {"weight_decay": 0}
     lessons: Lessons | None = None
 
     def __init__(
@@ -246,24 +247,23 @@ class AdaptiveStudent(AdaptiveStage):
         defense_ckpt: str | None = "crafter",
         student_ckpt: str | None = None,
         protect: dict[str, Any] | None = None,
-        pairs_per_round: int = 256,
-        epochs_per_round: int = 20,
-        val_pairs: int = 64,
-        batch_size: int = 32,
-        shard_size: int = 64,
-        lr: float = 5e-4,
-        weight_decay: float = 0.05,
+        pairs_per_round: PositiveInt = 256,
+        epochs_per_round: PositiveInt = 20,
+        val_pairs: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        shard_size: PositiveInt = 64,
+        lr: AboveZero = 5e-4,
+        weight_decay: FromZero = 0.05,
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()
-        student = self.use("student", student_ckpt, Student)
-        read, protected = student.upstream_files["task"], self.defense.upstream_files["task"]
+        read, protected = self.student.upstream_files["task"], self.defense.upstream_files["task"]
         if read[1] != protected[1]:
             raise UserError(
                 f"the student {student_ckpt} reads features of {read[0]}, the defence {defense_ckpt} "
                 f"protects those of {protected[0]}: give two checkpoints of one task model"
             )
-        self.net: Any = synchronised(copy.deepcopy(student.net)).requires_grad_(True).train()
+        self.net: Any = synchronised(copy.deepcopy(self.student.net)).requires_grad_(True).train()
 
     def on_fit_start(self) -> None:
         """Lets the teacher look at all public faces."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.adaptive import AdaptiveStage
+from crafter_pl.limits import AboveZero, FromZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import FeatureMap, synchronised
 
 
@@ -38,22 +39,21 @@ class DefenseSurrogate(AdaptiveStage):
     """
 
     stage_name = "surrogate"
-    lowest = AdaptiveStage.lowest | {"weight_decay": 0, "width": 1, "blocks": 0, "hidden": 1}
 
     def __init__(
         self,
         defense_ckpt: str | None = "crafter",
         protect: dict[str, Any] | None = None,
-        pairs_per_round: int = 256,
-        epochs_per_round: int = 10,
-        val_pairs: int = 64,
-        batch_size: int = 32,
-        shard_size: int = 64,
-        lr: float = 2e-3,
-        weight_decay: float = 1e-2,
-        width: int = 64,
-        blocks: int = 2,
-        hidden: int = 128,
+        pairs_per_round: PositiveInt = 256,
+        epochs_per_round: PositiveInt = 10,
+        val_pairs: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        shard_size: PositiveInt = 64,
+        lr: AboveZero = 2e-3,
+        weight_decay: FromZero = 1e-2,
+        width: PositiveInt = 64,
+        blocks: NonNegativeInt = 2,
+        hidden: PositiveInt = 128,
         queries_dir: str | None = None,
     ) -> None:
         super().__init__()

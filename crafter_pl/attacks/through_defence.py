@@ -39,7 +39,6 @@ class ThroughDefenceAttack(AdaptedAttack, WhiteBoxAttack):
             from ``F``.
     """
 
-    version = 1
     stage_class = DefenseSurrogate
 
     def __init__(

@@ -10,10 +10,7 @@ from crafter_pl.crafting.inversion import InversionResult, Objective, invert
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.errors import UserError
 from crafter_pl.nets import fold_batchnorm
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import Amortizer, GanPrior, TaskModel, load_stage
 
 
 def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
@@ -24,8 +21,9 @@ def edge_encoder(attack: Attack, task: TaskModel) -> nn.Module:
     Raises:
         UserError: the defence has retrained it and is not at hand.
     """
-    own = bool(attack.retrained("encoder"))
-    return fold_batchnorm(attack.published("encoder") if own else task.net.encoder_module())
+    return fold_batchnorm(
+        attack.published("encoder") if attack.retrained("encoder") else task.net.encoder_module()
+    )
 
 
 class WhiteBoxAttack(Attack):
@@ -56,8 +54,6 @@ class WhiteBoxAttack(Attack):
         batch_size: features inverted at a time.
         name: how the report calls it.
     """
-
-    version = 1
 
     def __init__(
         self,
@@ -134,8 +130,9 @@ class WhiteBoxAttack(Attack):
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if restart == 0 and self.amortizer is not None:
             return self.enter(self.amortizer(features))
-        cold = keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
-        return self.enter(cold)
+        return self.enter(
+            keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
+        )
 
     def objective(self, features: Tensor) -> Objective:
         """What the search minimises for each face: ``|F - E|^2`` as a function of ``E = Enc(G(z))``."""

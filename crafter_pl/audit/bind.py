@@ -29,7 +29,7 @@ def bind(
         adversaries: as they were configured.
         targets: what made each set of features; None: they are unprotected.
         commands: of the experiment.
-        adapted: see `Attack.against`, ``among``.
+        adapted: see `Adversary.against`, ``among``.
         split_hash: of the data.
     """
     bound: Bound[A] = {one.name: [] for one in adversaries}
@@ -40,7 +40,7 @@ def bind(
                 one = adversary.against(target, commands, adapted)
                 moments: list[tuple[Moment, A]] = [(None, one)]
                 if isinstance(one, Attack) and target is not None:
-                    moments += one.history()
+                    moments += one.history()  # type: ignore[arg-type]  # rulers have none
                 notes += [note for _, own in moments for note in check(own, split_hash)]
                 bound[adversary.name].append(moments)
             except UserError as error:

@@ -16,9 +16,7 @@ from crafter_pl.data.provenance import present, seedless
 from crafter_pl.data.store import read_manifest, read_store
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.cloud import CloudClassifier
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import CloudClassifier, TaskModel, load_stage
 
 COST = ("seconds_per_image", "peak_memory_mb")
 Classifier = Callable[[Tensor], Tensor]  # features (N, C, h, w) -> attribute logits (N, A)
@@ -164,8 +162,7 @@ def _labelled(sets: list[Loaded]) -> list[Loaded]:
             for key in sorted(own)
             if key not in ("beta", "seed") and any(peer.about.settings.get(key) != own[key] for peer in peers)
         ]
-        alike = [peer for peer in peers if {**peer.about.settings, "seed": None} == {**own, "seed": None}]
-        if any(_weights(peer) != _weights(one) for peer in alike):
+        if any(_weights(p) != _weights(one) for p in peers if seedless(p.about.settings) == seedless(own)):
             differs.append(f"weights {_weights(one)}")
         beta = [] if about.beta is None else [f"beta {about.beta:g}"]
         family, label = (

@@ -13,8 +13,7 @@ from crafter_pl.audit.judge import Judge, Judged
 from crafter_pl.audit.panel import any_of
 from crafter_pl.audit.schema import Group, SideResult
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import Bootstrapped, Estimate
-from crafter_pl.metrics.bootstrap import mean_of
+from crafter_pl.metrics import Bootstrapped, Estimate, mean_of
 
 MIN_PEOPLE = 5  # a side with fewer people is left out: an interval over so few says nothing
 SIDES = {"present": "with", "absent": "without"}

@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 
 from crafter_pl.attacks.black_box import BlackBox
-from crafter_pl.errors import UserError
-from crafter_pl.stages.base import load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.oracle import IdentityOracle
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.limits import ClosedUnitInterval
+from crafter_pl.stages import IdentityOracle, Upstream, load_stage, read_checkpoint
 
 
 class ReconstructionOracle(IdentityOracle):
@@ -28,23 +25,15 @@ class ReconstructionOracle(IdentityOracle):
         options: those of `IdentityOracle`.
     """
 
-    decoder = Upstream[BlackBox]("black_box")  # the frozen decoder, with the encoder upstream of it
+    decoder = Upstream(BlackBox, "black_box")  # the frozen decoder, with the encoder upstream of it
 
     def __init__(
         self,
         black_box_ckpt: str | None = None,
-        reconstructed: float = 0.5,
+        reconstructed: ClosedUnitInterval = 0.5,
         **options: Any,  # noqa: ANN401 (of many types)
     ) -> None:
-        if not 0 <= reconstructed <= 1:
-            raise UserError(
-                f"reconstructed is {reconstructed}; give a share in [0, 1] (--model.init_args.reconstructed)"
-            )
         super().__init__(**options)
-
-    def load_upstream(self) -> None:
-        """The decoder."""
-        self.use("black_box", self.hparams["black_box_ckpt"], BlackBox)
 
     @torch.no_grad()
     def shown(self, images: Tensor) -> Tensor:

@@ -118,8 +118,8 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
         },
         {str(one.group): {"color": one.colour, "alpha": 0.25} for one in compared},
     )
-    told = {"audits": compared, "sets": _table(compared), "pictures": {"pareto": picture}}
-    write_file(page, render("compare", version=__version__, **told))
+    content = {"audits": compared, "sets": _table(compared), "pictures": {"pareto": picture}}
+    write_file(page, render("compare", version=__version__, **content))
     print(f"compared {len(compared)} audits: {page}", flush=True)
     return page
 

@@ -150,10 +150,9 @@ class Jobs:
     def _mark(self, job: Job) -> dict[str, object]:
         """What a job does, from which files to which, by their hashes."""
         made = [path for need in job.needs for path in self.jobs[need].outputs]
-        files = {"inputs": [*made, *job.inputs], "outputs": job.outputs}
         return {"commands": job.commands} | {
             kind: {path: sha256(path) if Path(path).is_file() else "" for path in paths}
-            for kind, paths in files.items()
+            for kind, paths in {"inputs": [*made, *job.inputs], "outputs": job.outputs}.items()
         }
 
     def _is_done(self, name: str) -> bool:

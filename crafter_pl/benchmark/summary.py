@@ -97,8 +97,7 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
     rows = [_row(title, entries) for title, entries in found.items()]
     for key in SCENARIOS:
         points = [(row, (own.value, row.worst_case.value)) for row in rows if (own := row.utility(key))]
-        best = on_front([point for _, point in points])
-        for (row, _), won in zip(points, best, strict=True):
+        for (row, _), won in zip(points, on_front([point for _, point in points]), strict=True):
             row.on_front[key] = won
     return Summary(
         data=first.data,

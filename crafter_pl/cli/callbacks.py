@@ -103,8 +103,8 @@ class EpochStart(Callback):
         if batch_idx == 0:
             self._seed(trainer, 1)
 
-    def _seed(self, trainer: Trainer, moment: int) -> None:
-        key = f"{self.seed} {trainer.current_epoch} {trainer.global_rank} {moment}"
+    def _seed(self, trainer: Trainer, place: int) -> None:
+        key = f"{self.seed} {trainer.current_epoch} {trainer.global_rank} {place}"
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
         torch.manual_seed(seed)
         np.random.seed(seed)

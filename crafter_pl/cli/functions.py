@@ -19,9 +19,8 @@ from crafter_pl.plugins import import_stages
 def options_class(function: Callable[..., Any]) -> Any:  # noqa: ANN401 (a class)
     """The dataclass whose fields are the options of a verb's function; None: its arguments are."""
     first, *others = get_type_hints(function).values()
-    if len(others) == 1 and isinstance(first, type) and is_dataclass(first):  # the other one: what it returns
-        return first
-    return None
+    # The other one is what it returns.
+    return first if len(others) == 1 and isinstance(first, type) and is_dataclass(first) else None
 
 
 def parser(verb: str) -> Parser:
@@ -34,13 +33,13 @@ def parser(verb: str) -> Parser:
     if positional:
         made.add_argument(positional, nargs="*", type=str, default=[], help=text)
     function = resolve_name(FUNCTIONS[verb])
-    told: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
+    how: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
     if options := options_class(function):
         made.hints = get_type_hints(options)
-        made.add_class_arguments(options, instantiate=False, **told)
+        made.add_class_arguments(options, instantiate=False, **how)
     else:
         made.hints = get_type_hints(function)
-        made.add_function_arguments(function, skip={positional}, **told)
+        made.add_function_arguments(function, skip={positional}, **how)
     return made
 
 

@@ -18,12 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from crafter_pl.cli.verbs import VERBS
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
+from crafter_pl.limits import WORDS
 from crafter_pl.processes import tells_of_another
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "{NAME: VALUE}"}
+_WORDS = WORDS | {"bool": "true or false", "dict": "{NAME: VALUE}"}
 _OWN = re.compile(  # lines that say nothing to a user
-    r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected an? |Not a valid subclass"
-    r"|Subclass types expect|a class path \(str\)|a dict (with|without) |Problem with given class_path|$"
+    r"Parser key|Not of type|Does not validate|Subtypes:|Errors:|Given value|Expected an? "
+    r"|Not a valid subclass|Subclass types expect|a class path \(str\)|a dict (with|without) "
+    r"|Problem with given class_path|$"
 )
 
 
@@ -90,7 +92,7 @@ class Parser(LightningArgumentParser):
 
 
 def parser_settings(verb: str) -> dict[str, Any]:
-    """What a verb's parser is told."""
+    """The settings of a verb's parser."""
     return {"prog": f"crafter_pl {verb}", "description": VERBS[verb], "exit_on_error": False}
 
 
@@ -133,7 +135,7 @@ def _expected(head: str) -> str:
     """What the innermost type of a message takes; empty where the message says it otherwise."""
     if choices := re.findall(r"Literal\[([^\]]*)\]", head):
         return f"one of {choices[-1]}".replace("'", "")
-    kinds = re.findall(r"Expected a <class '(\w+)'>", head)
+    kinds = re.findall(r"(?:Expected a <class '|Not of type )(\w+)", head)
     return " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
 
 

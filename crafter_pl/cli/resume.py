@@ -9,10 +9,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.stages.checkpoints import read_checkpoint
 
-# Data settings that may change between the parts of an interrupted run: where things lie, not what they are.
-FREE = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
-DRAWN = {"people", "images_per_person"}  # of the source synthetic alone
-
 
 def plain_settings(dumped: str) -> dict[str, Any]:
     """A dumped command's options as plain values, those of the data without their class."""
@@ -36,7 +32,9 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
         given: the config of this command as plain values.
         where: how to call the former.
     """
-    free = FREE | (set() if saved["data"].get("source") == "synthetic" else DRAWN)
+    # These may change between the parts of an interrupted run: where things lie, not what they are.
+    free = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
+    free |= set() if saved["data"].get("source") == "synthetic" else {"people", "images_per_person"}
     model = [one["model"].get("init_args") or {} for one in (saved, given)]
     lines = []
     for part, (old, new) in (("model", model), ("data", (saved["data"], given["data"]))):

@@ -122,9 +122,9 @@ def _predict(cli: StageCLI, defense: Stage, data: FacesDataModule, trainer: Trai
     if not isinstance(defense, Defense):
         trainer.predict(defense, data)  # says that it does not predict
         return
-    told = dict(vars(cli.options.protect))  # which the saved config keeps
-    out, name = told.pop("out"), told.pop("name")
-    options = defense.options(**told)
+    given = dict(vars(cli.options.protect))  # which the saved config keeps
+    out, name = given.pop("out"), given.pop("name")
+    options = defense.options(**given)
     data.setup("predict")
     writer = FeatureWriter(defense, options, data, out, name, cli.run_dir)
     if len(writer.batches) < trainer.world_size:

@@ -18,8 +18,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import declare
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, stages
-from crafter_pl.stages.checkpoints import named_run
+from crafter_pl.stages import Stage, named_run, stages
 
 # Trainer options that are not the user's: run folders and checkpoints are what stages find each other by.
 OURS: set[str | int] = {
@@ -41,18 +40,18 @@ TRAINER = {  # where they are not Lightning's
 
 def named(args: list[str]) -> tuple[type[Stage], set[str]]:
     """The stage that unparsed arguments name, in a config or as an option, and the options of a defence."""
-    found, told = "Stage", set()
+    found, protect = "Stage", set()
     for name, value in pairs(args):
         if name in ("--config", "-c") and Path(value).is_file():
             config = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
             model = config.get("model")
             found = str(model.get("class_path", found) if isinstance(model, dict) else model or found)
-            told |= set(config.get("protect") or {})
+            protect |= set(config.get("protect") or {})
         elif name in ("--model", "--model.class_path"):
             found = value
         elif name.startswith("--protect."):
-            told.add(name.removeprefix("--protect."))
-    return stages().get(found.rpartition(".")[2], Stage), told
+            protect.add(name.removeprefix("--protect."))
+    return stages().get(found.rpartition(".")[2], Stage), protect
 
 
 class StageCLI(LightningCLI):

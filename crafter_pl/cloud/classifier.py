@@ -12,8 +12,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.plugins import import_modules
-from crafter_pl.stages import CloudClassifier, TaskModel, load_stage
-from crafter_pl.stages.checkpoints import read_checkpoint
+from crafter_pl.stages import CloudClassifier, TaskModel, load_stage, read_checkpoint
 
 
 @dataclass(frozen=True)

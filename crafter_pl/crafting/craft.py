@@ -49,11 +49,9 @@ def task_gradient(classifier: Net, features: Tensor, answers: Tensor) -> tuple[T
     """
     with torch.enable_grad():
         variable = features.detach().clone().requires_grad_()
-        logits = classifier(variable)
-        cross = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").mean(1)
+        cross = F.binary_cross_entropy_with_logits(classifier(variable), answers, reduction="none").mean(1)
         (gradient,) = torch.autograd.grad(cross.sum(), variable)
-    entropy = F.binary_cross_entropy(answers, answers, reduction="none").mean(1)
-    return cross.detach() - entropy, gradient
+    return cross.detach() - F.binary_cross_entropy(answers, answers, reduction="none").mean(1), gradient
 
 
 def utility_gradient(features: Tensor, clean: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:

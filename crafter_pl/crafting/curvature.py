@@ -15,7 +15,12 @@ from crafter_pl.crafting.inversion import Recorded, Render, inner_loss, record
 
 
 class Curvature:
-    """Second-order products of the inner objective at one point, on a graph recorded once."""
+    """Second-order products of the inner objective at one point, on a graph recorded once.
+
+    Attributes:
+        loss: the objective there, ``(N,)``, with its graph.
+        products: how many there have been.
+    """
 
     def __init__(
         self, render: Render, target: Tensor, z: Tensor | Recorded, rho: float, scale: float
@@ -23,17 +28,13 @@ class Curvature:
         self.products = 0
         self._here, self._scale = record(render, z), scale
         with torch.enable_grad():
-            self._loss = inner_loss(self._here.rendered, target.detach(), self._here.z, rho, scale)
-
-    def loss(self) -> Tensor:
-        """Return the inner objective at this point, ``(N,)``."""
-        return self._loss.detach()
+            self.loss = inner_loss(self._here.rendered, target.detach(), self._here.z, rho, scale)
 
     @cached_property
     def _gradient(self) -> Tensor:
         """``dL/dz``, with its graph."""
         with torch.enable_grad():
-            return torch.autograd.grad(self._loss.sum(), self._here.z, create_graph=True)[0]
+            return torch.autograd.grad(self.loss.sum(), self._here.z, create_graph=True)[0]
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor]:

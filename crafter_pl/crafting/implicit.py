@@ -111,7 +111,6 @@ def neumann(
     terms: int,
     rho: float = 0.0,
     scale: float = 1.0,
-    diagnose: bool = True,
 ) -> Hypergradient:
     """Hypergradient with ``alpha * sum_{j<=terms} (I - alpha * H)^j`` for the inverse Hessian (the paper's).
 
@@ -124,20 +123,16 @@ def neumann(
         terms: K, the Hessian products of the series.
         rho: prior weight of the inner objective.
         scale: c, factor of its data term.
-        diagnose: spend one more product on the residual; without it the residual is NaN.
     """
     v, curvature = v.detach(), Curvature(render, target, z, rho, scale)
     power = total = v
     for _ in range(terms):
         power = power - alpha * curvature.hessian(power)
         total = total + power
-    if diagnose:
-        remainder = power - alpha * curvature.hessian(power)
-        residual = divide(dot(remainder, remainder).sqrt(), dot(v, v).sqrt())
-    else:
-        residual = torch.full((len(v),), torch.nan, dtype=v.dtype, device=v.device)
+    remainder = power - alpha * curvature.hessian(power)
+    residual = divide(dot(remainder, remainder).sqrt(), dot(v, v).sqrt())
     y = alpha * total
-    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products)
+    return Hypergradient(curvature.mixed(y), curvature.loss.detach(), y, residual, curvature.products)
 
 
 def cg(
@@ -175,7 +170,7 @@ def cg(
         return product, p, dot(p, product)
 
     y, _, residual = conjugate_gradients(matrix, v, y0, iterations)
-    return Hypergradient(curvature.mixed(y), curvature.loss(), y, residual, curvature.products)
+    return Hypergradient(curvature.mixed(y), curvature.loss.detach(), y, residual, curvature.products)
 
 
 def gauss_newton(
@@ -218,7 +213,7 @@ def gauss_newton(
 
     y, image, residual = conjugate_gradients(matrix, v, y0, iterations)
     image = torch.zeros_like(target) if image is None else image
-    return Hypergradient(weight * image, curvature.loss(), y, residual, curvature.products)
+    return Hypergradient(weight * image, curvature.loss.detach(), y, residual, curvature.products)
 
 
 def unroll(

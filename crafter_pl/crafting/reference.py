@@ -135,7 +135,6 @@ def reference_hypergradient(
         alpha=alpha,
         terms=terms,
         scale=HYPERGRADIENT_WEIGHT / (count * entries),
-        diagnose=False,
     )
     direct = OUTER_WEIGHT * beta * 2 / (count * entries) * (features.detach() - original.detach())
     return direct + implicit.grad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from crafter_pl.crafting.inversion import InversionState, Recorded
 from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, FromZero, NonNegativeInt, PositiveInt, checked
 
 Precision = Literal["bf16", "float32", "float64"]
 
@@ -53,43 +53,31 @@ class CraftSettings:
             most of that amplification happens.
     """
 
-    beta: float = 1.0
-    task_weight: float = 0.0
-    steps: int = 80
-    lr: float = 0.02
+    beta: FromZero = 1.0
+    task_weight: FromZero = 0.0
+    steps: NonNegativeInt = 80
+    lr: AboveZero = 0.02
     update: Literal["rms", "adam"] = "rms"
-    start_steps: int = 40
-    inner_steps: int = 4
-    inner_lr: float = 0.03
-    prior_weight: float = 0.0
+    start_steps: NonNegativeInt = 40
+    inner_steps: NonNegativeInt = 4
+    inner_lr: AboveZero = 0.03
+    prior_weight: FromZero = 0.0
     solver: Literal["gauss_newton", "cg", "neumann", "unroll"] = "gauss_newton"
-    damping: float = 1.0
-    iterations: int = 4
-    alpha: float = 1e-3
-    critic_steps: int = 3
+    damping: FromZero = 1.0
+    iterations: PositiveInt = 4
+    alpha: AboveZero = 1e-3
+    critic_steps: NonNegativeInt = 3
     critic_batch: int = 32
-    critic_lr: float = 5e-4
-    penalty: float = 20.0
+    critic_lr: AboveZero = 5e-4
+    penalty: FromZero = 20.0
     precision: Precision = "float32"
     double_start: bool = True
-    polish_steps: int = 0
-    polish_lr: float = 0.02
+    polish_steps: NonNegativeInt = 0
+    polish_lr: AboveZero = 0.02
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
-        weights = (self.beta, self.task_weight, self.damping, self.penalty, self.prior_weight)
-        if not all(0 <= value < math.inf for value in weights) or not all(
-            0 < value < math.inf
-            for value in (self.lr, self.inner_lr, self.alpha, self.critic_lr, self.polish_lr)
-        ):
-            raise UserError(
-                f"crafting settings out of range: {self}; weights >= 0, step sizes > 0, all finite"
-            )
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        steps = (self.steps, self.start_steps, self.inner_steps, self.critic_steps, self.polish_steps)
-        if min(steps) < 0 or self.iterations < 1:
-            raise UserError(f"crafting settings out of range: {self}; steps >= 0, iterations >= 1")
+        checked(CraftSettings, vars(self), "--model.init_args.craft")
         if self.polish_steps and not self.task_weight:
             raise UserError(
                 f"polish_steps {self.polish_steps} follow the cloud's answers: task_weight must be above 0"
@@ -127,8 +115,7 @@ class CraftNets:
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""
-        features: Tensor = self.encoder(self.generator(z))
-        return features
+        return self.encoder(self.generator(z))
 
 
 @dataclass

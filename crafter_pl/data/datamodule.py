@@ -28,11 +28,6 @@ class FacesDataModule(LightningDataModule):
     """
 
     version: ClassVar[int] = 1
-    faces: Faces
-    splits: split.Splits
-    split_hash: str
-    private_identities: Tensor
-    public_identities: Tensor
 
     def __init__(
         self,
@@ -222,18 +217,9 @@ class FacesDataModule(LightningDataModule):
         """The attributes, in the order of the columns."""
         return self.faces.attribute_names
 
-    @property
-    def num_attributes(self) -> int:
-        """How many attributes there are; 0 for a source without them."""
-        return len(self.faces.attribute_names)
-
     def dataset(self, part: str) -> FaceSet:
         """A part of the data: one of `split.PARTS`, or `public`, or `all_private`, which join two."""
         return FaceSet(self.faces, self._rows(part))
-
-    def images(self, part: str) -> Tensor:
-        """All pictures of a part, float32 `(N, 3, S, S)` in [0, 1]."""
-        return self.rows(part)["image"]
 
     def rows(self, part: str) -> dict[str, Tensor]:
         """A whole part as one batch: `image`, `attributes`, `identity`, `index`."""

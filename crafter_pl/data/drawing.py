@@ -208,8 +208,7 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
     radius = 0.030 + 0.42 * p["eye_height"]
     canvas.fill(_ellipse(ix, yy, radius, radius), p["iris"], white)
     canvas.fill(_ellipse(ix, yy, radius * 0.5, radius * 0.5), p["iris"] * 0.12, white)
-    glint = _ellipse(ix - side * 0.02, yy + 0.022, 0.016, 0.016)
-    canvas.fill(glint, torch.ones(3, 1, 1), white * 0.9)
+    canvas.fill(_ellipse(ix - side * 0.02, yy + 0.022, 0.016, 0.016), torch.ones(3, 1, 1), white * 0.9)
     t = ax / p["eye_width"]
     rise = (high - 0.25 * p["eye_height"] * (p["lids"] < 0.3)) * (1 - t * t).clamp(min=0).sqrt()
     lid = (yy + rise).abs() - 0.015
@@ -224,8 +223,7 @@ def _eyes(p: dict[str, Tensor], canvas: _Canvas, xf: Tensor, y: Tensor) -> None:
         + p["brow_slant"] * ax
     )
     thick = p["brow_thick"] * (1.02 - 0.45 * b.clamp(min=0)).clamp(min=0.1)
-    brow = torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"])
-    canvas.fill(brow, p["brow"], 0.92)
+    canvas.fill(torch.maximum((y - middle).abs() - thick, ax.abs() - p["brow_width"]), p["brow"], 0.92)
 
 
 def _front_hair(

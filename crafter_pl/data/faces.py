@@ -121,16 +121,12 @@ class FaceBatches(Dataset[dict[str, Any]]):
     def __init__(self, faces: FaceSet, batch_size: int) -> None:
         """Cut `faces` into batches of `batch_size`; the last may be smaller."""
         self.faces = faces
-        self.batches = faces.index.split(batch_size)
+        self.rows = faces.index.split(batch_size)
 
     def __len__(self) -> int:
         """The number of batches."""
-        return len(self.batches)
+        return len(self.rows)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """Batch number `item`: a sample's entries with a leading `N`, and `batch`, its number, an int."""
-        return {**self.faces.take(self.index_of(item)), "batch": item}
-
-    def index_of(self, item: int) -> Tensor:
-        """The pictures of batch number `item`: their rows in the data set, int64 `(N,)`."""
-        return self.batches[item]
+        return {**self.faces.take(self.rows[item]), "batch": item}

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SIDE, _BORDER = 128, 24  # pictures are looked at in this size, with so much continued beyond their borders
-_SURE = 0.9  # what the detector must say
 
 
 class Frame(NamedTuple):
@@ -45,7 +44,7 @@ def measure_frame(images: Tensor) -> Frame | None:
         _, confidence, points = net.detect(large.permute(0, 2, 3, 1).numpy(), landmarks=True)
     except (RuntimeError, IndexError, ValueError):  # facenet-pytorch joins empty lists where it finds nothing
         return None
-    at = np.array([p[0] for p, sure in zip(points, confidence, strict=True) if (sure[0] or 0) >= _SURE])
+    at = np.array([p[0] for p, sure in zip(points, confidence, strict=True) if (sure[0] or 0) >= 0.9])
     if 2 * len(at) < len(large):
         return None
     at = (at - _BORDER) / _SIDE - 0.5  # left eye, right eye, nose, left and right corner of the mouth

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from unicodedata import normalize
 
-from crafter_pl.data.pictures import ENDINGS, is_junk, shown, text_of
+from crafter_pl.data.pictures import ENDINGS, is_junk, shown
 from crafter_pl.errors import UserError
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
@@ -91,7 +91,8 @@ def by_name(paths: Iterable[str], folder: Path) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for path in paths:
-        name = normalize("NFC", text_of(path))
+        # The same text whatever this system's locale: UTF-8, other bytes as surrogates.
+        name = normalize("NFC", os.fsencode(path).decode("utf-8", "surrogateescape"))
         if name in named:
             raise UserError(
                 f"{shown(folder)} holds {shown(name)} twice, in two normal forms of Unicode "

@@ -34,7 +34,6 @@ ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "lost+found")
-_WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,11 +79,6 @@ def shown(path: str | Path) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = str(path).encode(encoding, "backslashreplace").decode(encoding)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def text_of(path: str | Path) -> str:
-    """A path's name as the same text whatever this system's locale: UTF-8, other bytes as surrogates."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def is_junk(name: str) -> bool:
@@ -248,7 +242,7 @@ def _moves(picture: Image.Image) -> bool:
 def _to_rgb(picture: Image.Image, turn: Image.Transpose | None) -> tuple[Image.Image, list[str]]:
     """A decoded picture of any mode as RGB, turned, and remarks."""
     notes: list[str] = []
-    wide = picture.mode in _WIDE or (picture.mode == "I" and picture.format == "PNG")
+    wide = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
     if not wide and picture.mode in ("I", "F", "LAB"):  # numbers of any range
         raise Refused("unusual pixels", f"mode {picture.mode}: save it as RGB of 8 bits")
     turned = _eight_bits(picture) if wide else picture

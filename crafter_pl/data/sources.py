@@ -72,10 +72,6 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
     pictures = pictures_in(((entry.name, entry) for entry in os.scandir(folder)), folder)
     row_of = _rows_of(pictures, identity.keys() | labels.keys())
     chosen = sorted(name for name, row in row_of.items() if row in identity and row in labels)
-    notes = {
-        "rows_without_picture": len((identity.keys() | labels.keys()) - set(row_of.values())),
-        "pictures_without_row": len(pictures) - len(chosen),
-    }
     return _assemble(
         folder,
         {name: pictures[name] for name in chosen},
@@ -83,7 +79,10 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
         None,
         [labels[row_of[name]] for name in chosen],
         [names[c] for c in columns],
-        notes,
+        {
+            "rows_without_picture": len((identity.keys() | labels.keys()) - set(row_of.values())),
+            "pictures_without_row": len(pictures) - len(chosen),
+        },
         how,
     )
 

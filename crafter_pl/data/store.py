@@ -37,9 +37,6 @@ _REQUIRED = {
     "count": int,
     "shards": dict,
 }
-_SENT = {"F32": "float32", "F16": "float16", "I8": "int8"}  # `TRANSPORTS` by safetensors' names
-_SHARD = re.compile(r"shard-[0-9]{5,12}\.safetensors")
-_MOST = 2**31  # of a size or a count: more is no store
 _AGAIN = "delete it and run predict again; finished shards are kept"
 
 
@@ -206,7 +203,7 @@ def expect(
             f"{folder} holds features of photographs (made with protect): nobody has labelled these faces, "
             "so they can be neither audited nor learned from; give a store that predict made of labelled ones"
         )
-    expected = {
+    for entry, (want, meaning) in {
         "shape": (
             None if shape is None else list(shape),
             "of an encoder cut elsewhere or another picture size",
@@ -214,8 +211,7 @@ def expect(
         "encoder_sha256": (encoder_sha256, "made with another encoder"),
         "split_hash": (split_hash, "made of another split of the data"),
         "split": (split, "made of another part of the data"),
-    }
-    for entry, (want, meaning) in expected.items():
+    }.items():
         if want is not None and manifest[entry] != want:
             raise UserError(
                 f"{folder}: the store's {entry} is {manifest[entry]}, expected {want}: it was {meaning}; "
@@ -231,11 +227,11 @@ def read_shard(folder: str | Path, name: str, manifest: dict[str, Any]) -> tuple
     """
     file = Path(folder) / name
     shard = _read_shard(file)
-    sent, shape = _SENT[shard.sent], tuple(manifest["shape"])
+    sent = {"F32": "float32", "F16": "float16", "I8": "int8"}[shard.sent]  # of `TRANSPORTS`
     for what, got, said in (
         (f": features in {sent}", sent, manifest["dtype"]),
         (f" holds {len(shard.array)} features", len(shard.array), manifest["shards"][name]),
-        (f": features of shape {shard.array.shape[1:]}", shard.array.shape[1:], shape),
+        (f": features of shape {shard.array.shape[1:]}", shard.array.shape[1:], tuple(manifest["shape"])),
     ):
         if got != said:
             raise UserError(f"{file}{what}, the manifest says {said}; {_AGAIN}")
@@ -271,7 +267,7 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
     check(manifest["dtype"] in TRANSPORTS, f"dtype must be one of {', '.join(TRANSPORTS)}", manifest["dtype"])
     check(len(shape) == 3 and all(map(_is_size, shape)), "shape must be three sizes", shape)
     check(
-        bool(shards) and all(map(_SHARD.fullmatch, shards)),
+        bool(shards) and all(re.fullmatch(r"shard-[0-9]{5,12}\.safetensors", name) for name in shards),
         "shards must map file names, such as shard-00000.safetensors, to counts",
         shards,
     )
@@ -281,4 +277,4 @@ def _check_manifest(manifest: dict[str, Any], error: type[Exception], where: str
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value < _MOST
+    return type(value) is int and 0 < value < 2**31  # more is no store

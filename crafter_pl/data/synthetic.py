@@ -13,7 +13,7 @@ from crafter_pl.data.drawing import draw
 from crafter_pl.data.faces import Faces
 from crafter_pl.data.keyed import keyed_uniform
 from crafter_pl.data.people import ATTRIBUTE_NAMES, draw_people, draw_pictures
-from crafter_pl.errors import UserError
+from crafter_pl.limits import PositiveInt, checked
 
 
 def render(people: Tensor, pictures: Tensor, image_size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -31,13 +31,14 @@ def render(people: Tensor, pictures: Tensor, image_size: int, seed: int) -> tupl
     params = draw_people(people, seed) | draw_pictures(people, pictures, seed)
     attributes = torch.stack([params.pop(name) for name in ATTRIBUTE_NAMES], dim=1).to(torch.uint8)
     image = draw(params, image_size)
-    pixels = torch.arange(3 * image_size**2)
-    grain = keyed_uniform(seed, "grain", people[:, None], pictures[:, None], pixels)
+    grain = keyed_uniform(seed, "grain", people[:, None], pictures[:, None], torch.arange(3 * image_size**2))
     image += (grain.view_as(image) - 0.5) * (params["noise"] * 3.46)[:, None, None, None]
     return image.clamp_(0, 1).mul_(255).round_().to(torch.uint8), attributes
 
 
-def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: int) -> Faces:
+def synthetic_faces(
+    people: PositiveInt, images_per_person: PositiveInt, image_size: PositiveInt, seed: int
+) -> Faces:
     """Draw `images_per_person` pictures of each of `people` people, `(N, 3, S, S)`, in order of the person.
 
     Args:
@@ -49,13 +50,8 @@ def synthetic_faces(people: int, images_per_person: int, image_size: int, seed: 
     Raises:
         UserError: a size or a count is not positive.
     """
-    for name, value in (
-        ("people", people),
-        ("images_per_person", images_per_person),
-        ("image_size", image_size),
-    ):
-        if value < 1:
-            raise UserError(f"synthetic faces: {name} is {value}; give at least 1 (--data.{name})")
+    counts = {"people": people, "images_per_person": images_per_person, "image_size": image_size}
+    checked(synthetic_faces, counts, "--data")
     count = people * images_per_person
     person = torch.arange(people).repeat_interleave(images_per_person)
     picture = torch.arange(images_per_person).repeat(people)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crafter_pl.data.store import MANIFEST, read_manifest, shard_done, shard_name, write_manifest, write_shard
+from crafter_pl.data.store import MANIFEST, read_manifest, shard_name, write_manifest, write_shard
 from crafter_pl.data.transport import bytes_each
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
@@ -45,10 +45,6 @@ class StoreWriter:
         self.about |= {"fingerprint": fingerprint}
         if not mark.is_file():
             write_file(mark, f"{fingerprint}\n".encode())
-
-    def done(self, number: int, index: Tensor) -> bool:
-        """See `shard_done`."""
-        return shard_done(self.folder, number, index)
 
     def write(self, number: int, features: Tensor, index: Tensor, seconds: float = 0.0) -> None:
         """Writes a shard, see `write_shard`; ``seconds`` is what protecting has taken."""

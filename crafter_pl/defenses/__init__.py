@@ -18,6 +18,7 @@ from crafter_pl.defenses.crafter_variants import (
     CrafterVariant,
     CrafterZ,
 )
+from crafter_pl.defenses.options import ProtectOptions
 
 __all__ = [
     "AdversarialLearning",
@@ -35,6 +36,7 @@ __all__ = [
     "LowKey",
     "NoPeek",
     "Noise",
+    "ProtectOptions",
     "Tiprdc",
     "load_defense",
 ]

@@ -10,32 +10,30 @@ from typing import Any, ClassVar, Generic, cast
 from torch import Tensor, nn
 
 from crafter_pl.data.store import FORMAT_VERSION
-from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, checked, names
+from crafter_pl.defenses.options import KeyedOptions, OptionsT, ProtectOptions, names
 from crafter_pl.errors import UserError
-from crafter_pl.stages.base import Stage, load_stage, stages
-from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.limits import checked
+from crafter_pl.stages import Stage, TaskModel, Upstream, load_stage, read_checkpoint, stages
 
 
 class Defense(Stage, Generic[OptionsT]):
     """A stage that protects pictures; `predict` protects a split and writes the feature store.
 
     A subclass implements `protect`, and holds the task model upstream. What a user may set anew for every
-    store is an option: a field of its own `options_class`, described under ``Args``, checked in
-    ``__post_init__``. What training depends on is an init argument; `recorded` puts it into the manifest. One
+    store is an option: a field of its own `options_class`, described under ``Args``, checked by
+    its type. What training depends on is an init argument; `recorded` puts it into the manifest. One
     that trains nothing inherits `Untrained`, and is fitted all the same: its checkpoint names its task model.
 
     Class attributes:
         version: raised by hand whenever equal weights, settings and pictures give other features than before;
             stores, attackers' queries and what has learnt from them name it (tests/helpers/versions.py).
-        options_class: what `protect` can be told.
+        options_class: the options of `protect`.
         recorded: the init arguments that are settings of the protection, in the manifest.
         tradeoff: the init argument that sets the trade-off where training does; it names the store.
         retrains: what the defence changes of the backend: ``encoder``, ``cloud``, or nothing.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     version: ClassVar[int] = 1
     options_class: ClassVar[type[ProtectOptions]] = ProtectOptions
     recorded: ClassVar[tuple[str, ...]] = ()
@@ -55,21 +53,22 @@ class Defense(Stage, Generic[OptionsT]):
         """
         raise TypeError(f"{type(self).__name__} does not implement protect")
 
-    def options(self, **told: Any) -> OptionsT:  # noqa: ANN401 (numbers and names)
-        """What is in force: as it was trained, with what is ``told`` in its place (null: as it was trained).
+    def options(self, **given: Any) -> OptionsT:  # noqa: ANN401 (numbers and names)
+        """What is in force: as it was trained, with what is ``given`` in its place (null: as it was trained).
 
         Raises:
             UserError: it has no such option, or not with that value.
         """
-        self.refuse_unknown(told)
-        given = {name: value for name, value in told.items() if value is not None}
-        return cast(OptionsT, checked(self.options_class, {**self.trained_options(), **given}))
+        self.refuse_unknown(given)
+        others = {name: value for name, value in given.items() if value is not None}
+        exact = checked(self.options_class, {**self.trained_options(), **others}, "--protect")
+        return cast(OptionsT, self.options_class(**exact))
 
     @classmethod
-    def refuse_unknown(cls, told: Iterable[str]) -> None:
+    def refuse_unknown(cls, given: Iterable[str]) -> None:
         """Raises UserError where an option is not among those of this class; lists these."""
         known = names(cls.options_class)
-        if strange := [name for name in told if name not in known]:
+        if strange := [name for name in given if name not in known]:
             instead = f"; its trade-off is set in training (--model.init_args.{cls.tradeoff})"
             raise UserError(
                 f"{cls.stage_name} has no option {', '.join(strange)}: it has {', '.join(known)} "
@@ -83,8 +82,12 @@ class Defense(Stage, Generic[OptionsT]):
     def settings(self, options: OptionsT) -> dict[str, Any]:
         """The settings in force, for the manifest: how features travel only if that is not in float32."""
         own = {name.rstrip("_"): self.hparams[name] for name in self.recorded}
-        told = {key: value for key, value in asdict(options).items() if key != "transport"}
-        return {**own, **told, **({} if options.transport == "float32" else {"transport": options.transport})}
+        others = {key: value for key, value in asdict(options).items() if key != "transport"}
+        return {
+            **own,
+            **others,
+            **({} if options.transport == "float32" else {"transport": options.transport}),
+        }
 
     def edge_module(self) -> nn.Module:
         """The encoder that runs on the edge: pictures -> unprotected features; attackers know it."""
@@ -114,8 +117,9 @@ class Defense(Stage, Generic[OptionsT]):
 
     def weights_hash(self) -> str:
         """SHA-256 over the own weights and the upstream files: with the settings in force, the defence."""
-        upstream = sorted(digest for _, digest in self.upstream_files.values())
-        digest = hashlib.sha256(json.dumps(upstream).encode())
+        digest = hashlib.sha256(
+            json.dumps(sorted(digest for _, digest in self.upstream_files.values())).encode()
+        )
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -132,10 +136,10 @@ class Defense(Stage, Generic[OptionsT]):
         )
         own = set(names(self.options_class)) - set(names(KeyedOptions))
         trained = asdict(self.options())
-        told = [
+        changed = [
             f"-{key}{value}" for key, value in asdict(options).items() if key in own and value != trained[key]
         ]
-        return name + "".join(told)
+        return name + "".join(changed)
 
     def manifest(self, split_hash: str, split: str, options: OptionsT) -> dict[str, Any]:
         """What a manifest says of features that this defence makes, but for their count and shards."""

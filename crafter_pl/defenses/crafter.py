@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.crafting.craft import craft, craft_step, critic_step, start_crafting
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
@@ -14,15 +14,11 @@ from crafter_pl.crafting.settings import PRECISIONS, CraftNets, CraftSettings, C
 from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.errors import UserError
 from crafter_pl.nets import Critic
-from crafter_pl.stages.amortizer import Amortizer
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import Amortizer, GanPrior, Upstream
 
 CriticUse = Literal["fixed", "adapted", "per_batch"]
 # Streams of keyed noise: prior samples, the critic's places between real and fake.
 _SAMPLES, _MIX = 1, 2
-EMD_STEPS = 60  # updates of the critic that measures the distance in validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +59,10 @@ class Crafter(Crafting[CrafterOptions]):
         seed: of the keyed noise in `predict`.
     """
 
-    prior = Upstream[GanPrior]()  # the frozen prior
+    prior = Upstream(GanPrior)  # the frozen prior
+    amortizer = Upstream(Amortizer)  # its frozen encoder
     stage_name = "crafter"
-    version = 1
     options_class = CrafterOptions
-    memory: Tensor
-    remembered: Tensor
 
     def __init__(
         self,
@@ -86,14 +80,11 @@ class Crafter(Crafting[CrafterOptions]):
         super().__init__()
         self.keep(craft)
         self.automatic_optimization = False
-        task = self.use("task", task_ckpt, TaskModel)
-        prior = self.use("prior", prior_ckpt, GanPrior)
-        amortizer = self.use("amortizer", amortizer_ckpt, Amortizer)
-        amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
-        self.critic = Critic(prior.hparams["image_size"], critic_width)
-        self.frozen = FrozenNets(task, prior, amortizer)
-        self.register_buffer("memory", torch.zeros(replay, prior.latent_dim))
-        self.register_buffer("remembered", torch.zeros((), dtype=torch.long))
+        self.amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
+        self.critic = Critic(self.prior.hparams["image_size"], critic_width)
+        self.frozen = FrozenNets(self.task, self.prior, self.amortizer)
+        self.memory = nn.Buffer(torch.zeros(replay, self.prior.latent_dim))
+        self.remembered: Tensor = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     @property
     def nets(self) -> CraftNets:
@@ -150,8 +141,7 @@ class Crafter(Crafting[CrafterOptions]):
         if not len(self.memory):
             return
         start = int(self.remembered) % len(self.memory)
-        places = torch.arange(start, start + len(z), device=z.device) % len(self.memory)
-        self.memory[places] = z
+        self.memory[torch.arange(start, start + len(z), device=z.device) % len(self.memory)] = z
         self.remembered += len(z)
 
     def _critic_step(self, optimizer: Any, z: Tensor) -> Tensor:  # noqa: ANN401 (LightningOptimizer)
@@ -193,7 +183,7 @@ class Crafter(Crafting[CrafterOptions]):
         """
         net, settings = copy.deepcopy(self.critic).requires_grad_(True), self.craft_settings
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.critic_lr, betas=(0.5, 0.999))
-        turns = torch.arange(EMD_STEPS, device=self.device)
+        turns = torch.arange(60, device=self.device)
         for turn, mix in enumerate(uniform(keyed_bits(0, turns, len(made), stream=_MIX)).to(made.dtype)):
             real = samples.roll(-turn * len(made), 0)[: len(made)]
             critic_step(net, optimizer, made, real, mix.view(-1, 1, 1, 1), settings.penalty)

@@ -20,13 +20,9 @@ from crafter_pl.defenses.baselines.retrained import Game
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import CraftingNet, CraftingPass, build_decoder
-from crafter_pl.stages.augment import flip
-from crafter_pl.stages.quality import relative_error
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
-
-_NOISE = 0  # stream of keyed noise
+from crafter_pl.stages import Upstream, flip, relative_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +33,7 @@ class GeneratorOptions(KeyedOptions):
         refine_steps: outer steps of Crafter after its one pass.
     """
 
-    refine_steps: int
-
-    def __post_init__(self) -> None:
-        """Refuses a number below 0."""
-        if self.refine_steps < 0:
-            raise UserError(f"{self.refine_steps} refine_steps: give 0 or more (--protect.refine_steps)")
+    refine_steps: NonNegativeInt
 
 
 class CrafterGenerator(Game[GeneratorOptions]):
@@ -76,11 +67,8 @@ class CrafterGenerator(Game[GeneratorOptions]):
         seed: of the keyed noise in `predict`.
     """
 
-    crafter = Upstream[Crafter]()  # the frozen Crafter
-    net: CraftingNet
+    crafter = Upstream(Crafter)  # the frozen Crafter
     stage_name = "crafter_generator"
-    version = 1
-    monitor = None
     tradeoff = "beta"
     options_class = GeneratorOptions
     recorded = (
@@ -93,15 +81,15 @@ class CrafterGenerator(Game[GeneratorOptions]):
         task_ckpt: str | None = None,
         crafter_ckpt: str | None = None,
         sees: Literal["features", "answers"] = "answers",
-        beta: float = 0.001,
-        task_weight: float = 0.5,
-        width: int = 64,
+        beta: FromZero = 0.001,
+        task_weight: FromZero = 0.5,
+        width: PositiveInt = 64,
         lr: float = 5e-4,
         start_steps: int = 10,
-        adversary_weight: float = 0.0,
+        adversary_weight: FromZero = 0.0,
         adversary_width: int = 48,
-        adversary_steps: int = 1,
-        refine_steps: int = 0,
+        adversary_steps: PositiveInt = 1,
+        refine_steps: NonNegativeInt = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,16 +97,12 @@ class CrafterGenerator(Game[GeneratorOptions]):
             raise UserError(
                 "a generator that sees answers alone has nothing to hide from an adversary_weight"
             )
-        if width % 8 or min(width, adversary_steps) < 1 or min(beta, task_weight, adversary_weight) < 0:
-            raise UserError(
-                f"width {width} must be a multiple of 8, adversary_steps {adversary_steps} at least 1, the "
-                "weights not negative (--model.init_args.*)"
-            )
-        task = self.use("task", task_ckpt, TaskModel)
-        self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
-        answers = len(task.hparams["attribute_names"])
-        condition = answers if sees == "answers" else self.edge_noise
-        self.net = CraftingNet(task.feature_shape, condition, width)
+        if width % 8:
+            raise UserError(f"width {width} must be a multiple of 8 (--model.init_args.width)")
+        task = self.task
+        self.crafter.expect_upstream(crafter_ckpt, task=str(task_ckpt))
+        condition = len(task.hparams["attribute_names"]) if sees == "answers" else self.edge_noise
+        self.net: CraftingNet = CraftingNet(task.feature_shape, condition, width)
         if adversary_weight:
             size = task.hparams["image_size"]
             self.adversary = build_decoder("residual", task.feature_shape, size, adversary_width)
@@ -203,7 +187,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         A function of the picture, the checkpoint and the noise keyed by (seed, index), whatever the batch.
         """
         whole, steps = self._pass(), options.refine_steps
-        noise = keyed_normal(options.seed, index, self.edge_noise, stream=_NOISE)
+        noise = keyed_normal(options.seed, index, self.edge_noise)
         with torch.no_grad():
             clean, answers = whole.clean(images)
             crafted: Tensor = self.net(*whole.seen(clean, answers, noise))

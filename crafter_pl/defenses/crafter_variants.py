@@ -17,11 +17,8 @@ from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafting import Crafting, CraftOptions, FrozenNets
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.errors import UserError
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.stages import GanPrior, Upstream
 
-_FACES = 0  # stream of the keyed noise: the prior faces
 # Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
 # utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).
 FAST: dict[str, Any] = {
@@ -61,14 +58,12 @@ class CrafterVariant(Crafting[CraftOptions], Untrained[CraftOptions]):
         seed: of the keyed noise in `predict`.
     """
 
-    crafter = Upstream[Crafter]()  # the frozen Crafter
-    options_class = CraftOptions
+    crafter = Upstream(Crafter)  # the frozen Crafter
     way: ClassVar[Callable[..., CraftState]] = staticmethod(craft)
 
     def __init__(self, task_ckpt: str | None = None, crafter_ckpt: str | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.use("task", task_ckpt, TaskModel)
-        self.use("crafter", crafter_ckpt, Crafter).expect_upstream(crafter_ckpt, task=str(task_ckpt))
+        self.crafter.expect_upstream(crafter_ckpt, task=str(task_ckpt))
 
     def constants(self) -> CraftSettings:
         """By default Crafter's."""
@@ -88,7 +83,6 @@ class CrafterFast(CrafterVariant):
     """Crafter in fewer and lighter steps (`FAST`); it needs a Crafter with ``task_weight``."""
 
     stage_name = "crafter_fast"
-    version = 1
 
     def constants(self) -> CraftSettings:
         """Crafter's, with `FAST` in their place."""
@@ -99,7 +93,6 @@ class CrafterZ(CrafterVariant):
     """Crafter-z (the paper's appendix): moves the latent and emits ``Enc(G(z))``, see `craft_z`."""
 
     stage_name = "crafter_z"
-    version = 1
     way = staticmethod(craft_z)
 
 
@@ -110,7 +103,6 @@ class CrafterReference(CrafterVariant):
     """
 
     stage_name = "crafter_reference"
-    version = 1
 
     def constants(self) -> CraftSettings:
         """`RELEASED`, with Crafter's beta."""
@@ -152,8 +144,7 @@ class CrafterReference(CrafterVariant):
                 steps=settings.steps,
                 on_step=on_step,
             )
-        beta = features.new_full((len(features),), settings.beta)
-        return CraftState(crafted, features, z, beta)
+        return CraftState(crafted, features, z, features.new_full((len(features),), settings.beta))
 
 
 class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
@@ -170,9 +161,8 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
         seed: of the keyed noise in `predict`.
     """
 
+    prior = Upstream(GanPrior)  # the frozen prior
     stage_name = "answers"
-    version = 1
-    options_class = CraftOptions
     counting = ("task_weight", "lr", "update")
 
     def __init__(
@@ -184,9 +174,7 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
     ) -> None:
         super().__init__()
         self.keep(craft)
-        prior = self.use("prior", prior_ckpt, GanPrior)
-        self.frozen = FrozenNets(self.use("task", task_ckpt, TaskModel), prior)
-        self.latent_dim = prior.latent_dim
+        self.frozen = FrozenNets(self.task, self.prior)
 
     @classmethod
     def of(cls, crafter: Crafter) -> Answers:
@@ -203,6 +191,6 @@ class Answers(Crafting[CraftOptions], Untrained[CraftOptions]):
         dtype = torch.float64 if options.precision == "float64" else torch.float32
         with torch.no_grad():
             features = self.frozen(self.device, dtype).encoder(images.to(dtype))
-        z = keyed_normal(options.seed, index, self.latent_dim, stream=_FACES, dtype=dtype)
+        z = keyed_normal(options.seed, index, self.prior.latent_dim, dtype=dtype)
         nets = self.frozen(self.device, PRECISIONS[options.precision])
         return craft_answers(nets, features, z, self.settings_of(options)).features.float()

@@ -10,10 +10,9 @@ from torch import nn
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, Precision
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import KeyedOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero, PositiveInt, checked
 from crafter_pl.nets import Bfloat16, bf16_is_slow, freeze
-from crafter_pl.stages.prior import GanPrior
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages import GanPrior, TaskModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +25,9 @@ class CraftOptions(KeyedOptions):
         precision: of crafting.
     """
 
-    beta: float
-    steps: int
+    beta: FromZero
+    steps: PositiveInt
     precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuses what would not protect."""
-        if self.steps < 1:
-            raise UserError(
-                f"{self.steps} crafting steps would send the feature as good as unprotected: give at "
-                "least 1 (--protect.steps)"
-            )
 
     def marks(self) -> list[str]:
         """What a store's name says besides beta: another precision than float32."""
@@ -57,13 +48,14 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
         counting: which of Algorithm 1's settings count, and are in the manifest.
     """
 
-    craft_settings: CraftSettings
+    options_class = CraftOptions
     unsaved = ("craft",)  # see `keep`
     counting: ClassVar[tuple[str, ...]] = tuple(one.name for one in fields(CraftSettings))
 
     def keep(self, craft: CraftSettings | dict[str, Any]) -> None:
         """Takes an init argument as ``craft_settings``; checkpoints hold it as plain values."""
-        self.craft_settings = CraftSettings(**craft) if isinstance(craft, dict) else craft
+        given = craft if isinstance(craft, dict) else asdict(craft)
+        self.craft_settings = CraftSettings(**checked(CraftSettings, given, "--model.init_args.craft"))
         self.hparams["craft"] = asdict(self.craft_settings)
 
     def constants(self) -> CraftSettings:
@@ -73,8 +65,8 @@ class Crafting(Defense[CraftOptionsT], Generic[CraftOptionsT]):
     def trained_options(self) -> dict[str, Any]:
         """Those of Algorithm 1's settings, and its own."""
         craft = self.constants()
-        told = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
-        return {**told, **super().trained_options()}
+        own = {"beta": craft.beta, "steps": craft.steps, "precision": craft.precision}
+        return {**own, **super().trained_options()}
 
     def settings_of(self, options: CraftOptionsT) -> CraftSettings:
         """Algorithm 1's settings in force."""

@@ -1,25 +1,19 @@
-"""What a defence is told: frozen options that each class declares, and that are handed over to `protect`."""
+"""The options of a defence: frozen, declared by each class, and handed over to `protect`."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from docstring_parser import parse
+from jsonargparse import ArgumentParser
 
 from crafter_pl.data.transport import Transport
-from crafter_pl.errors import UserError
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 OptionsT = TypeVar("OptionsT", bound="ProtectOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectOptions:
-    """What every defence can be told.
+    """The options of every defence.
 
     Args:
         transport: how the features travel.
@@ -54,24 +48,3 @@ def declare(parser: ArgumentParser, cls: type[ProtectOptions], group: str = "pro
         known = "" if field.default is MISSING else f" If training does not say: {field.default}."
         text = f"{texts[field.name]}{known}"
         parser.add_argument(f"--{group}.{field.name}", type=hints[field.name] | None, default=None, help=text)
-
-
-def checked(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """The options ``values`` by name; those left out have the class's defaults.
-
-    Raises:
-        UserError: one is of another type or out of range.
-    """
-    known = get_type_hints(cls)
-    for name, value in values.items():
-        kind = known[name]
-        if get_origin(kind) is Literal:
-            fits, wanted = value in get_args(kind), f"one of {', '.join(get_args(kind))}"
-        elif kind is float:
-            fits, wanted = type(value) in (int, float), "a number"
-        else:
-            fits, wanted = type(value) is kind, {int: "a whole number"}.get(kind, kind.__name__)
-        if not fits:
-            raise UserError(f"--protect.{name} {value!r}: give {wanted}")
-    exact: dict[str, Any] = {n: float(value) if known[n] is float else value for n, value in values.items()}
-    return cls(**exact)

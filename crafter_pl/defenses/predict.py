@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.store import MANIFEST
+from crafter_pl.data.store import MANIFEST, shard_done
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import ProtectOptions
@@ -69,16 +69,12 @@ class FeatureWriter(BasePredictionWriter):
         about = {**defense.manifest(data.split_hash, data.predict_split, options), "pictures": data.pictures}
         self.writer, self.batches, self.data = StoreWriter(place, about), data.predict_batches(), data
         # What the shards depend on besides the pictures: all of that, and the batch size.
-        depends = json.dumps([about, data.predict_batch_size]).encode()
-        self.writer.claim(hashlib.sha256(depends).hexdigest())
+        self.writer.claim(hashlib.sha256(json.dumps([about, data.predict_batch_size]).encode()).hexdigest())
 
     def missing(self) -> list[int]:
         """The numbers of the batches whose shards are not there."""
-        return [
-            number
-            for number in range(len(self.batches))
-            if not self.writer.done(number, self.batches.index_of(number))
-        ]
+        folder = self.writer.folder
+        return [n for n, rows in enumerate(self.batches.rows) if not shard_done(folder, n, rows)]
 
     def finished(self) -> bool:
         """Whether there is nothing left to protect; says so, and writes a manifest that is missing."""
@@ -119,6 +115,6 @@ class FeatureWriter(BasePredictionWriter):
             self._finish()
 
     def _finish(self) -> None:
-        sizes = {number: len(self.batches.index_of(number)) for number in range(len(self.batches))}
+        sizes = {number: len(rows) for number, rows in enumerate(self.batches.rows)}
         self.writer.finish(sizes, cost=self.writer.cost)
         print(f"wrote {sum(sizes.values())} features to {self.writer.folder}", flush=True)

@@ -16,7 +16,6 @@ from crafter_pl.errors import UserError
 
 MODES = ("largest", "all", "none")
 NO_FACE = "no face found"
-_LOOK_AT = 1280  # a photograph is shrunk to this longer side to look for faces
 # CelebA's crop for a box alone, where the points of a face make no sense: side in roots of its area, and how
 # far up in sides of the crop.
 _SIDE_OF_BOX, _UP = 1.30, 0.04
@@ -106,7 +105,7 @@ class Finder:
     def _detect(self, photo: Image.Image, stretch: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes `(N, 4)`, points `(N, 5, 2)` in pixels of the photograph, and confidence `(N,)`."""
         nothing = np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
-        shrink = max(1.0, max(photo.size) / _LOOK_AT)
+        shrink = max(1.0, max(photo.size) / 1280)  # to look for faces 1280 pixels are enough
         small = photo
         if shrink > 1:
             size = (max(1, round(photo.width / shrink)), max(1, round(photo.height / shrink)))
@@ -130,8 +129,7 @@ class Finder:
 
     def _place(self, box: np.ndarray, points: np.ndarray) -> Place:
         """The square that the data module would cut: by eyes and mouth, or by the box where they mislead."""
-        at = points[:, 0] + 1j * points[:, 1]
-        at = at[[0, 1, 3, 4]]
+        at = (points[:, 0] + 1j * points[:, 1])[[0, 1, 3, 4]]
         middle, template = at.mean(), self.template - self.template.mean()
         scale = (template.conj() * (at - middle)).sum() / (abs(template) ** 2).sum()
         centre = middle - scale * self.template.mean()
@@ -175,8 +173,7 @@ def cut(photo: Image.Image, place: Place, image_size: int) -> Tensor:
     x, y = (corner.real - inside[0]) * ratio[0] + pad[1][0], (corner.imag - inside[1]) * ratio[1] + pad[0][0]
     across = (step.real * ratio[0], -step.imag * ratio[0], x)
     down = (step.imag * ratio[1], step.real * ratio[1], y)
-    turned = padded.transform(
+    result = padded.transform(
         (fine, fine), Image.Transform.AFFINE, (*across, *down), Image.Resampling.BICUBIC
-    )
-    result = turned.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    ).resize((image_size, image_size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(result).transpose(2, 0, 1).copy())

@@ -15,7 +15,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import LOCK, read_json, tidy, to_json, write_file
 
 _VERSION = 1
-_ORDER = 2**40  # a stream of keyed numbers that no defence uses
 
 
 @dataclass
@@ -133,7 +132,8 @@ class Ledger:
         """
         self.photos = {path: self.photos[path] for path in listed}
         faces = self.faces()
-        order = keyed_bits(self.seed, torch.arange(len(faces)), 1, stream=_ORDER)[:, 0].argsort(stable=True)
+        # A stream of keyed numbers that no defence uses.
+        order = keyed_bits(self.seed, torch.arange(len(faces)), 1, stream=2**40)[:, 0].argsort(stable=True)
         for index, row in enumerate(order.tolist()):
             faces[row].index = index
         self.planned = True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.data.pictures import MAX_PIXELS, Refused, shown
-from crafter_pl.data.store import MANIFEST, shard_name
+from crafter_pl.data.store import MANIFEST, shard_done, shard_name
 from crafter_pl.data.transport import Transport
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.edge.faces import NO_FACE, cut
@@ -131,8 +131,7 @@ def protect_photos(
             raise UserError(f"no face could be protected (skipped: {left_out}); nothing was written")
         if writer.written or not (store / MANIFEST).is_file():
             text = json.dumps([made, looks], sort_keys=True)  # not the seed, which a hash would betray
-            fingerprint = hashlib.sha256(text.encode()).hexdigest()
-            writer.finish(shards, fingerprint=fingerprint, cost=writer.cost)
+            writer.finish(shards, fingerprint=hashlib.sha256(text.encode()).hexdigest(), cost=writer.cost)
         else:
             print(f"{shown(out)} is complete already", flush=True)
     of = sum(any(face.lost is None for face in photo.faces) for photo in ledger.photos.values())
@@ -203,7 +202,7 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
     with closing(Steps("protecting", sum(map(len, batches)), unit="faces")) as steps:
         for number, batch in enumerate(batches):
             index = _index(batch)
-            there = len(index) > 0 and writer.done(number, index)
+            there = len(index) > 0 and shard_done(writer.folder, number, index)
             if not there:
                 began = time.perf_counter()
                 index, features = _protect(protector, ledger, batch, steps)

@@ -14,10 +14,7 @@ from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.pictures import MAX_PIXELS, PILLOWS_LIMIT, Refused, shown
 from crafter_pl.data.provenance import seedless
 from crafter_pl.data.store import PHOTOGRAPHS
-from crafter_pl.defenses.base import Defense, load_defense
-from crafter_pl.defenses.crafter import Crafter
-from crafter_pl.defenses.crafter_generator import CrafterGenerator
-from crafter_pl.defenses.crafter_variants import Answers, CrafterVariant
+from crafter_pl.defenses import Answers, Crafter, CrafterGenerator, CrafterVariant, Defense, load_defense
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
 from crafter_pl.edge.faces import Finder, cut

@@ -1,8 +1,9 @@
 """What is measured: a pure function for each figure, and a thin torchmetrics `Metric` where stages log it."""
 
 from crafter_pl.metrics.attributes import AttributeAUC, attribute_auc, attribute_loss
-from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstrap
+from crafter_pl.metrics.bootstrap import Bootstrapped, Estimate, IdentityBootstrap, mean_of
 from crafter_pl.metrics.identity import (
+    FAR,
     TarAtFar,
     accepted,
     equal_error_rate,
@@ -14,6 +15,7 @@ from crafter_pl.metrics.identity import (
 from crafter_pl.metrics.image import lpips, psnr, ssim
 
 __all__ = [
+    "FAR",
     "AttributeAUC",
     "Bootstrapped",
     "Estimate",
@@ -25,6 +27,7 @@ __all__ = [
     "equal_error_rate",
     "identity_similarity",
     "lpips",
+    "mean_of",
     "psnr",
     "ssim",
     "tar_at_far",

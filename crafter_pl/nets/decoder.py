@@ -139,17 +139,14 @@ class FeatureMap(nn.Module):
         hidden: units of the dense layer.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, feature_shape: tuple[int, int, int], width: int = 64, blocks: int = 2, hidden: int = 128
     ) -> None:
         super().__init__()
         channels, *sides = feature_shape
         whole = width * sides[0] * sides[1]
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.mean = nn.Buffer(torch.zeros(channels, 1, 1))
+        self.std = nn.Buffer(torch.ones(channels, 1, 1))
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(width, *sides))
         back = nn.Linear(hidden, whole)

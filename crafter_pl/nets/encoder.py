@@ -38,14 +38,10 @@ def _parts(arch: str, cut: str, outputs: int, weights: str | None) -> tuple[nn.M
 
 
 class _Edge(nn.Module):
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, edge: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.edge = edge
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.edge((images - self.mean) / self.std)
@@ -67,15 +63,12 @@ class SplitClassifier(nn.Module):
         UserError: for an unknown architecture, a cut that it does not have, or weights that do not fit.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, arch: str, cut: str, num_attributes: int, weights: str | None = None) -> None:
         super().__init__()
         self.edge, self.cloud = _parts(arch, cut, num_attributes, weights)
         # ImageNet's statistics: the pretrained trunks expect them, and from scratch they do no harm.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.mean = nn.Buffer(torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def encoder_module(self) -> nn.Module:
         """The edge part alone as a module, normalisation included."""
@@ -85,10 +78,6 @@ class SplitClassifier(nn.Module):
         """Edge part: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
         return self.edge((images - self.mean) / self.std)
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Cloud part: features ``(N, C, h, w)`` -> logits ``(N, A)``."""
-        return self.cloud(features)
-
     def forward(self, images: Tensor) -> Tensor:
         """Both parts: ``(N, 3, H, W)`` in [0, 1] -> logits ``(N, A)``."""
-        return self.classify(self.encode(images))
+        return self.cloud(self.encode(images))

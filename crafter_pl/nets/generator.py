@@ -25,9 +25,7 @@ class Generator(nn.Module):
         self, kind: str = "G1", latent_dim: int = 500, image_size: int = 64, width: int = 64
     ) -> None:
         super().__init__()
-        ups = {"G1": 3, "G2": 4}.get(kind)
-        if ups is None:
-            raise UserError(f"generator {kind!r} is unknown; choose G1 or G2")
+        ups = {"G1": 3, "G2": 4}[kind]
         if image_size % 2**ups:
             raise UserError(f"image_size {image_size} does not fit {kind}: it must be a multiple of {2**ups}")
         self.latent_dim = latent_dim
@@ -74,11 +72,8 @@ class Generator(nn.Module):
 
 def build_generator(kind: str, latent_dim: int, image_size: int, width: int) -> Generator | StyleGenerator:
     """Builds the generator named ``kind``: ``G1``, ``G2`` or ``style``."""
-    if kind == "style":
-        return StyleGenerator(latent_dim, image_size, width)
-    if kind not in ("G1", "G2"):
-        raise UserError(f"generator {kind!r} is unknown; choose G1, G2 or style")
-    return Generator(kind, latent_dim, image_size, width)
+    sizes = latent_dim, image_size, width
+    return StyleGenerator(*sizes) if kind == "style" else Generator(kind, *sizes)
 
 
 def _halved(cin: int, side: int, smallest: int, width: int, kernel: int) -> tuple[list[nn.Module], int, int]:

@@ -10,8 +10,7 @@ from crafter_pl.nets.weights import load_trunk, read_weights
 
 def to_grey(images: Tensor) -> Tensor:
     """Luma (ITU-R BT.601) of ``(N, 3, H, W)`` in [0, 1] -> ``(N, 1, H, W)``."""
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 class ResidualBlock(nn.Module):

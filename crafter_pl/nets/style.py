@@ -45,13 +45,11 @@ class Modulated(nn.Module):
 class _Layer(nn.Module):
     """Modulated 3x3 convolution, doubling the size or not, noise, leaky ReLU."""
 
-    noise: Tensor
-
     def __init__(self, cin: int, cout: int, side: int, style_dim: int, double: bool = False) -> None:
         super().__init__()
         self.convolution = Modulated(cin, cout, 3, style_dim)
         self.strength = nn.Parameter(torch.zeros(()))
-        self.register_buffer("noise", torch.randn(side, side, generator=torch.Generator().manual_seed(side)))
+        self.noise = nn.Buffer(torch.randn(side, side, generator=torch.Generator().manual_seed(side)))
         self.doubles = double
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:

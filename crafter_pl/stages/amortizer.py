@@ -31,8 +31,8 @@ class Amortizer(Scored):
         latent_weight: weight of the loss on known latents.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
-    prior = Upstream[GanPrior]()  # the frozen prior
+    task = Upstream(TaskModel)  # the frozen task model
+    prior = Upstream(GanPrior)  # the frozen prior
     stage_name = "amortizer"
     monitor = "val/feature_loss"
     mode = "min"
@@ -46,15 +46,13 @@ class Amortizer(Scored):
         latent_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        task = self.use("task", task_ckpt, TaskModel)
-        prior = self.use("prior", prior_ckpt, GanPrior)
-        sizes = task.hparams["image_size"], prior.hparams["image_size"]
+        sizes = self.task.hparams["image_size"], self.prior.hparams["image_size"]
         if sizes[0] != sizes[1]:
             raise UserError(
                 f"{task_ckpt} takes pictures of {sizes[0]} pixels, {prior_ckpt} makes {sizes[1]}; "
                 "give two checkpoints of one size"
             )
-        self.net = AmortizerNet(task.feature_shape, prior.latent_dim, width)
+        self.net = AmortizerNet(self.task.feature_shape, self.prior.latent_dim, width)
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``: latents ``(N, Z)`` -> features ``(N, C, h, w)``."""
@@ -93,5 +91,4 @@ class Amortizer(Scored):
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""
         images = self.fixed_images(self.val_split, 8)
-        started = self.net(self.task.edge(images))
-        self.log_grid("start", torch.cat([images, self.prior.generator(started)]))
+        self.log_grid("start", torch.cat([images, self.prior.generator(self.net(self.task.edge(images)))]))

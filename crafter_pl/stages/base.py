@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
@@ -16,8 +16,10 @@ from torchvision.utils import make_grid
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.limits import checked
 from crafter_pl.stages.checkpoints import find_upstream, read_checkpoint
 from crafter_pl.stages.schedules import OneCycle
+from crafter_pl.stages.upstream import Upstream
 
 StageT = TypeVar("StageT", bound="Stage")
 
@@ -37,9 +39,8 @@ class Stage(L.LightningModule):
         rise: of the one-cycle schedule, see `configure_optimizers`.
         unsaved: init arguments that do not go into ``hparams`` by themselves, as all others do.
 
-    A subclass calls ``self.use("task", task_ckpt, TaskModel)`` for every upstream checkpoint: the net is then
-    in ``self.upstream["task"]``, its SHA-256 in the checkpoint, and a checkpoint that was trained on another
-    file is refused.
+    A subclass declares each upstream stage, ``task = Upstream(TaskModel)``, and takes its file as an init
+    argument, ``task_ckpt``. The SHA-256 is in the checkpoint: with another file that is refused.
     """
 
     stage_name: ClassVar[str] = "stage"
@@ -54,11 +55,17 @@ class Stage(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=self.unsaved)
+        self.hparams.update(checked(type(self).__init__, self.hparams, "--model.init_args"))
         self.upstream: dict[str, Stage] = {}
         self.upstream_files: dict[str, tuple[str, str]] = {}
+        self.loaded: dict[tuple[str, str], Stage] = {}  # all of them, and theirs, by file and hash
         self.run_dir: Path | None = None
         self.experiment_dir: Path | None = None
         self.trained_on: tuple[str | None, str | None] = (None, None)  # split hash, source; see `load_stage`
+        for cls in reversed(type(self).__mro__):
+            for one in vars(cls).values():
+                if isinstance(one, Upstream) and f"{one.key}_ckpt" in self.hparams:
+                    self.use(one.key, self.hparams[f"{one.key}_ckpt"], one.kind)
 
     @property
     def image_size(self) -> int | None:
@@ -123,29 +130,21 @@ class Stage(L.LightningModule):
                 print(f"note: {file} was trained on other faces; see that none is private here", flush=True)
 
     def use(self, key: str, path: str | None, cls: type[StageT] | Callable[[str], StageT]) -> StageT:
-        """Loads the upstream checkpoint ``path`` frozen and remembers its hash.
-
-        ``cls`` is its class, or a function that loads a stage of one of several classes (`load_defense`).
-        """
+        """Loads an upstream checkpoint frozen, by its class or what loads one of several; notes its hash."""
         if path is None:
             raise UserError(
                 f"{type(self).__name__} needs the checkpoint of stage {key!r}: "
                 f"give --model.init_args.{key}_ckpt PATH"
             )
-        known = _known.set({**_known.get(), **dict(self._below())})
+        known = _known.set({**_known.get(), **self.loaded})
         try:
             stage = load_stage(path, cls) if isinstance(cls, type) else cls(path)
         finally:
             _known.reset(known)
         self.upstream[key] = stage
         self.upstream_files[key] = (str(path), sha256(path))
+        self.loaded |= {self.upstream_files[key]: stage, **stage.loaded}
         return stage
-
-    def _below(self) -> Iterator[tuple[tuple[str, str], Stage]]:
-        """All stages upstream, by file and hash."""
-        for key, stage in self.upstream.items():
-            yield self.upstream_files[key], stage
-            yield from stage._below()
 
     def expect_upstream(self, path: str | None, **files: str) -> None:
         """Refuses this stage, loaded from ``path``, where it was trained on others than these ``files``.
@@ -170,9 +169,9 @@ class Stage(L.LightningModule):
         return self
 
     def new_optimizer(self) -> torch.optim.Optimizer:
-        """What it is trained by: by default AdamW, by ``lr`` and ``weight_decay``."""
-        h = self.hparams
-        return torch.optim.AdamW(self.parameters(), lr=h["lr"], weight_decay=h["weight_decay"])
+        """What it is trained by: by default AdamW, by those of ``lr`` and ``weight_decay`` that it has."""
+        given = {name: self.hparams[name] for name in ("lr", "weight_decay") if name in self.hparams}
+        return torch.optim.AdamW(self.parameters(), **given)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """By default `new_optimizer` with a one-cycle schedule over the whole fit.
@@ -248,8 +247,9 @@ class Stage(L.LightningModule):
 
 def stages(cls: type[Stage] = Stage) -> dict[str, type[Stage]]:
     """Every class of stage below ``cls`` that has been imported, by its name, ``cls`` included."""
-    below = [entry for sub in cls.__subclasses__() for entry in stages(sub).items()]
-    return {cls.__name__: cls, **dict(below)}
+    return {cls.__name__: cls} | {
+        name: found for sub in cls.__subclasses__() for name, found in stages(sub).items()
+    }
 
 
 def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] | None = None) -> StageT:

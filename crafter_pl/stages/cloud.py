@@ -39,7 +39,7 @@ class CloudClassifier(Scored):
         learned_from: left empty by users; the defence of ``train_store``: its settings and weights' hash.
     """
 
-    task = Upstream[TaskModel]()  # the frozen task model
+    task = Upstream(TaskModel)  # the frozen task model
     stage_name = "cloud"
     train_split = "private_train"
     val_split = "private_test"  # as for the oracles, no figure on it picks the checkpoint
@@ -62,8 +62,7 @@ class CloudClassifier(Scored):
                 "a cloud classifier learns and is used on features of one defence: give both stores, "
                 "--model.init_args.train_store and .test_store, or neither for unprotected features"
             )
-        task = self.use("task", task_ckpt, TaskModel)
-        self.net = copy.deepcopy(task.net.cloud).requires_grad_(True).train()
+        self.net = copy.deepcopy(self.task.net.cloud).requires_grad_(True).train()
         if fresh:
             for module in self.net.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):

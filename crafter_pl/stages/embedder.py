@@ -1,16 +1,14 @@
 """A recogniser of public people alone, which a defence may hold: the rulers of privacy it may not."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
-from crafter_pl.errors import UserError
-from crafter_pl.metrics import attribute_auc, tar_at_far
-from crafter_pl.metrics.identity import FAR
+from crafter_pl.metrics import FAR, attribute_auc, tar_at_far
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.recogniser import Recogniser
 
@@ -43,7 +41,7 @@ class Embedder(Recogniser):
 
     def __init__(
         self,
-        backbone: str = "resnet",
+        backbone: Literal["resnet", "plain"] = "resnet",
         grey: bool = False,
         width: int = 32,
         embedding: int = 256,
@@ -56,8 +54,6 @@ class Embedder(Recogniser):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if backbone not in ("resnet", "plain"):
-            raise UserError(f"backbone {backbone!r} must be resnet or plain (--model.init_args.backbone)")
         self._seen: list[tuple[Tensor, Tensor]] = []
         self.build(self.needs("identities"))
 

@@ -56,12 +56,8 @@ class IdentityOracle(PrivateRecogniser):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.load_upstream()
         self.meet(public_people)
         self.build(self.people, weights)
-
-    def load_upstream(self) -> None:
-        """What a subclass loads before the net is made."""
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:

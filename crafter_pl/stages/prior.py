@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class GanPrior(Stage):
 
     def __init__(
         self,
-        generator: str = "G1",
+        generator: Literal["G1", "G2", "style"] = "G1",
         latent_dim: int = 500,
         width: int = 64,
         critic_width: int = 64,

@@ -1,7 +1,7 @@
 """What recognisers of faces share: a net with a cosine head that learns to name people."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
@@ -10,18 +10,6 @@ from crafter_pl.nets import CosineHead, OracleNet
 from crafter_pl.stages.augment import distort
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.scored import Scored
-
-
-def cosface_loss(cosines: Tensor, target: Tensor, scale: float, margin: float) -> Tensor:
-    """Cross entropy of scaled cosines ``(N, P)``, the right person's lowered by ``margin`` (CosFace, Eq. 4).
-
-    Args:
-        cosines: between embeddings and the people's directions, in [-1, 1].
-        target: classes, int64 ``(N,)``.
-        scale: inverse temperature.
-        margin: subtracted from the right person's cosine.
-    """
-    return F.cross_entropy(scale * (cosines - margin * F.one_hot(target, cosines.shape[1])), target)
 
 
 class Recogniser(Stage):
@@ -34,8 +22,6 @@ class Recogniser(Stage):
 
     net: CosineHead
     rise = 0.15
-    sorted_people: Tensor
-    class_of: Tensor
 
     def build(self, people: list[int], weights: str | None = None) -> None:
         """Makes the net for these raw identity numbers, given in class order."""
@@ -56,8 +42,8 @@ class Recogniser(Stage):
         """Takes note of the raw identity numbers, in class order."""
         # Sorted identity numbers and the class of each: raw labels -> classes without a Python loop.
         order = torch.tensor(people).argsort()
-        self.register_buffer("sorted_people", torch.tensor(people)[order], persistent=False)
-        self.register_buffer("class_of", order, persistent=False)
+        self.sorted_people = nn.Buffer(torch.tensor(people)[order], persistent=False)
+        self.class_of = nn.Buffer(order, persistent=False)
 
     def classes(self, identity: Tensor) -> Tensor:
         """Raw identity numbers ``(N,)`` -> classes ``(N,)``, in the order given to `build`.
@@ -88,11 +74,20 @@ class Recogniser(Stage):
         """What the net learns from: by default distorted pictures ``(N, 3, H, W)``."""
         return distort(self.shown(batch["image"]), self.hparams.get("heavy", False))
 
+    def cosface(self, cosines: Tensor, identity: Tensor) -> Tensor:
+        """Cross entropy of scaled cosines ``(N, P)``, the right person's less a margin (CosFace, Eq. 4).
+
+        Args:
+            cosines: between embeddings and people's directions, in [-1, 1].
+            identity: raw identity numbers ``(N,)``.
+        """
+        h, target = self.hparams, self.classes(identity)
+        lowered = cosines - h["margin"] * F.one_hot(target, cosines.shape[1])
+        return F.cross_entropy(h["scale"] * lowered, target)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """CosFace cross entropy on what is augmented."""
-        target = self.classes(batch["identity"])
-        cosines = self.net.cosines(self.net.embed(self.lesson(batch)))
-        loss = cosface_loss(cosines, target, self.hparams["scale"], self.hparams["margin"])
+        """`cosface` of `lesson`."""
+        loss = self.cosface(self.net.cosines(self.net.embed(self.lesson(batch))), batch["identity"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

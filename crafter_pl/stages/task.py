@@ -78,7 +78,7 @@ class TaskModel(Scored):
         self.net.eval()
         try:
             features = self.net.encode(torch.zeros(1, 3, size, size))
-            logits = self.net.classify(features)
+            logits = self.net.cloud(features)
         except RuntimeError as error:
             raise UserError(
                 f"{arch} cannot take pictures of {size} pixels ({str(error).splitlines()[0][:120]}): give "
@@ -113,7 +113,7 @@ class TaskModel(Scored):
 
     def cloud(self, features: Tensor) -> Tensor:
         """Cloud classifier: features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
-        return self.net.classify(features)
+        return self.net.cloud(features)
 
     def on_fit_start(self) -> None:
         """Measures how the training pictures frame a face."""

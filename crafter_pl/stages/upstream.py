@@ -1,15 +1,23 @@
 """Upstream stages as attributes."""
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Upstream(Generic[T]):
-    """An upstream stage as an attribute: ``task = Upstream[TaskModel]()`` is ``self.upstream["task"]``."""
+    """An upstream stage as an attribute, loaded by the init argument ``<key>_ckpt``.
 
-    def __init__(self, key: str | None = None) -> None:
-        self.key = key
+    ``task = Upstream(TaskModel)`` is ``self.upstream["task"]``, see `Stage`.
+
+    Args:
+        kind: its class, or what loads one of several from a path.
+        key: its name, where that is not the attribute's.
+    """
+
+    def __init__(self, kind: type[T] | Callable[[str], T], key: str = "") -> None:
+        self.kind, self.key = kind, key
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.key = self.key or name

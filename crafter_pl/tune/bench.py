@@ -129,13 +129,12 @@ class Bench:
         def mean(values: Tensor) -> Estimate:
             return self.boot.mean(values).estimate()
 
-        loss = (self._encode(made) - self.features).square()
         return Score(
             similarity=mean(per_face),
             by_oracle={name: mean(values) for name, values in similar.items()},
             rank1=mean(torch.stack(right).float().mean(0)),
             pixel_error=mean((made - self.images).square().flatten(1).mean(1)),
-            feature_loss=mean(loss.flatten(1).mean(1)),
+            feature_loss=mean((self._encode(made) - self.features).square().flatten(1).mean(1)),
             seconds_per_face=seconds / len(made),
             per_face=per_face.tolist(),
         )

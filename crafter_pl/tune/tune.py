@@ -86,14 +86,14 @@ def tune(
         UserError: there is no such attack, no grid for it, or a value that it refuses; too few people; a
             checkpoint that is missing or does not belong to the data; or a config that cannot be changed.
     """
-    told = {
+    others = {
         **{"data": data, "budget": budget, "oracles": oracles, "task_ckpt": task_ckpt, "seed": seed},
         **{"experiment": experiment, "runs_dir": runs_dir, "device": device},
         **{"batch_size": batch_size, "bootstrap": bootstrap},
     }
     if not Path(audit).is_file():
         raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
-    entry, place, asked = _find(attack, audit, {name: v for name, v in told.items() if v is not None})
+    entry, place, asked = _find(attack, audit, {name: v for name, v in others.items() if v is not None})
     kind = entry["class_path"].rpartition(".")[2]
     grid = grid or (grids or {}).get(kind)
     if not grid or not all(values and isinstance(values, list) for values in grid.values()):
@@ -121,10 +121,10 @@ def tune(
 
 
 def _find(
-    name: str, config: str, told: dict[str, Any]
+    name: str, config: str, others: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[str | int, ...], Options]:
     """An attack of an audit config, as it stands there and where; and what that audit asks for."""
-    read, options = parsed(["audit", "--config", config, *flags(told)])
+    read, options = parsed(["audit", "--config", config, *flags(others)])
     asked = Options(**options)
     names = [one.name for one in find.find_attacks(asked.attacks, asked.budgets, asked.budget)]
     if name not in names:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from crafter_pl.defenses.options import ProtectOptions
 from crafter_pl.defenses.untrained import Untrained
-from crafter_pl.stages.task import TaskModel
 
 
 class Rounding(Untrained[ProtectOptions]):
@@ -22,7 +21,6 @@ class Rounding(Untrained[ProtectOptions]):
 
     def __init__(self, task_ckpt: str | None = None, step: float = 1.0) -> None:
         super().__init__()
-        self.use("task", task_ckpt, TaskModel)
 
     @torch.no_grad()
     def protect(self, images: Tensor, index: Tensor, options: ProtectOptions) -> Tensor:

@@ -29,7 +29,7 @@ def _loaded_once(monkeypatch):
 @pytest.fixture
 def folder(tiny, tmp_path):
     """Eleven drawn faces of 32 pixels, in two folders."""
-    for number, image in enumerate(tiny.data().images("private_test")[:FACES]):
+    for number, image in enumerate(tiny.data().rows("private_test")["image"][:FACES]):
         file = tmp_path / "photos" / ("a" if number < 6 else "b") / f"portrait_of_{number:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(file)

@@ -67,9 +67,15 @@ def test_the_learning_rate_rises_and_falls_once_a_round(tiny, monkeypatch):
             "4 epochs need 198 pairs, and public_train has 88 pictures",
         ),
         (["--model.init_args.val_pairs", "999"], "999 queries asked of public_val"),
-        (["--model.init_args.loss", "l3"], "loss 'l3' must be l1 or l2"),
-        (["--model.init_args.clean_share", "2"], "clean_share 2.0 at most 1"),
-        (["--model.init_args.val_pairs", "0"], "val_pairs is 0; give at least 1"),
+        (["--model.init_args.loss", "l3"], "loss l3; give one of l1, l2"),
+        (
+            ["--model.init_args.clean_share", "2"],
+            "clean_share 2; give a number from 0 to 1",
+        ),
+        (
+            ["--model.init_args.val_pairs", "0"],
+            "val_pairs 0; give a whole number above 0",
+        ),
         (["--model.init_args.critic", "absent"], "critic 'absent'|critic absent"),
     ],
 )

@@ -86,7 +86,7 @@ def test_neighbours_do_not_matter():
 
 
 def test_real_nets(tiny):
-    images = tiny.data().images("public_val")[:3]
+    images = tiny.data().rows("public_val")["image"][:3]
     attack = HybridAttack(steps=20, tv=0.001)
     attack = attack.against(None, tiny.commands)
     attack.prepare("cpu")

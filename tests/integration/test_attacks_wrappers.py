@@ -148,7 +148,7 @@ def test_a_retrained_encoder_is_the_one_inverted(tiny):
 
     defense = Known()
     manifest = {"defense": "other", "retrains": ["encoder"], "defense_sha256": "ab" * 32}
-    images = tiny.data().images("public_val")[:2]
+    images = tiny.data().rows("public_val")["image"][:2]
     for made in (WhiteBoxAttack(steps=1, restarts=1), HybridAttack(steps=1), LayerwiseAttack(steps=1)):
         plain = made.settings()
         attack = made.against(Target(manifest, defense, {"encoder": Other()}), tiny.commands)

@@ -25,7 +25,7 @@ def test_it_loads_as_an_oracle_without_the_decoder_in_its_weights(oracle, tiny):
     assert isinstance(stage, ReconstructionOracle) and stage.hparams["backbone"] == "plain"
     assert stage.hparams["heavy"] is True and stage.hparams["reconstructed"] == 0.5
     assert not any("decoder" in name for name in torch.load(oracle, weights_only=True)["state_dict"])
-    assert stage.logits(tiny.data().images("private_test")).shape == (16, 4)
+    assert stage.logits(tiny.data().rows("private_test")["image"]).shape == (16, 4)
     assert type(load_oracle(tiny.ckpt("oracle_plain"))) is IdentityOracle
     with pytest.raises(UserError, match="is a checkpoint of GanPrior, expected one of IdentityOracle"):
         load_oracle(tiny.ckpt("prior"))
@@ -33,7 +33,7 @@ def test_it_loads_as_an_oracle_without_the_decoder_in_its_weights(oracle, tiny):
 
 def test_it_sees_a_share_of_reconstructions_and_the_other_pictures_as_they_are(oracle, tiny):
     stage, decoder = load_oracle(oracle), load_stage(tiny.ckpt("black_box"), BlackBox)
-    images = tiny.data().images("private_train")
+    images = tiny.data().rows("private_train")["image"]
     with torch.no_grad():
         made = decoder.reconstruct(decoder.encode(images))
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def test_it_sees_a_share_of_reconstructions_and_the_other_pictures_as_they_are(o
 
 
 def test_it_refuses_what_does_not_fit(tiny, capsys):
-    with pytest.raises(UserError, match="give a share in"):
+    with pytest.raises(UserError, match=r"reconstructed 1\.5 must be a number from 0 to 1"):
         ReconstructionOracle(tiny.ckpt("black_box"), reconstructed=1.5)
     given = ["--model.init_args.black_box_ckpt", tiny.ckpt("black_box"), "--name", "other"]
     assert main([*tiny.command("fit", "oracle_reconstructions"), *given, "--data.image_size", "64"]) == 2

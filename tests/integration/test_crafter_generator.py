@@ -195,7 +195,7 @@ def test_refinement_is_crafters(sees, build, faces):
     [
         ({"sees": "answers", "adversary_weight": 1.0}, "has nothing to hide"),
         ({"width": 12}, "width 12 must be a multiple of 8"),
-        ({"beta": -1.0}, "the weights not negative"),
+        ({"beta": -1.0}, "beta -1.0 must be a number, 0 or above"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings, message, build):
@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_meant(settings, message, build):
 
 
 def test_refine_steps_below_zero(build):
-    with pytest.raises(UserError, match="-1 refine_steps: give 0 or more"):
+    with pytest.raises(UserError, match="refine_steps -1 must be a whole number, 0 or above"):
         build().options(refine_steps=-1)
 
 

@@ -176,7 +176,7 @@ def test_photographs_without_a_face(go, folder, capsys):
     [
         (["--checkpoint", "absent.ckpt"], "absent.ckpt"),
         (["--protect.method", "magic"], "answers has no option method: it has transport, seed, beta"),
-        (["--protect.beta", "much"], "--protect.beta 'much': give a number"),
+        (["--protect.beta", "much"], "beta 'much' must be a number, 0 or above (--protect.beta)"),
         (["--protect.steps", "0"], "--protect.steps"),
         (["--batch_size", "0"], "--batch_size"),
         (["--min_confidence", "7"], "--min_confidence"),

@@ -24,7 +24,7 @@ def trip(tiny, tmp_path_factory):
     """The script's run: what it printed, and its folders."""
     home = tmp_path_factory.mktemp("trip")
     (home / "photos").mkdir()
-    for number, image in enumerate(tiny.data().images("private_test")[:5]):
+    for number, image in enumerate(tiny.data().rows("private_test")["image"][:5]):
         pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(pixels).save(home / "photos" / f"{number}.png")
     (home / "photos" / "broken.jpg").write_bytes(b"no picture at all" * 20)

@@ -123,7 +123,7 @@ def test_report_is_as_designed(told, tiny, tiny_store):
     for entry in told["defenses"]:
         utility = entry["utility"]
         assert_figure(utility["mean_auc"], 0, 1, "mean_auc")
-        assert 5 < len(utility["per_attribute"]) <= data.num_attributes
+        assert 5 < len(utility["per_attribute"]) <= len(data.attribute_names)
         for name, figure in utility["per_attribute"].items():
             assert name in data.attribute_names
             assert_figure(figure, 0, 1, name)

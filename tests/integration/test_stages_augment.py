@@ -76,7 +76,7 @@ def test_bfloat16_on_an_accelerator_is_left_alone(accelerator, device, slow, mon
 
 def test_how_a_face_is_framed_is_in_the_task_models_checkpoint(tiny, tmp_path):
     content = torch.load(tiny.ckpt("task"), weights_only=True)
-    measured = measure_frame(tiny.data().images("public_train"))
+    measured = measure_frame(tiny.data().rows("public_train")["image"])
     assert measured is not None and 0.05 < measured.eye < 0.25 and measured.mouth_height > measured.eye_height
     stage = load_stage(tiny.ckpt("task"), TaskModel)
     assert content["frame"] == pytest.approx(measured, abs=0.03) and list(stage.frame) == content["frame"]

@@ -89,7 +89,7 @@ def test_gan_warms_up_without_its_critic():
 def test_kernel_distance():
     faces = FacesDataModule(**DATA)
     faces.setup()
-    images = faces.images("public_train")
+    images = faces.rows("public_train")["image"]
     half, other = images[: len(images) // 2], images[len(images) // 2 :]
     torch.manual_seed(3)
     first = kernel_distance(half, other)
@@ -141,7 +141,7 @@ def test_prior_logs_the_kid_at_the_end_of_fit(tiny, tmp_path, monkeypatch):
     z = torch.randn(8, stage.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         fake = before.generator.eval()(z)
-    expected = kid(FewFeatures(""), fake, tiny.data().images("public_val"))
+    expected = kid(FewFeatures(""), fake, tiny.data().rows("public_val")["image"])
     assert stage.final_metrics["val/kid"] == pytest.approx(float(expected), rel=1e-5)
 
 

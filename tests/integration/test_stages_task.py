@@ -53,7 +53,7 @@ def test_task_from_a_checkpoint_reads_no_imagenet_weights(tiny, tmp_path):
     content["hyper_parameters"]["weights"] = "absent.pt"
     torch.save(content, tmp_path / "task.ckpt")
     stage = load_stage(tmp_path / "task.ckpt", TaskModel)
-    assert stage.cloud(torch.zeros(1, *stage.feature_shape)).shape == (1, tiny.data().num_attributes)
+    assert stage.cloud(torch.zeros(1, *stage.feature_shape)).shape == (1, len(tiny.data().attribute_names))
     with pytest.raises(UserError, match=r"absent\.pt"):
         TaskModel(weights="absent.pt", attribute_names=["a", "b"], image_size=32)
 
@@ -112,7 +112,7 @@ def test_task_draws_the_lowest_and_highest_scores(count, tiny):
     stage, data = load_stage(tiny.ckpt("task"), TaskModel), tiny.data()
     data.splits["public_val"] = data.dataset("public").index[:count]
     stage._log_auc = lambda name: None
-    images = data.images("public_val")
+    images = data.rows("public_val")["image"]
     if len(images) > 64:  # evenly spread
         images = images[[place * len(images) // 64 for place in range(64)]]
     with torch.no_grad():

@@ -102,9 +102,9 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"width": 0}, "width is 0; give at least 1"),
-        ({"hidden": 0}, "hidden is 0; give at least 1"),
-        ({"lr": 0.0}, "lr 0.0 must be above 0"),
+        ({"width": 0}, "width 0 must be a whole number above 0"),
+        ({"hidden": 0}, "hidden 0 must be a whole number above 0"),
+        ({"lr": 0.0}, "lr 0.0 must be a number above 0"),
     ],
 )
 def test_settings_of_the_nets_out_of_range(tiny, settings, words):

@@ -8,7 +8,6 @@ from crafter_pl.attacks.through_defence import OWN_KEYS, ThroughDefenceAttack
 from crafter_pl.attacks.white_box import WhiteBoxAttack
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.nets import Generator, fold_batchnorm
-from crafter_pl.stages import TaskModel
 
 # A defence that is a known map of the feature
 
@@ -18,7 +17,6 @@ class Mixing(Untrained):
 
     def __init__(self, task_ckpt=None):
         super().__init__()
-        self.use("task", task_ckpt, TaskModel)
         generator = torch.Generator().manual_seed(3)
         self.order = torch.randperm(64, generator=generator)
         self.shift = torch.randn(64, 1, 1, generator=generator)

@@ -77,7 +77,7 @@ def test_the_task_teaches_the_classifier_alone(game, people, tiny):
     stage = game(Tiprdc, steps=0, people=people, width=8)[0]
     batch = tiny.data().rows("private_test")
     features = stage.features(batch["image"])
-    stage.net.classify(stage.to_cloud(features)).sum().backward()
+    stage.net.cloud(stage.to_cloud(features)).sum().backward()
     assert all(p.grad is None for p in stage.net.edge.parameters())
     assert any(p.grad is not None for p in stage.net.cloud.parameters())
 

@@ -73,7 +73,8 @@ def test_a_sample_is_one_dict(data):
     assert sample["image"].shape == (3, 8, 8) and sample["image"].dtype == torch.float32
     assert 0 <= sample["image"].min() and sample["image"].max() <= 1
     assert (
-        sample["attributes"].shape == (data.num_attributes,) and sample["attributes"].dtype == torch.float32
+        sample["attributes"].shape == (len(data.attribute_names),)
+        and sample["attributes"].dtype == torch.float32
     )
     assert sample["identity"].dtype == sample["index"].dtype == torch.int64
     row = int(sample["index"])
@@ -82,7 +83,7 @@ def test_a_sample_is_one_dict(data):
     batch = data.dataset("public_train").__getitems__([3, 0])
     assert torch.equal(batch["image"][0], sample["image"]) and batch["attributes"].shape == (
         2,
-        data.num_attributes,
+        len(data.attribute_names),
     )
 
 
@@ -109,12 +110,12 @@ def test_parts_and_unions(data):
     assert data.rows("all_private")["index"].tolist() == sorted(
         data.splits["private_train"].tolist() + data.splits["private_test"].tolist()
     )
-    images = data.images("private_test")
+    images = data.rows("private_test")["image"]
     assert images.shape == (10, 3, 8, 8) and torch.equal(images, data.rows("private_test")["image"])
     with pytest.raises(
         UserError, match=r"no part of the data is called 'test'; there are public_train, public_val"
     ):
-        data.images("test")
+        data.rows("test")
 
 
 def test_the_split_is_the_same_again_and_written(data, tmp_path):
@@ -235,7 +236,7 @@ def test_folder_with_a_variable_in_its_root_and_a_cache(people, tmp_path):
     module = FacesDataModule(root="$SOME_PEOPLE/people", cache_dir="$SOME_PEOPLE/cache", **FOLDER)
     module.prepare_data()
     module.setup()
-    assert module.num_attributes == 0 and module.rows("public")["attributes"].shape == (30, 0)
+    assert module.attribute_names == [] and module.rows("public")["attributes"].shape == (30, 0)
     assert len(list((tmp_path / "cache").iterdir())) == 2
     moved = tmp_path / "elsewhere"
     people.rename(moved)

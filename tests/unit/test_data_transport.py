@@ -137,7 +137,7 @@ def test_attackers_queries_travel_alike(noise, tmp_path):
     assert len(folders) == 3
     for transport, features in pairs.items():
         assert torch.equal(features, received(Told(defense).protect(images, index), transport))
-    with pytest.raises(UserError, match="transport 'int4': give one of float32, float16, int8"):
+    with pytest.raises(UserError, match="transport 'int4' must be float32 or float16 or int8"):
         defense.options(transport="int4")
 
 

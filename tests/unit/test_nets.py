@@ -19,6 +19,7 @@ from crafter_pl.nets import (
     gradient_penalty,
     to_grey,
 )
+from crafter_pl.stages import GanPrior
 
 # Shapes
 
@@ -181,7 +182,7 @@ def test_gradient_penalty_of_the_critic_against_finite_differences():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Generator("G3"), "'G3' is unknown; choose G1 or G2"),
+        (lambda: GanPrior("G3"), "generator 'G3' must be G1 or G2 or style"),
         (lambda: Generator("G1", image_size=36), "36 does not fit G1: it must be a multiple of 8"),
         (lambda: Generator("G2", image_size=40), "40 does not fit G2: it must be a multiple of 16"),
         (

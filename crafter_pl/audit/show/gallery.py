@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-PEOPLE_SHOWN = 8
 GAP = 4  # pixels between the faces of a grid
 FILE = "gallery.safetensors"  # kept beside a report, so that its page can be written again
 
@@ -71,8 +70,8 @@ class Gallery:
             name: (value.clamp(0, 1) * 255).round().byte().cpu().contiguous()
             for name, value in {"originals": self.originals, **tensors}.items()
         }
-        told = [{key: own for key, own in vars(column).items() if key != "images"} for column in columns]
-        return save(pixels, metadata={"columns": json.dumps(told)})
+        about = [{key: own for key, own in vars(column).items() if key != "images"} for column in columns]
+        return save(pixels, metadata={"columns": json.dumps(about)})
 
 
 def read_gallery(file: Path) -> Gallery:
@@ -82,9 +81,9 @@ def read_gallery(file: Path) -> Gallery:
         SafetensorError, LookupError, TypeError, ValueError: it is damaged.
     """
     with safe_open(file, framework="pt") as handle:
-        told = json.loads(handle.metadata()["columns"])
+        about = json.loads(handle.metadata()["columns"])
     tensors = {name: value.float() / 255 for name, value in load_file(file).items()}
-    columns = [Column(images=tensors[f"column-{i}"], **own) for i, own in enumerate(told)]
+    columns = [Column(images=tensors[f"column-{i}"], **own) for i, own in enumerate(about)]
     ended, rounds = (
         [column for column in columns if (column.moment is None) is end] for end in (True, False)
     )
@@ -94,7 +93,7 @@ def read_gallery(file: Path) -> Gallery:
 def people_shown(identity: Tensor, index: Tensor) -> list[int]:
     """Rows of the first picture of a few people, taken at even steps: not chosen by result."""
     people = identity.unique()
-    steps = torch.linspace(0, len(people) - 1, min(PEOPLE_SHOWN, len(people))).round().long()
+    steps = torch.linspace(0, len(people) - 1, min(8, len(people))).round().long()
     rows = [(identity == person).nonzero()[:, 0] for person in people[steps]]
     return [int(own[index[own].argmin()]) for own in rows]
 

@@ -25,7 +25,6 @@ from crafter_pl.files import to_json as json_text
 from crafter_pl.files import write_file
 
 CURVES = ("eval_acc", "panel_any", "identity_similarity", "ssim")  # over rounds and pairs, in TensorBoard
-PEOPLE_IN_ROUNDS = 4  # a grid of every round of every defence would hide the rest of the page
 
 
 def render(template: str, **content: Any) -> str:  # noqa: ANN401 (what the template names)
@@ -38,18 +37,12 @@ def render(template: str, **content: Any) -> str:  # noqa: ANN401 (what the temp
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "words": _words,
         "inline": _inline,
         "percent": sentences.percent,
         "groups": _by_attack,
         "face": lambda image: _inline(kept.png(image)),
     }
     return environment.get_template(f"{template}.html.j2").render(content).replace(" %", "&nbsp;%")
-
-
-def _words(name: object) -> str:
-    """A name from the data or the settings, made readable."""
-    return str(name).replace("_", " ")
 
 
 def _inline(data: bytes) -> str:
@@ -86,7 +79,7 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         tables=tables,
         rate=table.rate,
         number=table.number,
-        rounds=gallery.adapting(PEOPLE_IN_ROUNDS),
+        rounds=gallery.adapting(people=4),  # of every round of every defence; more would hide the rest
         flags={sentences.false_security(entry) for entry in report.defenses},
         weaker=sentences.WEAKER,
         group_sentences=list(sentences.group_sentences(report)),
@@ -167,8 +160,8 @@ def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
             for name, result in entry.attacks.items():
                 for key in ("eval_acc", "identity_similarity", "ssim"):
                     writer.add_scalar(f"{name}_{key}/{entry.label}", result.figures[key].value)
-            for name, moments in entry.history.items():
-                for over, key, one in product(plots.AXES, CURVES, moments):
+            for name, rounds in entry.history.items():
+                for over, key, one in product(plots.AXES, CURVES, rounds):
                     tag, figure = f"audit/{key}_by_{over}/{name}, {entry.label}", one.figures[key]
                     for end, value in (("", figure.value), (", low", figure.low), (", high", figure.high)):
                         writer.add_scalar(tag + end, value, getattr(one, over))

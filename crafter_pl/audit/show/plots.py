@@ -120,8 +120,7 @@ def tradeoff(report: Report) -> bytes:
 
 
 def _by_chance(axes: Axes, report: Report) -> None:
-    chance = report.data.chance
-    axes.axhline(chance, label="chance of one guess", color="0.45", linewidth=1, linestyle="--")
+    axes.axhline(report.data.chance, label="chance of one guess", color="0.45", linewidth=1, linestyle="--")
 
 
 @dataclass(frozen=True)
@@ -242,11 +241,11 @@ def adaptation(report: Report, over: str) -> bytes | None:
     titles, names = (list(dict.fromkeys(line[place] for line in lines)) for place in (0, 1))
     shown = {"eval_acc": "faces identified, Eval Acc", "identity_similarity": "identity similarity"}
     for axes, (key, words) in zip((upper, lower), shown.items(), strict=True):
-        for title, name, moments in lines:
+        for title, name, rounds in lines:
             _draw(
                 axes,
-                [exactly(float(getattr(moment, over))) for moment in moments],
-                [moment.figures[key] for moment in moments],
+                [exactly(float(getattr(one, over))) for one in rounds],
+                [one.figures[key] for one in rounds],
                 label=f"{name}, {title}".replace("_", " "),
                 color=COLOURS[titles.index(title) % len(COLOURS)],
                 marker=MARKERS[names.index(name) % len(MARKERS)],
@@ -268,10 +267,10 @@ def reconstructions(gallery: Gallery) -> bytes:
     canvas, step = mosaic(gallery), face_size(gallery)[0] + GAP
     height, width = canvas.shape[:2]
     split = [one.features.rstrip(")").replace(" (", ", ").split(", ") for one in gallery.columns]
-    told = [[one.attack, *words] for one, words in zip(gallery.columns, split, strict=True)]
+    named = [[one.attack, *words] for one, words in zip(gallery.columns, split, strict=True)]
     captions = [
         "\n".join(textwrap.fill(word.replace("_", " "), 13) for word in words)
-        for words in [["original"], *told]
+        for words in [["original"], *named]
     ]
     head = 10 + 12 * max(caption.count("\n") + 1 for caption in captions)
     figure = Figure(figsize=(width / 100, (height + head) / 100), dpi=100)

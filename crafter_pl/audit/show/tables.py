@@ -60,7 +60,7 @@ def known(report: Report, name: str) -> str:
 def records(report: Report) -> Table:
     """The figures as in table.csv: a row for every features and attack, each figure with its interval.
 
-    Then one for every moment of an attack that adapts, and one for every ruler.
+    Then one for every round of an attack that adapts, and one for every ruler.
     """
     return Table.of([row for entry in report.defenses for row in _records(report, entry)])
 
@@ -83,8 +83,8 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "images": report.data.images,
         "identities": report.data.identities,
     }
-    moments = [*entry.attacks.items(), *((name, one) for name, own in entry.history.items() for one in own)]
-    for name, result in moments:
+    results = [*entry.attacks.items(), *((name, one) for name, own in entry.history.items() for one in own)]
+    for name, result in results:
         row = {
             **alike,
             "attack": name,

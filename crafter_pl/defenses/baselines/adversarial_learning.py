@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import OptionsT
-from crafter_pl.errors import UserError
+from crafter_pl.limits import BelowOne, NonNegativeInt, PositiveInt
 from crafter_pl.nets import build_decoder
 from crafter_pl.stages.quality import relative_error
 
@@ -38,7 +38,6 @@ class AdversarialLearning(Retrained[OptionsT]):
     """
 
     stage_name = "adversarial_learning"
-    version = 1
     tradeoff = "lambda_"
     recorded: ClassVar[tuple[str, ...]] = (
         "lambda_",
@@ -53,21 +52,15 @@ class AdversarialLearning(Retrained[OptionsT]):
     def __init__(
         self,
         task_ckpt: str | None = None,
-        lambda_: float = 0.5,
+        lambda_: BelowOne = 0.5,
         lr: float = 5e-4,
         decoder: str = "residual",
         width: int = 48,
         adversary_lr: float = 1e-3,
-        adversary_steps: int = 1,
-        restart_epochs: int = 0,
+        adversary_steps: PositiveInt = 1,
+        restart_epochs: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= lambda_ < 1 or adversary_steps < 1 or restart_epochs < 0:
-            raise UserError(
-                f"lambda_ {lambda_} must be in [0, 1), adversary_steps {adversary_steps} at least 1, "
-                f"restart_epochs {restart_epochs} at least 0 (--model.init_args.*)"
-            )
-        self.begin(task_ckpt)
         self.adversary = self._fresh_decoder() if lambda_ else None
 
     def _fresh_decoder(self) -> nn.Module:

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.options import KeyedOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, BelowOne, FromZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import Noisy
-
-_NOISE = 0  # stream of the keyed noise
-_ITERATIONS = 10  # of k-means
 
 
 class Cem(AdversarialLearning[KeyedOptions]):
@@ -48,7 +45,6 @@ class Cem(AdversarialLearning[KeyedOptions]):
 
     stage_name = "cem"
     train_split = "labelled_train"  # its classes are of attributes
-    version = 1
     options_class = KeyedOptions
     tradeoff = "sigma"
     recorded = (
@@ -59,27 +55,21 @@ class Cem(AdversarialLearning[KeyedOptions]):
     def __init__(
         self,
         task_ckpt: str | None = None,
-        sigma: float = 0.15,
-        entropy: float = 8.0,
-        tau: float = 0.125,
-        gamma: float = 0.01,
-        centres: int = 5,
-        class_attributes: int = 3,
-        lambda_: float = 0.0,
+        sigma: AboveZero = 0.15,
+        entropy: FromZero = 8.0,
+        tau: AboveZero = 0.125,
+        gamma: AboveZero = 0.01,
+        centres: PositiveInt = 5,
+        class_attributes: NonNegativeInt = 3,
+        lambda_: BelowOne = 0.0,
         lr: float = 5e-4,
         decoder: str = "residual",
         width: int = 48,
         adversary_lr: float = 1e-3,
-        adversary_steps: int = 1,
-        restart_epochs: int = 0,
+        adversary_steps: PositiveInt = 1,
+        restart_epochs: NonNegativeInt = 0,
         seed: int = 0,
     ) -> None:
-        if min(sigma, tau, gamma) <= 0 or min(entropy, class_attributes) < 0 or centres < 1:
-            raise UserError(
-                f"sigma {sigma}, tau {tau} and gamma {gamma} must be above 0, entropy {entropy} and "
-                f"class_attributes {class_attributes} at least 0, centres {centres} at least 1 "
-                "(--model.init_args.*)"
-            )
         super().__init__(
             task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
         )
@@ -133,7 +123,7 @@ class Cem(AdversarialLearning[KeyedOptions]):
     def protect(self, images: Tensor, index: Tensor, options: KeyedOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)`` with keyed noise."""
         encoded = self.net.encode(images)
-        noise = keyed_normal(options.seed, index, encoded[0].numel(), stream=_NOISE).to(encoded)
+        noise = keyed_normal(options.seed, index, encoded[0].numel()).to(encoded)
         return encoded + self.hparams["sigma"] * noise.view_as(encoded)
 
     def edge_graph(self, options: KeyedOptions) -> nn.Module:
@@ -161,7 +151,7 @@ def class_means(points: Tensor, classes: Tensor, count: int, centres: int) -> Te
         if not len(mine):
             continue
         means = mine[torch.arange(centres, device=points.device) * len(mine) // centres]
-        for _ in range(_ITERATIONS):
+        for _ in range(10):
             nearest = torch.cdist(mine, means).argmin(1)
             size = torch.bincount(nearest, minlength=centres)
             sums = torch.zeros_like(means).index_add_(0, nearest, mine)

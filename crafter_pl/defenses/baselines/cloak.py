@@ -7,9 +7,6 @@ from crafter_pl.defenses.options import OptionsT
 from crafter_pl.defenses.untrained import Untrained
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.embedder import Embedder
-from crafter_pl.stages.task import TaskModel
-
-_PICTURES = 8  # that `fit` cloaks, to show what comes of it
 
 
 class Cloak(Untrained[OptionsT]):
@@ -18,16 +15,10 @@ class Cloak(Untrained[OptionsT]):
     Encoder and classifier stay as they are. A cloak is made against face recognisers of public people, and
     should carry over to others. Each picture has a cloak of its own, whatever else is in its batch.
 
-    A subclass calls `begin` in its ``__init__``, sets `recorded` and
+    A subclass declares the embedders (`Upstream`), sets `recorded` and
     `tradeoff`, and implements `search`. `fit` shows the cloaks of a few public faces; a subclass may learn in
     `training_step`.
     """
-
-    def begin(self, task_ckpt: str | None, **embedders: str | None) -> None:
-        """Loads the task model and, by the names of their runs, the embedders."""
-        self.use("task", task_ckpt, TaskModel)
-        for key, path in embedders.items():
-            self.use(key, path, Embedder)
 
     def embedders(self) -> list[OracleNet]:
         """The embedders' frozen nets."""
@@ -58,13 +49,12 @@ class Cloak(Untrained[OptionsT]):
 
         ``val/dssim`` is the mean DSSIM, ``val/cosine`` that of an embedder's cosine of picture and cloak.
         """
-        images = self.spread_images(self.val_split, _PICTURES)
+        images = self.spread_images(self.val_split, 8)
         cloaked = self.cloak(images, self.options())
         with torch.no_grad():
             pairs = [(net.embed(images), net.embed(cloaked)) for net in self.embedders()]
         cosine = torch.stack([(one * other).sum(1) for one, other in pairs]).mean()
-        figures = {"val/dssim": dssim(cloaked, images).mean(), "val/cosine": cosine}
-        self.log_dict(figures, prog_bar=True)
+        self.log_dict({"val/dssim": dssim(cloaked, images).mean(), "val/cosine": cosine}, prog_bar=True)
         self.log_grid("original_cloaked", torch.cat([images, cloaked]), columns=len(images))
 
 

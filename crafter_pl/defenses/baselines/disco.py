@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, BelowOne, NonNegativeInt, PositiveInt
 from crafter_pl.nets import ChannelPruner
 
 
@@ -32,27 +32,22 @@ class Disco(AdversarialLearning[ProtectOptions]):
     """
 
     stage_name = "disco"
-    version = 1
     tradeoff = "ratio"
     recorded = ("ratio", "temperature", *AdversarialLearning.recorded)
 
     def __init__(
         self,
         task_ckpt: str | None = None,
-        ratio: float = 0.8,
-        temperature: float = 1 / 30,
-        lambda_: float = 0.5,
+        ratio: BelowOne = 0.8,
+        temperature: AboveZero = 1 / 30,
+        lambda_: BelowOne = 0.5,
         lr: float = 5e-4,
         decoder: str = "residual",
         width: int = 48,
         adversary_lr: float = 1e-3,
-        adversary_steps: int = 1,
-        restart_epochs: int = 0,
+        adversary_steps: PositiveInt = 1,
+        restart_epochs: NonNegativeInt = 0,
     ) -> None:
-        if not 0 <= ratio < 1 or temperature <= 0:
-            raise UserError(
-                f"ratio {ratio} must be in [0, 1), temperature {temperature} above 0 (--model.init_args.*)"
-            )
         super().__init__(
             task_ckpt, lambda_, lr, decoder, width, adversary_lr, adversary_steps, restart_epochs
         )
@@ -60,8 +55,7 @@ class Disco(AdversarialLearning[ProtectOptions]):
 
     def features(self, images: Tensor) -> Tensor:
         """What the filter leaves."""
-        pruned: Tensor = self.pruner(self.net.encode(images))
-        return pruned
+        return self.pruner(self.net.encode(images))
 
     def defend(
         self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor
@@ -77,5 +71,4 @@ class Disco(AdversarialLearning[ProtectOptions]):
 
     def edge_module(self) -> nn.Module:
         """Its own encoder, and the filter."""
-        parts = {"encoder": super().edge_module(), "pruner": self.pruner}
-        return nn.Sequential(OrderedDict(parts))
+        return nn.Sequential(OrderedDict({"encoder": super().edge_module(), "pruner": self.pruner}))

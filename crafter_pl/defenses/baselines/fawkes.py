@@ -1,13 +1,12 @@
 """Fawkes: a cloak that makes a face recogniser take the face for somebody else's."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crafter_pl.defenses.baselines.cloak import Cloak, dssim
 from crafter_pl.defenses.options import KeyedOptions
-from crafter_pl.errors import UserError
-from crafter_pl.stages.embedder import Embedder
-from crafter_pl.stages.upstream import Upstream
+from crafter_pl.limits import AboveZero, PositiveInt
+from crafter_pl.stages import Embedder, Upstream
 
 
 class Fawkes(Cloak[KeyedOptions]):
@@ -34,36 +33,27 @@ class Fawkes(Cloak[KeyedOptions]):
         seed: of their choice.
     """
 
-    embedder = Upstream[Embedder]()  # the frozen recogniser
+    embedder = Upstream(Embedder)  # the frozen recogniser
     stage_name = "fawkes"
-    version = 1
     options_class = KeyedOptions
     tradeoff = "rho"
     recorded = ("rho", "penalty", "steps", "lr", "candidates")
-    total: Tensor
-    count: Tensor
 
     def __init__(
         self,
         task_ckpt: str | None = None,
         embedder_ckpt: str | None = None,
-        rho: float = 0.012,
-        penalty: float = 200.0,
-        steps: int = 60,
-        lr: float = 0.01,
-        candidates: int = 100,
+        rho: AboveZero = 0.012,
+        penalty: AboveZero = 200.0,
+        steps: PositiveInt = 60,
+        lr: AboveZero = 0.01,
+        candidates: PositiveInt = 100,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if min(rho, penalty, lr) <= 0 or min(steps, candidates) < 1:
-            raise UserError(
-                f"rho {rho}, penalty {penalty} and lr {lr} must be above 0, steps {steps} and candidates "
-                f"{candidates} at least 1 (--model.init_args.*)"
-            )
-        self.begin(task_ckpt, embedder=embedder_ckpt)
         people, size = self.embedder.net.centres.shape
-        self.register_buffer("total", torch.zeros(people, size))
-        self.register_buffer("count", torch.zeros(people))
+        self.total = nn.Buffer(torch.zeros(people, size))
+        self.count: Tensor = nn.Buffer(torch.zeros(people))
 
     @torch.no_grad()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -79,8 +69,7 @@ class Fawkes(Cloak[KeyedOptions]):
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
         chosen = known[order[: self.hparams["candidates"]].to(known.device)]
         centroids = (self.total[chosen] / self.count[chosen, None]).to(embeddings)
-        away = (embeddings[:, None] - centroids).square().sum(2)
-        return centroids[away.argmax(1)]
+        return centroids[(embeddings[:, None] - centroids).square().sum(2).argmax(1)]
 
     @torch.enable_grad()
     def search(self, image: Tensor, options: KeyedOptions) -> Tensor:

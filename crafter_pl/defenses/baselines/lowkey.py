@@ -1,7 +1,5 @@
 """LowKey: a cloak that moves a face away from where recognisers have it."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,10 +7,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from crafter_pl.defenses.baselines.cloak import Cloak
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import AboveZero, FromZero, PositiveInt
 from crafter_pl.nets import OracleNet
-
-_LAYERS = 2  # of each embedder, for the perceptual distance
+from crafter_pl.stages import Embedder, Upstream
 
 
 class LowKey(Cloak[ProtectOptions]):
@@ -40,8 +37,9 @@ class LowKey(Cloak[ProtectOptions]):
         lr: size of a step, in pixel values (the authors': 0.0025).
     """
 
+    embedder = Upstream(Embedder)  # the frozen recognisers
+    embedder_plain = Upstream(Embedder)
     stage_name = "lowkey"
-    version = 1
     tradeoff = "alpha"
     recorded = ("alpha", "steps", "lr")
 
@@ -50,17 +48,11 @@ class LowKey(Cloak[ProtectOptions]):
         task_ckpt: str | None = None,
         embedder_ckpt: str | None = None,
         embedder_plain_ckpt: str | None = None,
-        alpha: float = 5.0,
-        steps: int = 25,
-        lr: float = 0.005,
+        alpha: FromZero = 5.0,
+        steps: PositiveInt = 25,
+        lr: AboveZero = 0.005,
     ) -> None:
         super().__init__()
-        if not 0 <= alpha < math.inf or steps < 1 or lr <= 0:
-            raise UserError(
-                f"alpha {alpha} must be at least 0, steps {steps} at least 1, lr {lr} above 0 "
-                "(--model.init_args.*)"
-            )
-        self.begin(task_ckpt, embedder=embedder_ckpt, embedder_plain=embedder_plain_ckpt)
 
     @torch.enable_grad()
     def search(self, image: Tensor, options: ProtectOptions) -> Tensor:
@@ -77,8 +69,7 @@ class LowKey(Cloak[ProtectOptions]):
                 for net, at in zip(nets, own, strict=True)
                 for view in views
             ]
-            seen = perceptual(early(nets, picture), maps)
-            gain = torch.stack(away).mean() - h["alpha"] * seen.sum()
+            gain = torch.stack(away).mean() - h["alpha"] * perceptual(early(nets, picture), maps).sum()
             (gradient,) = torch.autograd.grad(gain, picture)
             picture = (picture.detach() + h["lr"] * gradient.sign()).clamp(0, 1)
         return picture
@@ -93,7 +84,7 @@ def blur(images: Tensor) -> Tensor:
 
 def early(nets: list[OracleNet], images: Tensor) -> list[Tensor]:
     """Activations ``(N, C, h, w)`` in the first layers of each net, scaled to length 1 at each place."""
-    return [F.normalize(layer, dim=1) for net in nets for layer in net.activations(images, _LAYERS)]
+    return [F.normalize(layer, dim=1) for net in nets for layer in net.activations(images, 2)]
 
 
 def perceptual(maps: list[Tensor], others: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Noise on features: the simplest defence, and the yardstick of all others."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,8 @@ from torch import Tensor, nn
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.defenses.options import KeyedOptions
 from crafter_pl.defenses.untrained import Untrained
-from crafter_pl.errors import UserError
+from crafter_pl.limits import FromZero
 from crafter_pl.nets import Noisy
-from crafter_pl.stages.task import TaskModel
-
-KINDS = ("gaussian", "laplace")
-_NOISE = 0  # stream of the keyed noise
 
 
 class Noise(Untrained[KeyedOptions]):
@@ -30,26 +27,21 @@ class Noise(Untrained[KeyedOptions]):
     """
 
     stage_name = "noise"
-    version = 1
     options_class = KeyedOptions
     recorded = ("kind", "scale")
     tradeoff = "scale"
-    count: Tensor
-    mean: Tensor
-    square: Tensor
 
     def __init__(
-        self, task_ckpt: str | None = None, kind: str = "gaussian", scale: float = 1.0, seed: int = 0
+        self,
+        task_ckpt: str | None = None,
+        kind: Literal["gaussian", "laplace"] = "gaussian",
+        scale: FromZero = 1.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        if kind not in KINDS or not 0 <= scale < math.inf:
-            raise UserError(
-                f"kind {kind!r} must be one of {', '.join(KINDS)}, scale {scale} at least 0 "
-                "(--model.init_args.*)"
-            )
-        self.use("task", task_ckpt, TaskModel)
-        for name in ("count", "mean", "square"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self.count: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.mean: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.square: Tensor = nn.Buffer(torch.zeros((), dtype=torch.float64))
 
     @property
     def deviation(self) -> float:
@@ -72,17 +64,16 @@ class Noise(Untrained[KeyedOptions]):
         features = self.task.edge(images)
         seed, size = options.seed, features[0].numel()
         if self.hparams["kind"] == "gaussian":
-            noise = keyed_normal(seed, index, size, stream=_NOISE)
+            noise = keyed_normal(seed, index, size)
         else:  # by the inverse of the distribution function, of variance 1
-            place = uniform(keyed_bits(seed, index, size, stream=_NOISE)) + 2.0**-54 - 0.5
+            place = uniform(keyed_bits(seed, index, size)) + 2.0**-54 - 0.5
             noise = -place.sign() * torch.log1p(-2 * place.abs()) / math.sqrt(2)
         return features + self.hparams["scale"] * self.deviation * noise.view_as(features).to(features)
 
     def edge_graph(self, options: KeyedOptions) -> nn.Module | None:
         """Encoder and Gaussian noise; Laplace's is not made of normal numbers."""
-        if self.hparams["kind"] != "gaussian":
-            return None
-        return Noisy(self.edge_module(), self.hparams["scale"] * self.deviation)
+        h = self.hparams
+        return Noisy(self.edge_module(), h["scale"] * self.deviation) if h["kind"] == "gaussian" else None
 
     @property
     def edge_noise(self) -> int:

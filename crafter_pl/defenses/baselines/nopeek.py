@@ -5,7 +5,7 @@ from torch import Tensor
 
 from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import BelowOne
 
 
 class NoPeek(Retrained[ProtectOptions]):
@@ -22,15 +22,11 @@ class NoPeek(Retrained[ProtectOptions]):
     """
 
     stage_name = "nopeek"
-    version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr")
 
-    def __init__(self, task_ckpt: str | None = None, lambda_: float = 0.8, lr: float = 5e-4) -> None:
+    def __init__(self, task_ckpt: str | None = None, lambda_: BelowOne = 0.8, lr: float = 5e-4) -> None:
         super().__init__()
-        if not 0 <= lambda_ < 1:
-            raise UserError(f"lambda_ {lambda_} must be in [0, 1) (--model.init_args.lambda_)")
-        self.begin(task_ckpt)
 
     def defend(
         self, features: Tensor, images: Tensor, batch: dict[str, Tensor], task: Tensor

@@ -12,7 +12,6 @@ from crafter_pl.defenses.options import OptionsT
 from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
-from crafter_pl.stages.task import TaskModel
 
 
 class Game(Defense[OptionsT]):
@@ -25,12 +24,11 @@ class Game(Defense[OptionsT]):
     """
 
     net: nn.Module
-    adversary: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.adversary = None
+        self.adversary: nn.Module | None = None
         self.auc = AttributeAUC()
 
     def defenders(self) -> list[nn.Module]:
@@ -65,20 +63,17 @@ class Retrained(Game[OptionsT]):
     classifier one on `defend`. Unlike Crafter such a defence changes the backend: a service would have to
     roll out encoder *and* classifier.
 
-    A subclass calls `begin` in its ``__init__``, sets `recorded`, implements
-    `defend`; one with an adversary also sets `adversary` and implements `spy`. What leaves the edge is
-    `features`. Among its init arguments is ``task_ckpt``.
+    A subclass sets `recorded`, implements `defend`; one with an adversary also sets `adversary` and
+    implements `spy`. What leaves the edge is `features`. Among its init arguments is ``task_ckpt``.
 
     On several processes: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
 
-    net: SplitClassifier
     retrains = ("encoder", "cloud")
 
-    def begin(self, task_ckpt: str | None) -> None:
-        """Loads the task model, and copies its nets to be trained."""
-        task = self.use("task", task_ckpt, TaskModel)
-        self.net = copy.deepcopy(task.net).requires_grad_(True).train()
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: SplitClassifier = copy.deepcopy(self.task.net).requires_grad_(True).train()
 
     # ---- the game -----------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:
@@ -119,7 +114,7 @@ class Retrained(Game[OptionsT]):
 
         def defended() -> Tensor:
             features = self.features(images)
-            answers = self.net.classify(self.to_cloud(features))
+            answers = self.net.cloud(self.to_cloud(features))
             logged["task"] = attribute_loss(answers, batch["attributes"])
             loss, figures = self.defend(features, images, batch, logged["task"])
             logged.update(figures)
@@ -131,7 +126,7 @@ class Retrained(Game[OptionsT]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
         features = self.to_cloud(self.features(batch["image"]))
-        self.auc.update(self.net.classify(features), batch["attributes"])
+        self.auc.update(self.net.cloud(features), batch["attributes"])
         self.log("val/mean_auc", self.auc, prog_bar=True)
         figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
         self.log_dict(figures, batch_size=len(features))

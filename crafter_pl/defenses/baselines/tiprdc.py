@@ -12,10 +12,8 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.defenses.baselines.retrained import Retrained
 from crafter_pl.defenses.options import ProtectOptions
-from crafter_pl.errors import UserError
+from crafter_pl.limits import ClosedUnitInterval, PositiveInt
 from crafter_pl.nets import FeatureHead, MutualInformation
-
-SCALE = 20.0  # inverse temperature of the adversary's cosines
 
 
 class Tiprdc(Retrained[ProtectOptions]):
@@ -42,30 +40,22 @@ class Tiprdc(Retrained[ProtectOptions]):
     """
 
     stage_name = "tiprdc"
-    version = 1
     tradeoff = "lambda_"
     recorded = ("lambda_", "lr", "width", "adversary_lr", "adversary_steps")
-    adversary: FeatureHead
 
     def __init__(
         self,
         task_ckpt: str | None = None,
-        lambda_: float = 0.6,
+        lambda_: ClosedUnitInterval = 0.6,
         lr: float = 5e-4,
-        width: int = 32,
+        width: PositiveInt = 32,
         adversary_lr: float = 1e-3,
-        adversary_steps: int = 1,
+        adversary_steps: PositiveInt = 1,
         people: list[int] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= lambda_ <= 1 or adversary_steps < 1 or width < 1:
-            raise UserError(
-                f"lambda_ {lambda_} must be in [0, 1], adversary_steps {adversary_steps} and width {width} "
-                "at least 1 (--model.init_args.*)"
-            )
-        self.begin(task_ckpt)
         shape, count = self.task.feature_shape, len(self.needs("people"))
-        self.adversary = FeatureHead(shape, count, width)
+        self.adversary: FeatureHead = FeatureHead(shape, count, width)
         self.information = MutualInformation(shape[0], count, width)
 
     @classmethod
@@ -86,7 +76,7 @@ class Tiprdc(Retrained[ProtectOptions]):
     def spy(self, features: Tensor, images: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the adversary's guess who it is."""
         cosines = self.adversary.cosines(self.adversary.embed(features))
-        return F.cross_entropy(SCALE * cosines, self._label(batch))
+        return F.cross_entropy(20.0 * cosines, self._label(batch))  # 20: an inverse temperature
 
     def to_cloud(self, features: Tensor) -> Tensor:
         """The task does not reach the encoder."""
