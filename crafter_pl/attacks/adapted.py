@@ -65,10 +65,6 @@ class Adapted(Adversary):
         self.device = device
         self.net: Any = load_stage(self.checkpoint(self.runs), self.stage_class).to(device)
 
-    def settings(self) -> dict[str, Any]:
-        """By default none: those of what has adapted are in its checkpoint."""
-        return {}
-
     def _choose(self, target: Target, commands: Commands) -> str:
         if self.ckpt is not None:
             if not Path(self.ckpt).is_file():
@@ -127,6 +123,10 @@ class Adapted(Adversary):
 
 class AdaptedAttack(Adapted, Attack):
     """An attack by a stage that has adapted, see `Adapted`."""
+
+    def settings(self) -> dict[str, Any]:
+        """By default none: those of what has adapted are in its checkpoint."""
+        return {}
 
     def history(self) -> list[tuple[dict[str, int], Attack]]:
         """The rounds of the chosen training, each with an attack by its checkpoint."""

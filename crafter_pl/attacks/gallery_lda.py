@@ -60,7 +60,6 @@ class GalleryLDA(Reader):
         UserError: a number is out of range.
     """
 
-    version = 1
     adaptive = True
     suspects = True
 

@@ -39,10 +39,6 @@ class StudentReader(Reader):
         like, parts = next(self.net.parameters()), features.split(self.batch_size)
         return torch.cat([self.net.net.embed(part.to(like)).cpu() for part in parts])
 
-    def settings(self) -> dict[str, Any]:
-        """By default none: those of the student are in its checkpoint."""
-        return {}
-
 
 class Matched(StudentReader):
     """Looks features up in a watch list of suspects: `WatchList` before it adapts.
@@ -113,7 +109,6 @@ class WatchList(Adapted, Matched):
         batch_size: features at a time.
     """
 
-    version = 1
     stage_class = AdaptiveStudent
 
     def __init__(
@@ -132,10 +127,6 @@ class WatchList(Adapted, Matched):
         """How the folders of its stage begin."""
         return AdaptiveStudent.stage_name
 
-    def settings(self) -> dict[str, Any]:
-        """What it matches with."""
-        return Matched.settings(self)
-
 
 class Linked(StudentReader):
     """Says which features are one person's, without a gallery: `Link` before it adapts."""
@@ -144,6 +135,10 @@ class Linked(StudentReader):
         """Cosines ``(N, N)``."""
         made = self.embed(features)
         return made @ made.T
+
+    def settings(self) -> dict[str, Any]:
+        """None: those of the student are in its checkpoint."""
+        return {}
 
 
 class Link(Adapted, Linked):
@@ -156,7 +151,6 @@ class Link(Adapted, Linked):
         batch_size: features at a time.
     """
 
-    version = 1
     stage_class = AdaptiveStudent
 
     def __init__(

@@ -23,6 +23,7 @@ from crafter_pl.attacks.adaptive_black_box import AdaptiveBlackBox, AdaptiveDeco
 from crafter_pl.attacks.adaptive_white_box import AdaptiveWhiteBox, AdaptiveWhiteBoxAttack
 from crafter_pl.attacks.student import AdaptiveStudent, Student
 from crafter_pl.attacks.surrogate import DefenseSurrogate
+from crafter_pl.attacks.watch_list import Linked, Matched
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.crafting.settings import CraftSettings
 from crafter_pl.data.datamodule import FacesDataModule
@@ -212,7 +213,9 @@ class Lab:
             yield attack, stage.stage_name, self.features
 
         student = Student(self.nets["task_ckpt"], None, embedding=6, identities=[0, 1])
-        adapted = AdaptiveStudent(crafter, self.save(student))
+        adapted = AdaptiveStudent(crafter, plain := self.save(student))
+        for reader in (Matched(plain, "matched", 2, "both"), Linked(plain, "linked", 2)):
+            yield reader, reader.name, self.features
         for reader in (kind(file := self.save(adapted)) for kind in (atk.WatchList, atk.Link)):
             reader.target, reader.checkpoints = atk.Target({}, None), reader.adapted(file)
             yield reader, reader.name, self.features

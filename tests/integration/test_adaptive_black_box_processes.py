@@ -1,10 +1,12 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from black_box_lab import fit
@@ -15,6 +17,14 @@ from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest
 
 # Several processes
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny, tmp_path_factory):
+    """The experiment with runs of its own: other files' tests look at all that there are."""
+    runs = tmp_path_factory.mktemp("own") / "runs"
+    shutil.copytree(tiny.runs_dir, runs, copy_function=os.link)
+    return replace(tiny, runs_dir=runs)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def test_jobs_wait_for_room_and_the_first_comes_first(tmp_path, capsys):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    go(tmp_path / "two", *map(job, "abcde"))
+    slow = [["audit", "--help"], ["protect", "--help"]]  # long enough to be seen
+    go(tmp_path / "two", *(replace(job(name), commands=slow) for name in "abcde"))
     done.set()
     watcher.join()
     assert max(seen) == 2

@@ -171,6 +171,6 @@ def test_a_teacher_that_does_not_fit(tiny, taught, capsys, tmp_path, more, said)
 
 
 def test_two_processes_share_the_teachers_look(tiny, taught):
-    made = in_subprocess([*tiny.command("fit", "student"), *taught, "--name", "two", *TWO])
+    made = in_subprocess([*tiny.command("fit", "student"), *taught, "--name", "student-two", *TWO])
     assert made.returncode == 0, made.stderr
-    assert load_stage(tiny.ckpt("two"), Student).hparams["embedding"] == 3
+    assert load_stage(tiny.ckpt("student-two"), Student).hparams["embedding"] == 3
