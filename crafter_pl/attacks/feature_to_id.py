@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Ruler, Target, fits, options_of, place_of
+from crafter_pl.attacks.base import Target, fits, options_of, place_of
+from crafter_pl.attacks.reader import Ruler
 from crafter_pl.commands import command, trained
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.features import protected_by

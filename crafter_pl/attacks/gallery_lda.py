@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Gallery, Reader
+from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.errors import UserError
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.task import TaskModel

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adapted import Adapted
-from crafter_pl.attacks.base import Gallery, Reader
+from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.attacks.student import AdaptiveStudent, Student
 from crafter_pl.stages.base import load_stage
 

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from crafter_pl import __version__
-from crafter_pl.attacks.base import Attack, Reader
+from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.reader import Reader
 from crafter_pl.audit import find
 from crafter_pl.audit.attack import Job, Work, remove_unused
 from crafter_pl.audit.bind import bind, refuse

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from crafter_pl.attacks.base import Adversary, Attack, Reader, Ruler, Target
+from crafter_pl.attacks.base import Adversary, Attack, Target
+from crafter_pl.attacks.reader import Reader, Ruler
 from crafter_pl.audit.load import trained_on
 from crafter_pl.commands import Commands
 from crafter_pl.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Gallery
+from crafter_pl.attacks.reader import Gallery
 from crafter_pl.audit.attack import Job
 from crafter_pl.audit.panel import Panel
 from crafter_pl.data.split import rank_in_person

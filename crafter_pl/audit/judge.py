@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crafter_pl.attacks.base import Gallery, Reader
+from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.audit.attack import Job
 from crafter_pl.audit.columns import COLUMNS, Seen
 from crafter_pl.audit.domain import Domain

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from crafter_pl.attacks.base import Attack, Reader
+from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.reader import Reader
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from crafter_pl.attacks.base import Gallery
-from crafter_pl.attacks.queries import PeopleQueries, people_rows
+from crafter_pl.attacks.people import PeopleQueries, people_rows
+from crafter_pl.attacks.reader import Gallery
 from crafter_pl.audit.features import Loaded, encode
 from crafter_pl.audit.process_group import ProcessGroup
 from crafter_pl.data.datamodule import FacesDataModule

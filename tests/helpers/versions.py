@@ -4,8 +4,6 @@
 nets with keyed weights in float64 on the CPU, and few steps: the figures are the same on every processor.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile
@@ -229,12 +227,11 @@ class Lab:
                 for net in value if isinstance(value, list) else [value]:
                     if isinstance(net, nn.Module):
                         net.double()
-        if isinstance(attack, atk.Reader):
-            names = torch.arange(len(features)) // 2
-            attack.enrol(atk.Gallery(self.images, names, features.flip(3)))
-            seen = attack.identify(features)
-            return figures(attack.similarity(features) if seen is None else seen)
-        return figures(attack.reconstruct(features))
+        if isinstance(attack, atk.Attack):
+            return figures(attack.reconstruct(features))
+        attack.enrol(atk.Gallery(self.images, torch.arange(len(features)) // 2, features.flip(3)))
+        seen = attack.identify(features)
+        return figures(attack.similarity(features) if seen is None else seen)
 
 
 def _weight(name: str, value: Tensor) -> Tensor:
@@ -253,9 +250,8 @@ def measured() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, name, values in Lab(Path(folder)).cases():
-            found.setdefault(kind.__name__, {"version": kind.version, "figures": {}})["figures"][name] = (
-                values
-            )
+            own = found.setdefault(kind.__name__, {"version": kind.version, "figures": {}})
+            own["figures"][name] = values
     return found
 
 

@@ -9,7 +9,7 @@ from rounds import TWO, same
 from torch import nn
 
 from crafter_pl.attacks import GalleryLDA, Link, WatchList
-from crafter_pl.attacks.base import Gallery
+from crafter_pl.attacks.reader import Gallery
 from crafter_pl.attacks.student import AdaptiveStudent, Student, rank1
 from crafter_pl.audit.load import Published
 from crafter_pl.cli import main

@@ -14,7 +14,8 @@ import torch
 from audit_lab import IDENTITIES, PEOPLE, SIZE, Blank, Echo, make_lab, write_store
 from torch import Tensor
 
-from crafter_pl.attacks.base import Attack, Ruler
+from crafter_pl.attacks.base import Attack
+from crafter_pl.attacks.reader import Ruler
 from crafter_pl.audit.audit import audit
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.show.page import rebuild

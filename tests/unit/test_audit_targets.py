@@ -11,7 +11,7 @@ import pytest
 import torch
 from audit_lab import IDENTITIES, SHA, SIZE, Echo, make_lab, write_store
 
-from crafter_pl.attacks.base import Ruler
+from crafter_pl.attacks.reader import Ruler
 from crafter_pl.audit import load
 from crafter_pl.audit.features import same_protection
 from crafter_pl.audit.load import Published

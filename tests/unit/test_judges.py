@@ -10,7 +10,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import first_of_each
 from crafter_pl.errors import UserError
 from crafter_pl.judges import Dlib, FaceNet, GalleryJudge, Onnx, TorchProgram, embedded
-from crafter_pl.judges.recognisers import Aligner, packaged
+from crafter_pl.judges.align import Aligner, packaged
 from crafter_pl.nets.dlib import DlibNet
 from crafter_pl.nets.oracle import FaceNetTrunk
 
