@@ -57,7 +57,7 @@ run audit --config "$configs/audit.yaml" --out "$runs/averaged" --features "[$(I
   "[{class_path: AdaptiveDecoderAttack}, {class_path: AveragedAttack, init_args: {base: {class_path: AdaptiveDecoderAttack}}}]"
 
 if [ "$experiment" = synthetic ]; then # generators that the defence has never seen; there are none for CelebA
-  for stage in prior_g2 amortizer_g2 prior_style amortizer_style; do
+  for stage in prior_g2 amortizer_g2 prior_style amortizer_style amortizer_wplus; do
     fit "attacks/$stage"
   done
 fi

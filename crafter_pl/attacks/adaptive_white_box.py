@@ -86,6 +86,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
                 "(--model.init_args.inversion_steps)"
             )
         task = self.defense.upstream_files["task"][0]
+        self.public_amortizer.expect_latents(amortizer_ckpt)
         self.public_amortizer.expect_upstream(amortizer_ckpt, task=task, prior=str(prior_ckpt))
         self.generator = synchronised(copy.deepcopy(self.prior.generator)).requires_grad_(True).train()
         self.amortizer: nn.Module | None = None

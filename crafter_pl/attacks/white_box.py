@@ -34,6 +34,9 @@ class WhiteBoxAttack(Attack):
     Stronger than the paper's: Adam instead of momentum descent, several restarts of which the best by feature
     loss is kept per face, the first of them at the amortizer's latent.
 
+    With an amortizer in w+ it is of GLASS++'s kind (NeurIPS 2023): an encoder is the start, and the feature
+    loss alone leads from there.
+
     With a ``prior_ckpt`` that the defence has never seen it is the paper's A2. A checkpoint is a path, or the
     name of a run of the experiment (``prior_g2``).
 
@@ -105,6 +108,11 @@ class WhiteBoxAttack(Attack):
         if self.amortized and not self.retrained("encoder"):
             self.amortizer = load_stage(paths["amortizer"], Amortizer).to(device)
             self.amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
+            if (its := self.amortizer.hparams["space"]) not in ("z", self.space):
+                raise UserError(
+                    f"attack {self.name}: {paths['amortizer']} gives latents in {its}, the search is in "
+                    f"{self.space}: give space {its}"
+                )
 
     def _open(self, prior: GanPrior, device: str) -> None:
         """Sets ``enter``, from z into the space, and ``generator``, from there to pictures."""
@@ -129,7 +137,8 @@ class WhiteBoxAttack(Attack):
     @torch.no_grad()
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if restart == 0 and self.amortizer is not None:
-            return self.enter(self.amortizer(features))
+            start = self.amortizer(features)
+            return start if self.amortizer.hparams["space"] == self.space else self.enter(start)
         return self.enter(
             keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
         )

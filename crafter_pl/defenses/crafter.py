@@ -80,6 +80,7 @@ class Crafter(Crafting[CrafterOptions]):
         super().__init__()
         self.keep(craft)
         self.automatic_optimization = False
+        self.amortizer.expect_latents(amortizer_ckpt)
         self.amortizer.expect_upstream(amortizer_ckpt, task=str(task_ckpt), prior=str(prior_ckpt))
         self.critic = Critic(self.prior.hparams["image_size"], critic_width)
         self.frozen = FrozenNets(self.task, self.prior, self.amortizer)

@@ -1,6 +1,6 @@
 """The amortizer: a start for the inversion that saves most of its iterations."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ class Amortizer(Scored):
     """Feature -> latent, trained so that the latent's picture has the feature (the paper's amortizer).
 
     Half of the loss is on prior samples, whose latent is known: ``|A(Enc(G(z))) - z|^2``; half on public
-    faces, whose latent is
-    not: ``|Enc(G(A(Enc(X)))) - Enc(X)|^2``, which is the inversion's own objective.
+    faces, whose latent is not: ``|Enc(G(A(Enc(X)))) - Enc(X)|^2``, which is the inversion's own objective.
+
+    In the space w+ of a style generator it is the encoder of GLASS++: where that attack starts.
 
     Args:
         task_ckpt: the task model (edge encoder); null finds the experiment's own.
@@ -29,6 +30,7 @@ class Amortizer(Scored):
         width: first width of the net (paper: 128).
         lr: Adam's learning rate, with a cosine decay.
         latent_weight: weight of the loss on known latents.
+        space: of the latents: ``z``; of a style generator also ``w`` or ``w+``.
     """
 
     task = Upstream(TaskModel)  # the frozen task model
@@ -44,6 +46,7 @@ class Amortizer(Scored):
         width: int = 128,
         lr: float = 1e-3,
         latent_weight: float = 0.1,
+        space: Literal["z", "w", "w+"] = "z",
     ) -> None:
         super().__init__()
         sizes = self.task.hparams["image_size"], self.prior.hparams["image_size"]
@@ -52,11 +55,30 @@ class Amortizer(Scored):
                 f"{task_ckpt} takes pictures of {sizes[0]} pixels, {prior_ckpt} makes {sizes[1]}; "
                 "give two checkpoints of one size"
             )
-        self.net = AmortizerNet(self.task.feature_shape, self.prior.latent_dim, width)
+        with torch.no_grad():
+            size = self.enter(torch.zeros(1, self.prior.latent_dim)).shape[1]
+        self.net = AmortizerNet(self.task.feature_shape, size, width)
 
-    def render(self, z: Tensor) -> Tensor:
-        """``Enc(G(z))``: latents ``(N, Z)`` -> features ``(N, C, h, w)``."""
-        return self.task.edge(self.prior.generator(z))
+    def expect_latents(self, path: str | None) -> None:
+        """Refuses this amortizer, loaded from ``path``, where latents of z are needed.
+
+        Raises:
+            UserError: its space is another.
+        """
+        if (its := self.hparams["space"]) != "z":
+            raise UserError(f"the amortizer {path} gives latents in {its}, and z is needed: give another")
+
+    def enter(self, z: Tensor) -> Tensor:
+        """The prior's latents ``(N, Z)`` in the space, ``(N, P)``."""
+        return self.prior.generator.latent_space(self.hparams["space"])[0](z)
+
+    def draw(self, latent: Tensor) -> Tensor:
+        """Pictures of latents of the space."""
+        return self.prior.generator.latent_space(self.hparams["space"])[1](latent)
+
+    def render(self, latent: Tensor) -> Tensor:
+        """``Enc(G(latent))``: latents ``(N, Z)`` of its space -> features ``(N, C, h, w)``."""
+        return self.task.edge(self.draw(latent))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> latents ``(N, Z)``."""
@@ -79,8 +101,9 @@ class Amortizer(Scored):
         on_faces = self._losses(images).mean()
         z = torch.randn(len(images), self.prior.latent_dim, device=self.device)
         with torch.no_grad():
-            features = self.render(z)
-        on_latents = (self.net(features) - z).square().sum(1).mean()
+            known = self.enter(z)
+            features = self.render(known)
+        on_latents = (self.net(features) - known).square().sum(1).mean()
         self.log_dict({"train/feature_loss": on_faces, "train/latent_loss": on_latents}, prog_bar=True)
         return on_faces + self.hparams["latent_weight"] * on_latents
 
@@ -91,4 +114,4 @@ class Amortizer(Scored):
     def on_validation_epoch_end(self) -> None:
         """Draws held-out faces above what the amortised start makes of them."""
         images = self.fixed_images(self.val_split, 8)
-        self.log_grid("start", torch.cat([images, self.prior.generator(self.net(self.task.edge(images)))]))
+        self.log_grid("start", torch.cat([images, self.draw(self.net(self.task.edge(images)))]))

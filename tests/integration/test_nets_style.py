@@ -7,11 +7,13 @@ import torch
 from closeness import near
 from torch.nn import functional as F
 
+from crafter_pl.attacks import WhiteBoxAttack
 from crafter_pl.cli import main
+from crafter_pl.defenses import Crafter
 from crafter_pl.errors import UserError
 from crafter_pl.nets import StyleGenerator, build_generator, fold_batchnorm
 from crafter_pl.nets.style import Modulated
-from crafter_pl.stages import GanPrior, load_stage
+from crafter_pl.stages import Amortizer, GanPrior, load_stage
 
 KINDS = ("G1", "G2", "style")
 
@@ -133,3 +135,38 @@ def test_a_style_prior_is_trained_as_the_others(tiny, runs_dir):
 
     guess = (images - images.mean(0)).square().mean().item()
     assert rebuilt(stage) < 1.2 * guess < rebuilt(fresh)
+
+
+@pytest.fixture(scope="module")
+def wplus(tiny, tmp_path_factory):
+    """A small style prior with an encoder into its w+."""
+    runs_dir = tmp_path_factory.mktemp("wplus")
+    settings = {"generator": "style", "warmup_epochs": 1, "autoencode": 1.0}
+    more = [f"--model.init_args.{name}={value}" for name, value in settings.items()]
+    where = ["--runs_dir", str(runs_dir), "--trainer.max_epochs", "1"]
+    assert main([*tiny.command("fit", "prior"), *where, "--name", "prior_small", *more]) == 0
+    prior = str(runs_dir / "synthetic" / "prior_small" / "checkpoints" / "best.ckpt")
+    upstream = ["--model.init_args.prior_ckpt", prior, "--model.init_args.task_ckpt", tiny.ckpt("task")]
+    more = [*where, *upstream, "--name", "amortizer_wplus", "--model.init_args.space", "w+"]
+    assert main([*tiny.command("fit", "amortizer"), *more]) == 0
+    return {"prior_ckpt": prior, "amortizer_ckpt": prior.replace("prior_small", "amortizer_wplus")}
+
+
+def test_an_encoder_into_w_plus_is_where_an_attack_starts(tiny, wplus):
+    stage = load_stage(wplus["amortizer_ckpt"], Amortizer)
+    features = stage.task.edge(tiny.data().rows("public_val")["image"][:3])
+    start = stage(features)
+    assert start.shape == (3, stage.prior.generator.styles * stage.prior.latent_dim)
+    options = {"task_ckpt": tiny.ckpt("task"), "restarts": 1, "lr": 0.05, **wplus}
+    still, moved = (WhiteBoxAttack(**options, space="w+", steps=steps) for steps in (0, 20))
+    found = []
+    for attack in (still, moved):
+        attack.prepare("cpu")
+        found.append(attack.reconstruct(features))
+    assert near(found[0], stage.draw(start))
+    errors = [(stage.task.edge(pictures) - features).square().flatten(1).sum(1) for pictures in found]
+    assert (errors[1] < errors[0]).all(), "the feature loss alone leads on from there"
+    with pytest.raises(UserError, match=r"space w\+"):
+        WhiteBoxAttack(**options).prepare("cpu")
+    with pytest.raises(UserError, match="z is needed"):
+        Crafter(tiny.ckpt("task"), wplus["prior_ckpt"], wplus["amortizer_ckpt"])
