@@ -34,6 +34,7 @@ def benchmark(
     budget: str = "standard",
     training: bool = True,
     seeds: list[int] | int | None = None,
+    gallery_images: int = 4,
     configs: str = "configs",
     data: str | None = None,
     experiment: str = "synthetic",
@@ -61,6 +62,7 @@ def benchmark(
         budget: which of the audit's lists of attacks everything is attacked with.
         training: also measure the utility in the training scenario.
         seeds: of the defences' training and noise, and of the attackers'; three or more show the spread.
+        gallery_images: of the audit: every cell protects so many pictures of each private person more.
         configs: folder of the stages' configs.
         data: config of the data, for every command (default: what the configs name); give it an experiment of
             its own.
@@ -108,6 +110,7 @@ def benchmark(
         "device": device,
         "devices": workers,
         "overwrite": True,
+        "gallery_images": gallery_images,
     }
     if plan:
         last = planned.audits(list(made.values()), audit, grid, folder, options)

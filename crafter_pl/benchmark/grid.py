@@ -18,12 +18,15 @@ class Defended:
         stage: its config's name, ``noise`` for ``noise.yaml``.
         fit: init arguments that it is trained with (``{scale: [0.5, 1]}``); a list holds values to be tried.
         protect: options of `predict` (``{beta: [0.1, 1]}``), likewise.
+        attack: options of the `fit` of the attackers, where they can do more than with others: whoever has a
+            cheap defence makes as many pairs as there are public faces.
         training: also in the training scenario.
     """
 
     stage: str
     fit: dict[str, Any] = field(default_factory=dict)
     protect: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] = field(default_factory=dict)
     training: bool = True
 
 
@@ -139,6 +142,7 @@ class Cell:
         options = {
             "model.init_args.defense_ckpt": place.checkpoint(self.run),
             **{f"model.init_args.protect.{key}": value for key, value in self.protect.items()},
+            **self.line.attack,
         }
         return run, place.command("fit", attacker, run, _seeded(options, self.seed))
 

@@ -85,6 +85,8 @@ def test_commands():
         ("--model.init_args.protect.critic", "adapted"),
         ("--trainer.max_epochs", "7"),
     }
+    cheap = replace(cell, line=replace(line, attack={"trainer.max_epochs": 3}))
+    assert ("--trainer.max_epochs", "3") in options(cheap.attacked(PLACE, "adaptive_black_box")[1])
     run, cloud = cell.cloud(PLACE)
     assert run == f"cloud-{cell.name}"
     assert ("--model.init_args.test_store", cell.store(PLACE)) in options(cloud)
