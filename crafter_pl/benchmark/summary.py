@@ -26,6 +26,7 @@ class Row:
     """One defence with one setting, over all seeds.
 
     Attributes:
+        worst_case_gallery: over the readers that have other pictures of the people.
         false_security: in how many of the seeds it was found.
         learnt: whether in every seed some attack has learnt from the defence.
         on_front: by a key of `SCENARIOS`.
@@ -38,6 +39,7 @@ class Row:
     mean_auc_training: OverSeeds | None = None
     attacks: dict[str, OverSeeds]
     worst_case: OverSeeds
+    worst_case_gallery: OverSeeds | None = None
     by_chance: float
     false_security: int
     learnt: bool
@@ -114,6 +116,7 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
 def _row(title: str, entries: list[DefenseResult]) -> Row:
     costs = [cost for entry in entries if (cost := entry.cost["seconds_per_image"]) is not None]
     training = [entry.utility_training.mean_auc for entry in entries if entry.utility_training]
+    listed = [entry.worst_case_gallery.eval_acc for entry in entries if entry.worst_case_gallery]
     return Row(
         defence=title,
         curve=entries[0].curve,
@@ -125,6 +128,7 @@ def _row(title: str, entries: list[DefenseResult]) -> Row:
             for name in entries[0].attacks
         },
         worst_case=over_seeds([entry.worst_case.eval_acc for entry in entries]),
+        worst_case_gallery=over_seeds(listed) if len(listed) == len(entries) else None,
         by_chance=sum(entry.worst_case.chance for entry in entries) / len(entries),
         false_security=sum(entry.flagged for entry in entries),
         learnt=not any(entry.untested for entry in entries),
@@ -172,6 +176,7 @@ def _figure(figure: OverSeeds | None, digits: int | None = None) -> str:
 def _table(summary: Summary) -> Table:
     """The table for readers: rates in per cent, each with its interval."""
     trained = any(row.mean_auc_training for row in summary.rows)
+    galleries = any(row.worst_case_gallery for row in summary.rows)
     attacks = [name.replace("_", " ") for name in summary.attacks]
     head = ["defence", "retrains", "mean AUC", *["AUC, training"] * trained, *attacks]
     rows = []
@@ -188,11 +193,13 @@ def _table(summary: Summary) -> Table:
             *(_figure(row.attacks[name]) for name in summary.attacks),
             _figure(row.worst_case),
             percent(row.by_chance),
+            *[_figure(row.worst_case_gallery)] * galleries,
             "-" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}",
             ", ".join(SCENARIOS[key] for key, best in row.on_front.items() if best) or "-",
         ]
         rows.append(cells)
-    return Table([*head, "worst case", "by chance", "s a face", "front"], rows)
+    head += ["worst case", "by chance", *["with a gallery"] * galleries]
+    return Table([*head, "s a face", "front"], rows)
 
 
 def _areas(summary: Summary) -> Table:
@@ -251,6 +258,7 @@ def _records(summary: Summary) -> Table:
                 "worst_case": row.worst_case,
                 **row.attacks,
                 "by_chance": row.by_chance,
+                **({} if row.worst_case_gallery is None else {"worst_case_gallery": row.worst_case_gallery}),
                 "learnt": row.learnt,
                 "false_security": row.false_security,
                 "seconds_per_image": row.seconds_per_image,

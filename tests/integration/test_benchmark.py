@@ -111,6 +111,8 @@ def test_a_tiny_benchmark(done, runs_dir):
         worst, auc = entry["worst_case"]["eval_acc"], entry["utility"]["mean_auc"]
         assert float(row["worst_case"]) == worst["value"] and float(row["worst_case_low"]) == worst["ci95"][0]
         assert float(row["mean_auc"]) == auc["value"]
+        listed = entry["worst_case_gallery"]["eval_acc"]["value"]
+        assert float(row["worst_case_gallery"]) == listed == entry["rulers"]["gallery_lda"]["top1"]["value"]
         assert float(row["adaptive_black_box"]) == entry["attacks"]["adaptive_black_box"]["eval_acc"]["value"]
     markdown, latex = (done / "table.md").read_text(), (done / "table.tex").read_text()
     worst = 100 * float(rows["noise (scale 2)"]["worst_case"])

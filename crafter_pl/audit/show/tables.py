@@ -110,9 +110,10 @@ def summary(report: Report) -> Table:
     attacks, entries = list(report.defenses[0].attacks), report.defenses
     both = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
+    listed = any(entry.worst_case_gallery for entry in entries)
     head = [
         *("features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"),
-        *(*["without adaptive attacks"] * both, "by chance"),
+        *(*["without adaptive attacks"] * both, "by chance", *["with a gallery"] * listed),
         *(*(known(report, name) for name in attacks), "cost a face"),
     ]
     rows = [
@@ -123,13 +124,17 @@ def summary(report: Report) -> Table:
             rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""),
             *[_or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both,
             Cell(percent(entry.worst_case.chance)),
+            *[_or_dash(entry.worst_case_gallery.eval_acc if entry.worst_case_gallery else None, None)]
+            * listed,
             *(rate(entry.attacks[name].eval_acc) for name in attacks),
             "-" if (seconds := entry.cost["seconds_per_image"]) is None else f"{seconds:.3g} s",
         ]
         for entry in entries
     ]
     chance = [percent(report.data.chance)] * len(attacks)
-    return Table(head, [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both), *chance, ""]])
+    return Table(
+        head, [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both + listed), *chance, ""]]
+    )
 
 
 def _or_dash(figure: Estimate | None, digits: int | None = 3) -> Cell:
