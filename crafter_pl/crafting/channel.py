@@ -1,0 +1,256 @@
+"""A channel from a face to a message of a few bits: what a certified defence lets through.
+
+The answers ``a`` that a service needs, logits of some attributes, become a message from a finite set: the
+number of a codeword, and behind it randomised response. What the message can give away has a bound that
+holds against everybody, see `Channel.factor`.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crafter_pl.errors import UserError
+
+_EDGE = 1e-4  # codewords' probabilities stay that far from 0 and 1
+
+
+class Messages(Protocol):
+    """A deterministic map from answers to messages.
+
+    Attributes:
+        codewords: what each message says, probabilities ``(M, A)``.
+    """
+
+    codewords: Tensor
+
+    def __call__(self, answers: Tensor) -> Tensor:
+        """Logits ``(N, A)`` -> messages ``(N,)``, int64 in ``[0, M)``; each row by itself."""
+        ...
+
+
+class Codebook(nn.Module):
+    """The message is the nearest codeword by ``KL(sigma(a) | c)`` (Bregman clustering, Banerjee et al. 2005).
+
+    Rows are compared one at a time, in float64: rounding that depends on neighbours would be another channel.
+
+    Args:
+        codewords: probabilities ``(M, A)``; brought within [1e-4, 1 - 1e-4].
+    """
+
+    codewords: Tensor
+
+    def __init__(self, codewords: Tensor) -> None:
+        super().__init__()
+        self.codewords = nn.Buffer(codewords.double().clamp(_EDGE, 1 - _EDGE))
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """Logits ``(N, A)`` -> messages ``(N,)``; of equally near ones the first."""
+        weights, offset = torch.logit(self.codewords), torch.log1p(-self.codewords).sum(1)
+        # The divergence less what it has of the answers alone is linear in the probabilities.
+        return torch.stack([((row * weights).sum(1) + offset).argmax() for row in answers.double().sigmoid()])
+
+
+def divergence(probabilities: Tensor, codewords: Tensor) -> Tensor:
+    """``KL`` of independent attributes, in nats: ``(N, A)`` from ``(M, A)``, ``(N, M)``."""
+    p, c = probabilities.double(), codewords.double().clamp(_EDGE, 1 - _EDGE)
+    entropy = torch.special.entr(p).sum(1) + torch.special.entr(1 - p).sum(1)
+    return -entropy[:, None] - p @ c.log().T - (1 - p) @ torch.log1p(-c).T
+
+
+def learn_codebook(
+    probabilities: Tensor, size: int, seed: int = 0, restarts: int = 4, iterations: int = 100
+) -> Codebook:
+    """Lloyd's algorithm with the divergence: the best codeword of a cell is the mean probability.
+
+    Args:
+        probabilities: of public faces ``(N, A)``, in [0, 1].
+        size: codewords, M; at most N.
+        seed: of the starts (k-means++).
+        restarts: of which the best is kept.
+        iterations: of each, at most.
+
+    Raises:
+        UserError: there are fewer faces than codewords.
+    """
+    p = probabilities.double()
+    if not 1 <= size <= len(p):
+        raise UserError(f"a codebook of {size} words needs as many public faces; there are {len(p)}")
+    generator = torch.Generator().manual_seed(seed)
+    best, found = math.inf, p[:size]
+    for _ in range(restarts):
+        words = _spread(p, size, generator)
+        before = math.inf
+        for _ in range(iterations):
+            nearest, cell = divergence(p, words).min(1)
+            if (now := float(nearest.mean())) >= before - 1e-9:
+                break
+            before = now
+            counts = torch.bincount(cell, minlength=size)
+            means = torch.zeros_like(words).index_add_(0, cell, p) / counts.clamp(min=1)[:, None]
+            lost = (counts == 0).nonzero()[:, 0]  # they go where the answers are worst served
+            means[lost] = p[nearest.argsort(descending=True)[: len(lost)]]
+            words = means
+        if before < best:
+            best, found = before, words
+    return Codebook(found)
+
+
+def _spread(p: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Starts of Lloyd's algorithm: each further one is drawn by its divergence from those before."""
+    chosen = [int(torch.randint(len(p), (1,), generator=generator))]
+    nearest = divergence(p, p[chosen])[:, 0]
+    while len(chosen) < size:
+        weights = nearest.clamp(min=0)
+        weights = weights if float(weights.sum()) > 0 else torch.ones_like(weights)
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        nearest = torch.minimum(nearest, divergence(p, p[chosen[-1:]])[:, 0])
+    return p[chosen]
+
+
+def merged(codebook: Codebook, probabilities: Tensor, floor: float) -> Codebook:
+    """Without the words that fewer than a share ``floor`` of public faces have: a rare word names its owner.
+
+    The rarest goes first; its faces go to the words that are left, whose means they enter.
+
+    Args:
+        codebook: learnt.
+        probabilities: of public faces ``(N, A)``.
+        floor: in [0, 1).
+    """
+    p, words = probabilities.double(), codebook.codewords
+    while len(words) > 1:
+        cell = divergence(p, words).argmin(1)
+        counts = torch.bincount(cell, minlength=len(words))
+        if int(counts.min()) >= floor * len(p):
+            break
+        words = torch.cat([words[: counts.argmin()], words[counts.argmin() + 1 :]])
+        cell = divergence(p, words).argmin(1)
+        counts = torch.bincount(cell, minlength=len(words))
+        means = torch.zeros_like(words).index_add_(0, cell, p) / counts.clamp(min=1)[:, None]
+        words = torch.where((counts > 0)[:, None], means, words)
+    return Codebook(words)
+
+
+class Quantiser(nn.Module):
+    """Each attribute by itself in ``L`` levels: a product of scalar quantisers, ``M = L ** A`` messages.
+
+    Args:
+        probabilities: of public faces ``(N, A)``: levels are of equal shares of them.
+        levels: L, at least 2.
+
+    Raises:
+        UserError: there are more than 2 ** 20 messages.
+    """
+
+    codewords: Tensor
+
+    def __init__(self, probabilities: Tensor, levels: int) -> None:
+        super().__init__()
+        p, attributes = probabilities.double(), probabilities.shape[1]
+        if levels < 2 or levels**attributes > 2**20:
+            raise UserError(
+                f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give at least "
+                "2 levels, and no more than 2**20 messages"
+            )
+        shares = torch.arange(1, levels, dtype=torch.float64) / levels
+        self.edges = nn.Buffer(torch.quantile(p, shares, dim=0).T.contiguous())  # (A, L - 1)
+        level = torch.stack([torch.bucketize(p[:, a], self.edges[a]) for a in range(attributes)], 1)
+        means = torch.stack(
+            [
+                torch.zeros(levels).double().index_add_(0, level[:, a], p[:, a])
+                / torch.bincount(level[:, a], minlength=levels).clamp(min=1)
+                for a in range(attributes)
+            ]
+        )  # (A, L)
+        grid = torch.cartesian_prod(*[torch.arange(levels)] * attributes).view(-1, attributes)
+        self.levels = levels
+        self.codewords = nn.Buffer(means[torch.arange(attributes), grid])
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """Logits ``(N, A)`` -> messages ``(N,)``."""
+        p = answers.double().sigmoid()
+        found = torch.zeros(len(p), dtype=torch.long, device=p.device)
+        for attribute, edges in enumerate(self.edges):
+            found = found * self.levels + torch.bucketize(p[:, attribute].contiguous(), edges)
+        return found
+
+
+class Channel(nn.Module):
+    """``P(m | a)``: a message, and behind it randomised response over all ``M`` messages.
+
+    Args:
+        messages: the deterministic map.
+        epsilon: the message is kept with probability ``e^eps / (e^eps + M - 1)``, else any other one takes
+            its place, uniformly; None: it is always kept.
+
+    Raises:
+        UserError: epsilon is not above 0.
+    """
+
+    def __init__(self, messages: Codebook | Quantiser, epsilon: float | None = None) -> None:
+        super().__init__()
+        if epsilon is not None and not 0 < epsilon < math.inf:
+            raise UserError(
+                f"epsilon is {epsilon}; give a number above 0, or null for no randomised response"
+            )
+        self.messages, self.epsilon = messages, epsilon
+
+    @property
+    def size(self) -> int:
+        """How many messages there are, M."""
+        return len(self.messages.codewords)
+
+    @property
+    def kept(self) -> float:
+        """With what probability a message is kept."""
+        if self.epsilon is None:
+            return 1.0
+        return 1 / (1 + (self.size - 1) * math.exp(-self.epsilon))
+
+    @property
+    def factor(self) -> float:
+        """``K = sum_m sup_a P(m | a)``: how many times more than blindly anybody can gain, at most.
+
+        Claim. For every prior over pictures and people, every non-negative gain ``g(guess, secret)`` and
+        every attacker who sees what is made of the message by means that do not know the picture,
+        ``F = T(m, z)``, even together with ``z``: the expected gain is at most K times the best without
+        ``F``.
+
+        Proof. ``m`` tells at least as much as ``F``: ``X -> m -> (F, z)`` with ``z`` independent of both. Of
+        an attacker who guesses ``w(m)`` the gain is ``sum_m sum_s p(s) P(m | s) g(w(m), s)``, where
+        ``P(m | s) = E[P(m | a(X)) | s] <= sup_a P(m | a)``. So it is at most
+        ``sum_m sup_a P(m | a) sum_s p(s) g(w(m), s) <= K max_w sum_s p(s) g(w, s)``. QED
+
+        ``log2 K`` is the min-capacity (Smith 2009), the multiplicative Bayes capacity (Alvim et al. 2012),
+        and maximal leakage (Issa, Wagner and Kamath 2020). Without randomised response K is M, the number of
+        messages; with it ``M e^eps / (e^eps + M - 1)``, which is at most ``e^eps``. It is an upper bound
+        where some message is never chosen.
+        """
+        return self.size * self.kept
+
+    @property
+    def bits(self) -> float:
+        """``log2 K``."""
+        return math.log2(self.factor)
+
+    def probabilities(self, answers: Tensor) -> Tensor:
+        """``P(m | a)`` of logits ``(N, A)``: ``(N, M)``, float64."""
+        others = (1 - self.kept) / max(self.size - 1, 1)
+        made = answers.new_full((len(answers), self.size), others, dtype=torch.float64)
+        return made.scatter_(1, self.messages(answers)[:, None], self.kept)
+
+    def forward(self, answers: Tensor, coins: Tensor) -> Tensor:
+        """Logits ``(N, A)`` -> messages ``(N,)``, int64.
+
+        Args:
+            answers: of one picture each.
+            coins: uniform in [0, 1), float64 ``(N,)``, fresh for each picture and known to nobody.
+        """
+        message = self.messages(answers)
+        if self.epsilon is None or self.size == 1:
+            return message
+        other = ((coins - self.kept) / (1 - self.kept) * (self.size - 1)).long().clamp(0, self.size - 2)
+        other = other + (other >= message).long()  # any but the message
+        return torch.where(coins < self.kept, message, other)
