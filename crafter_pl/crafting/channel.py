@@ -151,12 +151,14 @@ class Quantiser(nn.Module):
         p, attributes = probabilities.double(), probabilities.shape[1]
         if levels < 2 or levels**attributes > 2**20:
             raise UserError(
-                f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give at least "
-                "2 levels, and no more than 2**20 messages"
+                f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give 2 or "
+                "more levels, and no more than 2**20 messages"
             )
         shares = torch.arange(1, levels, dtype=torch.float64) / levels
         self.edges = nn.Buffer(torch.quantile(p, shares, dim=0).T.contiguous())  # (A, L - 1)
-        level = torch.stack([torch.bucketize(p[:, a], self.edges[a]) for a in range(attributes)], 1)
+        level = torch.stack(
+            [torch.bucketize(p[:, a].contiguous(), self.edges[a]) for a in range(attributes)], 1
+        )
         means = torch.stack(
             [
                 torch.zeros(levels).double().index_add_(0, level[:, a], p[:, a])

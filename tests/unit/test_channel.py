@@ -24,7 +24,7 @@ def channels():
             yield Channel(messages, epsilon)
 
 
-@pytest.mark.parametrize("channel", channels())
+@pytest.mark.parametrize("channel", list(channels()))
 def test_the_factor_is_the_sum_of_the_largest_probabilities(channel):
     """Brute force over many answers, each codeword's own among them."""
     words = torch.logit(channel.messages.codewords)

@@ -1,0 +1,83 @@
+"""The accountant: charged before anything leaves, by any number of processes, and never forgotten."""
+
+import json
+import multiprocessing
+import stat
+
+import pytest
+
+from crafter_pl.edge.accountant import Accountant, Charge
+from crafter_pl.errors import UserError
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "device" / "account.json"
+
+
+def test_bits_add_up_by_person_until_the_budget_is_spent(file):
+    accountant = Accountant(file, budget=12)
+    assert accountant.charge("Ann", b"1", 5, 3) == Charge(None, 5)
+    assert accountant.charge("Ann", b"2", 5, 4) == Charge(None, 10)
+    with pytest.raises(UserError, match="about Ann 10 bits have left"):
+        accountant.charge("Ann", b"3", 5, 1)
+    assert accountant.charge("Ann", b"3", 2, 1).spent == 12
+    assert accountant.charge("Bob", b"1", 5, 3) == Charge(None, 5), "another person's picture"
+    assert Accountant(file).spent() == {"Ann": 12, "Bob": 5}
+
+
+def test_the_same_picture_has_the_same_message_and_costs_nothing(file):
+    accountant = Accountant(file, budget=5)
+    accountant.charge("Ann", b"1", 5, 3)
+    assert accountant.charge("Ann", b"1", 5, 9) == Charge(3, 5)
+
+
+def test_the_file_says_nothing_of_pictures(file):
+    Accountant(file).charge("Ann", b"pixels", 5, 3)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    other = file.with_name("other.json")
+    Accountant(other).charge("Ann", b"pixels", 5, 3)
+    one, two = (json.loads(path.read_text()) for path in (file, other))
+    assert one["sent"].keys() != two["sent"].keys(), "the hash is keyed by the device"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "people": {}}', '{"version": 1}'])
+def test_an_account_that_is_lost_refuses(file, content):
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"account\.json"):
+        Accountant(file).charge("Ann", b"1", 5, 3)
+    assert file.read_text() == content, "and is left as it is"
+    with pytest.raises(UserError, match="budget"):
+        Accountant(file, 0)
+
+
+def charge(file, first):
+    for number in range(first, first + 10):
+        Accountant(file, 1000).charge("Ann", str(number).encode(), 1, 0)
+
+
+def test_processes_charge_one_account(file):
+    context = multiprocessing.get_context("fork")
+    made = [context.Process(target=charge, args=(file, 10 * k)) for k in range(4)]
+    for process in made:
+        process.start()
+    for process in made:
+        process.join()
+    assert [process.exitcode for process in made] == [0] * 4
+    assert Accountant(file).spent() == {"Ann": 40}
+
+
+def test_what_cannot_be_written_is_not_sent(file, monkeypatch):
+    """A charge that fails is an error, so that nothing leaves; the account is as before."""
+    accountant = Accountant(file)
+    accountant.charge("Ann", b"1", 5, 3)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("crafter_pl.edge.accountant.write_file", full)
+    with pytest.raises(OSError, match="no space"):
+        accountant.charge("Ann", b"2", 5, 3)
+    monkeypatch.undo()
+    assert accountant.spent() == {"Ann": 5}
