@@ -46,11 +46,11 @@ class Certificate:
 
     def accepting(self, far: float) -> float:
         """True accepts of any test of a message at a false accept rate: ``e^eps FAR``; 1 without epsilon."""
-        return 1.0 if self.epsilon is None else min(1.0, math.exp(self.epsilon) * far)
+        return 1.0 if self.epsilon is None else min(1.0, math.exp(min(self.epsilon, 700)) * far)
 
     def linking(self, far: float) -> float:
         """True accepts of any test of two messages: ``e^(2 eps) FAR``; 1 without epsilon."""
-        return 1.0 if self.epsilon is None else min(1.0, math.exp(2 * self.epsilon) * far)
+        return 1.0 if self.epsilon is None else min(1.0, math.exp(min(2 * self.epsilon, 700)) * far)
 
     def pointwise(self, prior: float, frequency: float | None = None) -> float:
         """Posterior of one person after one message, not on average.
@@ -60,7 +60,7 @@ class Certificate:
             frequency: public share of the message; None: unknown.
 
         Returns:
-            ``min(1, p sup P(m | a) / P(m))`` where the frequency is known, and with randomised response
+            ``min(1, p / P(m))`` where the frequency is known, and with randomised response
             ``p e^eps / (1 - p + p e^eps)`` at most; else 1.
         """
         found = 1.0 if not frequency else min(1.0, prior / frequency)

@@ -53,7 +53,7 @@ def checked(taken: Any, values: Mapping[str, Any], group: str) -> dict[str, Any]
         number, choices = getattr(kind, "_type", kind), get_args(kind) if get_origin(kind) is Literal else ()
         try:
             made[name] = number(kind(value)) if number in (int, float) else value
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             made[name] = None
         if made[name] != value or (choices and value not in choices):
             wanted = " or ".join(map(str, choices)) or WORDS[kind.__name__]

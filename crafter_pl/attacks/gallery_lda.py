@@ -32,7 +32,7 @@ class Discriminant:
         counts = torch.bincount(place)[:, None]
         self.means = torch.zeros(len(self.people), rank).double().index_add_(0, place, seen) / counts
         within = (seen - self.means[place]).T @ (seen - self.means[place]) / len(seen)
-        even = within.trace() / rank * torch.eye(rank).double()
+        even = (float(within.trace()) / rank or 1.0) * torch.eye(rank).double()  # 1: of one picture each
         # A distance in these coordinates is Mahalanobis'.
         within = (1 - shrinkage) * within + shrinkage * even
         self.whitening = torch.linalg.inv(torch.linalg.cholesky(within)).T

@@ -56,10 +56,17 @@ class Lessons:
                 seen(chunk, True)
             trainer.strategy.barrier()
         made = [torch.cat([seen(chunk, mirrored) for chunk in chunks]) for mirrored in (False, True)]
-        self.embeddings = F.normalize(torch.stack(made), dim=2)
+        seen_by_it = torch.stack(made)
+        # All faces are alike to a recogniser: what tells people apart is where they differ from the mean.
+        self.embeddings = F.normalize(seen_by_it - seen_by_it.mean((0, 1)), dim=2)
 
     def __call__(self, index: Tensor, mirrored: Tensor) -> Tensor:
-        """Unit embeddings ``(N, E)`` of the pictures of these rows; mirrored where that is true, ``(N,)``."""
+        """Centred unit embeddings ``(N, E)`` of the pictures of these rows.
+
+        Args:
+            index: rows of the data set ``(N,)``.
+            mirrored: of which the mirrored picture is meant, bool ``(N,)``.
+        """
         place = torch.searchsorted(self.index, index.cpu())
         return self.embeddings[mirrored.long().cpu(), place].to(index.device)
 
@@ -68,9 +75,9 @@ class Student(Recogniser):
     """Learns unit embeddings of features of public faces: a face recogniser's, and whose they are.
 
     The net is the cloud's own classifier with another head, so that it starts from what that has learnt. Two
-    losses: one less the cosine to the teacher's embedding, and CosFace over the people of ``public_train``.
-    It is watched on ``public_val``: half of each person's pictures are looked for among the means of the
-    other half.
+    losses: one less the cosine to the teacher's embedding, the mean of all public faces taken off, and
+    CosFace over the people of ``public_train``. It is watched on ``public_val``: half of each person's
+    pictures are looked for among the means of the other half.
 
     Args:
         task_ckpt: the task model; null finds the experiment's own.

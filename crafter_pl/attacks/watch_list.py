@@ -1,5 +1,6 @@
 """Attackers without pictures, by a trained student: whose feature it is, and which two are one person's."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -7,9 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crafter_pl.attacks.adapted import Adapted
+from crafter_pl.attacks.gallery_lda import Discriminant
 from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.attacks.student import AdaptiveStudent, Student
 from crafter_pl.stages.base import load_stage
+
+SCALE = 20.0  # of cosines, as log-likelihoods
+SHRINKAGE = 0.3  # of the covariance of the student's embeddings within a person
 
 
 class StudentReader(Reader):
@@ -43,11 +48,13 @@ class StudentReader(Reader):
 class Matched(StudentReader):
     """Looks features up in a watch list of suspects: `WatchList` before it adapts.
 
-    A suspect is a mean embedding of the gallery: by the teacher, of the ``pictures`` themselves, or by the
-    student, of their ``features``; ``both``: the sum of the two cosines, each standardised over the suspects.
+    By the ``pictures`` of the gallery a suspect is the teacher's mean embedding, and the nearest by cosine is
+    named, the gallery's mean taken off on either side. By their ``features`` it is the student's, compared by
+    linear discriminant analysis (`Discriminant`). ``both``: the sum, each standardised over the suspects.
     """
 
     suspects = True
+    lists: list[Callable[[Tensor], Tensor]]
 
     def __init__(
         self,
@@ -61,22 +68,21 @@ class Matched(StudentReader):
 
     def enrol(self, gallery: Gallery) -> None:
         """Embeds the gallery."""
-        self.gallery = gallery
-        self.lists: list[Tensor] = []
-        student = getattr(self.net, "student", self.net)
-        teacher = student.teacher()
+        self.gallery, self.lists = gallery, []
+        made = self.embed(gallery.features)
+        teacher = getattr(self.net, "student", self.net).teacher()
         if self.match != "features" and teacher is not None:
-            teacher.prepare(self.device, gallery.images[:200])
+            for note in teacher.prepare(self.device, gallery.images[:200]):
+                print(f"note: {note}", flush=True)
             parts = gallery.images.split(self.batch_size)
-            self._list(torch.cat([teacher.embed(part.to(self.device)).cpu() for part in parts]))
+            theirs = torch.cat([teacher.embed(part.to(self.device)).cpu() for part in parts]).to(made)
+            place = gallery.identity.unique(return_inverse=True)[1]
+            means = theirs.new_zeros(len(gallery.people), theirs.shape[1])
+            means = F.normalize(means.index_add_(0, place, F.normalize(theirs - theirs.mean(0))))
+            centre = made.mean(0)
+            self.lists.append(lambda seen: SCALE * F.normalize(seen - centre) @ means.T)
         if self.match != "pictures" or teacher is None:
-            self._list(self.embed(gallery.features))
-
-    def _list(self, embeddings: Tensor) -> None:
-        """A mean for each suspect."""
-        place = self.gallery.identity.unique(return_inverse=True)[1]
-        means = embeddings.new_zeros(len(self.gallery.people), embeddings.shape[1])
-        self.lists.append(F.normalize(means.index_add_(0, place, F.normalize(embeddings))))
+            self.lists.append(Discriminant(made, gallery.identity, made.shape[1], SHRINKAGE))
 
     @property
     def identities(self) -> Tensor:
@@ -86,10 +92,10 @@ class Matched(StudentReader):
     def identify(self, features: Tensor) -> Tensor:
         """Similarity to each suspect ``(N, P)``."""
         made = self.embed(features)
-        cosines = [made @ means.T for means in self.lists]
-        if len(cosines) == 1:
-            return cosines[0]
-        return torch.stack([(one - one.mean(1, True)) / one.std(1, keepdim=True) for one in cosines]).sum(0)
+        found = [scores(made).double() for scores in self.lists]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([(one - one.mean(1, True)) / one.std(1, keepdim=True) for one in found]).sum(0)
 
     def settings(self) -> dict[str, Any]:
         """What it matches with."""

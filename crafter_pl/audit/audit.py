@@ -74,7 +74,10 @@ def audit(asked: Options) -> Path:
         "budget": asked.budget_used,
         "split": find.SPLIT,
         "device": device,
-        **{name: getattr(asked, name) for name in ("batch_size", "bootstrap", "seed")},
+        **{
+            name: getattr(asked, name)
+            for name in ("batch_size", "bootstrap", "seed", "gallery_images", "drawn_images")
+        },
     }
 
     data.setup("test")

@@ -124,7 +124,8 @@ def conditions(report: Report) -> dict[str, str]:
     found = {
         "split": [data.source, data.split_hash, data.image_size, data.images, report.settings.get("split")],
         "task model": report.settings.get("task_sha256"),
-        "oracles": [oracle.sha256 for oracle in report.oracles],
+        "oracles": [[one.sha256, None if one.seen else one.settings] for one in report.oracles],
+        "galleries": [report.settings.get(name) for name in ("gallery_images", "drawn_images")],
         "attacks": [attacks, sorted(learnt)],
     }
     return {name: json.dumps(value, sort_keys=True) for name, value in found.items()}

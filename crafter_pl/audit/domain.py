@@ -11,6 +11,8 @@ from crafter_pl.audit.panel import Panel
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.judges import GalleryJudge, Judge
 
+FEWEST = 10
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -18,7 +20,8 @@ class Domain:
 
     Attributes:
         suspects: the gallery.
-        held_out: public people, on whom it is decided which gallery counts.
+        held_out: public people, on whom it is decided which gallery counts; of fewer than `FEWEST` people the
+            originals do.
         job: draws both, one after the other.
     """
 
@@ -40,11 +43,10 @@ class Domain:
         for judge in panel.judges.values():
             if isinstance(judge, GalleryJudge):
                 made, clean = panel.embedded(judge, drawn), panel.embedded(judge, self.held_out.images)
-                rates = {
-                    name: self._named(judge, made[count:], known)
-                    for name, known in (("originals", clean), ("drawn", made[count:]))
-                }
-                chosen[judge.name] = max(rates, key=lambda name: rates[name])  # the originals, if alike
+                known = {"originals": clean, "drawn": made[count:]}
+                rates = {name: self._named(judge, made[count:], own) for name, own in known.items()}
+                best = max(rates, key=lambda name: rates[name])  # the originals, if alike
+                chosen[judge.name] = best if len(self.held_out.people) >= FEWEST else "originals"
                 if chosen[judge.name] == "drawn":
                     judge = GalleryJudge(judge.recogniser, made[:count], self.suspects.identity, judge.kept)
             judges.append(judge)
@@ -53,6 +55,8 @@ class Domain:
     def _named(self, judge: GalleryJudge, made: Tensor, known: Tensor) -> float:
         """Share of the first pictures whose person has the most similar mean of the others."""
         probe, identity = rank_in_person(self.held_out.identity) == 0, self.held_out.identity
+        if not len(identity[~probe]):
+            return 0.0
         theirs = GalleryJudge(judge.recogniser, known[~probe], identity[~probe])
         found = theirs.identities[theirs.scores(made[probe]).argmax(1)]
         return float((found == identity[probe]).float().mean())

@@ -25,7 +25,7 @@ from crafter_pl.audit.schema import (
 )
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, topk_hits
+from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, log_odds, topk_hits
 from crafter_pl.metrics.bootstrap import mean_of
 
 FARS = (0.01, 0.001)
@@ -188,7 +188,8 @@ class Judge:
             label = column.long().argmax(dim=1)
             found = {f"top{k}": boot.mean(topk_hits(logits, label, k)) for k in (1, 5)}
             enrolled = [self.place.get(one, -1) for one in known.tolist()]
-            found["tar"], found["tar_strict"] = (boot.tar(logits, far, enrolled) for far in FARS)
+            odds = log_odds(logits)  # one threshold for all: what a picture adds to all people says nothing
+            found["tar"], found["tar_strict"] = (boot.tar(odds, far, enrolled) for far in FARS)
             named = torch.searchsorted(panel.people, known[logits.argmax(dim=1)])
         if (alike := reader.similarity(features)) is not None:
             found["tar"], found["tar_strict"] = (boot.tar(alike, far) for far in FARS)

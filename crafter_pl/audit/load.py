@@ -95,7 +95,7 @@ def load_judges(
     pictures: int,
     cache: Path,
 ) -> tuple[list[Judge], list[str]]:
-    """The panel, pretrained recognisers first; and what the report must note.
+    """The panel, pretrained recognisers first, but those last that find no faces; and what is to be noted.
 
     Args:
         recognisers: they are prepared here.
@@ -110,15 +110,18 @@ def load_judges(
         UserError: see `load_oracles` and `Recogniser.prepare`; or two judges have one name.
     """
     judges: list[Judge] = []
+    blind: list[Judge] = []
     notes = []
     for recogniser in recognisers:
         public = data.dataset("public_val")
-        notes += recogniser.prepare(device, public.take(public.index[:EXAMPLES])["image"])
+        said = recogniser.prepare(device, public.take(public.index[:EXAMPLES])["image"])
+        notes += said
         gallery = data.rows("gallery")
         enrolled = first_of_each(gallery["identity"], pictures)
         made, file = embedded(recogniser, gallery["image"][enrolled], device, batch_size, cache)
-        judges.append(GalleryJudge(recogniser, made, gallery["identity"][enrolled], file))
-    judges += load_oracles(oracles, data, device)
+        one = GalleryJudge(recogniser, made, gallery["identity"][enrolled], file)
+        (blind if said else judges).append(one)
+    judges += [*load_oracles(oracles, data, device), *blind]
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UserError(f"two judges have one name ({', '.join(names)}): give each its own init_args.name")

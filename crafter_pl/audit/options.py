@@ -10,6 +10,7 @@ from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
 from crafter_pl.judges import Recogniser
+from crafter_pl.limits import NonNegativeInt
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Options:
     features: list[str] | str | None = None
     oracles: list[str] | str | None = None
     recognisers: list[Recogniser] | Recogniser | None = None
-    gallery_images: int = 8
-    drawn_images: int = 0
+    gallery_images: NonNegativeInt = 8
+    drawn_images: NonNegativeInt = 0
     attacks: list[Attack] | Attack | None = None
     budgets: dict[str, list[Attack]] | None = None
     budget: str = "standard"
@@ -133,5 +134,10 @@ class Options:
             raise UserError(
                 f"--bootstrap is {self.bootstrap} and --batch_size {self.batch_size}; give at least 1 for "
                 "both"
+            )
+        if self.drawn_images and not self.recognisers:
+            raise UserError(
+                f"--drawn_images {self.drawn_images} is for recognisers that know people by a gallery: give "
+                "--recognisers, or leave it out"
             )
         check_several(self.data.private_people, "--data.private_people")

@@ -46,10 +46,12 @@ class Suspects:
             batch = self.data.dataset("gallery").take(rows)
             if (target := loaded.target) is None:
                 features = encode(self.task, batch["image"], self.group.device, self.batch_size)[0]
+                features = self.group.agree(features)
             elif target.defense is None or target.options is None:
                 raise UserError(
-                    f"the defence behind {loaded.about.title} is not at hand: attackers with a gallery send "
-                    "it through the defence. Give its checkpoint as --defenses, or do without (--rulers null)"
+                    f"the defence behind {loaded.about.title} is not at hand, and attackers with a gallery "
+                    "send it through the defence: give its checkpoint as --defenses, or do without these "
+                    "attackers (--rulers null --drawn_images 0)"
                 )
             else:
                 queries = PeopleQueries(self.folder, target.defense, target.options, self.data)

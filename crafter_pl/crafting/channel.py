@@ -74,7 +74,7 @@ def learn_codebook(
     Raises:
         UserError: there are fewer faces than codewords.
     """
-    p = probabilities.double()
+    p = probabilities.double().cpu()
     if not 1 <= size <= len(p):
         raise UserError(f"a codebook of {size} words needs as many public faces; there are {len(p)}")
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ def merged(codebook: Codebook, probabilities: Tensor, floor: float) -> Codebook:
         probabilities: of public faces ``(N, A)``.
         floor: in [0, 1).
     """
-    p, words = probabilities.double(), codebook.codewords
+    p, words = probabilities.double().cpu(), codebook.codewords.cpu()
     while len(words) > 1:
         cell = divergence(p, words).argmin(1)
         counts = torch.bincount(cell, minlength=len(words))
@@ -148,7 +148,7 @@ class Quantiser(nn.Module):
 
     def __init__(self, probabilities: Tensor, levels: int) -> None:
         super().__init__()
-        p, attributes = probabilities.double(), probabilities.shape[1]
+        p, attributes = probabilities.double().cpu(), probabilities.shape[1]
         if levels < 2 or levels**attributes > 2**20:
             raise UserError(
                 f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give 2 or "
@@ -168,7 +168,7 @@ class Quantiser(nn.Module):
         )  # (A, L)
         grid = torch.cartesian_prod(*[torch.arange(levels)] * attributes).view(-1, attributes)
         self.levels = levels
-        self.codewords = nn.Buffer(means[torch.arange(attributes), grid])
+        self.codewords = nn.Buffer(means[torch.arange(attributes), grid].clamp(_EDGE, 1 - _EDGE))
 
     def forward(self, answers: Tensor) -> Tensor:
         """Logits ``(N, A)`` -> messages ``(N,)``."""

@@ -108,7 +108,8 @@ def make_split(
     public = sorted((p for p in rows if p not in private), key=lambda person: _draw(seed, "public", person))
     held_out: set[str] = set()
     for kind in ([p for p in public if p not in unknown], [p for p in public if p in unknown]):
-        count = min(len(kind) - 1, max(1, math.floor(len(kind) * public_val_fraction + 0.5)))
+        least = 5 if unknown else 1  # of a few labelled people among many others
+        count = min(len(kind) - 1, max(least, math.floor(len(kind) * public_val_fraction + 0.5)))
         held_out |= set(kind[: max(count, 0)])
 
     parts: dict[str, list[int]] = {part: [] for part in PARTS}

@@ -6,6 +6,8 @@ crash may cost bits that were never sent, and never sends bits that were not cou
 
 import hmac
 import json
+import math
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ class Charge:
     """What the accountant says of one picture.
 
     Attributes:
-        message: the one that was drawn when this picture was sent before; None: it never was.
+        message: the one that this picture was sent as before, to be sent again; None: the one that was given.
         spent: bits that have left about the person, this picture's included.
     """
 
@@ -43,36 +45,49 @@ class Accountant:
     keyed hash of its pixels, and costs nothing the second time.
 
     Args:
-        file: where the account is kept, mode 0600; made with its folder if it is not there.
+        file: where the account is kept, mode 0600.
         budget: bits about one person, above 0; beyond it the accountant refuses.
+        begin: make the file where it is not there. One that was lost must not begin anew by itself: nobody
+            would know what has left.
 
     Raises:
-        UserError: the budget is not above 0.
+        UserError: the budget is not above 0, or the file is not there.
     """
 
-    def __init__(self, file: str | Path, budget: float = BUDGET) -> None:
+    def __init__(self, file: str | Path, budget: float = BUDGET, begin: bool = False) -> None:
         if not budget > 0:
             raise UserError(f"the privacy budget is {budget} bits; give a number above 0")
         self.file, self.budget = Path(file), budget
+        if begin and not self.file.is_file():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.file}.lock", mode=0o600):
+                if not self.file.is_file():
+                    self._write({"version": VERSION, "key": secrets.token_hex(32), "people": {}, "sent": {}})
+
+    def _write(self, account: dict[str, Any]) -> None:
+        """On the disk, its name too, before anything leaves."""
+        write_file(self.file, to_json(account), 0o600)
+        folder = os.open(self.file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     @contextmanager
     def _open(self) -> Iterator[dict[str, Any]]:
         """The account, to be read and changed by nobody else meanwhile.
 
         Raises:
-            UserError: it is damaged, or of another version.
+            UserError: it is lost, damaged, or of another version.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        way = "what has left cannot be known: bring the file back, or begin an account with another encoder"
+        if not self.file.is_file():
+            raise UserError(f"there is no account {self.file}: {way}")
         with FileLock(f"{self.file}.lock", mode=0o600):
-            account: dict[str, Any]
-            if self.file.is_file():
-                way = "the bits that have left cannot be known: restore the file, or change the encoder"
-                account = read_json(self.file, way)
-                known = isinstance(account, dict) and account.get("version") == VERSION
-                if not known or not isinstance(account.get("people"), dict):
-                    raise UserError(f"{self.file} is no account of version {VERSION}: {way}")
-            else:
-                account = {"version": VERSION, "key": secrets.token_hex(32), "people": {}, "sent": {}}
+            account: dict[str, Any] = read_json(self.file, way)
+            known = isinstance(account, dict) and account.get("version") == VERSION
+            if not known or not account.keys() >= {"key", "people", "sent"}:
+                raise UserError(f"{self.file} is no account of version {VERSION}: {way}")
             yield account
 
     def charge(self, person: str, picture: bytes, bits: float, message: int) -> Charge:
@@ -86,22 +101,26 @@ class Accountant:
 
         Raises:
             UserError: the person's budget would be exceeded; nothing is charged then.
+            ValueError: the bits are no number from 0 on.
         """
+        if not 0 <= bits < math.inf:
+            raise ValueError(f"a message of {bits} bits")
         with self._open() as account:
             name = hmac.new(bytes.fromhex(account["key"]), picture, sha256).hexdigest()
-            spent = float(account["people"].get(person, 0.0))
-            if (before := account["sent"].get(f"{person} {name}")) is not None:
-                return Charge(int(before), spent)
+            spent, sent = float(account["people"].get(person, 0.0)), account["sent"].get(name)
+            if sent is not None and person in sent["people"]:
+                return Charge(int(sent["message"]), spent)
             if spent + bits > self.budget + 1e-9:
                 raise UserError(
                     f"about {person} {spent:g} bits have left this device, and {bits:g} more would exceed "
                     f"the budget of {self.budget:g} ({self.file}): send no more pictures of this person, or "
                     "give a larger budget"
                 )
+            sent = sent or {"message": message, "people": []}  # one message, whosever it is said to be
+            account["sent"][name] = {**sent, "people": [*sent["people"], person]}
             account["people"][person] = spent + bits
-            account["sent"][f"{person} {name}"] = message
-            write_file(self.file, to_json(account), 0o600)  # on the disk before anything leaves
-            return Charge(None, spent + bits)
+            self._write(account)
+            return Charge(None if sent["message"] == message else int(sent["message"]), spent + bits)
 
     def spent(self) -> dict[str, float]:
         """Bits that have left, by person."""

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
+from crafter_pl.files import sha256
 
 INSTALL = "pip install 'crafter_pl[recognisers]'"
 _FRAME = (0.14, 0.21, 0.84, 0.89)  # a face in a picture cropped to the face, where the detector finds none
+_SMALL = 64  # smaller pictures are enlarged
 _ENLARGED = 256  # side of the pictures that the detector looks at; its smallest face has 80 pixels
 
 
@@ -38,10 +40,9 @@ class Aligner:
         except ImportError as error:
             raise UserError(f"faces are aligned by dlib, which is not installed: {INSTALL}") from error
         self.dlib, self.side, self.padding, self.frame = dlib, side, padding, _FRAME
+        self.file = landmarks or packaged("shape_predictor_5_face_landmarks.dat")
         try:
-            self.landmarks = dlib.shape_predictor(
-                landmarks or packaged("shape_predictor_5_face_landmarks.dat")
-            )
+            self.landmarks = dlib.shape_predictor(self.file)
         except RuntimeError as error:
             raise UserError(f"the landmarks' file cannot be read: {error}") from error
 
@@ -60,8 +61,18 @@ class Aligner:
         self.frame = (left, top, right, bottom)
         return True
 
+    def settings(self) -> dict[str, Any]:
+        """What aligned pictures hang on besides the pictures."""
+        frame = [round(share, 4) for share in self.frame]
+        return {"frame": frame, "padding": self.padding, "landmarks_sha256": sha256(self.file)}
+
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, 3, S, S)`` in [0, 1] -> aligned ones ``(N, 3, side, side)``, on the same device."""
+        """Pictures ``(N, 3, S, S)`` in [0, 1] -> aligned ones ``(N, 3, side, side)``, on the same device.
+
+        Small ones are enlarged before: landmarks are whole pixels.
+        """
+        if images.shape[-1] < _SMALL:
+            images = F.interpolate(images, size=_ENLARGED, mode="bicubic").clamp(0, 1)
         box = self.dlib.rectangle(*(round(share * images.shape[-1]) for share in self.frame))
         chips = [
             self.dlib.get_face_chip(picture, self.landmarks(picture, box), self.side, self.padding)

@@ -100,7 +100,7 @@ class Dlib(Recogniser):
 
     def settings(self) -> dict[str, Any]:
         """With the frame in which faces are looked for."""
-        return {**super().settings(), "frame": [round(share, 4) for share in self.align.frame]}
+        return {**super().settings(), **self.align.settings()}
 
     def similarity(self, made: Tensor, others: Tensor) -> Tensor:
         """The distance, negative."""
@@ -180,12 +180,13 @@ class Foreign(Recogniser):
         try:
             self.load(device)
             made = self.embed(examples[:2].to(device))
+            sound = made.ndim == 2 and len(made) == len(examples[:2]) and bool(torch.isfinite(made).all())
         except Exception as error:  # whatever a foreign net raises
             raise UserError(
                 f"recogniser {self.name}: {self.checkpoint} cannot be used as a net that takes pictures "
                 f"(N, 3, {self.size}, {self.size}) ({type(error).__name__}: {error}); mind its size and kind"
             ) from error
-        if made.ndim != 2 or len(made) != len(examples[:2]) or not bool(torch.isfinite(made).all()):
+        if not sound:
             raise UserError(
                 f"recogniser {self.name}: {self.checkpoint} gives {tuple(made.shape)} for two pictures, "
                 "where two finite embeddings (2, E) should be"
@@ -213,8 +214,9 @@ class Foreign(Recogniser):
 
     def settings(self) -> dict[str, Any]:
         """How it is fed."""
-        own = {name: getattr(self, name) for name in ("size", "mean", "std", "channels", "align")}
-        return {**super().settings(), **own}
+        names = ("size", "mean", "std", "channels", "align", "padding")
+        aligned = {} if self.aligner is None else self.aligner.settings()
+        return {**super().settings(), **{name: getattr(self, name) for name in names}, **aligned}
 
 
 class Onnx(Foreign):
@@ -255,7 +257,8 @@ class TorchProgram(Foreign):
 
     def run(self, images: Tensor) -> Tensor:
         """Its first output."""
-        return self.net(images)
+        made = self.net(images)
+        return made[0] if isinstance(made, (tuple, list)) else made
 
 
 def named(name: str, options: Mapping[str, Any]) -> Recogniser:

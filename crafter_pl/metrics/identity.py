@@ -168,6 +168,16 @@ def _thresholds(
     return found
 
 
+def log_odds(scores: Tensor) -> Tensor:
+    """Each person's log-odds against all others, of log-likelihoods ``(N, P)``, ``P`` at least 2; float64."""
+    scores = scores.double()
+    total = scores.logsumexp(1, keepdim=True)
+    others = total + torch.log1p(-(scores - total).exp().clamp(max=0.5))
+    top = scores.argmax(1, keepdim=True)  # its difference from the total may be lost to rounding
+    rest = scores.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    return scores - others.scatter(1, top, rest)
+
+
 def accepted(scores: ArrayLike, identity: ArrayLike, threshold: float) -> tuple[Floats, Floats]:
     """How often a matcher with a threshold of its own takes a reconstruction for another original's person.
 
@@ -212,6 +222,7 @@ def equal_error_rate(
         return None
     found = np.unique(scores[genuine])
     edges = found if len(found) <= 500 else np.quantile(found, np.linspace(0, 1, 500))
+    edges = np.concatenate([[np.nextafter(edges[0], -np.inf)], edges])  # below all: nobody is refused
     place = np.searchsorted(edges, scores, side="left")  # how many edges are below
     cell = (group[:, None] * count + group[None, :]) * (len(edges) + 1) + place
     shape = (count, count, len(edges) + 1)

@@ -16,27 +16,38 @@ def file(tmp_path):
 
 
 def test_bits_add_up_by_person_until_the_budget_is_spent(file):
-    accountant = Accountant(file, budget=12)
+    accountant = Accountant(file, budget=12, begin=True)
     assert accountant.charge("Ann", b"1", 5, 3) == Charge(None, 5)
     assert accountant.charge("Ann", b"2", 5, 4) == Charge(None, 10)
     with pytest.raises(UserError, match="about Ann 10 bits have left"):
         accountant.charge("Ann", b"3", 5, 1)
     assert accountant.charge("Ann", b"3", 2, 1).spent == 12
-    assert accountant.charge("Bob", b"1", 5, 3) == Charge(None, 5), "another person's picture"
+    assert accountant.charge("Bob", b"4", 5, 3) == Charge(None, 5), "another person's picture"
     assert Accountant(file).spent() == {"Ann": 12, "Bob": 5}
 
 
 def test_the_same_picture_has_the_same_message_and_costs_nothing(file):
-    accountant = Accountant(file, budget=5)
+    accountant = Accountant(file, budget=5, begin=True)
     accountant.charge("Ann", b"1", 5, 3)
     assert accountant.charge("Ann", b"1", 5, 9) == Charge(3, 5)
+    assert accountant.charge("Bob", b"1", 5, 9) == Charge(3, 5), "by another name it is no other message"
+    for bits in (-5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="bits"):
+            accountant.charge("Cy", b"2", bits, 1)
+
+
+def test_an_account_that_was_lost_does_not_begin_anew(file):
+    with pytest.raises(UserError, match="cannot be known"):
+        Accountant(file).charge("Ann", b"1", 5, 3)
+    Accountant(file, begin=True).charge("Ann", b"1", 5, 3)
+    assert Accountant(file, begin=True).spent() == {"Ann": 5}, "one that is there goes on"
 
 
 def test_the_file_says_nothing_of_pictures(file):
-    Accountant(file).charge("Ann", b"pixels", 5, 3)
+    Accountant(file, begin=True).charge("Ann", b"pixels", 5, 3)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     other = file.with_name("other.json")
-    Accountant(other).charge("Ann", b"pixels", 5, 3)
+    Accountant(other, begin=True).charge("Ann", b"pixels", 5, 3)
     one, two = (json.loads(path.read_text()) for path in (file, other))
     assert one["sent"].keys() != two["sent"].keys(), "the hash is keyed by the device"
 
@@ -54,7 +65,7 @@ def test_an_account_that_is_lost_refuses(file, content):
 
 def charge(file, first):
     for number in range(first, first + 10):
-        Accountant(file, 1000).charge("Ann", str(number).encode(), 1, 0)
+        Accountant(file, 1000, begin=True).charge("Ann", str(number).encode(), 1, 0)
 
 
 def test_processes_charge_one_account(file):
@@ -70,7 +81,7 @@ def test_processes_charge_one_account(file):
 
 def test_what_cannot_be_written_is_not_sent(file, monkeypatch):
     """A charge that fails is an error, so that nothing leaves; the account is as before."""
-    accountant = Accountant(file)
+    accountant = Accountant(file, begin=True)
     accountant.charge("Ann", b"1", 5, 3)
 
     def full(*_):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crafter_pl.attacks import Gallery
+from crafter_pl.audit import domain
 from crafter_pl.audit.domain import Domain
 from crafter_pl.judges import GalleryJudge
 
@@ -29,7 +30,8 @@ def faces(people: list[int]) -> Gallery:
 
 
 @pytest.mark.parametrize(("drawn", "expected"), [(lambda x: x, "originals"), (lambda x: 1 - x, "drawn")])
-def test_the_gallery_that_names_more_public_people_counts(drawn, expected):
+def test_the_gallery_that_names_more_public_people_counts(drawn, expected, monkeypatch):
+    monkeypatch.setattr(domain, "FEWEST", 2)
     suspects, held_out = faces([0, 1]), faces([2, 3])
     pictures = drawn(torch.cat([suspects.images, held_out.images]))
     judge = GalleryJudge(MEAN, suspects.images.mean((2, 3)), suspects.identity)
@@ -39,5 +41,8 @@ def test_the_gallery_that_names_more_public_people_counts(drawn, expected):
     )
     judges, chosen = Domain(suspects, held_out, SimpleNamespace(pictures=lambda: pictures)).judges(panel)
     assert chosen == {"mean": expected} and judges[1] is oracle
+    monkeypatch.setattr(domain, "FEWEST", 3)
+    few = Domain(suspects, held_out, SimpleNamespace(pictures=lambda: pictures)).judges(panel)
+    assert few == ([judge, oracle], {"mean": "originals"}), "two people decide nothing"
     named = judges[0].scores(pictures[:6].mean((2, 3))).argmax(1)
     assert judges[0].identities[named].tolist() == suspects.identity.tolist()

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 from crafter_pl.attacks import Gallery, GalleryLDA
 from crafter_pl.attacks.gallery_lda import Discriminant
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import IdentityBootstrap, equal_error_rate, tar_at_far
+from crafter_pl.metrics import IdentityBootstrap, equal_error_rate, log_odds, tar_at_far
 
 
 def people(count=8, pictures=6, dims=5, spread=1.0, seed=0):
@@ -79,6 +79,7 @@ def test_a_weighting_is_the_rate_of_people_drawn_so_often():
             elif first != second:
                 other += [scores[i, j]] * int(drawn[first] * drawn[second])
         edges = np.unique(scores[(identity[:, None] == identity[None]).numpy() & ~np.eye(24, dtype=bool)])
+        edges = [edges[0] - 1e-12, *edges]
         errors = [(np.mean(np.array(own) <= t), np.mean(np.array(other) > t)) for t in edges]
         frr, far = min(errors, key=lambda pair: abs(pair[0] - pair[1]))
         assert rate == pytest.approx((frr + far) / 2)
@@ -112,3 +113,22 @@ def test_tar_against_people_on_a_list():
     threshold = min(t for t, _ in loose if sum(w for s, w in loose if s > t) <= 0.1 * total + 1e-9)
     own = [(scores[i, list(enrolled).index(a)], weight[a]) for i, a in enumerate(identity) if kept[i]]
     assert twice[0] == pytest.approx(sum(w for s, w in own if s > threshold) / sum(w for _, w in own))
+
+
+def test_a_perfect_matcher_never_errs():
+    same = np.arange(10)[:, None] // 2 == np.arange(10)[None] // 2
+    assert equal_error_rate(same.astype(float), np.arange(10) // 2)[0] == 0
+
+
+def test_one_picture_of_each_person_is_enough():
+    values, identity = people(dims=6, pictures=1)
+    lda = Discriminant(values, identity, 5, 0.1)
+    assert torch.equal(lda.people[lda(values).argmax(1)], identity)
+
+
+def test_log_odds_against_all_others():
+    scores = torch.tensor([[0.0, 1.0, 2.0], [-500.0, -900.0, 800.0], [3.0, 3.0, 3.0]]).double()
+    for row, found in zip(scores, log_odds(scores), strict=True):
+        for column in range(3):
+            others = torch.cat([row[:column], row[column + 1 :]])
+            assert found[column] == pytest.approx(float(row[column] - others.logsumexp(0)))

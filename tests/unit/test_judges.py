@@ -81,6 +81,13 @@ class Mean(nn.Module):
         return images.mean((2, 3))
 
 
+class Two(nn.Module):
+    """An embedding, and something else."""
+
+    def forward(self, images):
+        return images.mean((2, 3)), images
+
+
 def program(folder):
     torch.export.save(torch.export.export(Mean(), (torch.rand(6, 3, 8, 8),)), folder / "net.pt2")
     return folder / "net.pt2"
@@ -111,6 +118,23 @@ def test_a_program_has_the_batch_that_it_was_saved_with(tmp_path):
     judge = TorchProgram(str(program(tmp_path)), size=8, align=False)
     with pytest.raises(UserError, match=r"net\.pt2"):
         judge.prepare("cpu", FACES)
+
+
+def test_a_net_that_gives_several_things(tmp_path):
+    torch.jit.script(Two()).save(tmp_path / "net.pt")
+    judge = TorchProgram(str(tmp_path / "net.pt"), size=8, align=False)
+    assert judge.prepare("cpu", FACES) == [] and judge.embed(FACES).shape == (6, 3)
+
+
+def test_what_alignment_hangs_on_is_in_the_settings(tmp_path):
+    script(tmp_path)
+    made = []
+    for padding in (0.1, 0.6):
+        judge = TorchProgram(str(tmp_path / "net.pt"), size=8, padding=padding)
+        judge.prepare("cpu", FACES)
+        made.append((judge.settings(), embedded(judge, FACES, "cpu", 4, tmp_path)[1]))
+    assert made[0][0] != made[1][0] and made[0][1] != made[1][1], "other embeddings in another file"
+    assert {"frame", "landmarks_sha256"} <= made[0][0].keys()
 
 
 @pytest.mark.parametrize("kind", [TorchProgram, Onnx])

@@ -215,10 +215,15 @@ def warnings(report: Report) -> Iterator[str]:
         )
     for oracle in oracles:
         if oracle.accuracy_on_originals < WEAK_ORACLE:
+            kind, way = ("Oracle", "Train it better first.")
+            if not oracle.seen:
+                kind, way = (
+                    "Judge",
+                    "See that size, channels and alignment are right, or give another.",
+                )
             yield (
-                f"Oracle {oracle.name} names only {percent(oracle.accuracy_on_originals)} of the "
-                "original pictures: that a person is not named in a reconstruction says little. Train it "
-                "better first."
+                f"{kind} {oracle.name} names only {percent(oracle.accuracy_on_originals)} of the original "
+                f"pictures: that a person is not named in a reconstruction says little. {way}"
             )
     for name, result in none.attacks.items():
         if (rate := result.figures["panel_any"].value) < WEAK_ATTACK:
