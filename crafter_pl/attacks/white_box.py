@@ -58,6 +58,8 @@ class WhiteBoxAttack(Attack):
         name: how the report calls it.
     """
 
+    amortized_space = "z"  # of the amortizer's latents
+
     def __init__(
         self,
         task_ckpt: str | None = None,
@@ -108,7 +110,8 @@ class WhiteBoxAttack(Attack):
         if self.amortized and not self.retrained("encoder"):
             self.amortizer = load_stage(paths["amortizer"], Amortizer).to(device)
             self.amortizer.expect_upstream(paths["amortizer"], task=paths["task"], prior=paths["prior"])
-            if (its := self.amortizer.hparams["space"]) not in ("z", self.space):
+            self.amortized_space = its = self.amortizer.hparams["space"]
+            if its not in ("z", self.space):
                 raise UserError(
                     f"attack {self.name}: {paths['amortizer']} gives latents in {its}, the search is in "
                     f"{self.space}: give space {its}"
@@ -138,7 +141,7 @@ class WhiteBoxAttack(Attack):
     def _start(self, features: Tensor, index: Tensor, restart: int) -> Tensor:
         if restart == 0 and self.amortizer is not None:
             start = self.amortizer(features)
-            return start if self.amortizer.hparams["space"] == self.space else self.enter(start)
+            return start if self.amortized_space == self.space else self.enter(start)
         return self.enter(
             keyed_normal(self.seed, index, self.latent_dim, stream=restart, dtype=features.dtype)
         )

@@ -58,8 +58,10 @@ def test_there_are_configs_of_every_kind():
 
 @pytest.fixture(scope="module")
 def with_student(tiny):
-    """The experiment with one stage more: `tiny` is shared by files."""
+    """The experiment with a student and a style prior more: `tiny` is shared by files."""
     assert main(tiny.command("fit", "student", "--name", "student_of_configs")) == 0
+    style = ["--name", "prior_of_configs", "--model.init_args.generator", "style"]
+    assert main(tiny.command("fit", "prior", *style, "--trainer.max_epochs", "1")) == 0
     return tiny
 
 
@@ -69,6 +71,8 @@ def test_stage_configs_build(path, with_student, tmp_path, monkeypatch):
     monkeypatch.setenv("CRAFTER_DATA", str(tmp_path))
     upstream = [key for key in command_line(path).options.model.init_args.keys() if key.endswith("_ckpt")]
     others = {"defense": "crafter", "student": "student_of_configs"}
+    settings = CONTENT[path]["model"].get("init_args", {})
+    others |= {"prior": "prior_of_configs"} if settings.get("space") == "w+" else {}
     named = {key: others.get(key.removesuffix("_ckpt"), key.removesuffix("_ckpt")) for key in upstream}
     given = [f"--model.init_args.{key}={with_student.ckpt(name)}" for key, name in named.items()]
     cli = command_line(path, "--trainer.accelerator", "cpu", *given)
