@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from crafter_pl.attacks.adaptive import AdaptiveStage
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.split import check_several, rank_in_person
+from crafter_pl.data.split import rank_in_person
 from crafter_pl.errors import UserError
 from crafter_pl.judges import embedded
 from crafter_pl.judges.recognisers import Recogniser as Teacher
@@ -129,10 +129,7 @@ class Student(Recogniser):
         Raises:
             UserError: there are too few people.
         """
-        known = data.dataset(cls.train_split)
-        people = known.faces.identity[known.index].unique().tolist()
-        check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
-        return {"identities": people}
+        return {"identities": cls.people_of(data)}
 
     def teacher(self) -> Teacher | None:
         """The recogniser, not prepared."""

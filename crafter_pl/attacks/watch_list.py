@@ -102,7 +102,18 @@ class Matched(StudentReader):
         return {"match": self.match}
 
 
-class WatchList(Adapted, Matched):
+class AdaptedReader(Adapted):
+    """A reader by the student that has adapted."""
+
+    stage_class = AdaptiveStudent
+
+    @property
+    def runs(self) -> str:
+        """How the folders of its stage begin."""
+        return AdaptiveStudent.stage_name
+
+
+class WatchList(AdaptedReader, Matched):
     """Looks a face up among suspects by its feature alone, as FaceLinkGen does (arXiv 2602.02914).
 
     On a defence's features it is the student that has adapted to it; see `Adapted`.
@@ -115,8 +126,6 @@ class WatchList(Adapted, Matched):
         batch_size: features at a time.
     """
 
-    stage_class = AdaptiveStudent
-
     def __init__(
         self,
         ckpt: str | None = None,
@@ -127,11 +136,6 @@ class WatchList(Adapted, Matched):
     ) -> None:
         super().__init__(student_ckpt, name, batch_size, match)
         self.ckpt, self.basic = ckpt, Matched(student_ckpt, name, batch_size, match)
-
-    @property
-    def runs(self) -> str:
-        """How the folders of its stage begin."""
-        return AdaptiveStudent.stage_name
 
 
 class Linked(StudentReader):
@@ -147,7 +151,7 @@ class Linked(StudentReader):
         return {}
 
 
-class Link(Adapted, Linked):
+class Link(AdaptedReader, Linked):
     """Are two features of the same person? By the student, adapted to the defence; see `Adapted`.
 
     Args:
@@ -156,8 +160,6 @@ class Link(Adapted, Linked):
         name: how the report calls it.
         batch_size: features at a time.
     """
-
-    stage_class = AdaptiveStudent
 
     def __init__(
         self,
@@ -168,8 +170,3 @@ class Link(Adapted, Linked):
     ) -> None:
         super().__init__(student_ckpt, name, batch_size)
         self.ckpt, self.basic = ckpt, Linked(student_ckpt, name, batch_size)
-
-    @property
-    def runs(self) -> str:
-        """How the folders of its stage begin."""
-        return AdaptiveStudent.stage_name

@@ -187,7 +187,8 @@ class Judge:
                 )
             label = column.long().argmax(dim=1)
             found = {f"top{k}": boot.mean(topk_hits(logits, label, k)) for k in (1, 5)}
-            enrolled = [self.place.get(one, -1) for one in known.tolist()]
+            audited = {one: place for place, one in enumerate(self.rows["identity"].unique().tolist())}
+            enrolled = [audited.get(one, -1) for one in known.tolist()]
             odds = log_odds(logits)  # one threshold for all: what a picture adds to all people says nothing
             found["tar"], found["tar_strict"] = (boot.tar(odds, far, enrolled) for far in FARS)
             named = torch.searchsorted(panel.people, known[logits.argmax(dim=1)])
@@ -202,11 +203,6 @@ class Judge:
             train=None if reader.learnt or loaded.target is None else reader.train(loaded.target),
         )
         return Reading(result, named)
-
-    @property
-    def place(self) -> dict[int, int]:
-        """Of each audited person among them, as the bootstrap counts them."""
-        return {person: place for place, person in enumerate(self.rows["identity"].unique().tolist())}
 
     def join(
         self,

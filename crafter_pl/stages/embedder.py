@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.split import check_several
 from crafter_pl.metrics import FAR, attribute_auc, tar_at_far
 from crafter_pl.nets import OracleNet
 from crafter_pl.stages.recogniser import Recogniser
@@ -64,10 +63,7 @@ class Embedder(Recogniser):
         Raises:
             UserError: there are too few people.
         """
-        known = data.dataset(cls.train_split)
-        people = known.faces.identity[known.index].unique().tolist()
-        check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
-        return {"identities": people, "image_size": data.image_size}
+        return {"identities": cls.people_of(data), "image_size": data.image_size}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collects the embeddings of people it has not learned."""

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.split import check_several
 from crafter_pl.errors import UserError
 from crafter_pl.nets import CosineHead, OracleNet
 from crafter_pl.stages.augment import distort
@@ -37,6 +39,18 @@ class Recogniser(Stage):
             weights,
         )
         self.know(people)
+
+    @classmethod
+    def people_of(cls, data: FacesDataModule) -> list[int]:
+        """Raw identity numbers of the people of ``train_split``, for one that learns these.
+
+        Raises:
+            UserError: there are too few.
+        """
+        known = data.dataset(cls.train_split)
+        people = known.faces.identity[known.index].unique().tolist()
+        check_several(len(people), "public people in training: --data.people, --data.public_val_fraction")
+        return people
 
     def know(self, people: list[int]) -> None:
         """Takes note of the raw identity numbers, in class order."""

@@ -215,12 +215,9 @@ def warnings(report: Report) -> Iterator[str]:
         )
     for oracle in oracles:
         if oracle.accuracy_on_originals < WEAK_ORACLE:
-            kind, way = ("Oracle", "Train it better first.")
+            kind, way = "Oracle", "Train it better first."
             if not oracle.seen:
-                kind, way = (
-                    "Judge",
-                    "See that size, channels and alignment are right, or give another.",
-                )
+                kind, way = "Judge", "See that size, channels and alignment are right, or give another."
             yield (
                 f"{kind} {oracle.name} names only {percent(oracle.accuracy_on_originals)} of the original "
                 f"pictures: that a person is not named in a reconstruction says little. {way}"
