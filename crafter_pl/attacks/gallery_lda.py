@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.errors import UserError
+from crafter_pl.metrics import person_means
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.task import TaskModel
 
@@ -23,14 +24,12 @@ class Discriminant:
 
     def __init__(self, values: Tensor, identity: Tensor, components: int, shrinkage: float) -> None:
         values = values.double()
-        self.people, place = identity.unique(return_inverse=True)
         self.mean = values.mean(0)
         centred = values - self.mean
         rank = min(components, *centred.shape)
         self.axes = torch.linalg.svd(centred, full_matrices=False)[2][:rank].T
         seen = centred @ self.axes
-        counts = torch.bincount(place)[:, None]
-        self.means = torch.zeros(len(self.people), rank).double().index_add_(0, place, seen) / counts
+        self.people, place, self.means = person_means(seen, identity)
         within = (seen - self.means[place]).T @ (seen - self.means[place]) / len(seen)
         even = (float(within.trace()) / rank or 1.0) * torch.eye(rank).double()  # 1: of one picture each
         # A distance in these coordinates is Mahalanobis'.

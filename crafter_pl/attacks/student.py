@@ -17,6 +17,7 @@ from crafter_pl.judges import embedded
 from crafter_pl.judges.recognisers import Recogniser as Teacher
 from crafter_pl.judges.recognisers import named
 from crafter_pl.limits import AboveZero, FromZero, PositiveInt
+from crafter_pl.metrics import person_means
 from crafter_pl.nets import synchronised
 from crafter_pl.nets.cut import replace_head
 from crafter_pl.nets.oracle import CosineHead
@@ -214,8 +215,7 @@ def rank1(embeddings: Tensor, identity: Tensor) -> float:
         In [0, 1]; 0 if nobody has two pictures.
     """
     probe = rank_in_person(identity) % 2 == 1
-    people, place = identity[~probe].unique(return_inverse=True)
-    means = torch.zeros(len(people), embeddings.shape[1]).index_add_(0, place, embeddings[~probe])
+    people, _, means = person_means(embeddings[~probe], identity[~probe])
     if not probe.any():
         return 0.0
     found = people[(embeddings[probe] @ F.normalize(means).T).argmax(1)]

@@ -11,6 +11,7 @@ from crafter_pl.attacks.adapted import Adapted
 from crafter_pl.attacks.gallery_lda import Discriminant
 from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.attacks.student import AdaptiveStudent, Student
+from crafter_pl.metrics import person_means
 from crafter_pl.stages.base import load_stage
 
 SCALE = 20.0  # of cosines, as log-likelihoods
@@ -76,9 +77,7 @@ class Matched(StudentReader):
                 print(f"note: {note}", flush=True)
             parts = gallery.images.split(self.batch_size)
             theirs = torch.cat([teacher.embed(part.to(self.device)).cpu() for part in parts]).to(made)
-            place = gallery.identity.unique(return_inverse=True)[1]
-            means = theirs.new_zeros(len(gallery.people), theirs.shape[1])
-            means = F.normalize(means.index_add_(0, place, F.normalize(theirs - theirs.mean(0))))
+            means = F.normalize(person_means(F.normalize(theirs - theirs.mean(0)), gallery.identity)[2])
             centre = made.mean(0)
             self.lists.append(lambda seen: SCALE * F.normalize(seen - centre) @ means.T)
         if self.match != "pictures" or teacher is None:

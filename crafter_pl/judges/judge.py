@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crafter_pl.files import sha256, write_file
 from crafter_pl.judges.recognisers import Recogniser
+from crafter_pl.metrics import person_means
 from crafter_pl.progress import Steps
 from crafter_pl.stages.oracle import IdentityOracle
 
@@ -143,9 +144,8 @@ class GalleryJudge(Judge):
     ) -> None:
         self.recogniser, self.name, self.threshold = recogniser, recogniser.name, recogniser.threshold
         self.checkpoint, self.sha256 = recogniser.checkpoint, recogniser.sha256
-        self.identities = identity.unique()
         self.gallery, self.kept = len(identity), kept
-        self.means = torch.stack([embeddings[identity == one].mean(0) for one in self.identities])
+        self.identities, _, self.means = person_means(embeddings, identity)
 
     def embed(self, images: Tensor) -> Tensor:
         """The recogniser's embeddings."""

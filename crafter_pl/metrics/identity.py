@@ -168,6 +168,18 @@ def _thresholds(
     return found
 
 
+def person_means(values: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each person's mean of values ``(N, D)``.
+
+    Returns:
+        The people ``(P,)``, ascending; the place of each value's person among them ``(N,)``; the means
+        ``(P, D)``.
+    """
+    people, place = identity.unique(return_inverse=True)
+    total = values.new_zeros(len(people), values.shape[1]).index_add_(0, place, values)
+    return people, place, total / torch.bincount(place)[:, None]
+
+
 def log_odds(scores: Tensor) -> Tensor:
     """Each person's log-odds against all others, of log-likelihoods ``(N, P)``, ``P`` at least 2; float64."""
     scores = scores.double()
