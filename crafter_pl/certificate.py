@@ -85,3 +85,27 @@ def ceiling(messages: Tensor, identity: Tensor, guesses: int = 1) -> float:
     counts = torch.bincount(kind * len(people) + place, minlength=len(kinds) * len(people))
     best = counts.view(len(kinds), len(people)).topk(min(guesses, len(people)), dim=1).values
     return float(best.sum()) / len(messages)
+
+
+def chance_beyond(hits: int, tries: int, rate: float) -> float:
+    """Probability of as many hits or more, each try by itself a hit, on average with at most this rate.
+
+    The binomial tail; of tries with unequal rates of that mean it is an upper bound above the mean
+    (Hoeffding 1956).
+
+    Args:
+        hits: seen.
+        tries: of which.
+        rate: in [0, 1].
+    """
+    if hits <= 0 or rate >= 1:
+        return 1.0
+    if rate <= 0:
+        return 0.0
+    logs = [
+        math.lgamma(tries + 1) - math.lgamma(k + 1) - math.lgamma(tries - k + 1)
+        + k * math.log(rate) + (tries - k) * math.log1p(-rate)
+        for k in range(hits, tries + 1)
+    ]  # fmt: skip
+    top = max(logs)
+    return min(1.0, math.exp(top) * math.fsum(math.exp(one - top) for one in logs))

@@ -12,12 +12,13 @@ from crafter_pl.attacks.reader import Reader
 from crafter_pl.audit import find
 from crafter_pl.audit.attack import Job, Work, remove_unused
 from crafter_pl.audit.bind import bind, refuse
+from crafter_pl.audit.certification import Messages, certify, read_messages
 from crafter_pl.audit.compare import compared
 from crafter_pl.audit.domain import Domain
 from crafter_pl.audit.domain import features as drawn_features
 from crafter_pl.audit.features import Loaded, encode, load_features
 from crafter_pl.audit.groups import by_group, known_groups
-from crafter_pl.audit.judge import Judge, Look, Reading
+from crafter_pl.audit.judge import Judge, Judged, Look, Reading
 from crafter_pl.audit.load import Published, load_judges, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.panel import Panel
@@ -25,10 +26,12 @@ from crafter_pl.audit.process_group import ProcessGroup
 from crafter_pl.audit.schema import Report, Settings
 from crafter_pl.audit.show.gallery import Column, Gallery, people_shown
 from crafter_pl.audit.show.page import to_tensorboard, write_report
-from crafter_pl.audit.show.sentences import completed
+from crafter_pl.audit.show.sentences import beyond, completed
 from crafter_pl.audit.show.tables import text
 from crafter_pl.audit.suspects import Suspects
 from crafter_pl.commands import Commands, listed, settings_of
+from crafter_pl.defenses.certified import Certified
+from crafter_pl.errors import UserError
 from crafter_pl.files import lock, sha256
 from crafter_pl.metrics import IdentityBootstrap, lpips
 
@@ -122,6 +125,12 @@ def audit(asked: Options) -> Path:
             }
             for place, loaded in enumerate(sets)
         ]
+        messages = [
+            read_messages(loaded, suspects.gallery(loaded, asked.gallery_images))
+            if loaded.about.name == Certified.stage_name and loaded.target and loaded.target.defense
+            else None
+            for loaded in sets
+        ]
         if asked.lpips:
             lpips(images[:1], images[:1])
         expected = work.forecast()
@@ -134,7 +143,11 @@ def audit(asked: Options) -> Path:
 
         described = {one.name: _described(bound[one.name][0][0][1], one) for one in attacks}
         looks, gallery = _look(jobs, described, judge, domains)
-        judged = [judge.join(*one, described) for one in zip(sets, looks, read, strict=True)]
+        judged = [judge.join(*one, described) for one in zip(sets, looks, read, messages, strict=True)]
+        judged = [
+            one if sent is None else _certified(one, sent, readings, judged[0], judge, groups)
+            for one, sent, readings in zip(judged, messages, read, strict=True)
+        ]
         results, areas = compared(judged)
         originals = boot.mean(panel.originals.hits.any(dim=0))
         report = completed(
@@ -157,7 +170,29 @@ def audit(asked: Options) -> Path:
         to_tensorboard(folder, report, gallery)
         remove_unused(asked.cache, panel.files | {job.folder for job in every})
         print(f"\n{text(report)}\n\nreport: {page}", flush=True)
+        if broken := list(filter(None, map(beyond, report.defenses))):
+            raise UserError(" ".join(broken))
         return page
+
+
+def _certified(
+    one: Judged,
+    messages: Messages,
+    readings: dict[str, Reading],
+    plain: Judged,
+    judge: Judge,
+    groups: Sequence[str],
+) -> Judged:
+    """With the certificate beside what everybody gets."""
+    people = judge.panel.people
+    named = {
+        f"{attack} by {name}": people[found]
+        for attack, verdict in one.verdicts.items()
+        for name, found in zip(judge.panel.judges, verdict.named, strict=True)
+    } | {name: people[own.named] for name, own in readings.items() if own.named is not None}
+    scores = (one.inference.scores, plain.inference.scores)
+    made = certify(messages, judge.rows, judge.attributes, judge.boot, *scores, named, groups)
+    return replace(one, result=replace(one.result, certificate=made))
 
 
 def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects, asked: Options) -> Reading:

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from crafter_pl.audit.judge import Judge, Judged
 from crafter_pl.audit.panel import any_of
-from crafter_pl.audit.schema import Group, SideResult
+from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Group, SideResult
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate, mean_of
 
-MIN_PEOPLE = 5  # a side with fewer people is left out: an interval over so few says nothing
-SIDES = {"present": "with", "absent": "without"}
 _COMPARED = (*SIDES, "difference")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.audit.attack import Job
+from crafter_pl.audit.certification import Messages
 from crafter_pl.audit.columns import COLUMNS, Seen
 from crafter_pl.audit.domain import Domain
 from crafter_pl.audit.features import Classifier, Loaded
@@ -209,6 +210,7 @@ class Judge:
         loaded: Loaded,
         looks: Sequence[Look],
         readings: Mapping[str, Reading],
+        messages: Messages | None,
         described: Mapping[str, Settings],
     ) -> Judged:
         """All that is found of one set of features by itself: attacks, utility and worst cases.
@@ -217,6 +219,7 @@ class Judge:
             loaded: the features.
             looks: at every attack on them, at every moment.
             readings: of the readers.
+            messages: of a certified defence: who reads them has a gallery, too.
             described: the attacks, of which some know the defence.
         """
         panel, boot = self.panel, self.boot
@@ -231,6 +234,8 @@ class Judge:
                 history.setdefault(one.job.name, []).append(one.result)
         worst = any_of(list(verdicts.values()), panel)
         listed = [one.named for one in readings.values() if one.result.suspects and one.named is not None]
+        if messages is not None:
+            listed += [torch.searchsorted(panel.people, messages.named(name)) for name in messages.scores]
         basic = [one for name, one in verdicts.items() if not described[name]["adaptive"]]
         knowing = {name: one for name, one in verdicts.items() if described[name]["adaptive"]}
         result = DefenseResult(

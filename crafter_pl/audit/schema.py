@@ -6,6 +6,8 @@ from typing import Any
 from crafter_pl.metrics import Estimate
 
 Settings = dict[str, Any]  # whatever JSON holds
+MIN_PEOPLE = 5  # a side of a group with fewer people is left out: an interval over so few says nothing
+SIDES = {"present": "with", "absent": "without"}
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,83 @@ class FalseSecurity:
     strongest: str
 
 
+@dataclass(frozen=True)
+class Album:
+    """What several pictures of one person give away together: measured, and at most.
+
+    Attributes:
+        named: people whom the best message attacker names by so many pictures.
+        bits: that the accountant has charged.
+        bound: of naming one of the audited people.
+    """
+
+    named: Estimate
+    bits: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class RareMessage:
+    """A message that few people have: it may name its owner, whatever holds on average.
+
+    Attributes:
+        share: of the public faces.
+        faces, people: audited ones that have it.
+        says: the needed attributes' probabilities.
+    """
+
+    share: float
+    faces: int
+    people: int
+    says: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateResult:
+    """What a certified defence's messages can give away, and do on these faces.
+
+    Attributes:
+        needs: the attributes that are answered for.
+        bits: ``log2 K`` of a picture's message.
+        messages: how many there are.
+        bounds: of naming one of so many equally likely people.
+        needs_auc, needs_auc_unprotected: mean AUC of the needed attributes.
+        ceiling: what nobody exceeds on these faces by the messages alone, see `certificate.ceiling`.
+        list_ceiling: the same with as many guesses as there are in the worst case, `guesses`.
+        attackers: who see the messages alone, and have a gallery.
+        albums: by the number of pictures.
+        most_exposed: of the best attacker, its rate with the person whom it names most often.
+        exposed: share of people whom it names in half of their pictures or more.
+        groups: its rate by attribute and side, of those who have it and who have not.
+        rare: the rarest messages.
+        exceeded: who names significantly more than the ceiling, which something else than the message must
+            have told.
+    """
+
+    needs: list[str]
+    bits: float
+    epsilon: float | None = None
+    messages: int
+    bounds: dict[str, float]
+    needs_auc: Estimate
+    needs_auc_unprotected: Estimate
+    ceiling: float
+    list_ceiling: float
+    guesses: int
+    attackers: dict[str, Estimate]
+    albums: dict[str, Album]
+    most_exposed: float
+    exposed: float
+    groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    rare: list[RareMessage] = field(default_factory=list)
+    exceeded: list[str] = field(default_factory=list)
+
+    @property
+    def strongest(self) -> Estimate:
+        """Of the message attackers."""
+        return max(self.attackers.values(), key=lambda one: one.value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
     """Features that are audited: one defence in one setting, or unprotected ones.
@@ -191,6 +270,7 @@ class DefenseResult(FeatureSet):
         worst_case_basic: over the attacks that do not know the defence.
         worst_case_gallery: over the readers that have other pictures of the people.
         on_front: by scenario, ``utility`` or ``utility_training``.
+        certificate: of a certified defence.
     """
 
     utility: Utility
@@ -204,6 +284,7 @@ class DefenseResult(FeatureSet):
     change: dict[str, Estimate] | None = None
     false_security: FalseSecurity | None = None
     on_front: dict[str, bool] = field(default_factory=dict)
+    certificate: CertificateResult | None = None
 
     @property
     def auc(self) -> float:
@@ -227,8 +308,8 @@ class DefenseResult(FeatureSet):
 
     @property
     def untested(self) -> bool:
-        """Whether no attack has learnt from the defence, so that its rates are no figures of protection."""
-        return not self.plain and not self.learnt
+        """Whether nothing is proved and no attack has learnt from it: its rates are no figures of protection."""
+        return not self.plain and not self.learnt and self.certificate is None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """May this command touch that run? Checkpoints against configs, finished runs."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.stages.checkpoints import read_checkpoint
@@ -36,8 +38,10 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
     free = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
     free |= set() if saved["data"].get("source") == "synthetic" else {"people", "images_per_person"}
     model = [one["model"].get("init_args") or {} for one in (saved, given)]
+    # An option that is younger than the checkpoint was at its default.
+    defaults = {name: one.default for name, one in inspect.signature(FacesDataModule).parameters.items()}
     lines = []
-    for part, (old, new) in (("model", model), ("data", (saved["data"], given["data"]))):
+    for part, (old, new) in (("model", model), ("data", ({**defaults, **saved["data"]}, given["data"]))):
         for key in sorted({*old, *new}):
             compared = not key.endswith("_ckpt") if part == "model" else key not in free
             if compared and old.get(key) != new.get(key):

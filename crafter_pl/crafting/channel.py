@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crafter_pl.errors import UserError
 
@@ -33,7 +34,8 @@ class Messages(Protocol):
 class Codebook(nn.Module):
     """The message is the nearest codeword by ``KL(sigma(a) | c)`` (Bregman clustering, Banerjee et al. 2005).
 
-    Rows are compared one at a time, in float64: rounding that depends on neighbours would be another channel.
+    In float64. Whoever relies on the proof gives one row at a time: rounding that depends on neighbours would
+    be another channel.
 
     Args:
         codewords: probabilities ``(M, A)``; brought within [1e-4, 1 - 1e-4].
@@ -49,7 +51,7 @@ class Codebook(nn.Module):
         """Logits ``(N, A)`` -> messages ``(N,)``; of equally near ones the first."""
         weights, offset = torch.logit(self.codewords), torch.log1p(-self.codewords).sum(1)
         # The divergence less what it has of the answers alone is linear in the probabilities.
-        return torch.stack([((row * weights).sum(1) + offset).argmax() for row in answers.double().sigmoid()])
+        return ((answers.double().sigmoid()[:, None] * weights).sum(2) + offset).argmax(1)
 
 
 def divergence(probabilities: Tensor, codewords: Tensor) -> Tensor:
@@ -137,46 +139,48 @@ class Quantiser(nn.Module):
     """Each attribute by itself in ``L`` levels: a product of scalar quantisers, ``M = L ** A`` messages.
 
     Args:
-        probabilities: of public faces ``(N, A)``: levels are of equal shares of them.
-        levels: L, at least 2.
-
-    Raises:
-        UserError: there are more than 2 ** 20 messages.
+        edges: where an attribute's levels are parted, probabilities ``(A, L - 1)``, ascending.
+        codewords: what each message says, ``(M, A)``; the first attribute's level changes last.
     """
 
     codewords: Tensor
 
-    def __init__(self, probabilities: Tensor, levels: int) -> None:
+    def __init__(self, edges: Tensor, codewords: Tensor) -> None:
         super().__init__()
-        p, attributes = probabilities.double().cpu(), probabilities.shape[1]
-        if levels < 2 or levels**attributes > 2**20:
-            raise UserError(
-                f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give 2 or "
-                "more levels, and no more than 2**20 messages"
-            )
-        shares = torch.arange(1, levels, dtype=torch.float64) / levels
-        self.edges = nn.Buffer(torch.quantile(p, shares, dim=0).T.contiguous())  # (A, L - 1)
-        level = torch.stack(
-            [torch.bucketize(p[:, a].contiguous(), self.edges[a]) for a in range(attributes)], 1
-        )
-        means = torch.stack(
-            [
-                torch.zeros(levels).double().index_add_(0, level[:, a], p[:, a])
-                / torch.bincount(level[:, a], minlength=levels).clamp(min=1)
-                for a in range(attributes)
-            ]
-        )  # (A, L)
-        grid = torch.cartesian_prod(*[torch.arange(levels)] * attributes).view(-1, attributes)
-        self.levels = levels
-        self.codewords = nn.Buffer(means[torch.arange(attributes), grid].clamp(_EDGE, 1 - _EDGE))
+        self.edges, self.codewords = nn.Buffer(edges.double()), nn.Buffer(codewords.double())
 
     def forward(self, answers: Tensor) -> Tensor:
         """Logits ``(N, A)`` -> messages ``(N,)``."""
-        p = answers.double().sigmoid()
-        found = torch.zeros(len(p), dtype=torch.long, device=p.device)
-        for attribute, edges in enumerate(self.edges):
-            found = found * self.levels + torch.bucketize(p[:, attribute].contiguous(), edges)
+        level = (answers.double().sigmoid()[:, :, None] > self.edges).sum(2)
+        found, levels = torch.zeros_like(level[:, 0]), self.edges.shape[1] + 1
+        for one in level.unbind(1):
+            found = found * levels + one
         return found
+
+
+def learn_quantiser(probabilities: Tensor, levels: int) -> Quantiser:
+    """Levels of equal shares of the public faces; each says its faces' mean.
+
+    Args:
+        probabilities: of public faces ``(N, A)``, in [0, 1].
+        levels: L.
+
+    Raises:
+        UserError: L is below 2, or there are more than 2 ** 20 messages.
+    """
+    p, attributes = probabilities.double().cpu(), probabilities.shape[1]
+    if levels < 2 or levels**attributes > 2**20:
+        raise UserError(
+            f"{levels} levels of {attributes} attributes are {levels**attributes} messages: give 2 or "
+            "more levels, and no more than 2**20 messages"
+        )
+    shares = torch.arange(1, levels, dtype=torch.float64) / levels
+    edges = torch.quantile(p, shares, dim=0).T.contiguous()
+    level = (p[:, :, None] > edges).sum(2)
+    held = F.one_hot(level, levels).double()  # (N, A, L)
+    means = (held * p[:, :, None]).sum(0) / held.sum(0).clamp(min=1)
+    grid = torch.cartesian_prod(*[torch.arange(levels)] * attributes).view(-1, attributes)
+    return Quantiser(edges, means[torch.arange(attributes), grid].clamp(_EDGE, 1 - _EDGE))
 
 
 class Channel(nn.Module):

@@ -9,6 +9,7 @@ from crafter_pl.defenses.baselines.lowkey import LowKey
 from crafter_pl.defenses.baselines.noise import Noise
 from crafter_pl.defenses.baselines.nopeek import NoPeek
 from crafter_pl.defenses.baselines.tiprdc import Tiprdc
+from crafter_pl.defenses.certified import Certified
 from crafter_pl.defenses.crafter import Crafter
 from crafter_pl.defenses.crafter_generator import CrafterGenerator
 from crafter_pl.defenses.crafter_variants import (
@@ -24,6 +25,7 @@ __all__ = [
     "AdversarialLearning",
     "Answers",
     "Cem",
+    "Certified",
     "Crafter",
     "CrafterFast",
     "CrafterGenerator",

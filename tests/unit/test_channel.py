@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from crafter_pl.certificate import Certificate, ceiling
-from crafter_pl.crafting.channel import Channel, Codebook, Quantiser, divergence, learn_codebook, merged
+from crafter_pl.crafting.channel import Channel, Codebook, divergence, learn_codebook, learn_quantiser, merged
 from crafter_pl.errors import UserError
 
 
@@ -19,7 +19,7 @@ def answers(count=400, attributes=4, seed=0):
 
 def channels():
     public = answers().sigmoid()
-    for messages in (learn_codebook(public, 16), learn_codebook(public, 5), Quantiser(public, 2)):
+    for messages in (learn_codebook(public, 16), learn_codebook(public, 5), learn_quantiser(public, 2)):
         for epsilon in (None, 0.5, 2.0, 6.0):
             yield Channel(messages, epsilon)
 
@@ -94,7 +94,7 @@ def test_rare_words_are_merged():
 
 def test_a_product_of_scalar_quantisers():
     public = answers(500, 3).sigmoid()
-    quantiser = Quantiser(public, 3)
+    quantiser = learn_quantiser(public, 3)
     found = quantiser(torch.logit(public))
     assert quantiser.codewords.shape == (27, 3) and int(found.max()) < 27
     for attribute in range(3):
@@ -103,7 +103,7 @@ def test_a_product_of_scalar_quantisers():
         assert means == sorted(means) and torch.bincount(level).min() > 150
         assert torch.allclose(quantiser.codewords[found, attribute], torch.tensor(means).double()[level])
     with pytest.raises(UserError, match="messages"):
-        Quantiser(torch.rand(10, 40), 2)
+        learn_quantiser(torch.rand(10, 40), 2)
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, math.inf])

@@ -18,7 +18,7 @@ from crafter_pl.audit.compare import BUDGET
 from crafter_pl.audit.record import read_report, to_json
 from crafter_pl.audit.schema import Report
 from crafter_pl.audit.show import gallery as kept
-from crafter_pl.audit.show import plots, sentences, table, tables
+from crafter_pl.audit.show import plots, proof, sentences, table, tables
 from crafter_pl.audit.show.gallery import Column, Gallery
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json as json_text
@@ -61,8 +61,8 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
     Args:
         report: with its verdict.
         gallery: pictures of a few people.
-        pictures: PNG files by name: `tradeoff`, and `pareto`, `adaptation_round` and `adaptation_pairs` if
-            there are.
+        pictures: PNG files by name: `tradeoff`, and `pareto`, `certificate`, `adaptation_round` and
+            `adaptation_pairs` if there are.
     """
     plain = to_json(report)
     settings = {
@@ -77,6 +77,8 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         gallery=gallery,
         pictures=pictures,
         tables=tables,
+        proof=proof,
+        proved=proof.proved(report.defenses),
         rate=table.rate,
         number=table.number,
         rounds=gallery.adapting(people=4),  # of every round of every defence; more would hide the rest
@@ -100,11 +102,12 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     Raises:
         ValueError: on a number that is not finite.
     """
-    text = json_text(to_json(report))
+    text, found = json_text(to_json(report)), proof.proved(report.defenses)
     drawn = {
         "tradeoff": plots.tradeoff(report),
         **{f"adaptation_{over}": plots.adaptation(report, over) for over in plots.AXES},
         "pareto": plots.defences(plots.points_of(report)) if report.areas else None,
+        "certificate": proof.plot(found, report.data.identities) if found else None,
     }
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
     files: dict[str, bytes | str] = {

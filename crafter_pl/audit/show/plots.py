@@ -32,7 +32,7 @@ _STYLE = {
 }
 
 
-def _panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches, with axes that share what is across."""
     figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
     with rc_context(_STYLE):
@@ -47,7 +47,7 @@ def save(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _legend(figure: Figure, axes: Axes, columns: int, more: Sequence[tuple[Any, str]] = ()) -> None:
+def legend(figure: Figure, axes: Axes, columns: int, more: Sequence[tuple[Any, str]] = ()) -> None:
     """Above the axes; levels by chance come last."""
     named = zip(*axes.get_legend_handles_labels(), strict=True)
     if entries := [*sorted(named, key=lambda entry: "chance" in entry[1]), *more]:
@@ -55,7 +55,7 @@ def _legend(figure: Figure, axes: Axes, columns: int, more: Sequence[tuple[Any, 
         figure.legend(*zip(*entries, strict=True), loc=place, ncols=columns, fontsize=9, frameon=False)
 
 
-def _draw(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any) -> None:  # noqa: ANN401
+def draw(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate], **style: Any) -> None:  # noqa: ANN401
     """Points with their 95 % intervals. The style is matplotlib's."""
     # A percentile interval may just miss its value.
     across, up = (
@@ -75,7 +75,7 @@ def tradeoff(report: Report) -> bytes:
     """Draw utility (mean AUC) against privacy (Eval Acc): one point a beta, 95 % error bars."""
     entries, names = report.defenses, list(report.defenses[0].attacks)
     families = list(dict.fromkeys(entry.family for entry in entries))
-    figure, (axes,) = _panels(6.0, 4.8)
+    figure, (axes,) = panels(6.0, 4.8)
     for i, name in enumerate([None, *names], -1):
         style: dict[str, Any] = {"color": WORST, "marker": "*", "ms": 11, "linewidth": 2.2, "zorder": 3}
         if name is not None:
@@ -83,7 +83,7 @@ def tradeoff(report: Report) -> bytes:
             style = {"color": colour, "marker": marker, "ms": 6, "linewidth": 1.2}
         for number, family in enumerate(families):  # joined in order of beta; the unprotected is hollow
             own = [entry for entry in entries if entry.family == family]
-            _draw(
+            draw(
                 axes,
                 [exactly(entry.auc) if name else entry.utility.mean_auc for entry in own],
                 [entry.attacks[name].eval_acc if name else entry.worst_case.eval_acc for entry in own],
@@ -115,7 +115,7 @@ def tradeoff(report: Report) -> bytes:
         for number, family in enumerate(families)
         if number and len(families) > 2
     ]
-    _legend(figure, axes, 2 if more else 3, more)
+    legend(figure, axes, 2 if more else 3, more)
     return save(figure)
 
 
@@ -158,15 +158,15 @@ def pareto(
         fronts: likewise, by front.
     """
     shown = [scenario for scenario in SCENARIOS if any(point.scenario == scenario for point in points)]
-    figure, panels = _panels(6.2 * len(shown), 5.3, columns=len(shown))
-    for axes, scenario in zip(panels, shown, strict=True):
+    figure, every = panels(6.2 * len(shown), 5.3, columns=len(shown))
+    for axes, scenario in zip(every, shown, strict=True):
         here = [point for point in points if point.scenario == scenario]
         for name, style in styles.items():
             own = sorted((point for point in here if point.line == name), key=lambda point: point.auc.value)
             for hollow in sorted({point.hollow for point in own}):
                 part = [point for point in own if point.hollow is hollow]
                 label, mfc = name if part[0] is own[0] else None, "white" if hollow else style["color"]
-                _draw(
+                draw(
                     axes,
                     [point.auc for point in part],
                     [point.worst for point in part],
@@ -186,8 +186,8 @@ def pareto(
                 axes.step(*zip(*best, strict=True), where="pre", linewidth=4, zorder=0, **style)
         axes.set(title=f"{SCENARIOS[scenario]} scenario", ylim=(-0.03, 1.05))
         axes.set_xlabel("mean AUC over attributes (right is better)")
-    panels[0].set_ylabel("faces identified in the worst case (low is better)")
-    _legend(figure, panels[0], 4)
+    every[0].set_ylabel("faces identified in the worst case (low is better)")
+    legend(figure, every[0], 4)
     return save(figure)
 
 
@@ -237,12 +237,12 @@ def adaptation(report: Report, over: str) -> bytes | None:
     lines = [(entry.title, name, own) for entry in report.defenses for name, own in entry.history.items()]
     if not lines:
         return None
-    figure, (upper, lower) = _panels(5.0, 6.4, rows=2)
+    figure, (upper, lower) = panels(5.0, 6.4, rows=2)
     titles, names = (list(dict.fromkeys(line[place] for line in lines)) for place in (0, 1))
     shown = {"eval_acc": "faces identified, Eval Acc", "identity_similarity": "identity similarity"}
     for axes, (key, words) in zip((upper, lower), shown.items(), strict=True):
         for title, name, rounds in lines:
-            _draw(
+            draw(
                 axes,
                 [exactly(float(getattr(one, over))) for one in rounds],
                 [one.figures[key] for one in rounds],
@@ -258,7 +258,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
     lower.set_xlabel(AXES[over])
     if over == "round":
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure, upper, 1)
+    legend(figure, upper, 1)
     return save(figure)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from crafter_pl.audit.groups import MIN_PEOPLE, SIDES
-from crafter_pl.audit.schema import Curve, DefenseResult, Report
+from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Curve, DefenseResult, Report
 from crafter_pl.metrics import Estimate
 
 UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost
@@ -53,10 +52,28 @@ def chosen(report: Report) -> DefenseResult | None:
     that cost least; None if nothing protected was audited.
     """
     none, *protected = report.defenses
-    affordable = [entry for entry in protected if none.auc - entry.auc <= UTILITY_BUDGET]
+    affordable = [entry for entry in protected if cost(none, entry) <= UTILITY_BUDGET]
     if affordable:
         return min(affordable, key=lambda entry: entry.rate)
-    return max(protected, key=lambda entry: entry.auc, default=None)
+    return min(protected, key=lambda entry: cost(none, entry), default=None)
+
+
+def cost(none: DefenseResult, entry: DefenseResult) -> float:
+    """Mean AUC lost against unprotected features; of a certified defence on what it was to answer for."""
+    if (one := entry.certificate) is not None:
+        return one.needs_auc_unprotected.value - one.needs_auc.value
+    return none.auc - entry.auc
+
+
+def beyond(entry: DefenseResult) -> str | None:
+    """What must be said where somebody names more than the messages alone can tell, else None."""
+    if (one := entry.certificate) is None or not one.exceeded:
+        return None
+    return (
+        f"The certificate of {entry.title} does not hold here: {', '.join(one.exceeded)} names significantly "
+        f"more than the {percent(one.ceiling)} that anybody can by the messages alone; something else leaves "
+        "the edge. Do not use this defence; please report it."
+    )
 
 
 def verdict(report: Report) -> str:
@@ -94,11 +111,15 @@ def _found(report: Report) -> str:
             f"{faces} are identified, not measurably more than by chance ({percent(before.chance)})."
         )
     assert entry.change is not None
-    after, label, cost = entry.worst_case, entry.label, -entry.change["mean_auc"].value
-    price = f"at no measured cost in mean AUC ({entry.auc:.3f})"
-    if cost >= 0.0005:
-        price = f"at a cost of {cost:.3f} of mean AUC ({none.auc:.3f} to {entry.auc:.3f})"
-    if cost > UTILITY_BUDGET:
+    after, label, lost = entry.worst_case, entry.label, cost(none, entry)
+    before_auc, auc, what = none.auc, entry.auc, "mean AUC"
+    if (one := entry.certificate) is not None:
+        before_auc, auc = one.needs_auc_unprotected.value, one.needs_auc.value
+        what = f"mean AUC on {', '.join(one.needs)}"
+    price = f"at no measured cost in {what} ({auc:.3f})"
+    if lost >= 0.0005:
+        price = f"at a cost of {lost:.3f} of {what} ({before_auc:.3f} to {auc:.3f})"
+    if lost > UTILITY_BUDGET:
         price += f"; no setting costs less than {UTILITY_BUDGET:g}"
     now = (
         f"{percent(entry.rate)} (95 % interval {percent_range(after.eval_acc)}; "
@@ -137,6 +158,8 @@ def _gained(entry: DefenseResult) -> str:
     """The end of the verdict: what knowing the defence gains attackers."""
     if sentence := false_security(entry):
         return sentence
+    if not entry.learnt and entry.certificate is not None:
+        return "No attack here has learnt from it; what is proved holds for those that do."
     if not entry.learnt:
         return "No attack here has learnt from it: one that does may identify more."
     if (found := entry.false_security) is None:
@@ -176,6 +199,7 @@ def warnings(report: Report) -> Iterator[str]:
     """Name everything that makes the verdict weaker than it looks."""
     none, *protected = report.defenses
     people, oracles = report.data.identities, report.oracles
+    yield from filter(None, map(beyond, report.defenses))
     yield from filter(None, map(false_security, report.defenses))
     if names := [entry.title for entry in protected if entry.untested]:
         yield (

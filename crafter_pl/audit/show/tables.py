@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from crafter_pl.audit.columns import COLUMNS
-from crafter_pl.audit.groups import SIDES
-from crafter_pl.audit.schema import AttackResult, DefenseResult, ReaderResult, Report
+from crafter_pl.audit.schema import SIDES, AttackResult, DefenseResult, ReaderResult, Report
+from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import (
     GROUPS,
     UNTESTED,
@@ -36,6 +36,7 @@ def heading(entry: DefenseResult, below: str = "", result: AttackResult | Reader
         result: its figures.
     """
     notes = [f"retrains {', '.join(entry.retrains)}"] if entry.retrains else []
+    notes += ["proved"] * (entry.certificate is not None)
     if below:
         unknown = result is not None and not entry.plain and not result.learnt
         bad = ["has not learnt from this defence"] * unknown
@@ -72,6 +73,17 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "retrains": " ".join(entry.retrains),
     }
     training, basic, found = entry.utility_training, entry.worst_case_basic, entry.false_security
+    proof_figures = (
+        {}
+        if (one := entry.certificate) is None
+        else {
+            "bits": one.bits,
+            "bound": min(1.0, 2**one.bits / report.data.identities),
+            "ceiling": one.ceiling,
+            "message_attacker": one.strongest,
+            "needs_auc": one.needs_auc,
+        }
+    )
     tail = {
         "mean_auc": entry.utility.mean_auc,
         "worst_case": entry.worst_case.eval_acc,
@@ -80,6 +92,7 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "chance": report.data.chance,
         **({"worst_case_basic": basic.eval_acc} if basic else {}),
         **({"false_security": found.flag, "adaptive_gain": found.gain} if found else {}),
+        **proof_figures,
         "images": report.data.images,
         "identities": report.data.identities,
     }
@@ -111,9 +124,15 @@ def summary(report: Report) -> Table:
     both = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
     listed = any(entry.worst_case_gallery for entry in entries)
+    certain = any(entry.certificate for entry in entries)
     head = [
         *("features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"),
-        *(*["without adaptive attacks"] * both, "by chance", *["with a gallery"] * listed),
+        *(
+            *["without adaptive attacks"] * both,
+            "by chance",
+            *["with a gallery"] * listed,
+            *["bound"] * certain,
+        ),
         *(*(known(report, name) for name in attacks), "cost a face"),
     ]
     rows = [
@@ -126,6 +145,8 @@ def summary(report: Report) -> Table:
             Cell(percent(entry.worst_case.chance)),
             *[_or_dash(entry.worst_case_gallery.eval_acc if entry.worst_case_gallery else None, None)]
             * listed,
+            *[proof.bound(entry.certificate, report.data.identities) if entry.certificate else "none"]
+            * certain,
             *(rate(entry.attacks[name].eval_acc) for name in attacks),
             "-" if (seconds := entry.cost["seconds_per_image"]) is None else f"{seconds:.3g} s",
         ]
@@ -133,7 +154,8 @@ def summary(report: Report) -> Table:
     ]
     chance = [percent(report.data.chance)] * len(attacks)
     return Table(
-        head, [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both + listed), *chance, ""]]
+        head,
+        [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both + listed + certain), *chance, ""]],
     )
 
 
@@ -272,6 +294,7 @@ def text(report: Report) -> str:
                 f"any with a gallery, {entry.title}: names {percent(listed.eval_acc.value)} "
                 f"({percent_range(listed.eval_acc)}; {percent(listed.chance)} would be by chance)"
             )
+    lines += proof.sentences(proof.proved(entries), data.identities)
     lines += [*group_sentences(report), *(curve.sentence for curve in report.curves), report.verdict]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
 

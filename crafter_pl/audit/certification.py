@@ -1,0 +1,176 @@
+"""What a certified defence's messages give away on the audited faces, beside what they can at most."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crafter_pl.attacks.message import message_attackers
+from crafter_pl.attacks.reader import Gallery
+from crafter_pl.audit.features import Loaded
+from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Album, CertificateResult, RareMessage
+from crafter_pl.certificate import Certificate, ceiling, chance_beyond
+from crafter_pl.data.split import rank_in_person
+from crafter_pl.defenses.certified import Certified, CertifiedOptions
+from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of
+
+PEOPLE = (3, 100, 10_000, 1_000_000)
+ALBUMS = (1, 2, 3, 10)
+RARE = 5
+UNLIKELY = 0.001  # that some rate is above the ceiling by luck, over all tries
+
+
+@dataclass(frozen=True)
+class Messages:
+    """The messages of the audited pictures, and what attackers make of them.
+
+    Attributes:
+        defense: that sent them.
+        certificate: of its channel, with the options in force.
+        sent: ``(N,)`` int64.
+        scores: of each message attacker, ``(N, P)``, people in ascending order.
+        people: the gallery's, ``(P,)``.
+    """
+
+    defense: Certified
+    certificate: Certificate
+    sent: Tensor
+    scores: dict[str, Tensor]
+    people: Tensor
+
+    def named(self, attacker: str) -> Tensor:
+        """Whom it names, identities ``(N,)``."""
+        return self.people[self.scores[attacker].argmax(1)]
+
+
+def read_messages(loaded: Loaded, gallery: Gallery) -> Messages | None:
+    """Of a set of features; None: no certified defence has made them, or it is not at hand.
+
+    Raises:
+        UserError: a feature is none that it sends.
+    """
+    target = loaded.target
+    if target is None or not isinstance(target.defense, Certified):
+        return None
+    defense, options = target.defense, target.options
+    assert isinstance(options, CertifiedOptions)
+    sent, channel = defense.read(loaded.queries[0], options), defense.channel(options).cpu()
+    with torch.no_grad():
+        parts = gallery.images.split(1)
+        answers = torch.cat([defense.answering()(part.to(defense.device)).cpu() for part in parts])
+    attackers = message_attackers(channel, answers, gallery.identity, defense.shares.cpu().double())
+    scores = {name: score(sent) for name, score in attackers.items()}
+    return Messages(defense, defense.certificate(options), sent, scores, gallery.people)
+
+
+def certify(
+    messages: Messages,
+    rows: Mapping[str, Tensor],
+    names: Sequence[str],
+    boot: IdentityBootstrap,
+    scores: Tensor,
+    plain: Tensor,
+    named: Mapping[str, Tensor],
+    groups: Sequence[str] = (),
+) -> CertificateResult:
+    """All figures of the certificate of one set of features.
+
+    Args:
+        messages: of the audited pictures.
+        rows: the pictures' ``identity`` and ``attributes``.
+        names: of the attributes.
+        boot: resamples of people.
+        scores: the cloud's answers to the features ``(N, A)``.
+        plain: to unprotected ones.
+        named: whom each attack with each judge, and each reader, names: identities ``(N,)`` by what did; the
+            message attackers are added.
+        groups: attributes.
+    """
+    certificate, identity, sent = messages.certificate, rows["identity"], messages.sent
+    own = {name: messages.named(name) for name in messages.scores}
+    every = {**named, **{f"message attacker {name}": one for name, one in own.items()}}
+    top, several = ceiling(sent, identity), ceiling(sent, identity, len(every))
+    tries = {name: (int((one == identity).sum()), top) for name, one in every.items()}
+    listed = torch.stack([one == identity for one in every.values()]).any(0)
+    tries["all together"] = (int(listed.sum()), several)
+    hits = {name: (one == identity).double() for name, one in own.items()}
+    best = max(hits, key=lambda name: float(hits[name].mean()))
+    people, place = identity.unique(return_inverse=True)
+    by_person = torch.zeros(len(people)).double().index_add_(0, place, hits[best]) / torch.bincount(place)
+    columns = messages.defense.columns
+    labels = rows["attributes"][:, columns]
+    both = [i for i in range(len(columns)) if 0 < float(labels[:, i].mean()) < 1]
+    auc, clean = (
+        mean_of(boot.auc(one[:, columns][:, both], labels[:, both])).estimate() if both else Estimate(0, 0, 0)
+        for one in (scores, plain)
+    )
+    return CertificateResult(
+        needs=messages.defense.answered,
+        bits=certificate.bits,
+        epsilon=certificate.epsilon,
+        messages=len(messages.defense.codewords),
+        bounds={str(people): certificate.naming(people) for people in PEOPLE},
+        needs_auc=auc,
+        needs_auc_unprotected=clean,
+        ceiling=top,
+        list_ceiling=several,
+        guesses=len(every),
+        attackers={name: boot.mean(one).estimate() for name, one in hits.items()},
+        albums=_albums(messages, best, identity, boot),
+        most_exposed=float(by_person.max()),
+        exposed=float((by_person >= 0.5).double().mean()),
+        groups={name: _sides(hits[best], rows, names.index(name), boot) for name in groups},
+        rare=_rare(messages, identity),
+        exceeded=[
+            name
+            for name, (count, rate) in tries.items()
+            if chance_beyond(count, len(identity), rate) < UNLIKELY / len(tries)
+        ],
+    )
+
+
+def _albums(messages: Messages, attacker: str, identity: Tensor, boot: IdentityBootstrap) -> dict[str, Album]:
+    """Several pictures of one person together: their scores are summed."""
+    order = rank_in_person(identity)
+    scores, found = messages.scores[attacker].double(), {}
+    for count in ALBUMS:
+        album = identity * (int(order.max()) + 1) + order // count
+        _, place, sizes = album.unique(return_inverse=True, return_counts=True)
+        whole = sizes[place] == count
+        if not bool(whole.any()):
+            continue
+        total = torch.zeros(len(sizes), scores.shape[1]).double().index_add_(0, place, scores)
+        hits = (messages.people[total.argmax(1)][place] == identity).double()
+        found[str(count)] = Album(
+            boot.part(whole.numpy()).mean(hits[whole]).estimate(),
+            messages.certificate.bits * count,
+            messages.certificate.naming(len(messages.people), pictures=count),
+        )
+    return found
+
+
+def _sides(
+    hits: Tensor, rows: Mapping[str, Tensor], column: int, boot: IdentityBootstrap
+) -> dict[str, Estimate]:
+    has, found = rows["attributes"][:, column] > 0.5, {}
+    for side, mask in zip(SIDES, (has, ~has), strict=True):
+        if len(rows["identity"][mask].unique()) >= MIN_PEOPLE:
+            found[side] = boot.part(mask.numpy()).mean(hits[mask]).estimate()
+    return found
+
+
+def _rare(messages: Messages, identity: Tensor) -> list[RareMessage]:
+    """Those of the fewest public faces first, among the messages that somebody here has."""
+    defense, shares = messages.defense, messages.defense.shares.cpu()
+    present = messages.sent.unique()
+    order = present[shares[present].argsort()][:RARE]
+    return [
+        RareMessage(
+            float(shares[one]),
+            int((messages.sent == one).sum()),
+            len(identity[messages.sent == one].unique()),
+            dict(zip(defense.answered, defense.codewords[one].tolist(), strict=True)),
+        )
+        for one in order.tolist()
+    ]

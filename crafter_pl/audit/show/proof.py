@@ -1,0 +1,132 @@
+"""What is proved, and what was measured beside it: table, sentences and plot of certificates."""
+
+from collections.abc import Iterator, Sequence
+
+from crafter_pl.audit.schema import CertificateResult, DefenseResult
+from crafter_pl.audit.show import plots
+from crafter_pl.audit.show.sentences import percent, percent_range
+from crafter_pl.audit.show.table import Cell, Table, number, rate
+
+Named = tuple[str, CertificateResult]  # features, their certificate
+
+
+def proved(entries: Sequence[DefenseResult]) -> list[Named]:
+    """The certificates there are, each with its features' title."""
+    return [(entry.title, entry.certificate) for entry in entries if entry.certificate is not None]
+
+
+def bound(one: CertificateResult, people: int) -> str:
+    """Of naming somebody among so many; a dash where it says nothing."""
+    known = min(1.0, 2**one.bits / people)
+    return percent(known) if known < 1 else "-"
+
+
+def certificates(found: Sequence[Named], people: int) -> Table:
+    """A row a certificate: bits and utility, bounds, and what was measured on so many people."""
+    sizes = list(found[0][1].bounds)
+    head = ["features", "bits", "AUC on the needs", "unprotected"]
+    head += [f"bound, 1 of {int(size):,}" for size in sizes]
+    head += [f"ceiling on these {people}", "by the message", "most exposed person"]
+    rows = [
+        [
+            Cell(name, notes=[", ".join(one.needs)]),
+            f"{one.bits:.2f}" + ("" if one.epsilon is None else f" (ε {one.epsilon:g})"),
+            number(one.needs_auc),
+            number(one.needs_auc_unprotected),
+            *(f"{100 * own:.2g} %" if own < 1 else "-" for own in one.bounds.values()),
+            percent(one.ceiling),
+            rate(one.strongest),
+            percent(one.most_exposed),
+        ]
+        for name, one in found
+    ]
+    return Table(head, rows)
+
+
+def albums(found: Sequence[Named]) -> Table:
+    """A row for every number of pictures of one person: measured, charged, and at most."""
+    rows = [
+        [
+            Cell(name, notes=[f"{count} pictures"]),
+            int(count),
+            f"{own.bits:.2f}",
+            rate(own.named),
+            percent(own.bound),
+        ]
+        for name, one in found
+        for count, own in one.albums.items()
+    ]
+    return Table(["features", "pictures of a person", "bits charged", "named by the messages", "bound"], rows)
+
+
+def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
+    """In words, a line or a few each."""
+    for name, one in found:
+        most = bound(one, people)
+        limit = f"Whoever attacks names at most {most} of {people} people by a picture, on average"
+        limit = f"So many bits are no bound for {people} people" if most == "-" else limit
+        yield (
+            f"{name}: {one.bits:.2f} bits a picture about {', '.join(one.needs)}. {limit}; on these faces no "
+            f"use of the message alone exceeds {percent(one.ceiling)}, and the best found names {percent(one.strongest.value)} "
+            f"({percent_range(one.strongest)}). Mean AUC on the needs {one.needs_auc.value:.3f}, unprotected "
+            f"{one.needs_auc_unprotected.value:.3f}."
+        )
+        if one.exposed:
+            yield (
+                f"{name}: the bound is an average. {percent(one.exposed)} of the people are named in half of "
+                f"their pictures or more, the most exposed one in {percent(one.most_exposed)}."
+            )
+        for rare in one.rare[:1]:
+            says = ", ".join(f"{key} {100 * value:.0f} %" for key, value in rare.says.items())
+            yield (
+                f"{name}: the rarest message here ({says}) is that of {rare.share:.2%} of the public faces, "
+                f"and of {rare.faces} faces of {rare.people} people: it says more of them than others do."
+            )
+        for attribute, sides in one.groups.items():
+            if len(sides) == 2 and (
+                sides["present"].low > sides["absent"].high or sides["absent"].low > sides["present"].high
+            ):
+                yield (
+                    f"{name}: the message names {rate(sides['present'])} of the faces with {attribute}, "
+                    f"{rate(sides['absent'])} of those without."
+                )
+
+
+def plot(found: Sequence[Named], people: int) -> bytes:
+    """Utility against bits; below it measured rate, ceiling and bound against bits."""
+    order = sorted(found, key=lambda own: own[1].bits)
+    figure, (upper, lower) = plots.panels(5.6, 6.2, rows=2)
+    bits = [plots.exactly(one.bits) for _, one in order]
+    colours = plots.COLOURS
+    plots.draw(
+        upper, bits, [one.needs_auc for _, one in order], label="protected", color=colours[0], marker="o"
+    )
+    plots.draw(
+        upper,
+        bits,
+        [one.needs_auc_unprotected for _, one in order],
+        label="unprotected",
+        color="0.4",
+        marker="_",
+    )
+    upper.set_ylabel("mean AUC on the needs")
+    x = [one.bits for _, one in order]
+    lower.plot(
+        x, [min(1.0, 2**one.bits / people) for _, one in order], "--", color="0.3", label="bound (proved)"
+    )
+    lower.plot(
+        x, [one.ceiling for _, one in order], ":s", color=colours[1], ms=4, label="ceiling on these faces"
+    )
+    plots.draw(
+        lower,
+        bits,
+        [one.strongest for _, one in order],
+        label="measured, message alone",
+        color=colours[2],
+        marker="o",
+    )
+    lower.axhline(1 / people, color="0.6", linewidth=1, label="chance of one guess")
+    lower.set(xlabel="bits a picture", ylabel=f"named among {people} people", ylim=(-0.02, 1.05))
+    plots.legend(figure, upper, 2)
+    lower.legend(fontsize=8, frameon=False)
+    return plots.save(figure)

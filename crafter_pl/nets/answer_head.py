@@ -1,0 +1,52 @@
+"""A small net on the edge that answers what the cloud would: some attributes, from the feature."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock
+
+
+class AnswerHead(nn.Module):
+    """Two residual blocks, each of which halves the map, and a linear layer on its mean.
+
+    Args:
+        channels: of the feature.
+        answers: how many attributes.
+        width: channels after the first block; twice as many after the second.
+    """
+
+    def __init__(self, channels: int, answers: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_halving(channels, width), _halving(width, 2 * width))
+        self.leave = nn.Linear(2 * width, answers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(N, C, h, w)`` -> logits ``(N, A)``."""
+        made: Tensor = self.leave(self.body(features).mean((2, 3)))
+        return made
+
+
+def _halving(channels: int, width: int) -> BasicBlock:
+    beside = nn.Sequential(nn.Conv2d(channels, width, 1, stride=2, bias=False), nn.BatchNorm2d(width))
+    return BasicBlock(channels, width, stride=2, downsample=beside)
+
+
+def multiply_adds(net: nn.Module, *shape: int) -> int:
+    """Of one pass over a single input of this shape; convolutions and products of matrices alone count."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *shape, device=next(net.parameters()).device))
+    return int(counter.get_total_flops()) // 2
+
+
+def answer_head(shape: tuple[int, int, int], answers: int, budget: float) -> AnswerHead | None:
+    """The widest head within a budget; None: there is none so small.
+
+    Args:
+        shape: of the feature, ``(C, h, w)``.
+        answers: how many attributes.
+        budget: multiply-adds of a pass.
+    """
+    found, width = None, 4
+    while multiply_adds(head := AnswerHead(shape[0], answers, width).eval(), *shape) <= budget:
+        found, width = head, width + 4
+    return found
