@@ -308,7 +308,7 @@ class DefenseResult(FeatureSet):
 
     @property
     def untested(self) -> bool:
-        """Whether nothing is proved and no attack has learnt from it: its rates are no figures of protection."""
+        """Whether nothing is proved and no attack has learnt: its rates are no figures of protection."""
         return not self.plain and not self.learnt and self.certificate is None
 
 

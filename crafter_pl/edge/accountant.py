@@ -9,7 +9,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,16 +25,22 @@ VERSION = 1
 BUDGET = 100.0  # bits a person, by default: twenty pictures of five bits
 
 
+def account_file() -> Path:
+    """Where a device keeps its account unless told otherwise: XDG_STATE_HOME/crafter_pl/account.json."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "crafter_pl" / "account.json"
+
+
 @dataclass(frozen=True)
 class Charge:
-    """What the accountant says of one picture.
+    """What the accountant says of some pictures.
 
     Attributes:
-        message: the one that this picture was sent as before, to be sent again; None: the one that was given.
-        spent: bits that have left about the person, this picture's included.
+        messages: to be sent; of a picture that was sent before, the one that it was sent as.
+        spent: bits that have left about the person, these pictures' included.
     """
 
-    message: int | None
+    messages: list[int]
     spent: float
 
 
@@ -90,14 +96,14 @@ class Accountant:
                 raise UserError(f"{self.file} is no account of version {VERSION}: {way}")
             yield account
 
-    def charge(self, person: str, picture: bytes, bits: float, message: int) -> Charge:
-        """Charge a message before it leaves.
+    def charge(self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int]) -> Charge:
+        """Charge messages before they leave: all of them, or none.
 
         Args:
             person: by whatever name the device knows them.
-            picture: its pixels, and all that the message depends on besides coins.
+            pictures: of each its pixels, and all that the message depends on besides coins.
             bits: of the channel.
-            message: to be sent, if the picture never was.
+            messages: to be sent of each, if the picture never was.
 
         Raises:
             UserError: the person's budget would be exceeded; nothing is charged then.
@@ -106,21 +112,27 @@ class Accountant:
         if not 0 <= bits < math.inf:
             raise ValueError(f"a message of {bits} bits")
         with self._open() as account:
-            name = hmac.new(bytes.fromhex(account["key"]), picture, sha256).hexdigest()
-            spent, sent = float(account["people"].get(person, 0.0)), account["sent"].get(name)
-            if sent is not None and person in sent["people"]:
-                return Charge(int(sent["message"]), spent)
-            if spent + bits > self.budget + 1e-9:
-                raise UserError(
-                    f"about {person} {spent:g} bits have left this device, and {bits:g} more would exceed "
-                    f"the budget of {self.budget:g} ({self.file}): send no more pictures of this person, or "
-                    "give a larger budget"
+            key, sent, made = bytes.fromhex(account["key"]), account["sent"], []
+            before = spent = float(account["people"].get(person, 0.0))
+            for picture, message in zip(pictures, messages, strict=True):
+                # One message, whosever it is said to be.
+                entry = sent.setdefault(
+                    hmac.new(key, picture, sha256).hexdigest(), {"message": int(message), "people": []}
                 )
-            sent = sent or {"message": message, "people": []}  # one message, whosever it is said to be
-            account["sent"][name] = {**sent, "people": [*sent["people"], person]}
-            account["people"][person] = spent + bits
-            self._write(account)
-            return Charge(None if sent["message"] == message else int(sent["message"]), spent + bits)
+                made.append(int(entry["message"]))
+                if person not in entry["people"]:
+                    entry["people"].append(person)
+                    spent += bits
+            if spent > self.budget + 1e-9:
+                raise UserError(
+                    f"about {person} {before:g} bits have left this device, and {spent - before:g} more "
+                    f"would exceed the budget of {self.budget:g} (the account {self.file}): send no more "
+                    "pictures of this person, say whom they show (--person), or allow more (--budget)"
+                )
+            if spent > before:
+                account["people"][person] = spent
+                self._write(account)
+            return Charge(made, spent)
 
     def spent(self) -> dict[str, float]:
         """Bits that have left, by person."""

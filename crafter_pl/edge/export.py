@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crafter_pl.data.pictures import quiet, shown
 from crafter_pl.data.provenance import seedless
 from crafter_pl.defenses.base import load_defense
+from crafter_pl.defenses.certified import Certified
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json, sha256, tidy, to_json, write_file
 
@@ -49,7 +50,7 @@ def export(
 
     Args:
         out: folder to be made; one that is there already is refused, unless it holds this very export.
-        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
+        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/certified/checkpoints/best.ckpt).
         experiment: folder under runs_dir where the default checkpoint is looked for.
         runs_dir: folder of all runs.
         protect: the defence's own options; without a seed, since devices draw their own noise.
@@ -71,7 +72,9 @@ def export(
         )
     if (protect or {}).get("seed") is not None:
         raise UserError("--protect.seed: a graph has none, each device draws its own noise; leave it out")
-    defense = load_defense(checkpoint or Path(runs_dir, experiment, "crafter", "checkpoints", "best.ckpt"))
+    defense = load_defense(
+        checkpoint or Path(runs_dir, experiment, Certified.stage_name, "checkpoints", "best.ckpt")
+    )
     options = defense.options(**(protect or {}))
     task, graph = defense.task, defense.edge_graph(options)
     made: dict[str, Any] = {

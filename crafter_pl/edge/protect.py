@@ -15,12 +15,15 @@ from crafter_pl.data.pictures import MAX_PIXELS, Refused, shown
 from crafter_pl.data.store import MANIFEST, shard_done, shard_name
 from crafter_pl.data.transport import Transport
 from crafter_pl.data.writer import StoreWriter
+from crafter_pl.defenses import Certified
+from crafter_pl.edge.accountant import BUDGET
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.photos import open_photo, photographs
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
+from crafter_pl.limits import AboveZero
 from crafter_pl.progress import Steps
 
 _SAVE_EVERY = 2.0  # seconds of looking for faces that a kill may cost
@@ -34,6 +37,9 @@ def protect_photos(
     runs_dir: str = "runs",
     protect: dict[str, Any] | None = None,
     crafter: bool = False,
+    person: str = "owner",
+    budget: AboveZero = BUDGET,
+    account: str | None = None,
     transport: Transport = "float32",
     faces: Literal["largest", "all", "none"] = "largest",
     margin: float = 0.0,
@@ -53,13 +59,17 @@ def protect_photos(
     Args:
         photos: files, and folders that are searched with all below them.
         out: folder of the feature store.
-        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/crafter/checkpoints/best.ckpt).
+        checkpoint: of a defence of any kind (default: RUNS_DIR/EXPERIMENT/certified/checkpoints/best.ckpt).
         experiment: folder under runs_dir where the default checkpoint is looked for.
         runs_dir: folder of all runs.
         protect: the defence's own options (`--protect.beta 0.5`); its seed is drawn from the system's entropy
             if not given.
         crafter: a Crafter's checkpoint protects by Crafter itself, not by the cloud's answers alone, which
             hold better against attackers who adapt.
+        person: whom the photographs show, by any name; a certified defence charges this person.
+        budget: bits about one person at which a certified defence refuses.
+        account: file of the privacy account, one for a device (default: crafter_pl/account.json in
+            XDG_STATE_HOME or ~/.local/state).
         transport: how the features travel: float16 and int8 take a half and about a quarter of the bytes.
         faces: of each photograph the largest face, all, or none: it is a face already.
         margin: how much more around the face than in the encoder's training pictures, on each side, as a
@@ -75,11 +85,14 @@ def protect_photos(
         The store.
 
     Raises:
-        UserError: no face at all could be protected, or what is in OUT already was begun otherwise.
+        UserError: no face at all could be protected, what is in OUT already was begun otherwise, or the
+            person's privacy budget is spent.
     """
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}; give at least 1")
-    given = Path(checkpoint or Path(runs_dir) / experiment / "crafter" / "checkpoints" / "best.ckpt")
+    given = Path(
+        checkpoint or Path(runs_dir) / experiment / Certified.stage_name / "checkpoints" / "best.ckpt"
+    )
     protector = Protector.load(
         given,
         device=device,
@@ -89,6 +102,9 @@ def protect_photos(
         min_size=min_size,
         max_pixels=max_pixels,
         crafter=crafter,
+        account=account,
+        budget=budget,
+        person=person,
         **{"transport": transport, **(protect or {})},
     )
     if protector.defense.trained_on[1] == "synthetic":
@@ -131,7 +147,9 @@ def protect_photos(
             raise UserError(f"no face could be protected (skipped: {left_out}); nothing was written")
         if writer.written or not (store / MANIFEST).is_file():
             text = json.dumps([made, looks], sort_keys=True)  # not the seed, which a hash would betray
-            writer.finish(shards, fingerprint=hashlib.sha256(text.encode()).hexdigest(), cost=writer.cost)
+            # What it took says something of the pictures: certified features travel without.
+            cost = {} if protector.accountant else {"cost": writer.cost}
+            writer.finish(shards, fingerprint=hashlib.sha256(text.encode()).hexdigest(), **cost)
         else:
             print(f"{shown(out)} is complete already", flush=True)
     of = sum(any(face.lost is None for face in photo.faces) for photo in ledger.photos.values())

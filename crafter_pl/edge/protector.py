@@ -14,13 +14,26 @@ from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.pictures import MAX_PIXELS, PILLOWS_LIMIT, Refused, shown
 from crafter_pl.data.provenance import seedless
 from crafter_pl.data.store import PHOTOGRAPHS
-from crafter_pl.defenses import Answers, Crafter, CrafterGenerator, CrafterVariant, Defense, load_defense
+from crafter_pl.defenses import (
+    Answers,
+    Certified,
+    Crafter,
+    CrafterGenerator,
+    CrafterVariant,
+    Defense,
+    load_defense,
+)
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
+from crafter_pl.edge.accountant import BUDGET, Accountant, account_file
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
 
+_CERTIFIED = (
+    "{bits:.2f} bits a picture about {needs}; nobody names one of 10,000 people by a picture in more than "
+    "{bound:.2%}, on average. {spent:g} of {budget:g} bits about {person} have left this device ({file})"
+)
 _ANSWERS = (
     "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
     "reads about a third of the people from those"
@@ -39,7 +52,12 @@ class Protector:
         seed: of the crafting noise, which is keyed by (seed, running number of the face): secret, since who
             knows it can undo or narrow down some defences.
         feature_shape: `(C, h, w)` of what `protect` returns.
+        accountant: what a certified defence charges before anything leaves; None with others.
+        person: whom it charges: by default all pictures are taken to be of one person, the device's owner.
     """
+
+    accountant: Accountant | None = None
+    person = "owner"
 
     def __init__(
         self,
@@ -71,6 +89,9 @@ class Protector:
         min_size: int = 32,
         max_pixels: int = MAX_PIXELS,
         crafter: bool = False,
+        account: str | Path | None = None,
+        budget: float = BUDGET,
+        person: str = "owner",
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
         """Load a defence of any kind from its checkpoint, and say in one line what it leaves.
@@ -88,6 +109,10 @@ class Protector:
             min_size: smallest face, in pixels of the picture.
             max_pixels: larger photographs are refused.
             crafter: a Crafter's checkpoint protects by Crafter itself.
+            account: file of the privacy account of a certified defence, one for a device (default:
+                `account_file`); begun where it is not there.
+            budget: bits about one person at which it refuses.
+            person: whom the pictures show, by any name.
             protect: the defence's options, what `predict` has as `--protect.*`; its `seed` is from the
                 system's entropy if not given.
 
@@ -107,10 +132,25 @@ class Protector:
             )
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense.to(device), finder, max_pixels, **protect)
+        if isinstance(defense, Certified):
+            protector.certify(Accountant(account or account_file(), budget, begin=True), person)
+            return protector
         leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
         leaves = _ANSWERS if isinstance(defense, Answers | CrafterGenerator) else leaves
         print(f"note: protected by {defense.stage_name}: {leaves}", flush=True)
         return protector
+
+    def certify(self, accountant: Accountant, person: str) -> None:
+        """Coins from the system's entropy, and charged; says what a certified defence lets through."""
+        assert isinstance(self.defense, Certified)
+        self.options = replace(self.options, draws="system")
+        self.accountant, self.person = accountant, person
+        self._digest = self.defense.weights_hash()
+        known, needs = self.defense.certificate(self.options), ", ".join(self.defense.answered)
+        spent = accountant.spent().get(person, 0.0)
+        about = {"bits": known.bits, "needs": needs, "bound": known.naming(10_000), "spent": spent}
+        about |= {"budget": accountant.budget, "person": person, "file": accountant.file}
+        print(f"note: protected by {self.defense.stage_name}: {_CERTIFIED.format(**about)}", flush=True)
 
     @property
     def image_size(self) -> int:
@@ -143,7 +183,8 @@ class Protector:
             first. `transport` is for stores: `data.transport.encode` codes them for a wire of your own.
 
         Raises:
-            UserError: the picture cannot be read, or there is no face in it.
+            UserError: the picture cannot be read, there is no face in it, or the person's privacy budget is
+                spent.
         """
         file = Path(image) if isinstance(image, (str, Path)) else None
         try:
@@ -165,8 +206,26 @@ class Protector:
 
         Returns:
             Float32 `(N, C, h, w)` on the CPU.
+
+        Raises:
+            UserError: the person's privacy budget would be exceeded; nothing is charged then.
         """
         device = self.defense.device
+        images = faces.to(device).float().div(255)
         with torch.inference_mode(False), torch.enable_grad():
-            features = self.defense.protect(faces.to(device).float().div(255), index.to(device), self.options)
+            if self.accountant is None:
+                features = self.defense.protect(images, index.to(device), self.options)
+            else:
+                features = self._charged(faces, images, index)
         return features.detach().float().cpu()
+
+    def _charged(self, faces: Tensor, images: Tensor, index: Tensor) -> Tensor:
+        """What a certified defence sends, once its messages are charged."""
+        assert isinstance(self.defense, Certified) and self.accountant is not None
+        coins, z = self.defense.draw(index, self.options)
+        messages = self.defense.messages(images, coins, self.options)
+        what = f"{self._digest} {self.options.epsilon}".encode()
+        pictures = [what + face.cpu().numpy().tobytes() for face in faces]
+        bits = self.defense.certificate(self.options).bits
+        charge = self.accountant.charge(self.person, pictures, bits, messages.tolist())
+        return self.defense.sent(torch.tensor(charge.messages, device=messages.device), z, self.options)

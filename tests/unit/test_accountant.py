@@ -17,37 +17,44 @@ def file(tmp_path):
 
 def test_bits_add_up_by_person_until_the_budget_is_spent(file):
     accountant = Accountant(file, budget=12, begin=True)
-    assert accountant.charge("Ann", b"1", 5, 3) == Charge(None, 5)
-    assert accountant.charge("Ann", b"2", 5, 4) == Charge(None, 10)
+    assert accountant.charge("Ann", [b"1"], 5, [3]) == Charge([3], 5)
+    assert accountant.charge("Ann", [b"2"], 5, [4]) == Charge([4], 10)
     with pytest.raises(UserError, match="about Ann 10 bits have left"):
-        accountant.charge("Ann", b"3", 5, 1)
-    assert accountant.charge("Ann", b"3", 2, 1).spent == 12
-    assert accountant.charge("Bob", b"4", 5, 3) == Charge(None, 5), "another person's picture"
+        accountant.charge("Ann", [b"3"], 5, [1])
+    assert accountant.charge("Ann", [b"3"], 2, [1]).spent == 12
+    assert accountant.charge("Bob", [b"4"], 5, [3]) == Charge([3], 5), "another person's picture"
     assert Accountant(file).spent() == {"Ann": 12, "Bob": 5}
 
 
 def test_the_same_picture_has_the_same_message_and_costs_nothing(file):
     accountant = Accountant(file, budget=5, begin=True)
-    accountant.charge("Ann", b"1", 5, 3)
-    assert accountant.charge("Ann", b"1", 5, 9) == Charge(3, 5)
-    assert accountant.charge("Bob", b"1", 5, 9) == Charge(3, 5), "by another name it is no other message"
+    accountant.charge("Ann", [b"1"], 5, [3])
+    assert accountant.charge("Ann", [b"1"], 5, [9]) == Charge([3], 5)
+    assert accountant.charge("Bob", [b"1"], 5, [9]) == Charge([3], 5), (
+        "by another name it is no other message"
+    )
+    both = accountant.charge("Dan", [b"3", b"3"], 5, [7, 8])
+    assert both == Charge([7, 7], 5), "twice in one batch, too"
+    with pytest.raises(UserError, match="budget"):
+        accountant.charge("Eve", [b"5", b"6"], 5, [1, 2])
+    assert "Eve" not in accountant.spent(), "all or none"
     for bits in (-5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="bits"):
-            accountant.charge("Cy", b"2", bits, 1)
+            accountant.charge("Cy", [b"2"], bits, [1])
 
 
 def test_an_account_that_was_lost_does_not_begin_anew(file):
     with pytest.raises(UserError, match="cannot be known"):
-        Accountant(file).charge("Ann", b"1", 5, 3)
-    Accountant(file, begin=True).charge("Ann", b"1", 5, 3)
+        Accountant(file).charge("Ann", [b"1"], 5, [3])
+    Accountant(file, begin=True).charge("Ann", [b"1"], 5, [3])
     assert Accountant(file, begin=True).spent() == {"Ann": 5}, "one that is there goes on"
 
 
 def test_the_file_says_nothing_of_pictures(file):
-    Accountant(file, begin=True).charge("Ann", b"pixels", 5, 3)
+    Accountant(file, begin=True).charge("Ann", [b"pixels"], 5, [3])
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     other = file.with_name("other.json")
-    Accountant(other, begin=True).charge("Ann", b"pixels", 5, 3)
+    Accountant(other, begin=True).charge("Ann", [b"pixels"], 5, [3])
     one, two = (json.loads(path.read_text()) for path in (file, other))
     assert one["sent"].keys() != two["sent"].keys(), "the hash is keyed by the device"
 
@@ -57,7 +64,7 @@ def test_an_account_that_is_lost_refuses(file, content):
     file.parent.mkdir()
     file.write_text(content)
     with pytest.raises(UserError, match=r"account\.json"):
-        Accountant(file).charge("Ann", b"1", 5, 3)
+        Accountant(file).charge("Ann", [b"1"], 5, [3])
     assert file.read_text() == content, "and is left as it is"
     with pytest.raises(UserError, match="budget"):
         Accountant(file, 0)
@@ -65,7 +72,7 @@ def test_an_account_that_is_lost_refuses(file, content):
 
 def charge(file, first):
     for number in range(first, first + 10):
-        Accountant(file, 1000, begin=True).charge("Ann", str(number).encode(), 1, 0)
+        Accountant(file, 1000, begin=True).charge("Ann", [str(number).encode()], 1, [0])
 
 
 def test_processes_charge_one_account(file):
@@ -82,13 +89,13 @@ def test_processes_charge_one_account(file):
 def test_what_cannot_be_written_is_not_sent(file, monkeypatch):
     """A charge that fails is an error, so that nothing leaves; the account is as before."""
     accountant = Accountant(file, begin=True)
-    accountant.charge("Ann", b"1", 5, 3)
+    accountant.charge("Ann", [b"1"], 5, [3])
 
     def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("crafter_pl.edge.accountant.write_file", full)
     with pytest.raises(OSError, match="no space"):
-        accountant.charge("Ann", b"2", 5, 3)
+        accountant.charge("Ann", [b"2"], 5, [3])
     monkeypatch.undo()
     assert accountant.spent() == {"Ann": 5}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from crafter_pl.audit.schema import CertificateResult, DefenseResult
 from crafter_pl.audit.show import plots
-from crafter_pl.audit.show.sentences import percent, percent_range
+from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
 
 Named = tuple[str, CertificateResult]  # features, their certificate
@@ -65,11 +65,11 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
         most = bound(one, people)
         limit = f"Whoever attacks names at most {most} of {people} people by a picture, on average"
         limit = f"So many bits are no bound for {people} people" if most == "-" else limit
+        best, auc, clean = one.strongest, one.needs_auc.value, one.needs_auc_unprotected.value
         yield (
             f"{name}: {one.bits:.2f} bits a picture about {', '.join(one.needs)}. {limit}; on these faces no "
-            f"use of the message alone exceeds {percent(one.ceiling)}, and the best found names {percent(one.strongest.value)} "
-            f"({percent_range(one.strongest)}). Mean AUC on the needs {one.needs_auc.value:.3f}, unprotected "
-            f"{one.needs_auc_unprotected.value:.3f}."
+            f"use of the message alone exceeds {percent(one.ceiling)}, the best found names {rate(best)}. "
+            f"Mean AUC on the needs {auc:.3f}, unprotected {clean:.3f}."
         )
         if one.exposed:
             yield (
