@@ -57,6 +57,8 @@ class Answers(BaseModel):
     """In the order of the features in the body."""
 
     answers: list[Answer]
+    not_answered: list[str] = []
+    """Attributes that these features say nothing about: nobody may take a guess at them for the person's."""
 
 
 def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | None, max_body: int) -> FastAPI:
@@ -104,7 +106,7 @@ def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | No
             raise HTTPException(499, "the client has hung up") from None
         except ClassifierError:
             raise HTTPException(500, "the classifier has failed") from None
-        answers = rows, read.index, facts.attributes
+        answers = rows, read.index, facts
         text = await asyncio.to_thread(to_answers, *answers) if large else to_answers(*answers)
         return Response(text, media_type="application/json")
 
@@ -202,7 +204,7 @@ def check_body(
     return features
 
 
-def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> str:
+def to_answers(rows: Rows, index: list[int] | None, facts: Facts) -> str:
     """JSON of the schema `Answers`.
 
     Raises:
@@ -212,10 +214,11 @@ def to_answers(rows: Rows, index: list[int] | None, names: tuple[str, ...]) -> s
         raise HTTPException(422, "the classifier gives no finite answer to these features")
     numbers: list[int] | list[None] = index or [None] * len(rows)
     answers = [
-        {"index": number, "attributes": dict(zip(names, row, strict=True))}
+        {"index": number, "attributes": dict(zip(facts.attributes, row, strict=True))}
         for number, row in zip(numbers, rows, strict=True)
     ]
-    return json.dumps({"answers": answers}, separators=(",", ":"), ensure_ascii=False)
+    absent = {"not_answered": facts.not_answered} if facts.not_answered else {}
+    return json.dumps({"answers": answers, **absent}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _request_schema(facts: Facts, max_body: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from crafter_pl.defenses.base import defenses, load_defense
+from crafter_pl.defenses.certified import Certified, Columns
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.nets.fold import fold_batchnorm
@@ -25,6 +26,8 @@ class Facts:
         shape: ``(C, h, w)`` of the features that it takes.
         encoder_sha256: of the task model's checkpoint whose edge encoder makes them.
         defense_sha256: of the one defence whose features it understands; None: those of any on that encoder.
+        not_answered: attributes that the classifier knows, but a certified defence's features do not: what
+            it would answer is a random prior face's, and nobody's.
     """
 
     stage: str
@@ -32,6 +35,7 @@ class Facts:
     shape: tuple[int, int, int]
     encoder_sha256: str
     defense_sha256: str | None
+    not_answered: tuple[str, ...] = ()
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
@@ -39,7 +43,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
 
     A task model's, and that of a defence that leaves it as it is, answers for features of any defence on its
     encoder. One that a defence has retrained, or that has learned from a defence's features, answers for
-    features of that defence alone.
+    features of that defence alone; so does a certified defence's, and for the attributes alone that it sends.
 
     Returns:
         The net in eval mode, features float32 ``(N, C, h, w)`` -> logits ``(N, A)``, on the CPU; its facts.
@@ -51,6 +55,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     name = read_checkpoint(path).get("stage_class") or "something else"
     net: nn.Module
     defense: str | None = None
+    columns: list[int] | None = None
     if name == "TaskModel":
         task = load_stage(path, TaskModel)
         net, encoder = task.net.cloud, sha256(path)
@@ -62,6 +67,8 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
         trained = load_defense(path)
         task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]
         defense = trained.weights_hash() if trained.retrains else None
+        if isinstance(trained, Certified):
+            defense, columns = trained.weights_hash(), trained.columns
     else:
         raise UserError(
             f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
@@ -71,7 +78,13 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
         net = fold_batchnorm(net)
     # Convolutions of many small maps are up to twice as fast on the CPU with the channels side by side.
     net = net.eval().to(memory_format=torch.channels_last)
-    return net, Facts(name, tuple(task.hparams["attribute_names"]), task.feature_shape, encoder, defense)
+    names = task.hparams["attribute_names"]
+    answered = range(len(names)) if columns is None else columns
+    absent = tuple(one for place, one in enumerate(names) if place not in answered)
+    net = net if columns is None else Columns(net, columns)
+    return net, Facts(
+        name, tuple(names[place] for place in answered), task.feature_shape, encoder, defense, absent
+    )
 
 
 @torch.inference_mode()

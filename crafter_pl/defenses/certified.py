@@ -121,12 +121,13 @@ class Certified(Defense[CertifiedOptions]):
         else:
             size = self.task.hparams["image_size"]
             edge = multiply_adds(self.task.net.encoder_module(), 3, size, size)
-            self.head = answer_head(shape, len(self.columns), (work - 1) * edge)
-            if self.head is None:
+            self.head = head = answer_head(shape, len(self.columns), (work - 1) * edge)
+            if head is None:
                 raise UserError(
                     f"work {work:g} leaves no room for an answer head beside the encoder's {edge:,} "
                     "multiply-adds: give more (--model.init_args.work), or null for the whole classifier"
                 )
+            head.train()
         # Their sizes are known when they have been learnt.
         self.codewords, self.shares = (
             nn.Buffer(torch.empty(0, len(self.columns)).double()),
@@ -262,7 +263,7 @@ class Certified(Defense[CertifiedOptions]):
         """Encoder and head, frozen: pictures ``(N, 3, S, S)`` in [0, 1] -> logits, ``(N, S)``."""
         nets = self.frozen(self.device)
         if self.head is None:
-            return nn.Sequential(nets.encoder, _Columns(nets.classifier, self.columns))
+            return nn.Sequential(nets.encoder, Columns(nets.classifier, self.columns))
         return nn.Sequential(nets.encoder, freeze(self.head).to(self.device))
 
     def channel(self, options: CertifiedOptions) -> Channel:
@@ -372,7 +373,7 @@ def _bytes(row: Tensor) -> bytes:
     return row.detach().numpy().tobytes()
 
 
-class _Columns(nn.Module):
+class Columns(nn.Module):
     """Some answers of a classifier."""
 
     def __init__(self, classifier: nn.Module, columns: list[int]) -> None:
@@ -401,7 +402,7 @@ class CertifiedPass(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Pictures ``(N, 3, S, S)`` in [0, 1], one at a time on a device; standard normal ``(N, 2)``."""
-        coins, z = torch.special.ndtr(noise.double()).unbind(1)
+        coins, z = torch.special.ndtr(noise).double().unbind(1)  # ONNX Runtime has none in float64
         messages = self.channel(self.answer(images), coins)
         rows = (z * self.rows).long().clamp(max=self.rows - 1)
         return self.pool[messages * self.rows + rows]

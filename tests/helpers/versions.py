@@ -118,7 +118,7 @@ class Lab:
 
     def protected(self, defense: dfn.Defense, options: ProtectOptions) -> Tensor:
         """The pictures' features: in float32 where a net is passed once, else in float64."""
-        if isinstance(defense, dfn.CrafterGenerator):
+        if isinstance(defense, (dfn.CrafterGenerator, dfn.Certified)):
             return defense.protect(self.images.float(), self.index, options)
         defense.double()
         if isinstance(defense, dfn.CrafterReference):  # the nets that it takes in float32
@@ -140,6 +140,12 @@ class Lab:
         yield self._variant(dfn.CrafterReference), "", {"beta": 0.5, "steps": 1}
         answers = dfn.Answers(self.nets["task_ckpt"], self.nets["prior_ckpt"], CraftSettings(**FEW))
         yield dfn.load_defense(self.save(answers)), "", told
+        needs = ["Smiling", "Eyeglasses"]
+        certified = dfn.Certified(self.nets["task_ckpt"], self.nets["prior_ckpt"], needs, work=None)
+        certified.codewords, certified.shares = torch.empty(4, 2).double(), torch.empty(4)
+        certified.pool = torch.empty(4, 3, *certified.task.feature_shape)
+        for epsilon in (None, 1.0):
+            yield dfn.load_defense(self.save(certified)), str(epsilon), {"epsilon": epsilon}
         task = {"task_ckpt": self.nets["task_ckpt"]}
         game = {**task, "decoder": "paper", "width": 8}
         made: list[tuple[str, dfn.Defense, dict[str, float]]] = [

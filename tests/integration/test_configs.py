@@ -32,6 +32,7 @@ def test_there_are_configs_of_every_kind():
         "ReconstructionOracle",
         "AdversarialLearning",
         "Cem",
+        "Certified",
         "CrafterGenerator",
         "Disco",
         "Embedder",

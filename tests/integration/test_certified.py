@@ -1,0 +1,271 @@
+"""Certified crafting: what leaves is a function of the message and of coins, and of nothing else."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from experiment import Told
+from torch.nn import functional as F
+
+from crafter_pl.cli import main
+from crafter_pl.cloud.app import to_answers
+from crafter_pl.cloud.classifier import load_classifier
+from crafter_pl.data.store import read_store, write_shard
+from crafter_pl.defenses import Certified, load_defense
+from crafter_pl.edge.accountant import Accountant
+from crafter_pl.edge.export import export
+from crafter_pl.edge.protector import Protector
+from crafter_pl.errors import UserError
+from crafter_pl.files import read_json
+
+
+@pytest.fixture(scope="module")
+def trained(tiny):
+    assert main(tiny.command("fit", "certified")) == 0
+    return tiny.ckpt("certified")
+
+
+@pytest.fixture
+def stage(trained):
+    return load_defense(trained)
+
+
+@pytest.fixture(scope="module")
+def faces(tiny):
+    return tiny.data().rows("public")
+
+
+def built(tiny, **settings):
+    settings = {"needs": ["Smiling", "Eyeglasses"], "work": None, **settings}
+    return Certified(**tiny.upstream("task", "prior"), **settings)
+
+
+def test_fit_learns_head_codebook_and_pool_from_public_faces(tiny, stage, faces):
+    shape = stage.task.feature_shape
+    assert 1 < len(stage.codewords) <= 4 and stage.codewords.shape[1] == 2
+    assert stage.pool.shape == (len(stage.codewords), 12 // len(stage.codewords), *shape)
+    assert float(stage.shares.sum()) == pytest.approx(1)
+    public = tiny.data().rows("public_train")
+    messages = stage.messages(public["image"], torch.zeros(len(public["image"])), stage.options())
+    counts = torch.bincount(messages, minlength=len(stage.codewords))
+    assert torch.allclose(counts / counts.sum(), stage.shares), "of the faces that it was trained on"
+    own = read_json(tiny.folder / "certified" / "summary.json", "")["metrics"]
+    assert own["bits"] == pytest.approx(stage.certificate(stage.options()).bits) and own["val/mean_auc"] > 0
+
+
+def test_more_steps_bring_the_cloud_to_the_codeword(tiny):
+    words, far = torch.tensor([[0.9, 0.2]]).double(), []
+    for steps in (1, 20):
+        stage = built(tiny, steps=steps).eval()
+        z = torch.randn(1, stage.prior.latent_dim, generator=torch.Generator().manual_seed(0))
+        feature, off = stage._crafted(words, z)
+        said = stage.task.cloud(feature)[:, stage.columns].sigmoid()
+        cross = F.binary_cross_entropy(said, words.float()) - F.binary_cross_entropy(*[words.float()] * 2)
+        assert float(off) == pytest.approx(float(cross), abs=1e-4)
+        far.append(float(off))
+    assert far[1] < far[0] / 4
+
+
+@pytest.mark.parametrize("options", [{}, {"epsilon": 1.0}, {"way": "optimisation"}])
+def test_what_leaves_is_a_function_of_message_and_coins(stage, faces, options):
+    """Of two pictures with the same message and coins the same bytes leave, whatever else they show."""
+    images, told = faces["image"][:24], stage.options(**options)
+    index = torch.zeros(1, dtype=torch.int64)  # the same coins and row for all
+    coins, _ = stage.draw(index, told)
+    messages = stage.messages(images, coins.expand(len(images)), told)
+    sent = [stage.protect(image[None], index, told) for image in images]
+    first = {int(message): sent[place] for place, message in reversed(list(enumerate(messages)))}
+    assert len(first) > 1, "else this shows nothing"
+    for feature, message in zip(sent, messages.tolist(), strict=True):
+        assert feature.numpy().tobytes() == first[message].numpy().tobytes()
+
+
+def test_neighbours_change_nothing(stage, faces):
+    told, images, index = Told(stage, epsilon=1.0), faces["image"][:8], faces["index"][:8]
+    whole = told.protect(images, index)
+    alone = torch.cat([told.protect(images[i : i + 1], index[i : i + 1]) for i in range(8)])
+    assert torch.equal(whole, alone)
+
+
+def test_coins_of_the_system_are_fresh_and_keyed_ones_are_not(stage):
+    index = torch.arange(4)
+    keyed, system = stage.options(), stage.options(draws="system")
+    assert all(map(torch.equal, stage.draw(index, keyed), stage.draw(index, keyed)))
+    coins, z = stage.draw(index, keyed)
+    assert not torch.equal(coins, z), "separate draws"
+    drawn = torch.cat([torch.stack(stage.draw(index, system)).flatten() for _ in range(50)])
+    assert len(drawn.unique()) == 400 and 0 <= float(drawn.min()) and float(drawn.max()) < 1
+    assert abs(float(drawn.mean()) - 0.5) < 0.1
+
+
+def test_messages_are_read_back_and_nothing_else_passes(stage, faces):
+    options, images, index = stage.options(epsilon=1.0), faces["image"][:12], faces["index"][:12]
+    coins, _ = stage.draw(index, options)
+    features = stage.protect(images, index, options)
+    assert torch.equal(stage.read(features, options), stage.messages(images, coins, options))
+    features[3, 0, 0, 0] += 1e-6
+    with pytest.raises(UserError, match="1 of 12 features are not in the pool"):
+        stage.read(features, options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"needs": None}, "which attributes"),
+        ({"needs": []}, "which attributes"),
+        ({"needs": ["Smiling", "Nose"]}, "does not answer for Nose"),
+        ({"needs": ["Smiling", "Smiling"]}, "twice"),
+        ({"bits": 21}, "protects nobody"),
+        ({"work": 1.0001}, "no room"),
+    ],
+)
+def test_settings_that_cannot_be_meant(tiny, settings, match):
+    with pytest.raises(UserError, match=match):
+        built(tiny, **settings)
+
+
+def test_all_must_be_asked_for_by_name(tiny):
+    stage = built(tiny, needs="all")
+    assert stage.answered == stage.task.hparams["attribute_names"]
+
+
+def test_one_whose_training_has_not_ended_protects_nothing(tiny, faces):
+    with pytest.raises(UserError, match="not come to its end"):
+        Told(built(tiny)).protect(faces["image"][:1], faces["index"][:1])
+
+
+def test_the_head_is_within_its_share_of_the_work(stage):
+    from crafter_pl.nets.answer_head import multiply_adds
+
+    size = stage.task.hparams["image_size"]
+    edge = multiply_adds(stage.task.net.encoder_module(), 3, size, size)
+    head = multiply_adds(stage.head, *stage.task.feature_shape)
+    assert 0.5 * 2 * edge < head <= 2 * edge, "work 3: twice the encoder's, and not much less"
+
+
+@pytest.mark.parametrize("epsilon", [None, 1.0])
+def test_the_graph_does_the_same(stage, faces, epsilon):
+    options = stage.options(epsilon=epsilon)
+    graph, images = stage.edge_graph(options), faces["image"][:6]
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    coins, z = torch.special.ndtr(noise).double().unbind(1)
+    assert torch.equal(graph(images, noise), stage.sent(stage.messages(images, coins, options), z, options))
+    assert stage.edge_graph(stage.options(way="optimisation")) is None
+
+
+def test_export_writes_the_defence(trained, tmp_path):
+    out = export(str(tmp_path / "graphs"), trained, format="torch")
+    made = read_json(out / "export.json", "")
+    assert made["protects"] and made["graphs"]["protect"]["inputs"]["noise"] == ["N", 2]
+
+
+def test_the_cloud_answers_for_what_is_needed_alone(trained, stage, faces):
+    net, facts = load_classifier(trained)
+    assert facts.attributes == ("Smiling", "Eyeglasses") and "Bald" in facts.not_answered
+    assert len(facts.attributes) + len(facts.not_answered) == len(stage.task.hparams["attribute_names"])
+    features = Told(stage).protect(faces["image"][:2], faces["index"][:2])
+    rows = net(features).sigmoid()
+    assert torch.allclose(rows, stage.task.cloud(features)[:, stage.columns].sigmoid(), atol=1e-5)
+    answer = json.loads(to_answers(rows.tolist(), [4, 5], facts))
+    assert answer["answers"][1]["attributes"].keys() == set(facts.attributes)
+    assert answer["not_answered"] == list(facts.not_answered)
+
+
+# On a device
+
+
+@pytest.fixture
+def protector(trained, tmp_path):
+    file = tmp_path / "account.json"
+    return Protector.load(trained, device="cpu", faces="none", account=file, budget=7, person="Ann")
+
+
+def test_messages_are_charged_before_they_leave(protector, faces, capsys):
+    bits = protector.defense.certificate(protector.options).bits
+    account, image = protector.accountant, faces["image"][0]
+    first = protector.protect(image)
+    assert account.spent() == {"Ann": pytest.approx(bits)}
+    again = [protector.protect(image) for _ in range(5)]
+    assert account.spent() == {"Ann": pytest.approx(bits)}, "the same picture costs nothing"
+    read = protector.defense.read(torch.cat([first, *again]), protector.options)
+    assert len(read.unique()) == 1, "and has the same message"
+    protector.options = replace(protector.options, epsilon=0.1)
+    for image in faces["image"][1:4]:
+        protector.protect(image)
+    spent = account.spent()["Ann"]
+    assert bits < spent <= 7, "randomised response costs less"
+    with pytest.raises(UserError, match="exceed the budget of 7"):
+        protector.craft((faces["image"] * 255).byte(), torch.arange(len(faces["image"])))
+    assert account.spent() == {"Ann": spent}
+
+
+def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, tmp_path, faces, capsys):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(faces["image"][:6]):
+        pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    command = ["protect", str(tmp_path / "photos"), "--out", str(tmp_path / "store"), "--faces", "none"]
+    command += ["--runs_dir", str(tiny.runs_dir), "--account", str(tmp_path / "account.json")]
+    command += ["--batch_size", "2", "--device", "cpu"]
+    assert main([*command, "--budget", "5"]) == 2
+    said = capsys.readouterr()
+    assert "bits a picture about Smiling, Eyeglasses" in said.out and "--budget" in said.err
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert main([*command, "--budget", "50"]) == 0
+    features, _, manifest = read_store(tmp_path / "store")
+    defense = load_defense(trained)
+    options = defense.options(draws="system")
+    assert len(defense.read(features, options)) == 6 and manifest["settings"]["draws"] == "system"
+    assert "cost" not in manifest, "what it took says something of the pictures"
+    bits = defense.certificate(options).bits
+    assert Accountant(tmp_path / "account.json").spent() == {"owner": pytest.approx(6 * bits)}
+
+
+# In an audit
+
+
+@pytest.fixture(scope="module")
+def store(tiny, trained):
+    assert main(tiny.command("predict", "certified")) == 0
+    return tiny.folder / "certified" / "features" / "private_test-bits2"
+
+
+def audited(tiny, store, out, *more):
+    return main(
+        [
+            *tiny.audit("--out", str(out), "--attacks", "[{class_path: DecoderAttack}]", *more),
+            *("--rulers", "[{class_path: GalleryLDA}]", "--gallery_images", "3", "--features", f"[{store}]"),
+        ]
+    )
+
+
+def test_an_audit_has_the_certificate(tiny, store, tmp_path, capsys):
+    assert audited(tiny, store, tmp_path / "audit", "--groups", "[Smiling]") == 0
+    plain, entry = read_json(tmp_path / "audit" / "report.json", "")["defenses"]
+    found = entry["certificate"]
+    assert "certificate" not in plain and found["needs"] == ["Smiling", "Eyeglasses"]
+    assert found["bounds"]["10000"] == pytest.approx(found["messages"] / 10_000)
+    assert set(found["attackers"]) == {"bayes", "codeword", "discriminant", "regression"}
+    best = max(one["value"] for one in found["attackers"].values())
+    assert best <= found["ceiling"] <= found["list_ceiling"] <= 1 and not found.get("exceeded")
+    assert found["albums"]["1"]["named"]["value"] == pytest.approx(best)
+    assert found["albums"]["2"]["bits"] == pytest.approx(2 * found["bits"])
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "What is proved" in page and "proved" in capsys.readouterr().out + page
+    assert main(["report", "--folder", str(tmp_path / "audit")]) == 0, "and is written again from its json"
+
+
+def test_features_that_are_not_of_the_pool_have_no_certificate(tiny, store, tmp_path, capsys):
+    features, index, manifest = read_store(store)
+    folder = tmp_path / "features"
+    for number, (name, part) in enumerate(manifest["shards"].items()):
+        rows = slice(4 * number, 4 * number + part)
+        write_shard(folder, number, features[rows] + 0.5, index[rows])
+        assert (folder / name).is_file()
+    (folder / "manifest.json").write_text((store / "manifest.json").read_text())
+    more = ["--defenses", f"[{tiny.ckpt('certified')}]"]
+    assert audited(tiny, folder, tmp_path / "audit", *more) == 2
+    assert "not in the pool" in capsys.readouterr().err
