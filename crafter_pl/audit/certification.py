@@ -56,9 +56,9 @@ def read_messages(loaded: Loaded, gallery: Gallery) -> Messages | None:
     defense, options = target.defense, target.options
     assert isinstance(options, CertifiedOptions)
     sent, channel = defense.read(loaded.queries[0], options), defense.channel(options).cpu()
+    answer = defense.answering()
     with torch.no_grad():
-        parts = gallery.images.split(1)
-        answers = torch.cat([defense.answering()(part.to(defense.device)).cpu() for part in parts])
+        answers = torch.cat([answer(part.to(defense.device)).cpu() for part in gallery.images.split(1)])
     attackers = message_attackers(channel, answers, gallery.identity, defense.shares.cpu().double())
     scores = {name: score(sent) for name, score in attackers.items()}
     return Messages(defense, defense.certificate(options), sent, scores, gallery.people)

@@ -28,7 +28,9 @@ class Row:
     Attributes:
         worst_case_gallery: over the readers that have other pictures of the people.
         false_security: in how many of the seeds it was found.
-        learnt: whether in every seed some attack has learnt from the defence.
+        learnt: whether in every seed some attack has learnt from the defence, or it is proved.
+        bound: of naming somebody, on average, among the audited people; None: there is none.
+        needs_auc: mean AUC of what a certified defence was to answer for.
         on_front: by a key of `SCENARIOS`.
     """
 
@@ -41,6 +43,8 @@ class Row:
     worst_case: OverSeeds
     worst_case_gallery: OverSeeds | None = None
     by_chance: float
+    bound: float | None = None
+    needs_auc: OverSeeds | None = None
     false_security: int
     learnt: bool
     on_front: dict[str, bool] = field(default_factory=dict)
@@ -96,7 +100,7 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
         every = [report.areas.get(scenario, {}) for report in reports.values()]
         names = dict.fromkeys(name for one in every for name in one)
         areas[scenario] = {name: over_seeds([one[name] for one in every if name in one]) for name in names}
-    rows = [_row(title, entries) for title, entries in found.items()]
+    rows = [_row(title, entries, first.data.identities) for title, entries in found.items()]
     for key in SCENARIOS:
         points = [(row, (own.value, row.worst_case.value)) for row in rows if (own := row.utility(key))]
         for (row, _), won in zip(points, on_front([point for _, point in points]), strict=True):
@@ -113,10 +117,11 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
     )
 
 
-def _row(title: str, entries: list[DefenseResult]) -> Row:
+def _row(title: str, entries: list[DefenseResult], people: int) -> Row:
     costs = [cost for entry in entries if (cost := entry.cost["seconds_per_image"]) is not None]
     training = [entry.utility_training.mean_auc for entry in entries if entry.utility_training]
     listed = [entry.worst_case_gallery.eval_acc for entry in entries if entry.worst_case_gallery]
+    proofs = [entry.certificate for entry in entries if entry.certificate]
     return Row(
         defence=title,
         curve=entries[0].curve,
@@ -130,6 +135,8 @@ def _row(title: str, entries: list[DefenseResult]) -> Row:
         worst_case=over_seeds([entry.worst_case.eval_acc for entry in entries]),
         worst_case_gallery=over_seeds(listed) if len(listed) == len(entries) else None,
         by_chance=sum(entry.worst_case.chance for entry in entries) / len(entries),
+        bound=max(min(1.0, 2**one.bits / people) for one in proofs) if proofs else None,
+        needs_auc=over_seeds([one.needs_auc for one in proofs]) if proofs else None,
         false_security=sum(entry.flagged for entry in entries),
         learnt=not any(entry.untested for entry in entries),
         seconds_per_image=sum(costs) / len(costs) if len(costs) == len(entries) else None,
@@ -177,6 +184,7 @@ def _table(summary: Summary) -> Table:
     """The table for readers: rates in per cent, each with its interval."""
     trained = any(row.mean_auc_training for row in summary.rows)
     galleries = any(row.worst_case_gallery for row in summary.rows)
+    proved = any(row.needs_auc for row in summary.rows)
     attacks = [name.replace("_", " ") for name in summary.attacks]
     head = ["defence", "retrains", "mean AUC", *["AUC, training"] * trained, *attacks]
     rows = []
@@ -194,11 +202,14 @@ def _table(summary: Summary) -> Table:
             _figure(row.worst_case),
             percent(row.by_chance),
             *[_figure(row.worst_case_gallery)] * galleries,
+            *["none" if row.bound is None else f"proved {percent(row.bound)}", _figure(row.needs_auc, 3)]
+            * proved,
             "-" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}",
             ", ".join(SCENARIOS[key] for key, best in row.on_front.items() if best) or "-",
         ]
         rows.append(cells)
     head += ["worst case", "by chance", *["with a gallery"] * galleries]
+    head += ["bound", "AUC on the needs"] * proved
     return Table([*head, "s a face", "front"], rows)
 
 
@@ -259,6 +270,7 @@ def _records(summary: Summary) -> Table:
                 **row.attacks,
                 "by_chance": row.by_chance,
                 **({} if row.worst_case_gallery is None else {"worst_case_gallery": row.worst_case_gallery}),
+                **({} if row.needs_auc is None else {"bound": row.bound, "needs_auc": row.needs_auc}),
                 "learnt": row.learnt,
                 "false_security": row.false_security,
                 "seconds_per_image": row.seconds_per_image,

@@ -34,12 +34,13 @@ def parser(verb: str) -> Parser:
         made.add_argument(positional, nargs="*", type=str, default=[], help=text)
     function = resolve_name(FUNCTIONS[verb])
     how: dict[str, Any] = {"fail_untyped": False, "as_positional": False, "sub_configs": True}
+    how["skip"] = {positional} - {""}
     if options := options_class(function):
         made.hints = get_type_hints(options)
         made.add_class_arguments(options, instantiate=False, **how)
     else:
         made.hints = get_type_hints(function)
-        made.add_function_arguments(function, skip={positional}, **how)
+        made.add_function_arguments(function, **how)
     return made
 
 

@@ -5,6 +5,7 @@ FUNCTIONS = {  # the verbs that are functions, and where these are
     "export": "crafter_pl.edge.export:export",
     "serve": "crafter_pl.cloud.serve:serve",
     "audit": "crafter_pl.audit.audit:audit",
+    "certify": "crafter_pl.audit.certify:certify_stores",
     "benchmark": "crafter_pl.benchmark.benchmark:benchmark",
     "sweep": "crafter_pl.benchmark.sweep:sweep",
     "tune": "crafter_pl.tune.tune:tune",
@@ -12,6 +13,7 @@ FUNCTIONS = {  # the verbs that are functions, and where these are
 }
 POSITIONAL = {  # what some of them are given without an option's name
     "protect": ("photos", "photographs, and folders of them"),
+    "certify": ("features", "feature stores of certified defences, paths or names of the experiment's"),
     "report": ("audits", "folders of audits to compare, see --out"),
 }
 VERBS = {
@@ -23,6 +25,7 @@ VERBS = {
     "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
     "serve": "answer protected features with attributes, over HTTP: the cloud's classifier",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
+    "certify": "what the messages of a certified defence give away, at most and on these faces",
     "benchmark": "audit a grid of defences side by side; write tables and one report a seed",
     "sweep": "cut a classifier at several depths; audit the unprotected features of each",
     "tune": "search an attack's settings on unprotected features of held-out public people",

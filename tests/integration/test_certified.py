@@ -269,3 +269,25 @@ def test_features_that_are_not_of_the_pool_have_no_certificate(tiny, store, tmp_
     more = ["--defenses", f"[{tiny.ckpt('certified')}]"]
     assert audited(tiny, folder, tmp_path / "audit", *more) == 2
     assert "not in the pool" in capsys.readouterr().err
+
+
+def test_certify_says_what_is_proved_and_what_audits_found(tiny, store, tmp_path, capsys):
+    command = tiny.command("certify", "audit")
+    command.insert(1, str(store))
+    assert main([*command, "--gallery_images", "2", "--out", str(tmp_path / "out")]) == 0
+    made = read_json(tmp_path / "out" / "certificate.json", "")["certified"]
+    out = capsys.readouterr().out
+    assert "by a picture" in out or "no bound for" in out
+    assert made["bounds"]["3"] <= 1 and made["albums"] and not made["guesses"] - 4
+    page = (tmp_path / "out" / "certificate.md").read_text()
+    assert page.startswith("# Certificate") and "bound, 1 of 1,000,000" in page
+    assert audited(tiny, store, tiny.folder / "audit_certified") == 0
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "audit_certified: 1 attacks and all judges together name" in capsys.readouterr().out
+
+
+def test_certify_refuses_what_is_not_certified(tiny, tiny_store, capsys):
+    command = tiny.command("certify", "audit")
+    command.insert(1, str(tiny_store))
+    assert main(command) == 2
+    assert "is not of a certified defence" in capsys.readouterr().err
