@@ -32,43 +32,72 @@ class Messages(Protocol):
 
 
 class Codebook(nn.Module):
-    """The message is the nearest codeword by ``KL(sigma(a) | c)`` (Bregman clustering, Banerjee et al. 2005).
+    """The message is the nearest codeword by `divergence` (Bregman clustering, Banerjee et al. 2005).
 
     In float64. Whoever relies on the proof gives one row at a time: rounding that depends on neighbours would
     be another channel.
 
     Args:
         codewords: probabilities ``(M, A)``; brought within [1e-4, 1 - 1e-4].
+        weights: of the attributes ``(A,)``, see `attribute_weights`; None: all alike.
     """
 
     codewords: Tensor
+    weights: Tensor
 
-    def __init__(self, codewords: Tensor) -> None:
+    def __init__(self, codewords: Tensor, weights: Tensor | None = None) -> None:
         super().__init__()
         self.codewords = nn.Buffer(codewords.double().clamp(_EDGE, 1 - _EDGE))
+        self.weights = nn.Buffer(torch.ones_like(self.codewords[0]) if weights is None else weights.double())
 
     def forward(self, answers: Tensor) -> Tensor:
         """Logits ``(N, A)`` -> messages ``(N,)``; of equally near ones the first."""
-        weights, offset = torch.logit(self.codewords), torch.log1p(-self.codewords).sum(1)
+        weights = self.weights * torch.logit(self.codewords)
+        offset = (self.weights * torch.log1p(-self.codewords)).sum(1)
         # The divergence less what it has of the answers alone is linear in the probabilities.
         return ((answers.double().sigmoid()[:, None] * weights).sum(2) + offset).argmax(1)
 
 
-def divergence(probabilities: Tensor, codewords: Tensor) -> Tensor:
-    """``KL`` of independent attributes, in nats: ``(N, A)`` from ``(M, A)``, ``(N, M)``."""
+def attribute_weights(probabilities: Tensor) -> Tensor:
+    """One over what a public face's answers tell of each attribute, in nats, scaled to a mean of 1: ``(A,)``.
+
+    A rare attribute has few nats, and codewords would be spent on the common ones alone: a mean AUC counts
+    all alike.
+
+    Args:
+        probabilities: of public faces ``(N, A)``, in [0, 1].
+    """
+    p = probabilities.double().cpu()
+    told = _entropy(p.mean(0)) - _entropy(p).mean(0)
+    weights = 1 / told.clamp(min=1e-3)
+    return weights / weights.mean()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p) + torch.special.entr(1 - p)
+
+
+def divergence(probabilities: Tensor, codewords: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted sum over independent attributes of ``KL``, in nats: ``(N, A)`` from ``(M, A)``, ``(N, M)``."""
     p, c = probabilities.double(), codewords.double().clamp(_EDGE, 1 - _EDGE)
-    entropy = torch.special.entr(p).sum(1) + torch.special.entr(1 - p).sum(1)
-    return -entropy[:, None] - p @ c.log().T - (1 - p) @ torch.log1p(-c).T
+    w = torch.ones_like(c[0]) if weights is None else weights.double()
+    return -(w * _entropy(p)).sum(1)[:, None] - (w * p) @ c.log().T - (w * (1 - p)) @ torch.log1p(-c).T
 
 
 def learn_codebook(
-    probabilities: Tensor, size: int, seed: int = 0, restarts: int = 4, iterations: int = 100
+    probabilities: Tensor,
+    size: int,
+    weights: Tensor | None = None,
+    seed: int = 0,
+    restarts: int = 4,
+    iterations: int = 100,
 ) -> Codebook:
     """Lloyd's algorithm with the divergence: the best codeword of a cell is the mean probability.
 
     Args:
         probabilities: of public faces ``(N, A)``, in [0, 1].
         size: codewords, M; at most N.
+        weights: of the attributes ``(A,)``; None: all alike.
         seed: of the starts (k-means++).
         restarts: of which the best is kept.
         iterations: of each, at most.
@@ -82,32 +111,37 @@ def learn_codebook(
     generator = torch.Generator().manual_seed(seed)
     best, found = math.inf, p[:size]
     for _ in range(restarts):
-        words = _spread(p, size, generator)
+        words = _spread(p, size, weights, generator)
         before = math.inf
         for _ in range(iterations):
-            nearest, cell = divergence(p, words).min(1)
+            nearest, cell = divergence(p, words, weights).min(1)
             if (now := float(nearest.mean())) >= before - 1e-9:
                 break
             before = now
-            counts = torch.bincount(cell, minlength=size)
-            means = torch.zeros_like(words).index_add_(0, cell, p) / counts.clamp(min=1)[:, None]
+            words, counts = _means(p, cell, words)
             lost = (counts == 0).nonzero()[:, 0]  # they go where the answers are worst served
-            means[lost] = p[nearest.argsort(descending=True)[: len(lost)]]
-            words = means
+            words[lost] = p[nearest.argsort(descending=True)[: len(lost)]]
         if before < best:
             best, found = before, words
-    return Codebook(found)
+    return Codebook(found, weights)
 
 
-def _spread(p: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _means(p: Tensor, cell: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each word's cell, or the word where that is empty; how many are in each."""
+    counts = torch.bincount(cell, minlength=len(words))
+    means = torch.zeros_like(words).index_add_(0, cell, p) / counts.clamp(min=1)[:, None]
+    return torch.where((counts > 0)[:, None], means, words), counts
+
+
+def _spread(p: Tensor, size: int, weights: Tensor | None, generator: torch.Generator) -> Tensor:
     """Starts of Lloyd's algorithm: each further one is drawn by its divergence from those before."""
     chosen = [int(torch.randint(len(p), (1,), generator=generator))]
-    nearest = divergence(p, p[chosen])[:, 0]
+    nearest = divergence(p, p[chosen], weights)[:, 0]
     while len(chosen) < size:
-        weights = nearest.clamp(min=0)
-        weights = weights if float(weights.sum()) > 0 else torch.ones_like(weights)
-        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
-        nearest = torch.minimum(nearest, divergence(p, p[chosen[-1:]])[:, 0])
+        odds = nearest.clamp(min=0)
+        odds = odds if float(odds.sum()) > 0 else torch.ones_like(odds)
+        chosen.append(int(torch.multinomial(odds, 1, generator=generator)))
+        nearest = torch.minimum(nearest, divergence(p, p[chosen[-1:]], weights)[:, 0])
     return p[chosen]
 
 
@@ -121,18 +155,15 @@ def merged(codebook: Codebook, probabilities: Tensor, floor: float) -> Codebook:
         probabilities: of public faces ``(N, A)``.
         floor: in [0, 1).
     """
-    p, words = probabilities.double().cpu(), codebook.codewords.cpu()
+    p, words, weights = probabilities.double().cpu(), codebook.codewords.cpu(), codebook.weights.cpu()
     while len(words) > 1:
-        cell = divergence(p, words).argmin(1)
+        cell = divergence(p, words, weights).argmin(1)
         counts = torch.bincount(cell, minlength=len(words))
         if int(counts.min()) >= floor * len(p):
             break
         words = torch.cat([words[: counts.argmin()], words[counts.argmin() + 1 :]])
-        cell = divergence(p, words).argmin(1)
-        counts = torch.bincount(cell, minlength=len(words))
-        means = torch.zeros_like(words).index_add_(0, cell, p) / counts.clamp(min=1)[:, None]
-        words = torch.where((counts > 0)[:, None], means, words)
-    return Codebook(words)
+        words, _ = _means(p, divergence(p, words, weights).argmin(1), words)
+    return Codebook(words, weights)
 
 
 class Quantiser(nn.Module):

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.certificate import Certificate
-from crafter_pl.crafting.channel import Channel, Codebook, Quantiser, learn_codebook, learn_quantiser, merged
+from crafter_pl.crafting.channel import (
+    Channel,
+    Codebook,
+    Quantiser,
+    attribute_weights,
+    learn_codebook,
+    learn_quantiser,
+    merged,
+)
 from crafter_pl.crafting.craft import craft_message
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.settings import CraftSettings
@@ -24,7 +32,7 @@ from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import freeze
 from crafter_pl.nets.answer_head import answer_head, multiply_adds
 from crafter_pl.progress import Steps
-from crafter_pl.stages import GanPrior, Upstream
+from crafter_pl.stages import GanPrior, Upstream, load_stage
 from crafter_pl.stages.augment import flip, warp
 
 _COINS, _ROWS = 1, 2  # streams of keyed noise
@@ -68,6 +76,8 @@ class Certified(Defense[CertifiedOptions]):
         epsilon: of randomised response; null: none.
         work: what runs on the edge, in multiply-adds, as a multiple of the encoder's; it sets the width of
             the head. Null: the head is the cloud's whole classifier.
+        head_of: checkpoint of another one for the same needs and work, whose head is taken; null: the
+            head is learnt.
         pool: features in the pool, over all messages; at least one for each.
         steps: of the optimisation that makes one.
         step_size: its step size, see `CraftSettings.lr`.
@@ -78,6 +88,7 @@ class Certified(Defense[CertifiedOptions]):
 
     Attributes:
         codewords: what each message says of the needed attributes, probabilities ``(M, S)``.
+        weights: of the needed attributes in the choice of a codeword ``(S,)``, see `attribute_weights`.
         shares: of public faces that have each message, ``(M,)``.
         edges: where the levels are parted, ``(S, L - 1)``; empty with a codebook.
         pool: the features ``(M, R, C, h, w)``. The same on all devices, and no secret.
@@ -88,6 +99,7 @@ class Certified(Defense[CertifiedOptions]):
     options_class = CertifiedOptions
     recorded = ("needs", "bits", "levels", "floor", "work", "steps", "step_size", "need_weight")
     codewords: Tensor
+    weights: Tensor
     shares: Tensor
     edges: Tensor
     pool: Tensor
@@ -102,8 +114,9 @@ class Certified(Defense[CertifiedOptions]):
         floor: BelowOne = 0.002,
         epsilon: AboveZero | None = None,
         work: AboveZero | None = 1.5,
-        pool: PositiveInt = 512,
-        steps: PositiveInt = 100,
+        head_of: str | None = None,
+        pool: PositiveInt = 256,
+        steps: PositiveInt = 60,
         step_size: AboveZero = 0.1,
         need_weight: AboveZero = 10.0,
         lr: AboveZero = 2e-3,
@@ -133,6 +146,7 @@ class Certified(Defense[CertifiedOptions]):
             nn.Buffer(torch.empty(0, len(self.columns)).double()),
             nn.Buffer(torch.empty(0)),
         )
+        self.weights = nn.Buffer(torch.ones(len(self.columns)).double())
         self.edges, self.pool = nn.Buffer(torch.empty(0).double()), nn.Buffer(torch.empty(0, 0, *shape))
         self.frozen = FrozenNets(self.task, self.prior)
         self.auc, self.cloud_auc = AttributeAUC(), AttributeAUC()
@@ -166,9 +180,28 @@ class Certified(Defense[CertifiedOptions]):
         """AdamW over the head; nothing without one."""
         return None if self.head is None else super().configure_optimizers()
 
+    def on_fit_start(self) -> None:
+        """Takes the head of another one.
+
+        Raises:
+            UserError: that is for other needs, another encoder, or other work.
+        """
+        if (path := self.hparams["head_of"]) is None:
+            return
+        other = load_stage(path, Certified)
+        mine, its = (
+            (one.answered, one.hparams["work"], one.upstream_files["task"][1]) for one in (self, other)
+        )
+        if mine != its or self.head is None or other.head is None:
+            raise UserError(
+                f"the head of {path} is for {', '.join(its[0])} at work {its[1]} of its own encoder: give "
+                "the same needs, work and task model, or learn a head (--model.init_args.head_of null)"
+            )
+        self.head.load_state_dict(other.head.state_dict())
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         """Cross entropy of the head's answers with the cloud's, for moved and mirrored public faces."""
-        if self.head is None:
+        if self.head is None or self.hparams["head_of"] is not None:
             return None
         with torch.no_grad():
             features = self.task.edge(warp(flip(batch["image"]), 0.03, 0.05, 0.08))
@@ -221,13 +254,23 @@ class Certified(Defense[CertifiedOptions]):
         if h["levels"] is not None:
             messages = learn_quantiser(p, h["levels"])
         else:
-            messages = merged(learn_codebook(p, min(2 ** h["bits"], len(p))), p, h["floor"])
+            learnt = learn_codebook(p, min(2 ** h["bits"], len(p)), attribute_weights(p))
+            messages = merged(learnt, p, h["floor"])
         counts = torch.bincount(messages(answers), minlength=len(messages.codewords))
         words = messages.codewords
         pool, off = self._pool(words, max(1, h["pool"] // len(words)))
         self.final_metrics["pool_divergence"] = off
-        edges = getattr(messages, "edges", self.edges.cpu())
-        return {"codewords": words, "edges": edges, "shares": counts / counts.sum(), "pool": pool}
+        edges, weights = (
+            getattr(messages, "edges", self.edges.cpu()),
+            getattr(messages, "weights", self.weights.cpu()),
+        )
+        return {
+            "codewords": words,
+            "weights": weights,
+            "edges": edges,
+            "shares": counts / counts.sum(),
+            "pool": pool,
+        }
 
     def _pool(self, codewords: Tensor, rows: int) -> tuple[Tensor, float]:
         """Features ``(M, R, C, h, w)`` and the mean divergence of the cloud's answers from the codewords."""
@@ -255,7 +298,7 @@ class Certified(Defense[CertifiedOptions]):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes room for what was learnt."""
         super().on_load_checkpoint(checkpoint)
-        for name in ("codewords", "shares", "edges", "pool"):
+        for name in ("codewords", "weights", "shares", "edges", "pool"):
             setattr(self, name, nn.Buffer(torch.empty_like(checkpoint["state_dict"][name])))
 
     # ---- protect ------------------------------------------------------------------------------------------
@@ -277,7 +320,11 @@ class Certified(Defense[CertifiedOptions]):
                 "this certified defence has no codebook: its training has not come to its end; go on with "
                 "fit --ckpt_path last"
             )
-        messages = Codebook(self.codewords) if not len(self.edges) else Quantiser(self.edges, self.codewords)
+        messages = (
+            Codebook(self.codewords, self.weights)
+            if not len(self.edges)
+            else Quantiser(self.edges, self.codewords)
+        )
         return Channel(messages, options.epsilon).to(self.device)
 
     def certificate(self, options: CertifiedOptions) -> Certificate:
@@ -322,7 +369,7 @@ class Certified(Defense[CertifiedOptions]):
         if options.way == "optimisation":
             with torch.no_grad():
                 parts = [self.task.cloud(part.to(self.device)) for part in features.split(_TOGETHER)]
-            return Codebook(self.codewords)(torch.cat(parts)[:, self.columns]).cpu()
+            return Codebook(self.codewords, self.weights)(torch.cat(parts)[:, self.columns]).cpu()
         pool = received(self.pool.flatten(0, 1), options.transport).contiguous()
         known = {_bytes(row): place // self.pool.shape[1] for place, row in enumerate(pool)}
         found = [known.get(_bytes(row), -1) for row in features]
