@@ -30,9 +30,15 @@ STAGES = {
     ),
     "oracle_resnet": ([], "--trainer.max_epochs 5"),
     "oracle_plain": ([], ""),
+    "certified": (
+        ["task", "prior"],
+        "--trainer.max_epochs 4 --model.init_args.pool 128 --model.init_args.steps 40",
+    ),
     "attacks/black_box": (["task"], f"{DECODER} 4"),
     "attacks/black_box_answers": (["task"], f"{DECODER} 3"),
 }
+
+STORES = ["crafter/beta0.1", "certified/bits5"]
 
 
 def jobs() -> list[Job]:
@@ -42,11 +48,14 @@ def jobs() -> list[Job]:
         run = Path(stage).name
         fit = [*PLACE.command("fit", stage, None, {}), *options.split()]
         made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs))
-    options = {"trainer.accelerator": "cpu", "trainer.devices": 2, "data.predict_batch_size": 32}
-    predict = PLACE.command("predict", "crafter", None, options)
-    store = str(PLACE.home / "crafter" / "features" / "private_test-beta0.1" / "manifest.json")
-    # After every other one: it takes both cores.
-    return [*made, Job("predict", [predict], [store], [job.name for job in made])]
+    both = {"trainer.accelerator": "cpu", "trainer.devices": 2, "data.predict_batch_size": 32}
+    predicts = [
+        PLACE.command("predict", "crafter", None, both),
+        PLACE.command("predict", "certified", None, {}),
+    ]
+    stores = [f"{PLACE.home}/{one.replace('/', '/features/private_test-')}/manifest.json" for one in STORES]
+    # After every other one: crafting takes both cores.
+    return [*made, Job("predict", predicts, stores, [job.name for job in made])]
 
 
 def demo() -> int:
@@ -62,7 +71,7 @@ def demo() -> int:
     options = {
         "budget": "quick",
         "out": PLACE.home / "audit",
-        "features": "crafter/beta0.1",
+        "features": STORES,
         "oracles": ["oracle_resnet", "oracle_plain"],
         "gallery_images": 4,
     }

@@ -23,6 +23,8 @@ from crafter_pl.cloud.classifier import Facts
 from crafter_pl.cloud.metrics import Metrics
 from crafter_pl.cloud.middleware import AccessMiddleware
 from crafter_pl.cloud.wire import Features, Foreign, Refused, claimed_hash, read_features
+from crafter_pl.data.pool import MEDIA_TYPE, Pool
+from crafter_pl.errors import UserError
 
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
@@ -61,7 +63,14 @@ class Answers(BaseModel):
     """Attributes that these features say nothing about: nobody may take a guess at them for the person's."""
 
 
-def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | None, max_body: int) -> FastAPI:
+def create_app(
+    facts: Facts,
+    batcher: Batcher,
+    metrics: Metrics,
+    token: str | None,
+    max_body: int,
+    pool: Pool | None = None,
+) -> FastAPI:
     """The application around a classifier.
 
     Args:
@@ -70,6 +79,7 @@ def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | No
         metrics: what is counted.
         token: that requests must bear; None: none.
         max_body: bytes of a request.
+        pool: of a certified defence, which looks up features that were sent compactly.
     """
     app = FastAPI(
         title="crafter_pl cloud classifier",
@@ -95,7 +105,7 @@ def create_app(facts: Facts, batcher: Batcher, metrics: Metrics, token: str | No
         body, headers = await read_body(request, max_body, metrics), request.headers
         # Large bodies are checked, and their answers written, beside the event loop.
         large, kind = len(body) >= 1 << 18, headers.get("content-type", "")
-        args = facts, body, headers.get("x-encoder-sha256"), headers.get("x-defense-sha256"), kind
+        args = facts, body, headers.get("x-encoder-sha256"), headers.get("x-defense-sha256"), kind, pool
         read = await asyncio.to_thread(check_body, *args) if large else check_body(*args)
         try:
             rows = await batcher.submit(torch.from_numpy(read.array), request.state.is_gone)
@@ -160,7 +170,12 @@ async def read_body(request: Request, max_body: int, metrics: Metrics) -> bytes:
 
 
 def check_body(
-    facts: Facts, body: bytes, encoder: str | None, defense: str | None, kind: str = ""
+    facts: Facts,
+    body: bytes,
+    encoder: str | None,
+    defense: str | None,
+    kind: str = "",
+    pool: Pool | None = None,
 ) -> Features:
     """The features in a body, of the encoder and the defence that a classifier belongs to.
 
@@ -170,14 +185,15 @@ def check_body(
         encoder: the header X-Encoder-SHA256.
         defense: the header X-Defense-SHA256.
         kind: the header Content-Type. curl calls a file a form by itself, so a sound body is taken under any
-            name.
+            name; `pool.MEDIA_TYPE` are places in the pool.
+        pool: of a certified defence.
 
     Raises:
         HTTPException: the body is malformed (422), something else, as its name says (415), or of another
             encoder or defence (409).
     """
     try:
-        features = read_features(body, facts.shape)
+        features = _looked_up(body, kind, pool) or read_features(body, facts.shape)
         encoder = claimed_hash("encoder_sha256", features.metadata, encoder)
         defense = claimed_hash("defense_sha256", features.metadata, defense)
     except Foreign as foreign:
@@ -202,6 +218,18 @@ def check_body(
                 "together; protect with the checkpoint that is served, or serve the other one",
             )
     return features
+
+
+def _looked_up(body: bytes, kind: str, pool: Pool | None) -> Features | None:
+    """Features sent as places in a pool; None: they were sent as they are."""
+    if kind.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        return None
+    if pool is None:
+        raise HTTPException(415, "places are of a certified defence's pool, and this classifier has none")
+    try:
+        return Features("F32", pool.decode(body).numpy(), None, {})
+    except UserError as error:
+        raise Refused(str(error)) from error
 
 
 def to_answers(rows: Rows, index: list[int] | None, facts: Facts) -> str:

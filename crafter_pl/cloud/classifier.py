@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from crafter_pl.data.pool import Pool
 from crafter_pl.defenses.base import defenses, load_defense
 from crafter_pl.defenses.certified import Certified, Columns
 from crafter_pl.errors import UserError
@@ -56,6 +57,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     net: nn.Module
     defense: str | None = None
     columns: list[int] | None = None
+    pool: Pool | None = None
     if name == "TaskModel":
         task = load_stage(path, TaskModel)
         net, encoder = task.net.cloud, sha256(path)
@@ -68,7 +70,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
         task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]
         defense = trained.weights_hash() if trained.retrains else None
         if isinstance(trained, Certified):
-            defense, columns = trained.weights_hash(), trained.columns
+            defense, columns, pool = trained.weights_hash(), trained.columns, Pool(trained.pool)
     else:
         raise UserError(
             f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
@@ -81,7 +83,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     names = task.hparams["attribute_names"]
     answered = range(len(names)) if columns is None else columns
     absent = tuple(one for place, one in enumerate(names) if place not in answered)
-    net = net if columns is None else Columns(net, columns)
+    net = net if columns is None else Columns(net, columns, pool)
     return net, Facts(
         name, tuple(names[place] for place in answered), task.feature_shape, encoder, defense, absent
     )

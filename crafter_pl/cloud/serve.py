@@ -92,7 +92,7 @@ def serve(
             timeout,
             metrics,
         )
-        app = create_app(facts, batcher, metrics, token, int(max_body_mb * 2**20))
+        app = create_app(facts, batcher, metrics, token, int(max_body_mb * 2**20), getattr(net, "pool", None))
         where = f"[{host}]" if ":" in host else host
         said = (
             f"{checkpoint}: {len(facts.attributes)} attributes from features "

@@ -22,6 +22,7 @@ from crafter_pl.crafting.channel import (
 from crafter_pl.crafting.craft import craft_message
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.settings import CraftSettings
+from crafter_pl.data.pool import Pool
 from crafter_pl.data.transport import received
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafting import FrozenNets
@@ -365,21 +366,12 @@ class Certified(Defense[CertifiedOptions]):
         Raises:
             UserError: a feature is not in the pool.
         """
-        features = features.float().cpu().contiguous()
         if options.way == "optimisation":
             with torch.no_grad():
-                parts = [self.task.cloud(part.to(self.device)) for part in features.split(_TOGETHER)]
+                parts = [self.task.cloud(part.float().to(self.device)) for part in features.split(_TOGETHER)]
             return Codebook(self.codewords, self.weights)(torch.cat(parts)[:, self.columns]).cpu()
-        pool = received(self.pool.flatten(0, 1), options.transport).contiguous()
-        known = {_bytes(row): place // self.pool.shape[1] for place, row in enumerate(pool)}
-        found = [known.get(_bytes(row), -1) for row in features]
-        if strange := found.count(-1):
-            raise UserError(
-                f"{strange} of {len(found)} features are not in the pool of this certified defence: the "
-                "certificate does not hold for them; protect the pictures again, or give the checkpoint that "
-                "did (--defenses)"
-            )
-        return torch.tensor(found)
+        pool = received(self.pool.flatten(0, 1), options.transport).view(self.pool.shape)
+        return Pool(pool).places(features) // self.pool.shape[1]
 
     def protect(self, images: Tensor, index: Tensor, options: CertifiedOptions) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
@@ -416,16 +408,12 @@ class Certified(Defense[CertifiedOptions]):
         return 2
 
 
-def _bytes(row: Tensor) -> bytes:
-    return row.detach().numpy().tobytes()
-
-
 class Columns(nn.Module):
-    """Some answers of a classifier."""
+    """Some answers of a classifier; ``pool``, if it is there, looks up what was sent compactly."""
 
-    def __init__(self, classifier: nn.Module, columns: list[int]) -> None:
+    def __init__(self, classifier: nn.Module, columns: list[int], pool: Pool | None = None) -> None:
         super().__init__()
-        self.classifier, self.columns = classifier, columns
+        self.classifier, self.columns, self.pool = classifier, columns, pool
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(N, C, h, w)`` -> logits ``(N, S)``."""

@@ -13,10 +13,10 @@ def test_every_job_comes_after_what_it_needs():
     import_stages()
     before = []
     for job in run_path(str(ROOT / "scripts" / "demo.py"))["jobs"]():
-        ((verb, *rest),) = job.commands
-        cli = StageCLI([verb, *rest])
-        assert set(cli.upstream) <= set(job.needs) <= set(before)
-        made = "features" if verb == "predict" else "checkpoints"
-        assert Path(job.outputs[0]).is_relative_to(cli.run_dir / made)
+        for (verb, *rest), output in zip(job.commands, job.outputs, strict=True):
+            cli = StageCLI([verb, *rest])
+            assert set(cli.upstream) <= set(job.needs) <= set(before)
+            made = "features" if verb == "predict" else "checkpoints"
+            assert Path(output).is_relative_to(cli.run_dir / made)
         before.append(job.name)
-    assert len(before) == 9
+    assert len(before) == 10
