@@ -67,7 +67,11 @@ def certify_stores(asked: Options) -> Path:
         scores = _answers(loaded, loaded.queries[0], asked, group)
         found[loaded.about.label] = certify(messages, rows, names, boot, scores, plain, {}, groups)
     named, people = list(found.items()), len(rows["identity"].unique())
-    earlier = [line for loaded in sets[1:] for line in _audited(home, str(loaded.about.store))]
+    earlier = [
+        line
+        for loaded in sets[1:]
+        for line in _audited(home, str(loaded.about.store), found[loaded.about.label])
+    ]
     table, more = proof.certificates(named, people), proof.albums(named)
     lines = [*proof.sentences(named, people), *earlier, *missing]
     text = "\n\n".join(["# Certificate", table.markdown(), *lines, more.markdown()]) + "\n"
@@ -84,8 +88,8 @@ def _answers(loaded: Loaded, features: Tensor, asked: Options, group: ProcessGro
     return torch.cat([loaded.cloud(part.to(group.device)).float().cpu() for part in parts])
 
 
-def _audited(home: Path, store: str) -> list[str]:
-    """A line for every audit of this experiment that has attacked these features.
+def _audited(home: Path, store: str, now: CertificateResult) -> list[str]:
+    """A line for every audit of this experiment that has attacked features with this certificate.
 
     Raises:
         UserError: somebody named significantly more than the messages can tell.
@@ -97,7 +101,10 @@ def _audited(home: Path, store: str) -> list[str]:
         except UserError:
             continue
         for entry in entries:
-            if entry.store is None or Path(entry.store).resolve() != Path(store).resolve():
+            known = entry.certificate
+            if known is None or Path(str(entry.store)).resolve() != Path(store).resolve():
+                continue
+            if (known.bits, known.ceiling) != (now.bits, now.ceiling):  # the store was made anew since
                 continue
             if broken := beyond(entry):
                 raise UserError(f"{file.parent}: {broken}")

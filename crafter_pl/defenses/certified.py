@@ -378,13 +378,10 @@ class Certified(Defense[CertifiedOptions]):
         coins, z = self.draw(index, options)
         return self.sent(self.messages(images, coins, options), z, options).float()
 
-    def settings(self, options: CertifiedOptions) -> dict[str, Any]:
-        """With the bits of the channel: what an audit takes the bounds from."""
-        return {
-            **super().settings(options),
-            "messages": len(self.codewords),
-            "capacity": self.certificate(options).bits,
-        }
+    def manifest(self, split_hash: str, split: str, options: CertifiedOptions) -> dict[str, Any]:
+        """With the bits of the channel and the number of its messages."""
+        known = {"bits": self.certificate(options).bits, "messages": len(self.codewords)}
+        return {**super().manifest(split_hash, split, options), **known}
 
     def store_name(self, options: CertifiedOptions) -> str:
         """``bits5`` or ``levels3``, and the options that are not as trained."""

@@ -133,6 +133,7 @@ def test_missing_upstream_stages_can_be_trained(path, tmp_path, monkeypatch):
         "CloudClassifier": ["task"],
         "FeatureToIdentity": ["task"],
         "Amortizer": ["task", "prior"],
+        "Certified": ["task", "prior"],
         "Crafter": ["task", "prior", "amortizer"],
         "Answers": ["task", "prior"],
         "CrafterFast": ["task", "prior", "amortizer", "crafter"],
