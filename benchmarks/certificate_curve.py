@@ -23,7 +23,8 @@ from crafter_pl.attacks.people import people_rows
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number, rate
 from crafter_pl.certificate import Certificate, ceiling
-from crafter_pl.crafting.channel import Channel, attribute_weights, learn_codebook, learn_quantiser, merged
+from crafter_pl.crafting.channel import Channel
+from crafter_pl.crafting.codebook import attribute_weights, learn_codebook, learn_quantiser, merged
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Certified
 from crafter_pl.errors import UserError

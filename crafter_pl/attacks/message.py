@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crafter_pl.attacks.gallery_lda import Discriminant
-from crafter_pl.crafting.channel import Channel, divergence
+from crafter_pl.crafting.channel import Channel
+from crafter_pl.crafting.codebook import divergence
 from crafter_pl.metrics import person_means
 
 Scores = Callable[[Tensor], Tensor]  # messages (N,) -> (N, P)

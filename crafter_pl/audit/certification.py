@@ -8,8 +8,9 @@ from torch import Tensor
 
 from crafter_pl.attacks.message import message_attackers
 from crafter_pl.attacks.reader import Gallery
+from crafter_pl.audit.certificates import Album, CertificateResult, RareMessage
 from crafter_pl.audit.features import Loaded
-from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Album, CertificateResult, RareMessage
+from crafter_pl.audit.schema import MIN_PEOPLE, SIDES
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.defenses.certified import Certified, CertifiedOptions

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crafter_pl.audit import find
+from crafter_pl.audit.certificates import CertificateResult
 from crafter_pl.audit.certification import certify, read_messages
 from crafter_pl.audit.features import Loaded, encode, load_features
 from crafter_pl.audit.groups import known_groups
@@ -13,7 +14,7 @@ from crafter_pl.audit.load import Published, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.process_group import ProcessGroup
 from crafter_pl.audit.record import read_report, to_json
-from crafter_pl.audit.schema import CertificateResult, DefenseResult
+from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import beyond, percent
 from crafter_pl.audit.suspects import Suspects

@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from crafter_pl.data.pool import Pool
 from crafter_pl.defenses.base import defenses, load_defense
-from crafter_pl.defenses.certified import Certified, Columns
+from crafter_pl.defenses.certified import Certified
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
+from crafter_pl.nets.certified import Columns
 from crafter_pl.nets.fold import fold_batchnorm
 from crafter_pl.plugins import import_modules
 from crafter_pl.stages import CloudClassifier, TaskModel, load_stage, read_checkpoint
@@ -37,6 +38,14 @@ class Facts:
     encoder_sha256: str
     defense_sha256: str | None
     not_answered: tuple[str, ...] = ()
+
+
+class Answering(Columns):
+    """The classifier behind certified features; ``pool``, if there is one, looks up what came compactly."""
+
+    def __init__(self, classifier: nn.Module, columns: list[int], pool: Pool | None) -> None:
+        super().__init__(classifier, columns)
+        self.pool = pool
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
@@ -70,7 +79,8 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
         task, net, encoder = trained.task, trained.cloud_module(), trained.upstream_files["task"][1]
         defense = trained.weights_hash() if trained.retrains else None
         if isinstance(trained, Certified):
-            defense, columns, pool = trained.weights_hash(), trained.columns, Pool(trained.pool)
+            defense, columns = trained.weights_hash(), trained.columns
+            pool = Pool(trained.pool) if trained.pool.numel() else None
     else:
         raise UserError(
             f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
@@ -83,7 +93,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     names = task.hparams["attribute_names"]
     answered = range(len(names)) if columns is None else columns
     absent = tuple(one for place, one in enumerate(names) if place not in answered)
-    net = net if columns is None else Columns(net, columns, pool)
+    net = net if columns is None else Answering(net, columns, pool)
     return net, Facts(
         name, tuple(names[place] for place in answered), task.feature_shape, encoder, defense, absent
     )

@@ -83,7 +83,7 @@ def start_crafting(
     return state
 
 
-def _outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> None:
+def outer_update(state: CraftState, gradient: Tensor, settings: CraftSettings) -> None:
     """One momentum step on the features; for ``rms`` the second moment is one scalar per sample."""
     beta1, beta2 = 0.9, 0.999
     square = gradient.square()
@@ -141,7 +141,7 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
 
 def craft_step(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSettings) -> CraftState:
     """One outer step of Algorithm 1: follow the best response, take the hypergradient, move the features."""
-    _outer_update(state, craft_gradient(nets, critic, state, settings), settings)
+    outer_update(state, craft_gradient(nets, critic, state, settings), settings)
     return state
 
 
@@ -231,7 +231,7 @@ def craft_answers(
         loss, pull = task_gradient(nets.classifier, state.features, answers)
         utility_loss, kept = utility_gradient(state.features, features, settings.beta)
         state.info = {"utility_loss": utility_loss, "task_loss": loss}
-        _outer_update(state, settings.task_weight * pull + kept, settings)
+        outer_update(state, settings.task_weight * pull + kept, settings)
     return state
 
 
@@ -254,47 +254,3 @@ def craft_z(nets: CraftNets, critic: Net, state: CraftState, settings: CraftSett
     with torch.no_grad():
         state.features = nets.render(state.z)
     return state
-
-
-def craft_message(
-    nets: CraftNets,
-    z: Tensor,
-    codewords: Tensor,
-    needed: Tensor,
-    settings: CraftSettings,
-    need_weight: float = 10.0,
-) -> tuple[Tensor, Tensor]:
-    """A feature to which the cloud answers a codeword where it is needed, and elsewhere as for a prior face.
-
-    Beyond the paper. Minimises from ``F = Enc(G(z))`` the divergence of the cloud's answers, summed over the
-    attributes with ``need_weight`` for those that are needed and 1 for the others. No picture and no feature
-    of one comes in: the result is a function of the codeword and of ``z``.
-
-    Args:
-        nets: frozen nets.
-        z: latents of the prior faces to start from, ``(N, Z)``.
-        codewords: probabilities ``(N, S)``, in [0, 1].
-        needed: columns of the cloud's answers that the codewords are of, int64 ``(S,)``.
-        settings: ``steps``, ``lr`` and ``update`` are used.
-        need_weight: see above.
-
-    Returns:
-        The features ``(N, C, h, w)``, and the mean divergence over the needed attributes, nats ``(N,)``.
-    """
-    with torch.no_grad():
-        start = nets.render(z)
-        targets = nets.classifier(start).sigmoid()
-    targets[:, needed] = codewords.to(targets)
-    weights = torch.ones_like(targets[0]).index_fill_(0, needed, need_weight)
-    state = CraftState(start, start, z, start.new_zeros(len(start)))
-    for _ in range(settings.steps):
-        with torch.enable_grad():
-            variable = state.features.detach().clone().requires_grad_()
-            cross = F.binary_cross_entropy_with_logits(nets.classifier(variable), targets, reduction="none")
-            (gradient,) = torch.autograd.grad((cross * weights).sum(), variable)
-        _outer_update(state, gradient, settings)
-    with torch.no_grad():
-        said, meant = nets.classifier(state.features)[:, needed], targets[:, needed]
-        cross = F.binary_cross_entropy_with_logits(said, meant, reduction="none")
-        off = cross - F.binary_cross_entropy(meant, meant, reduction="none")
-    return state.features, off.mean(1)

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
+from crafter_pl.errors import UserError
+
 
 class AnswerHead(nn.Module):
     """Two residual blocks, each of which halves the map, and a linear layer on its mean.
@@ -50,3 +52,28 @@ def answer_head(shape: tuple[int, int, int], answers: int, budget: float) -> Ans
     while multiply_adds(head := AnswerHead(shape[0], answers, width).eval(), *shape) <= budget:
         found, width = head, width + 4
     return found
+
+
+def fitting_head(
+    encoder: nn.Module, size: int, shape: tuple[int, int, int], answers: int, work: float
+) -> AnswerHead:
+    """The widest head with which encoder and head together do ``work`` times the encoder's multiply-adds.
+
+    Args:
+        encoder: pictures -> features.
+        size: side of the pictures.
+        shape: of the features, ``(C, h, w)``.
+        answers: how many attributes.
+        work: above 1.
+
+    Raises:
+        UserError: there is no room for any.
+    """
+    edge = multiply_adds(encoder, 3, size, size)
+    found = answer_head(shape, answers, (work - 1) * edge)
+    if found is None:
+        raise UserError(
+            f"work {work:g} leaves no room for an answer head beside the encoder's {edge:,} multiply-adds: "
+            "give more (--model.init_args.work), or null for the whole classifier"
+        )
+    return found.train()

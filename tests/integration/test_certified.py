@@ -116,7 +116,10 @@ def test_messages_are_read_back_and_nothing_else_passes(stage, faces):
         ({"needs": []}, "which attributes"),
         ({"needs": ["Smiling", "Nose"]}, "does not answer for Nose"),
         ({"needs": ["Smiling", "Smiling"]}, "twice"),
+        ({"needs": "Nose"}, "does not answer for Nose"),
         ({"bits": 21}, "protects nobody"),
+        ({"levels": 1}, "2 levels or more"),
+        ({"levels": 2000}, "no more than 20 bits"),
         ({"work": 1.0001}, "no room"),
     ],
 )
@@ -142,6 +145,36 @@ def test_the_head_is_within_its_share_of_the_work(stage):
     edge = multiply_adds(stage.task.net.encoder_module(), 3, size, size)
     head = multiply_adds(stage.head, *stage.task.feature_shape)
     assert 0.5 * 2 * edge < head <= 2 * edge, "work 3: twice the encoder's, and not much less"
+
+
+def test_one_pass_learns_from_messages_and_prior_faces_alone(tiny):
+    """What the net makes of a codeword comes nearer to it than the prior face that it starts from."""
+    more = ["--model.init_args.way=pass", "--model.init_args.pass_steps=30", "--name", "certified_pass"]
+    more += ["--trainer.max_epochs", "1"]
+    assert main(tiny.command("fit", "certified", *more)) == 0
+    stage = load_defense(tiny.ckpt("certified_pass"))
+    options, messages = stage.options(), torch.arange(len(stage.codewords)).repeat(8)
+    z = torch.rand(len(messages), generator=torch.Generator().manual_seed(0)).double()
+    words = stage.codewords[messages].float()
+    features = stage.sent(messages, z, options)
+    latents = torch.randn(len(messages), stage.prior.latent_dim)
+    blind = stage.frozen(stage.device).render(latents)
+    far = [
+        F.binary_cross_entropy_with_logits(stage.task.cloud(one)[:, stage.columns], words)
+        for one in (features, blind)
+    ]
+    assert far[0] < far[1]
+    assert torch.equal(features[:1], stage.sent(messages[:1], z[:1], options)), "one at a time"
+    graph, images = stage.edge_graph(options), tiny.data().rows("public")["image"][:3]
+    noise = torch.randn(3, stage.edge_noise, generator=torch.Generator().manual_seed(0))
+    assert stage.edge_noise == 1 + stage.prior.latent_dim and graph(images, noise).shape == features[:3].shape
+    with pytest.raises(UserError, match="has no pool"):
+        stage.sent(messages[:1], z[:1], stage.options(way="pool"))
+
+
+def test_one_without_a_net_says_so(stage):
+    with pytest.raises(UserError, match="no net for one pass"):
+        stage.sent(torch.zeros(1, dtype=torch.int64), torch.zeros(1), stage.options(way="pass"))
 
 
 @pytest.mark.parametrize("epsilon", [None, 1.0])

@@ -11,7 +11,8 @@ from crafter_pl.audit.certification import Messages, certify
 from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show.sentences import beyond
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
-from crafter_pl.crafting.channel import Channel, learn_codebook
+from crafter_pl.crafting.channel import Channel
+from crafter_pl.crafting.codebook import learn_codebook
 from crafter_pl.metrics import IdentityBootstrap
 
 PEOPLE, PICTURES, NEEDS = 20, 10, 4

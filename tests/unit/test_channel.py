@@ -9,7 +9,8 @@ import torch
 from scipy.stats import chisquare
 
 from crafter_pl.certificate import Certificate, ceiling
-from crafter_pl.crafting.channel import Channel, Codebook, divergence, learn_codebook, learn_quantiser, merged
+from crafter_pl.crafting.channel import Channel
+from crafter_pl.crafting.codebook import Codebook, divergence, learn_codebook, learn_quantiser, merged
 from crafter_pl.errors import UserError
 
 

@@ -1,8 +1,10 @@
 """What is proved, and what was measured beside it: table, sentences and plot of certificates."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from crafter_pl.audit.schema import CertificateResult, DefenseResult
+from crafter_pl.audit.certificates import CertificateResult
+from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import plots
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
@@ -19,6 +21,15 @@ def bound(one: CertificateResult, people: int) -> str:
     """Of naming somebody among so many; a dash where it says nothing."""
     known = min(1.0, 2**one.bits / people)
     return percent(known) if known < 1 else "-"
+
+
+def figures(one: CertificateResult | None, people: int) -> dict[str, Any]:
+    """For table.csv."""
+    if one is None:
+        return {}
+    limit = min(1.0, 2**one.bits / people)
+    known = {"bits": one.bits, "bound": limit, "ceiling": one.ceiling}
+    return {**known, "message_attacker": one.strongest, "needs_auc": one.needs_auc}
 
 
 def certificates(found: Sequence[Named], people: int) -> Table:

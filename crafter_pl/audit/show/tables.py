@@ -73,17 +73,6 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "retrains": " ".join(entry.retrains),
     }
     training, basic, found = entry.utility_training, entry.worst_case_basic, entry.false_security
-    proof_figures = (
-        {}
-        if (one := entry.certificate) is None
-        else {
-            "bits": one.bits,
-            "bound": min(1.0, 2**one.bits / report.data.identities),
-            "ceiling": one.ceiling,
-            "message_attacker": one.strongest,
-            "needs_auc": one.needs_auc,
-        }
-    )
     tail = {
         "mean_auc": entry.utility.mean_auc,
         "worst_case": entry.worst_case.eval_acc,
@@ -92,7 +81,7 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
         "chance": report.data.chance,
         **({"worst_case_basic": basic.eval_acc} if basic else {}),
         **({"false_security": found.flag, "adaptive_gain": found.gain} if found else {}),
-        **proof_figures,
+        **proof.figures(entry.certificate, report.data.identities),
         "images": report.data.images,
         "identities": report.data.identities,
     }

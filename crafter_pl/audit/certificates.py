@@ -1,0 +1,82 @@
+"""What an audit says of a certified defence: a part of `schema`."""
+
+from dataclasses import dataclass, field
+
+from crafter_pl.metrics import Estimate
+
+
+@dataclass(frozen=True)
+class Album:
+    """What several pictures of one person give away together: measured, and at most.
+
+    Attributes:
+        named: people whom the best message attacker names by so many pictures.
+        bits: that the accountant has charged.
+        bound: of naming one of the audited people.
+    """
+
+    named: Estimate
+    bits: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class RareMessage:
+    """A message that few people have: it may name its owner, whatever holds on average.
+
+    Attributes:
+        share: of the public faces.
+        faces, people: audited ones that have it.
+        says: the needed attributes' probabilities.
+    """
+
+    share: float
+    faces: int
+    people: int
+    says: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateResult:
+    """What a certified defence's messages can give away, and do on these faces.
+
+    Attributes:
+        needs: the attributes that are answered for.
+        bits: ``log2 K`` of a picture's message.
+        messages: how many there are.
+        bounds: of naming one of so many equally likely people.
+        needs_auc, needs_auc_unprotected: mean AUC of the needed attributes.
+        ceiling: what nobody exceeds on these faces by the messages alone, see `certificate.ceiling`.
+        list_ceiling: the same with as many guesses as there are in the worst case, `guesses`.
+        attackers: who see the messages alone, and have a gallery.
+        albums: by the number of pictures.
+        most_exposed: of the best attacker, its rate with the person whom it names most often.
+        exposed: share of people whom it names in half of their pictures or more.
+        groups: its rate by attribute and side, of those who have it and who have not.
+        rare: the rarest messages.
+        exceeded: who names significantly more than the ceiling, which something else than the message must
+            have told.
+    """
+
+    needs: list[str]
+    bits: float
+    epsilon: float | None = None
+    messages: int
+    bounds: dict[str, float]
+    needs_auc: Estimate
+    needs_auc_unprotected: Estimate
+    ceiling: float
+    list_ceiling: float
+    guesses: int
+    attackers: dict[str, Estimate]
+    albums: dict[str, Album]
+    most_exposed: float
+    exposed: float
+    groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    rare: list[RareMessage] = field(default_factory=list)
+    exceeded: list[str] = field(default_factory=list)
+
+    @property
+    def strongest(self) -> Estimate:
+        """Of the message attackers."""
+        return max(self.attackers.values(), key=lambda one: one.value)

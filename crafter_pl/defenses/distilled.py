@@ -1,0 +1,120 @@
+"""What a defence shares that answers on the edge: a head for some attributes, distilled from the cloud."""
+
+from typing import Any, Generic, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crafter_pl.defenses.base import Defense
+from crafter_pl.defenses.crafting import FrozenNets
+from crafter_pl.defenses.options import OptionsT
+from crafter_pl.errors import UserError
+from crafter_pl.metrics import AttributeAUC
+from crafter_pl.nets import freeze
+from crafter_pl.nets.answer_head import fitting_head
+from crafter_pl.nets.certified import Columns
+from crafter_pl.stages import GanPrior, Upstream, load_stage
+from crafter_pl.stages.augment import flip, warp
+
+
+class Distilled(Defense[OptionsT], Generic[OptionsT]):
+    """A defence whose edge answers for some attributes by a small head, or by the cloud's whole classifier.
+
+    A subclass has the init arguments ``needs``, ``work`` and ``head_of``, and calls `begin`.
+
+    Attributes:
+        columns: where the needed attributes stand among the cloud's answers.
+        head: feature -> logits of these; None: the cloud's classifier.
+    """
+
+    prior = Upstream(GanPrior)  # the frozen prior
+    columns: list[int]
+    head: nn.Module | None
+
+    def begin(self, needs: list[str] | Literal["all"] | None, work: float | None) -> None:
+        """Builds the head.
+
+        Raises:
+            UserError: the needs are no attributes, or there is no room for a head.
+        """
+        self.columns, self.head = self._columns(needs), None
+        self.automatic_optimization = work is not None
+        if work is not None:
+            task, size = self.task, self.task.hparams["image_size"]
+            encoder, answers = task.net.encoder_module(), len(self.columns)
+            self.head = fitting_head(encoder, size, task.feature_shape, answers, work)
+        self.frozen = FrozenNets(self.task, self.prior)
+        self.auc, self.cloud_auc = AttributeAUC(), AttributeAUC()
+
+    def _columns(self, needs: list[str] | str | None) -> list[int]:
+        """Where the needed attributes stand among the cloud's answers."""
+        names = list(self.task.hparams["attribute_names"])
+        needs = [needs] if isinstance(needs, str) and needs != "all" else needs
+        way = (
+            'give --model.init_args.needs "[Smiling, Eyeglasses]" or the like, or all; there are '
+            + ", ".join(names)
+        )
+        if not needs:
+            raise UserError(f"which attributes does the service need? The fewer, the less leaves: {way}")
+        if needs == "all":
+            return list(range(len(names)))
+        if strange := [name for name in needs if name not in names]:
+            raise UserError(f"the cloud does not answer for {', '.join(map(str, strange))}: {way}")
+        if len(set(needs)) < len(needs):
+            raise UserError(f"an attribute comes twice in needs {needs}")
+        return [names.index(name) for name in needs]
+
+    @property
+    def answered(self) -> list[str]:
+        """The needed attributes by name, in the order of the codewords."""
+        return [self.task.hparams["attribute_names"][column] for column in self.columns]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """AdamW over the head; nothing without one."""
+        return None if self.head is None else super().configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        """Takes the head of another one.
+
+        Raises:
+            UserError: that is for other needs, another encoder, or other work.
+        """
+        if (path := self.hparams["head_of"]) is None:
+            return
+        other = load_stage(path, type(self))
+        mine, its = (
+            (one.answered, one.hparams["work"], one.upstream_files["task"][1]) for one in (self, other)
+        )
+        if mine != its or self.head is None or other.head is None:
+            raise UserError(
+                f"the head of {path} is for {', '.join(its[0])} at work {its[1]} of its own encoder: give "
+                "the same needs, work and task model, or learn a head (--model.init_args.head_of null)"
+            )
+        self.head.load_state_dict(other.head.state_dict())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
+        """Cross entropy of the head's answers with the cloud's, for moved and mirrored public faces."""
+        if self.head is None or self.hparams["head_of"] is not None:
+            return None
+        with torch.no_grad():
+            features = self.task.edge(warp(flip(batch["image"]), 0.03, 0.05, 0.08))
+            theirs = self.task.cloud(features)[:, self.columns].sigmoid()
+        loss = F.binary_cross_entropy_with_logits(self.head(features), theirs)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The needed attributes' mean AUC on held-out public people: the head's and the cloud's."""
+        features, true = self.task.edge(batch["image"]), batch["attributes"][:, self.columns]
+        theirs = self.task.cloud(features)[:, self.columns]
+        self.auc.update(theirs if self.head is None else self.head(features), true)
+        self.cloud_auc.update(theirs, true)
+        self.log_dict({"val/mean_auc": self.auc, "val/cloud_auc": self.cloud_auc}, prog_bar=True)
+
+    def answering(self) -> nn.Module:
+        """Encoder and head, frozen: pictures ``(N, 3, S, S)`` in [0, 1] -> logits, ``(N, S)``."""
+        nets = self.frozen(self.device)
+        if self.head is None:
+            return nn.Sequential(nets.encoder, Columns(nets.classifier, self.columns))
+        return nn.Sequential(nets.encoder, freeze(self.head).to(self.device))
