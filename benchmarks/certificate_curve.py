@@ -24,7 +24,7 @@ from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number, rate
 from crafter_pl.certificate import Certificate, ceiling
 from crafter_pl.crafting.channel import Channel
-from crafter_pl.crafting.codebook import attribute_weights, learn_codebook, learn_quantiser, merged
+from crafter_pl.crafting.codebook import learn_messages
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Certified
 from crafter_pl.errors import UserError
@@ -106,12 +106,10 @@ def curve(
         lda = Discriminant(other, gallery["identity"], len(columns), 0.1)
         add(name, one, named(lda(one)))
     p = known.double().sigmoid()
-    shapes: list[tuple[str, Any]] = [
-        (f"{count} bits", merged(learn_codebook(p, 2**count, attribute_weights(p)), p, floor))
-        for count in bits or []
-    ]
-    shapes += [(f"{count} levels each", learn_quantiser(p, count)) for count in levels or []]
-    for name, messages in shapes:
+    shapes = [(f"{count} bits", count, None) for count in bits or []]
+    shapes += [(f"{count} levels each", 0, count) for count in levels or []]
+    for name, count, level in shapes:
+        messages = learn_messages(p, count, level, floor)
         shares = torch.bincount(messages(known), minlength=len(messages.codewords)).double()
         for eps in [None, *(epsilon or [])]:
             channel = Channel(messages, eps)

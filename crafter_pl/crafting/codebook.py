@@ -128,7 +128,8 @@ def _spread(p: Tensor, size: int, weights: Tensor | None, generator: torch.Gener
 def merged(codebook: Codebook, probabilities: Tensor, floor: float) -> Codebook:
     """Without the words that fewer than a share ``floor`` of public faces have: a rare word names its owner.
 
-    The rarest goes first; its faces go to the words that are left, whose means they enter.
+    The rarest goes first; its faces go to the nearest words that are left. Then every word is the mean of its
+    faces.
 
     Args:
         codebook: learnt.
@@ -136,14 +137,21 @@ def merged(codebook: Codebook, probabilities: Tensor, floor: float) -> Codebook:
         floor: in [0, 1).
     """
     p, words, weights = probabilities.double().cpu(), codebook.codewords.cpu(), codebook.weights.cpu()
-    while len(words) > 1:
+    while True:
         cell = divergence(p, words, weights).argmin(1)
-        counts = torch.bincount(cell, minlength=len(words))
-        if int(counts.min()) >= floor * len(p):
-            break
-        words = torch.cat([words[: counts.argmin()], words[counts.argmin() + 1 :]])
-        words, _ = _means(p, divergence(p, words, weights).argmin(1), words)
-    return Codebook(words, weights)
+        counts = torch.bincount(cell, minlength=len(words)).double()
+        if len(words) == 1 or float(counts.min()) >= floor * len(p):
+            return Codebook(words, weights)
+        while counts.isfinite().sum() > 1 and float(counts.min()) < floor * len(p):
+            gone = int(counts.argmin())
+            counts[gone] = math.inf
+            rows = (cell == gone).nonzero()[:, 0]
+            if len(rows):
+                far = divergence(p[rows], words, weights)
+                far[:, counts.isinf()] = math.inf
+                cell[rows] = far.argmin(1)
+                counts += torch.bincount(cell[rows], minlength=len(words))
+        words = _means(p, cell, words)[0][counts.isfinite()]
 
 
 class Quantiser(nn.Module):
