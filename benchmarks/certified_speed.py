@@ -1,6 +1,6 @@
 """What protecting a picture by a certified defence costs beside the encoder alone, on one core.
 
-    python benchmarks/certified_speed.py CHECKPOINT... [--size 64]
+    python benchmarks/certified_speed.py "[CHECKPOINT, ...]"
 
 All of them and the encoder in turns, a picture at a time, so that whatever else the machine does is shared.
 The times are medians; face detection is apart.

@@ -126,7 +126,7 @@ def audit(asked: Options) -> Path:
             for place, loaded in enumerate(sets)
         ]
         messages = [
-            read_messages(loaded, suspects.gallery(loaded, asked.gallery_images))
+            read_messages(loaded, suspects.gallery(loaded, asked.gallery_images), rows)
             if loaded.about.name == Certified.stage_name and loaded.target and loaded.target.defense
             else None
             for loaded in sets

@@ -1,7 +1,7 @@
 """What a certified defence's messages give away on the audited faces, beside what they can at most."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from crafter_pl.audit.schema import MIN_PEOPLE, SIDES
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.defenses.certified import Certified, CertifiedOptions
+from crafter_pl.errors import UserError
 from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of
 
 PEOPLE = (3, 100, 10_000, 1_000_000)
@@ -45,24 +46,43 @@ class Messages:
         return self.people[self.scores[attacker].argmax(1)]
 
 
-def read_messages(loaded: Loaded, gallery: Gallery) -> Messages | None:
+def read_messages(loaded: Loaded, gallery: Gallery, rows: Mapping[str, Tensor]) -> Messages | None:
     """Of a set of features; None: no certified defence has made them, or it is not at hand.
 
     Raises:
-        UserError: a feature is none that it sends.
+        UserError: a feature is none that it sends, or there are several queries of a face, with coins.
     """
     target = loaded.target
     if target is None or not isinstance(target.defense, Certified):
         return None
     defense, options = target.defense, target.options
     assert isinstance(options, CertifiedOptions)
-    sent, channel = defense.read(loaded.queries[0], options), defense.channel(options).cpu()
-    answer = defense.answering()
+    if options.epsilon is not None and len(loaded.queries) > 1:
+        raise UserError(
+            f"{loaded.about.store} and others are several queries of the same faces, each with coins of its "
+            "own: their bits add up, and a device never sends two; audit them one at a time"
+        )
+    channel, answer = defense.channel(options).cpu(), defense.answering()
+    sent = _sent(loaded, defense, options, rows)
     with torch.no_grad():
         answers = torch.cat([answer(part.to(defense.device)).cpu() for part in gallery.images.split(1)])
     attackers = message_attackers(channel, answers, gallery.identity, defense.shares.cpu().double())
     scores = {name: score(sent) for name, score in attackers.items()}
     return Messages(defense, defense.certificate(options), sent, scores, gallery.people)
+
+
+def _sent(
+    loaded: Loaded, defense: Certified, options: CertifiedOptions, rows: Mapping[str, Tensor]
+) -> Tensor:
+    """Of a pool's features as they can be read; else of the pictures, by the store's own keyed coins."""
+    settings = loaded.about.settings
+    if options.way == "pool":
+        return defense.read(loaded.queries[0], options)
+    if settings.get("draws") != "keyed" or "seed" not in settings:
+        raise UserError(f"{loaded.about.store}: without its seed nobody knows what was sent, but for a pool")
+    keyed = replace(options, seed=settings["seed"])
+    coins, _ = defense.draw(rows["index"], keyed)
+    return defense.messages(rows["image"].to(defense.device), coins, keyed).cpu()
 
 
 def certify(

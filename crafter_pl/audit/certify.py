@@ -58,7 +58,7 @@ def certify_stores(asked: Options) -> Path:
     plain = _answers(sets[0], encode(task, rows["image"], group.device, asked.batch_size)[0], asked, group)
     found: dict[str, CertificateResult] = {}
     for loaded in sets[1:]:
-        messages = read_messages(loaded, suspects.gallery(loaded, asked.gallery_images))
+        messages = read_messages(loaded, suspects.gallery(loaded, asked.gallery_images), rows)
         if messages is None:
             why = f" ({notes[0]})" if notes else ""
             raise UserError(

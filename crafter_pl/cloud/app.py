@@ -105,7 +105,15 @@ def create_app(
         body, headers = await read_body(request, max_body, metrics), request.headers
         # Large bodies are checked, and their answers written, beside the event loop.
         large, kind = len(body) >= 1 << 18, headers.get("content-type", "")
-        args = facts, body, headers.get("x-encoder-sha256"), headers.get("x-defense-sha256"), kind, pool
+        args = (
+            facts,
+            body,
+            headers.get("x-encoder-sha256"),
+            headers.get("x-defense-sha256"),
+            kind,
+            pool,
+            max_body,
+        )
         read = await asyncio.to_thread(check_body, *args) if large else check_body(*args)
         try:
             rows = await batcher.submit(torch.from_numpy(read.array), request.state.is_gone)
@@ -176,6 +184,7 @@ def check_body(
     defense: str | None,
     kind: str = "",
     pool: Pool | None = None,
+    max_body: int = 2**24,
 ) -> Features:
     """The features in a body, of the encoder and the defence that a classifier belongs to.
 
@@ -187,13 +196,14 @@ def check_body(
         kind: the header Content-Type. curl calls a file a form by itself, so a sound body is taken under any
             name; `pool.MEDIA_TYPE` are places in the pool.
         pool: of a certified defence.
+        max_body: bytes of features that places may stand for.
 
     Raises:
-        HTTPException: the body is malformed (422), something else, as its name says (415), or of another
-            encoder or defence (409).
+        HTTPException: the body is malformed (422), something else, as its name says (415), of another
+            encoder or defence (409), or places of too many features (413).
     """
     try:
-        features = _looked_up(body, kind, pool) or read_features(body, facts.shape)
+        features = _looked_up(body, kind, pool, max_body) or read_features(body, facts.shape)
         encoder = claimed_hash("encoder_sha256", features.metadata, encoder)
         defense = claimed_hash("defense_sha256", features.metadata, defense)
     except Foreign as foreign:
@@ -220,12 +230,14 @@ def check_body(
     return features
 
 
-def _looked_up(body: bytes, kind: str, pool: Pool | None) -> Features | None:
+def _looked_up(body: bytes, kind: str, pool: Pool | None, most: int) -> Features | None:
     """Features sent as places in a pool; None: they were sent as they are."""
     if kind.partition(";")[0].strip().lower() != MEDIA_TYPE:
         return None
     if pool is None:
         raise HTTPException(415, "places are of a certified defence's pool, and this classifier has none")
+    if len(body) // pool.width * pool.features[0].nbytes > most:
+        raise HTTPException(413, f"the places stand for more than {most} bytes of features: send fewer")
     try:
         return Features("F32", pool.decode(body).numpy(), None, {})
     except UserError as error:

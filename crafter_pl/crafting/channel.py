@@ -29,9 +29,7 @@ class Channel(nn.Module):
     def __init__(self, messages: Codebook | Quantiser, epsilon: float | None = None) -> None:
         super().__init__()
         if epsilon is not None and not 0 < epsilon < math.inf:
-            raise UserError(
-                f"epsilon is {epsilon}; give a number above 0, or null for no randomised response"
-            )
+            raise UserError(f"epsilon is {epsilon}; give a number above 0; without one nothing is tossed")
         self.messages, self.epsilon = messages, epsilon
 
     @property
@@ -70,7 +68,7 @@ class Channel(nn.Module):
     @property
     def bits(self) -> float:
         """``log2 K``."""
-        return math.log2(self.factor)
+        return max(0.0, math.log2(self.factor))
 
     def probabilities(self, answers: Tensor) -> Tensor:
         """``P(m | a)`` of logits ``(N, A)``: ``(N, M)``, float64."""

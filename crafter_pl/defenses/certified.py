@@ -201,8 +201,13 @@ class Certified(Distilled[CertifiedOptions]):
         """From answers to messages.
 
         Raises:
-            UserError: the training has not come to its end.
+            UserError: the training has not come to its end, or did not make what the ``way`` needs.
         """
+        if len(self.codewords) and options.way != "optimisation" and not self._has(options.way):
+            raise UserError(
+                f"this certified defence was trained with way {self.hparams['way']}: it has no "
+                f"{'pool' if options.way == 'pool' else 'net for one pass'} (--protect.way)"
+            )
         if not len(self.codewords):
             raise UserError(
                 "this certified defence has no codebook: its training has not come to its end; go on with "
@@ -212,6 +217,9 @@ class Certified(Distilled[CertifiedOptions]):
         if len(self.edges):
             messages = Quantiser(self.edges, self.codewords)
         return Channel(messages, options.epsilon).to(self.device)
+
+    def _has(self, way: str) -> bool:
+        return self.net is not None if way == "pass" else self.pool.numel() > 0
 
     def certificate(self, options: CertifiedOptions) -> Certificate:
         """What the channel lets through."""
@@ -239,32 +247,23 @@ class Certified(Distilled[CertifiedOptions]):
     def sent(self, messages: Tensor, z: Tensor, options: CertifiedOptions) -> Tensor:
         """What leaves: features ``(N, C, h, w)``, which depend on the messages and on ``z`` alone."""
         if options.way == "pool":
-            if not self.pool.numel():
-                raise UserError(
-                    f"this certified defence was trained with way {self.hparams['way']}: it has no pool"
-                )
             rows = (z * self.pool.shape[1]).long().to(messages.device)
             return self.pool[messages, rows]
         latents = keyed_normal(1, (z * 2.0**53).long().cpu(), self.prior.latent_dim)
         pairs = zip(self.codewords[messages].split(1), latents.split(1), strict=True)
         if options.way == "optimisation":
             return torch.cat([self._crafted(word, one)[0] for word, one in pairs])
-        if self.net is None:
-            raise UserError("this certified defence has no net for one pass: train one with way pass")
+        assert self.net is not None
         render = self.frozen(self.device).render
         with torch.no_grad():
             return torch.cat([self.net(render(one.to(self.device)), word.float()) for word, one in pairs])
 
     def read(self, features: Tensor, options: CertifiedOptions) -> Tensor:
-        """Messages int64 ``(N,)`` of what has left, features ``(N, C, h, w)`` as they were received.
+        """Messages int64 ``(N,)`` of the pool's features ``(N, C, h, w)``, as they were received.
 
         Raises:
             UserError: a feature is not in the pool.
         """
-        if options.way != "pool":
-            with torch.no_grad():
-                parts = [self.task.cloud(part.float().to(self.device)) for part in features.split(64)]
-            return Codebook(self.codewords, self.weights)(torch.cat(parts)[:, self.columns]).cpu()
         pool = received(self.pool.flatten(0, 1), options.transport).view(self.pool.shape)
         return Pool(pool).places(features) // self.pool.shape[1]
 
@@ -287,6 +286,10 @@ class Certified(Distilled[CertifiedOptions]):
         """Encoder, head, channel, and pool or net, as it was trained; an optimisation is no graph."""
         if options.way == "optimisation" or options.way != self.hparams["way"]:
             return None
+        if (options.epsilon or 0) > 12:
+            raise UserError(
+                f"epsilon {options.epsilon:g} is too fine for a graph's float32 coins: at most 12"
+            )
         answer, channel = self.answering(), self.channel(options)
         if self.net is None:
             return PoolPass(answer, channel, self.pool)

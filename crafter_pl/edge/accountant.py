@@ -8,7 +8,9 @@ import hmac
 import json
 import math
 import os
+import re
 import secrets
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
 
 VERSION = 1
+_WAY = "what has left cannot be known: bring the file back, or begin an account with another encoder"
 BUDGET = 100.0  # bits a person, by default: twenty pictures of five bits
 
 
@@ -44,6 +47,36 @@ class Charge:
     spent: float
 
 
+def named_person(name: str) -> str:
+    """A person's name as accounts have it: in one Unicode normal form, without space around it.
+
+    Raises:
+        UserError: it is empty, or no text.
+    """
+    made = unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else ""
+    if not made:
+        raise UserError(f"the person is {name!r}: give a name (--person)")
+    return made
+
+
+def _sound(account: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
+    """Whether this is what `Accountant` writes."""
+    if not isinstance(account, dict) or account.get("version") != VERSION:
+        return False
+    key, people, sent = (account.get(name) for name in ("key", "people", "sent"))
+    return (
+        isinstance(key, str)
+        and re.fullmatch("[0-9a-f]{64}", key) is not None
+        and isinstance(people, dict)
+        and all(type(bits) in (int, float) and bits >= 0 for bits in people.values())
+        and isinstance(sent, dict)
+        and all(
+            isinstance(one, dict) and type(one.get("message")) is int and isinstance(one.get("people"), list)
+            for one in sent.values()
+        )
+    )
+
+
 class Accountant:
     """The bits that have left a device about each person.
 
@@ -53,22 +86,29 @@ class Accountant:
     Args:
         file: where the account is kept, mode 0600.
         budget: bits about one person, above 0; beyond it the accountant refuses.
-        begin: make the file where it is not there. One that was lost must not begin anew by itself: nobody
-            would know what has left.
+        begin: make the file where it is not there. One that was lost does not begin anew by itself, since
+            nobody would know what has left: ``FILE.begun`` beside it says that there was one.
 
     Raises:
-        UserError: the budget is not above 0, or the file is not there.
+        UserError: the budget is not above 0, or the account is lost.
     """
 
     def __init__(self, file: str | Path, budget: float = BUDGET, begin: bool = False) -> None:
-        if not budget > 0:
-            raise UserError(f"the privacy budget is {budget} bits; give a number above 0")
-        self.file, self.budget = Path(file), budget
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+            raise UserError(f"the privacy budget is {budget!r} bits; give a number above 0")
+        # One account and one lock, whatever link it was reached by.
+        self.file, self.budget = Path(os.path.realpath(file)), budget
         if begin and not self.file.is_file():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", mode=0o600):
                 if not self.file.is_file():
+                    begun = self.file.with_name(f"{self.file.name}.begun")
+                    if begun.exists():
+                        raise UserError(
+                            f"the account {self.file} was begun, and is gone: {_WAY}; delete {begun.name}"
+                        )
                     self._write({"version": VERSION, "key": secrets.token_hex(32), "people": {}, "sent": {}})
+                    begun.touch()  # one that is lost does not begin anew by itself
 
     def _write(self, account: dict[str, Any]) -> None:
         """On the disk, its name too, before anything leaves."""
@@ -86,14 +126,12 @@ class Accountant:
         Raises:
             UserError: it is lost, damaged, or of another version.
         """
-        way = "what has left cannot be known: bring the file back, or begin an account with another encoder"
         if not self.file.is_file():
-            raise UserError(f"there is no account {self.file}: {way}")
+            raise UserError(f"there is no account {self.file}: {_WAY}")
         with FileLock(f"{self.file}.lock", mode=0o600):
-            account: dict[str, Any] = read_json(self.file, way)
-            known = isinstance(account, dict) and account.get("version") == VERSION
-            if not known or not account.keys() >= {"key", "people", "sent"}:
-                raise UserError(f"{self.file} is no account of version {VERSION}: {way}")
+            account: dict[str, Any] = read_json(self.file, _WAY)
+            if not _sound(account):
+                raise UserError(f"{self.file} is no account of version {VERSION}: {_WAY}")
             yield account
 
     def charge(self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int]) -> Charge:
@@ -109,8 +147,18 @@ class Accountant:
             UserError: the person's budget would be exceeded; nothing is charged then.
             ValueError: the bits are no number from 0 on.
         """
+        return self._charge(person, pictures, bits, messages, keep=True)
+
+    def afford(self, person: str, pictures: Sequence[bytes], bits: float) -> None:
+        """Refuse, and charge nothing, if so many messages would exceed the budget; see `charge`."""
+        self._charge(person, pictures, bits, [0] * len(pictures), keep=False)
+
+    def _charge(
+        self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int], keep: bool
+    ) -> Charge:
         if not 0 <= bits < math.inf:
             raise ValueError(f"a message of {bits} bits")
+        person = named_person(person)
         with self._open() as account:
             key, sent, made = bytes.fromhex(account["key"]), account["sent"], []
             before = spent = float(account["people"].get(person, 0.0))
@@ -129,7 +177,7 @@ class Accountant:
                     f"would exceed the budget of {self.budget:g} (the account {self.file}): send no more "
                     "pictures of this person, say whom they show (--person), or allow more (--budget)"
                 )
-            if spent > before:
+            if keep and spent > before:
                 account["people"][person] = spent
                 self._write(account)
             return Charge(made, spent)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,6 +218,8 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
     """
     batches = ledger.batches(batch_size)
     shards: dict[int, int] = {}
+    missing = [n for n, batch in enumerate(batches) if not shard_done(writer.folder, n, _index(batch))]
+    protector.afford(_faces(protector, [pair for n in missing for pair in batches[n]]))
     with closing(Steps("protecting", sum(map(len, batches)), unit="faces")) as steps:
         for number, batch in enumerate(batches):
             index = _index(batch)
@@ -233,6 +236,14 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
         if file.name not in map(shard_name, shards):  # all its faces are lost
             file.unlink()
     return shards
+
+
+def _faces(protector: Protector, batch: list[tuple[str, Face]]) -> Iterator[Tensor]:
+    """Those that are not lost, cut; what cannot be opened any more is left for `_protect` to say."""
+    for path, face in batch:
+        if face.lost is None:
+            with suppress(Refused):
+                yield cut(open_photo(Path(path), protector.max_pixels)[0], face.place, protector.image_size)
 
 
 def _index(batch: list[tuple[str, Face]]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crafter_pl.certificate import Certificate
 from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.pictures import MAX_PIXELS, PILLOWS_LIMIT, Refused, shown
 from crafter_pl.data.provenance import seedless
@@ -25,14 +27,15 @@ from crafter_pl.defenses import (
 )
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
-from crafter_pl.edge.accountant import BUDGET, Accountant, account_file
+from crafter_pl.edge.accountant import BUDGET, Accountant, account_file, named_person
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
 
 _CERTIFIED = (
     "{bits:.2f} bits a picture about {needs}; nobody names one of 10,000 people by a picture in more than "
-    "{bound:.2%}, on average. {spent:g} of {budget:g} bits about {person} have left this device ({file})"
+    "{bound:.2%}, on average. {spent:g} of {budget:g} bits about {person} have left this device ({file}); "
+    "with these and one more picture it is {whole:.2%}"
 )
 _ANSWERS = (
     "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
@@ -143,13 +146,13 @@ class Protector:
     def certify(self, accountant: Accountant, person: str) -> None:
         """Coins from the system's entropy, and charged; says what a certified defence lets through."""
         assert isinstance(self.defense, Certified)
-        self.options = replace(self.options, draws="system")
-        self.accountant, self.person = accountant, person
+        self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
         known, needs = self.defense.certificate(self.options), ", ".join(self.defense.answered)
-        spent = accountant.spent().get(person, 0.0)
+        spent = accountant.spent().get(self.person, 0.0)
+        whole = Certificate(spent + known.bits).naming(10_000)
         about = {"bits": known.bits, "needs": needs, "bound": known.naming(10_000), "spent": spent}
-        about |= {"budget": accountant.budget, "person": person, "file": accountant.file}
+        about |= {"budget": accountant.budget, "person": self.person, "file": accountant.file, "whole": whole}
         print(f"note: protected by {self.defense.stage_name}: {_CERTIFIED.format(**about)}", flush=True)
 
     @property
@@ -166,7 +169,10 @@ class Protector:
     def manifest(self) -> dict[str, Any]:
         """What a store of photographs says of what made it: like `predict`'s, but without the seed."""
         made = self.defense.manifest("", PHOTOGRAPHS, self.options)
-        return {**seedless(made), "settings": seedless(made["settings"])}
+        settings = seedless(made["settings"])
+        if self.accountant is not None:
+            settings |= {"draws": "system"}
+        return {**seedless(made), "settings": settings}
 
     def protect(self, image: Any) -> Tensor:  # noqa: ANN401 (see Args)
         """The protected features of the faces in one picture.
@@ -180,7 +186,8 @@ class Protector:
 
         Returns:
             Float32 `(K, C, h, w)` on the CPU: one feature, or with `faces="all"` one a face, the largest
-            first. `transport` is for stores: `data.transport.encode` codes them for a wire of your own.
+            first, of a certified defence in random order. `transport` is for stores: `data.transport.encode`
+            codes them for a wire of your own.
 
         Raises:
             UserError: the picture cannot be read, there is no face in it, or the person's privacy budget is
@@ -195,7 +202,10 @@ class Protector:
         faces = torch.stack([cut(picture, place, self.image_size) for place in places])
         index = torch.arange(self._count, self._count + len(faces))
         self._count += len(faces)
-        return self.craft(faces, index)
+        made = self.craft(faces, index)
+        if self.accountant is not None:  # their order by size would tell something
+            made = made[sorted(range(len(made)), key=lambda _: secrets.randbits(63))]
+        return made
 
     def craft(self, faces: Tensor, index: Tensor) -> Tensor:
         """Protected features of cut faces.
@@ -212,6 +222,8 @@ class Protector:
         """
         device = self.defense.device
         images = faces.to(device).float().div(255)
+        if isinstance(self.defense, Certified) and self.accountant is None:
+            raise UserError("a certified defence sends nothing without an account: load it by Protector.load")
         with torch.inference_mode(False), torch.enable_grad():
             if self.accountant is None:
                 features = self.defense.protect(images, index.to(device), self.options)
@@ -222,10 +234,25 @@ class Protector:
     def _charged(self, faces: Tensor, images: Tensor, index: Tensor) -> Tensor:
         """What a certified defence sends, once its messages are charged."""
         assert isinstance(self.defense, Certified) and self.accountant is not None
-        coins, z = self.defense.draw(index, self.options)
-        messages = self.defense.messages(images, coins, self.options)
+        options = replace(self.options, draws="system")
+        coins, z = self.defense.draw(index, options)
+        messages = self.defense.messages(images, coins, options)
+        bits = self.defense.certificate(options).bits
+        charge = self.accountant.charge(self.person, self._known_as(faces), bits, messages.tolist())
+        return self.defense.sent(torch.tensor(charge.messages, device=messages.device), z, options)
+
+    def _known_as(self, faces: Tensor) -> list[bytes]:
+        """What the account knows faces ``(N, 3, S, S)`` by: all that a message depends on besides coins."""
         what = f"{self._digest} {self.options.epsilon}".encode()
-        pictures = [what + face.cpu().numpy().tobytes() for face in faces]
-        bits = self.defense.certificate(self.options).bits
-        charge = self.accountant.charge(self.person, pictures, bits, messages.tolist())
-        return self.defense.sent(torch.tensor(charge.messages, device=messages.device), z, self.options)
+        return [what + face.cpu().numpy().tobytes() for face in faces]
+
+    def afford(self, faces: Iterable[Tensor]) -> None:
+        """Refuse cut faces, uint8 `(3, S, S)` each, that a certified defence may not send; charge nothing.
+
+        Raises:
+            UserError: the person's privacy budget would be exceeded.
+        """
+        if self.accountant is not None:
+            assert isinstance(self.defense, Certified)
+            pictures = [known for face in faces for known in self._known_as(face[None])]
+            self.accountant.afford(self.person, pictures, self.defense.certificate(self.options).bits)

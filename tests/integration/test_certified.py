@@ -169,12 +169,12 @@ def test_one_pass_learns_from_messages_and_prior_faces_alone(tiny):
     noise = torch.randn(3, stage.edge_noise, generator=torch.Generator().manual_seed(0))
     assert stage.edge_noise == 1 + stage.prior.latent_dim and graph(images, noise).shape == features[:3].shape
     with pytest.raises(UserError, match="has no pool"):
-        stage.sent(messages[:1], z[:1], stage.options(way="pool"))
+        stage.channel(stage.options(way="pool"))
 
 
 def test_one_without_a_net_says_so(stage):
     with pytest.raises(UserError, match="no net for one pass"):
-        stage.sent(torch.zeros(1, dtype=torch.int64), torch.zeros(1), stage.options(way="pass"))
+        stage.channel(stage.options(way="pass"))
 
 
 @pytest.mark.parametrize("epsilon", [None, 1.0])
@@ -228,9 +228,23 @@ def test_messages_are_charged_before_they_leave(protector, faces, capsys):
         protector.protect(image)
     spent = account.spent()["Ann"]
     assert bits < spent <= 7, "randomised response costs less"
+    protector.options = protector.defense.options(epsilon=0.1)  # keyed coins are not taken, whatever it says
+    one, two = (Protector.craft(protector, (faces["image"][1:2] * 255).byte(), torch.zeros(1)) for _ in "12")
+    assert torch.equal(
+        protector.defense.read(one, protector.options), protector.defense.read(two, protector.options)
+    )
     with pytest.raises(UserError, match="exceed the budget of 7"):
         protector.craft((faces["image"] * 255).byte(), torch.arange(len(faces["image"])))
     assert account.spent() == {"Ann": spent}
+
+
+def test_without_an_account_nothing_is_sent(stage, faces):
+    from crafter_pl.data.framing import OFFICIAL
+    from crafter_pl.edge.faces import Finder
+
+    bare = Protector(stage, Finder("none", 0.9, 8, 0.0, OFFICIAL, "cpu"))
+    with pytest.raises(UserError, match="without an account"):
+        bare.craft((faces["image"][:1] * 255).byte(), torch.zeros(1, dtype=torch.int64))
 
 
 def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, tmp_path, faces, capsys):
@@ -246,7 +260,8 @@ def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, 
     assert main([*command, "--budget", "5"]) == 2
     said = capsys.readouterr()
     assert "bits a picture about Smiling, Eyeglasses" in said.out and "--budget" in said.err
-    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert not list((tmp_path / "store").glob("shard*")), "all are counted before one is charged"
+    assert Accountant(tmp_path / "account.json").spent() == {}
     assert main([*command, "--budget", "50"]) == 0
     features, _, manifest = read_store(tmp_path / "store")
     defense = load_defense(trained)

@@ -50,6 +50,38 @@ def test_an_account_that_was_lost_does_not_begin_anew(file):
     assert Accountant(file, begin=True).spent() == {"Ann": 5}, "one that is there goes on"
 
 
+def test_one_that_was_begun_and_is_gone_refuses(file):
+    Accountant(file, begin=True).charge("Ann", [b"1"], 5, [3])
+    file.unlink()
+    with pytest.raises(UserError, match="was begun, and is gone"):
+        Accountant(file, begin=True)
+
+
+def test_a_link_leads_to_the_same_account(file, tmp_path):
+    Accountant(file, begin=True).charge("Ann", [b"1"], 5, [3])
+    (tmp_path / "link.json").symlink_to(file)
+    Accountant(tmp_path / "link.json", begin=True).charge("Ann", [b"2"], 5, [3])
+    assert Accountant(file).spent() == {"Ann": 10}
+
+
+def test_a_person_has_one_name(file):
+    accountant = Accountant(file, begin=True)
+    for name, picture in (("Ren\u00e9", b"1"), ("Rene\u0301 ", b"2")):
+        accountant.charge(name, [picture], 5, [3])
+    assert accountant.spent() == {"Ren\u00e9": 10}
+    for name in ("", " ", 5, None):
+        with pytest.raises(UserError, match="give a name"):
+            accountant.charge(name, [b"3"], 5, [3])
+
+
+def test_what_is_afforded_is_not_charged(file):
+    accountant = Accountant(file, 12, begin=True)
+    accountant.afford("Ann", [b"1", b"2"], 5)
+    with pytest.raises(UserError, match="budget"):
+        accountant.afford("Ann", [b"1", b"2", b"3"], 5)
+    assert accountant.spent() == {}
+
+
 def test_the_file_says_nothing_of_pictures(file):
     Accountant(file, begin=True).charge("Ann", [b"pixels"], 5, [3])
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -59,7 +91,19 @@ def test_the_file_says_nothing_of_pictures(file):
     assert one["sent"].keys() != two["sent"].keys(), "the hash is keyed by the device"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "people": {}}', '{"version": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 9, "people": {}}',
+        '{"version": 1}',
+        '{"version": 1, "key": "no hex", "people": {}, "sent": {}}',
+        '{"version": 1, "key": "%s", "people": {"Ann": -5}, "sent": {}}' % ("0" * 64),
+        '{"version": 1, "key": "%s", "people": {}, "sent": []}' % ("0" * 64),
+    ],
+)
 def test_an_account_that_is_lost_refuses(file, content):
     file.parent.mkdir()
     file.write_text(content)

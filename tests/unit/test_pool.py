@@ -46,6 +46,13 @@ def test_places_that_are_none_are_refused(pool, body, there, status):
     assert refused.value.status_code == status
 
 
+def test_a_few_bytes_do_not_fill_the_memory(pool):
+    body = pool.encode(pool.features[:1]) * 100
+    with pytest.raises(HTTPException) as refused:
+        check_body(FACTS, body, *HASHES, MEDIA_TYPE, pool, max_body=99 * pool.features[0].nbytes)
+    assert refused.value.status_code == 413
+
+
 def test_who_sends_places_says_of_which_pool(pool):
     body = pool.encode(pool.features[:1])
     for hashes, status in (((None, None), 422), (("e" * 64, "0" * 64), 409)):
