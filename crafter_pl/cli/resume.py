@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -37,16 +38,25 @@ def differences(saved: dict[str, Any], given: dict[str, Any], where: str = "in t
     # These may change between the parts of an interrupted run: where things lie, not what they are.
     free = {"root", "cache_dir", "max_memory_mb", "predict_split", "predict_batch_size"}
     free |= set() if saved["data"].get("source") == "synthetic" else {"people", "images_per_person"}
-    model = [one["model"].get("init_args") or {} for one in (saved, given)]
-    # An option that is younger than the checkpoint was at its default.
-    defaults = {name: one.default for name, one in inspect.signature(FacesDataModule).parameters.items()}
+    old_model, new_model = (one["model"].get("init_args") or {} for one in (saved, given))
+    classes = {"model": given["model"].get("class_path"), "data": FacesDataModule}
     lines = []
-    for part, (old, new) in (("model", model), ("data", ({**defaults, **saved["data"]}, given["data"]))):
+    for part, (old, new) in {"model": (old_model, new_model), "data": (saved["data"], given["data"])}.items():
+        # An option that is younger than the checkpoint was at its default.
+        old = {**{key: one for key, one in _defaults(classes[part]).items() if key in new}, **old}
         for key in sorted({*old, *new}):
             compared = not key.endswith("_ckpt") if part == "model" else key not in free
             if compared and old.get(key) != new.get(key):
                 lines.append(f"{part}.{key}: {old.get(key)!r} {where}, {new.get(key)!r} here")
     return lines
+
+
+def _defaults(kind: Any) -> dict[str, Any]:  # noqa: ANN401 (a class or its path)
+    """The init arguments of a class that have a default; none of no class."""
+    if not kind or (isinstance(kind, str) and "." not in kind):
+        return {}
+    found = inspect.signature(resolve_name(kind) if isinstance(kind, str) else kind).parameters.values()
+    return {one.name: one.default for one in found if one.default is not one.empty}
 
 
 def check_resume(path: Path, given: dict[str, Any]) -> None:
