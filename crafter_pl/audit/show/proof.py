@@ -9,6 +9,7 @@ from crafter_pl.audit.show import plots
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
 
+SHOWN = 6  # attributes that a sentence names
 Named = tuple[str, CertificateResult]  # features, their certificate
 
 
@@ -40,7 +41,7 @@ def certificates(found: Sequence[Named], people: int) -> Table:
     head += [f"ceiling on these {people}", "by the message", "most exposed person"]
     rows = [
         [
-            Cell(name, notes=[", ".join(one.needs)]),
+            Cell(name, notes=[_listed(one.needs)]),
             f"{one.bits:.2f}" + ("" if one.epsilon is None else f" (ε {one.epsilon:g})"),
             number(one.needs_auc),
             number(one.needs_auc_unprotected),
@@ -70,6 +71,11 @@ def albums(found: Sequence[Named]) -> Table:
     return Table(["features", "pictures of a person", "bits charged", "named by the messages", "bound"], rows)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Names, or how many they are."""
+    return ", ".join(names) if len(names) <= SHOWN else f"{len(names)} attributes"
+
+
 def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
     """In words, a line or a few each."""
     for name, one in found:
@@ -78,7 +84,7 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
         limit = f"So many bits are no bound for {people} people" if most == "-" else limit
         best, auc, clean = one.strongest, one.needs_auc.value, one.needs_auc_unprotected.value
         yield (
-            f"{name}: {one.bits:.2f} bits a picture about {', '.join(one.needs)}. {limit}; on these faces no "
+            f"{name}: {one.bits:.2f} bits a picture about {_listed(one.needs)}. {limit}; on these faces no "
             f"use of the message alone exceeds {percent(one.ceiling)}, the best found names {rate(best)}. "
             f"Mean AUC on the needs {auc:.3f}, unprotected {clean:.3f}."
         )
@@ -88,7 +94,8 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
                 f"their pictures or more, the most exposed one in {percent(one.most_exposed)}."
             )
         for rare in one.rare[:1]:
-            says = ", ".join(f"{key} {100 * value:.0f} %" for key, value in rare.says.items())
+            told = sorted(rare.says.items(), key=lambda own: -abs(own[1] - 0.5))[:SHOWN]  # the surest
+            says = ", ".join(f"{key} {100 * value:.0f} %" for key, value in told)
             yield (
                 f"{name}: the rarest message here ({says}) is that of {rare.share:.2%} of the public faces, "
                 f"and of {rare.faces} faces of {rare.people} people: it says more of them than others do."
