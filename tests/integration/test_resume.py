@@ -100,3 +100,13 @@ def test_killed_gan_fit_resumed_equals_straight(tmp_path):
     # The second epoch did something.
     first = torch.load(tmp_path / "straight/synthetic/prior/checkpoints/best.ckpt", weights_only=True)
     assert first["epoch"] == 1 and len(rows("prior", tmp_path / "straight")) == 2
+
+
+@pytest.mark.parametrize(
+    ("lr", "keep", "differ"), [(2e-3, False, []), (1e-3, True, ["model.lr", "data.keep_unlabelled"])]
+)
+def test_an_option_that_is_younger_than_the_checkpoint_was_at_its_default(lr, keep, differ):
+    saved = {"model": {"class_path": "crafter_pl.stages.TaskModel"}, "data": {"source": "lfw"}}
+    model = {"class_path": "crafter_pl.stages.TaskModel", "init_args": {"lr": lr}}
+    found = differences(saved, {"model": model, "data": {"source": "lfw", "keep_unlabelled": keep}})
+    assert [line.partition(":")[0] for line in found] == differ
