@@ -49,3 +49,17 @@ def check_processes(count: int, option: str) -> None:
         raise UserError(
             f"{option} asks for {count} processes on {cores} processors: give at most {max(8, cores)}"
         )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute in one thread: for a picture at a time, where threads wait for each other.
+
+    Beside other work two of them took fifty times as long as one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

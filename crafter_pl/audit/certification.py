@@ -14,6 +14,7 @@ from crafter_pl.audit.schema import MIN_PEOPLE, SIDES
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.defenses.certified import Certified, CertifiedOptions
+from crafter_pl.device import one_thread
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of
 
@@ -64,7 +65,7 @@ def read_messages(loaded: Loaded, gallery: Gallery, rows: Mapping[str, Tensor]) 
         )
     channel, answer = defense.channel(options).cpu(), defense.answering()
     sent = _sent(loaded, defense, options, rows)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         answers = torch.cat([answer(part.to(defense.device)).cpu() for part in gallery.images.split(1)])
     attackers = message_attackers(channel, answers, gallery.identity, defense.shares.cpu().double())
     scores = {name: score(sent) for name, score in attackers.items()}

@@ -17,6 +17,7 @@ from crafter_pl.data.pool import Pool
 from crafter_pl.data.transport import received
 from crafter_pl.defenses.distilled import Distilled
 from crafter_pl.defenses.options import KeyedOptions
+from crafter_pl.device import one_thread
 from crafter_pl.errors import UserError
 from crafter_pl.limits import AboveZero, BelowOne, NonNegativeInt, PositiveInt
 from crafter_pl.nets import CraftingNet
@@ -46,17 +47,16 @@ class CertifiedOptions(KeyedOptions):
 class Certified(Distilled[CertifiedOptions]):
     """Sends a feature that was made from a message of a few bits, and not from the picture.
 
-    On the edge a small head answers for the attributes that the service ``needs``, from the encoder's
-    feature; a `Channel` makes one of ``2 ** bits`` messages of these answers; and what leaves is a feature
-    from a pool, which the unchanged cloud answers for as the message says. Beyond the paper. What anybody can
-    learn has a bound, see `Channel.factor` and `Certificate`.
+    On the edge a small head answers for the attributes that the service ``needs``; a `Channel` makes one of
+    ``2 ** bits`` messages of these answers; what leaves is a feature from a pool, for which the unchanged
+    cloud answers as the message says. Beyond the paper. The proof: `Channel.factor`, `Certificate`.
 
     `fit` distils the head on public faces. In its last epoch it learns the codebook from the head's answers
     for these, and crafts the pool (`craft_message`).
 
     Args:
         task_ckpt: the task model (encoder and classifier); null finds the experiment's own.
-        prior_ckpt: the prior, whose faces the pool starts from; null finds the experiment's own.
+        prior_ckpt: the prior; null finds the experiment's own.
         needs: the attributes that the service needs, by name; ``all`` of them must be asked for.
         bits: a codebook has ``2 ** bits`` words at most.
         levels: instead of a codebook so many levels of each attribute.
@@ -178,7 +178,6 @@ class Certified(Distilled[CertifiedOptions]):
             pool, off = make_pool(self._crafted, words, rows, self.prior.latent_dim)
             self.final_metrics["pool_divergence"] = off
         made = {"codewords": words, "shares": counts / counts.sum(), "pool": pool}
-        # A codebook has weights, a quantiser edges.
         return {name: made.get(name, getattr(messages, name, getattr(self, name).cpu())) for name in _LEARNT}
 
     @property
@@ -203,23 +202,19 @@ class Certified(Distilled[CertifiedOptions]):
         Raises:
             UserError: the training has not come to its end, or did not make what the ``way`` needs.
         """
-        if len(self.codewords) and options.way != "optimisation" and not self._has(options.way):
+        there = {"optimisation": True, "pool": self.pool.numel() > 0, "pass": self.net is not None}
+        if len(self.codewords) and not there[options.way]:
             raise UserError(
                 f"this certified defence was trained with way {self.hparams['way']}: it has no "
                 f"{'pool' if options.way == 'pool' else 'net for one pass'} (--protect.way)"
             )
         if not len(self.codewords):
-            raise UserError(
-                "this certified defence has no codebook: its training has not come to its end; go on with "
-                "fit --ckpt_path last"
-            )
+            way = "its training has not come to its end; go on with fit --ckpt_path last"
+            raise UserError(f"this certified defence has no codebook: {way}")
         messages: Codebook | Quantiser = Codebook(self.codewords, self.weights)
         if len(self.edges):
             messages = Quantiser(self.edges, self.codewords)
         return Channel(messages, options.epsilon).to(self.device)
-
-    def _has(self, way: str) -> bool:
-        return self.net is not None if way == "pass" else self.pool.numel() > 0
 
     def certificate(self, options: CertifiedOptions) -> Certificate:
         """What the channel lets through."""
@@ -242,7 +237,8 @@ class Certified(Distilled[CertifiedOptions]):
             self._answering = {self.device: self.answering()}
         answer, channel = self._answering[self.device], self.channel(options)
         pairs = zip(images.float().split(1), coins.to(self.device).split(1), strict=True)
-        return torch.cat([channel(answer(image), coin) for image, coin in pairs])
+        with one_thread():
+            return torch.cat([channel(answer(image), coin) for image, coin in pairs])
 
     def sent(self, messages: Tensor, z: Tensor, options: CertifiedOptions) -> Tensor:
         """What leaves: features ``(N, C, h, w)``, which depend on the messages and on ``z`` alone."""
