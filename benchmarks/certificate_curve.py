@@ -29,7 +29,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses import Certified
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
-from crafter_pl.metrics import Bootstrapped, IdentityBootstrap, mean_of
+from crafter_pl.metrics import Bootstrapped, IdentityBootstrap, mean_of, person_means
 from crafter_pl.stages import load_stage
 
 HEAD = ["message", "bits", "mean AUC on the needs", "gallery names", "most exposed", "ceiling", "bound"]
@@ -82,9 +82,7 @@ def curve(
 
     def named(scores: Tensor) -> tuple[Bootstrapped, float]:
         hits = (people[scores.argmax(1)] == identity).double()
-        _, place = identity.unique(return_inverse=True)
-        each = torch.zeros(int(place.max()) + 1).double().index_add_(0, place, hits) / torch.bincount(place)
-        return boot.mean(hits), float(each.max())
+        return boot.mean(hits), float(person_means(hits[:, None], identity)[2].max())
 
     made: list[dict[str, Any]] = []
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from crafter_pl.certificate import Certificate
 from crafter_pl.metrics import Estimate
 
 
@@ -75,6 +76,10 @@ class CertificateResult:
     groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     rare: list[RareMessage] = field(default_factory=list)
     exceeded: list[str] = field(default_factory=list)
+
+    def bound(self, people: int) -> float:
+        """Of naming somebody, on average, among so many equally likely ones."""
+        return Certificate(self.bits).naming(people)
 
     @property
     def strongest(self) -> Estimate:

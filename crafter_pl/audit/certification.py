@@ -10,13 +10,13 @@ from crafter_pl.attacks.message import message_attackers
 from crafter_pl.attacks.reader import Gallery
 from crafter_pl.audit.certificates import Album, CertificateResult, RareMessage
 from crafter_pl.audit.features import Loaded
-from crafter_pl.audit.schema import MIN_PEOPLE, SIDES
+from crafter_pl.audit.sides import MIN_PEOPLE, SIDES
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.defenses.certified import Certified, CertifiedOptions
 from crafter_pl.device import one_thread
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of
+from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of, person_means
 
 PEOPLE = (3, 100, 10_000, 1_000_000)
 ALBUMS = (1, 2, 3, 10)
@@ -118,8 +118,7 @@ def certify(
     tries["all together"] = (int(listed.sum()), several)
     hits = {name: (one == identity).double() for name, one in own.items()}
     best = max(hits, key=lambda name: float(hits[name].mean()))
-    people, place = identity.unique(return_inverse=True)
-    by_person = torch.zeros(len(people)).double().index_add_(0, place, hits[best]) / torch.bincount(place)
+    by_person = person_means(hits[best][:, None], identity)[2]
     columns = messages.defense.columns
     labels = rows["attributes"][:, columns]
     both = [i for i in range(len(columns)) if 0 < float(labels[:, i].mean()) < 1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crafter_pl.audit.judge import Judge, Judged
 from crafter_pl.audit.panel import any_of
-from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Group, SideResult
+from crafter_pl.audit.sides import MIN_PEOPLE, SIDES, Group, SideResult
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate, mean_of
 

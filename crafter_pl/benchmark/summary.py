@@ -135,7 +135,7 @@ def _row(title: str, entries: list[DefenseResult], people: int) -> Row:
         worst_case=over_seeds([entry.worst_case.eval_acc for entry in entries]),
         worst_case_gallery=over_seeds(listed) if len(listed) == len(entries) else None,
         by_chance=sum(entry.worst_case.chance for entry in entries) / len(entries),
-        bound=max(min(1.0, 2**one.bits / people) for one in proofs) if proofs else None,
+        bound=max(one.bound(people) for one in proofs) if proofs else None,
         needs_auc=over_seeds([one.needs_auc for one in proofs]) if proofs else None,
         false_security=sum(entry.flagged for entry in entries),
         learnt=not any(entry.untested for entry in entries),

@@ -218,12 +218,13 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
     """
     batches = ledger.batches(batch_size)
     shards: dict[int, int] = {}
-    missing = [n for n, batch in enumerate(batches) if not shard_done(writer.folder, n, _index(batch))]
-    protector.afford(_faces(protector, [pair for n in missing for pair in batches[n]]))
+    done = [shard_done(writer.folder, number, _index(batch)) for number, batch in enumerate(batches)]
+    missing = [pair for batch, there in zip(batches, done, strict=True) if not there for pair in batch]
+    protector.afford(_faces(protector, missing))
     with closing(Steps("protecting", sum(map(len, batches)), unit="faces")) as steps:
         for number, batch in enumerate(batches):
             index = _index(batch)
-            there = len(index) > 0 and shard_done(writer.folder, number, index)
+            there = len(index) > 0 and done[number]
             if not there:
                 began = time.perf_counter()
                 index, features = _protect(protector, ledger, batch, steps)
@@ -243,7 +244,12 @@ def _faces(protector: Protector, batch: list[tuple[str, Face]]) -> Iterator[Tens
     for path, face in batch:
         if face.lost is None:
             with suppress(Refused):
-                yield cut(open_photo(Path(path), protector.max_pixels)[0], face.place, protector.image_size)
+                yield _cut(protector, path, face)
+
+
+def _cut(protector: Protector, path: str, face: Face) -> Tensor:
+    """A face, uint8 `(3, S, S)`; raises Refused where its photograph cannot be opened any more."""
+    return cut(open_photo(Path(path), protector.max_pixels)[0], face.place, protector.image_size)
 
 
 def _index(batch: list[tuple[str, Face]]) -> Tensor:
@@ -266,9 +272,7 @@ def _protect(
         try:
             if _stamp(path) != ledger.photos[path].stamp:
                 raise Refused("gone or changed", "since its face was found")
-            pictures.append(
-                cut(open_photo(Path(path), protector.max_pixels)[0], face.place, protector.image_size)
-            )
+            pictures.append(_cut(protector, path, face))
         except Refused as refused:
             lose(path, face, refused.kind, str(refused))
     index = _index(there)

@@ -40,20 +40,6 @@ def multiply_adds(net: nn.Module, *shape: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def answer_head(shape: tuple[int, int, int], answers: int, budget: float) -> AnswerHead | None:
-    """The widest head within a budget; None: there is none so small.
-
-    Args:
-        shape: of the feature, ``(C, h, w)``.
-        answers: how many attributes.
-        budget: multiply-adds of a pass.
-    """
-    found, width = None, 4
-    while multiply_adds(head := AnswerHead(shape[0], answers, width).eval(), *shape) <= budget:
-        found, width = head, width + 4
-    return found
-
-
 def fitting_head(
     encoder: nn.Module, size: int, shape: tuple[int, int, int], answers: int, work: float
 ) -> AnswerHead:
@@ -70,7 +56,9 @@ def fitting_head(
         UserError: there is no room for any.
     """
     edge = multiply_adds(encoder, 3, size, size)
-    found = answer_head(shape, answers, (work - 1) * edge)
+    found, width = None, 4
+    while multiply_adds(head := AnswerHead(shape[0], answers, width).eval(), *shape) <= (work - 1) * edge:
+        found, width = head, width + 4
     if found is None:
         raise UserError(
             f"work {work:g} leaves no room for an answer head beside the encoder's {edge:,} multiply-adds: "

@@ -20,7 +20,7 @@ def proved(entries: Sequence[DefenseResult]) -> list[Named]:
 
 def bound(one: CertificateResult, people: int) -> str:
     """Of naming somebody among so many; a dash where it says nothing."""
-    known = min(1.0, 2**one.bits / people)
+    known = one.bound(people)
     return percent(known) if known < 1 else "-"
 
 
@@ -28,8 +28,7 @@ def figures(one: CertificateResult | None, people: int) -> dict[str, Any]:
     """For table.csv."""
     if one is None:
         return {}
-    limit = min(1.0, 2**one.bits / people)
-    known = {"bits": one.bits, "bound": limit, "ceiling": one.ceiling}
+    known = {"bits": one.bits, "bound": one.bound(people), "ceiling": one.ceiling}
     return {**known, "message_attacker": one.strongest, "needs_auc": one.needs_auc}
 
 
@@ -129,9 +128,7 @@ def plot(found: Sequence[Named], people: int) -> bytes:
     )
     upper.set_ylabel("mean AUC on the needs")
     x = [one.bits for _, one in order]
-    lower.plot(
-        x, [min(1.0, 2**one.bits / people) for _, one in order], "--", color="0.3", label="bound (proved)"
-    )
+    lower.plot(x, [one.bound(people) for _, one in order], "--", color="0.3", label="bound (proved)")
     lower.plot(
         x, [one.ceiling for _, one in order], ":s", color=colours[1], ms=4, label="ceiling on these faces"
     )

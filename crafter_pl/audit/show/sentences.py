@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from crafter_pl.audit.schema import MIN_PEOPLE, SIDES, Curve, DefenseResult, Report
+from crafter_pl.audit.schema import Curve, DefenseResult, Report
+from crafter_pl.audit.sides import MIN_PEOPLE, SIDES
 from crafter_pl.metrics import Estimate
 
 UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crafter_pl.audit.columns import COLUMNS
-from crafter_pl.audit.schema import SIDES, AttackResult, DefenseResult, ReaderResult, Report
+from crafter_pl.audit.schema import AttackResult, DefenseResult, ReaderResult, Report
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import (
     GROUPS,
@@ -15,6 +15,7 @@ from crafter_pl.audit.show.sentences import (
     points,
 )
 from crafter_pl.audit.show.table import Cell, Table, number, rate
+from crafter_pl.audit.sides import SIDES
 from crafter_pl.metrics import Estimate
 
 CHANCE = "chance of one guess"
