@@ -17,7 +17,6 @@ from crafter_pl.data.store import MANIFEST, shard_done, shard_name
 from crafter_pl.data.transport import Transport
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses import Certified
-from crafter_pl.edge.accountant import BUDGET
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.photos import open_photo, photographs
@@ -38,8 +37,8 @@ def protect_photos(
     runs_dir: str = "runs",
     protect: dict[str, Any] | None = None,
     crafter: bool = False,
-    person: str = "owner",
-    budget: AboveZero = BUDGET,
+    person: str | None = None,
+    budget: AboveZero | None = None,
     account: str | None = None,
     transport: Transport = "float32",
     faces: Literal["largest", "all", "none"] = "largest",
@@ -67,8 +66,9 @@ def protect_photos(
             if not given.
         crafter: a Crafter's checkpoint protects by Crafter itself, not by the cloud's answers alone, which
             hold better against attackers who adapt.
-        person: whom the photographs show, by any name; a certified defence charges this person.
-        budget: bits about one person at which a certified defence refuses.
+        person: whom the photographs show, by any name; a certified defence charges this person (default:
+            owner).
+        budget: bits about one person at which a certified defence refuses (default: 100).
         account: file of the privacy account, one for a device (default: crafter_pl/account.json in
             XDG_STATE_HOME or ~/.local/state).
         transport: how the features travel: float16 and int8 take a half and about a quarter of the bytes.

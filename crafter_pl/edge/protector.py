@@ -93,8 +93,8 @@ class Protector:
         max_pixels: int = MAX_PIXELS,
         crafter: bool = False,
         account: str | Path | None = None,
-        budget: float = BUDGET,
-        person: str = "owner",
+        budget: float | None = None,
+        person: str | None = None,
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
         """Load a defence of any kind from its checkpoint, and say in one line what it leaves.
@@ -114,13 +114,15 @@ class Protector:
             crafter: a Crafter's checkpoint protects by Crafter itself.
             account: file of the privacy account of a certified defence, one for a device (default:
                 `account_file`); begun where it is not there.
-            budget: bits about one person at which it refuses.
-            person: whom the pictures show, by any name.
+            budget: bits about one person at which a certified defence refuses (default: `BUDGET`).
+            person: whom the pictures show, by any name; a certified defence charges this one (default:
+                owner).
             protect: the defence's options, what `predict` has as `--protect.*`; its `seed` is from the
                 system's entropy if not given.
 
         Raises:
-            UserError: no such checkpoint or device, or an option that this defence does not have.
+            UserError: no such checkpoint or device, an option that this defence does not have, or an account,
+                a budget or a person for one that charges nothing.
         """
         from crafter_pl.plugins import import_stages
 
@@ -128,6 +130,13 @@ class Protector:
         device = pick_device(device)
         defense = load_defense(checkpoint)
         defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
+        given = {"account": account, "budget": budget, "person": person}
+        if not isinstance(defense, Certified) and any(one is not None for one in given.values()):
+            named = ", ".join(name for name, one in given.items() if one is not None)
+            raise UserError(
+                f"{checkpoint} is of {defense.stage_name}, which has no bits to charge: leave out {named}, "
+                "or give the checkpoint of a certified defence"
+            )
         if (frame := defense.task.frame) is None and faces != "none":
             print(
                 f"note: {checkpoint} does not know how its training pictures frame a face: cut as CelebA's",
@@ -136,7 +145,8 @@ class Protector:
         finder = Finder(faces, min_confidence, min_size, margin, frame or OFFICIAL, device)
         protector = cls(defense.to(device), finder, max_pixels, **protect)
         if isinstance(defense, Certified):
-            protector.certify(Accountant(account or account_file(), budget, begin=True), person)
+            limit = BUDGET if budget is None else budget
+            protector.certify(Accountant(account or account_file(), limit, begin=True), person or "owner")
             return protector
         leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
         leaves = _ANSWERS if isinstance(defense, Answers | CrafterGenerator) else leaves

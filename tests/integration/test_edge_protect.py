@@ -223,6 +223,8 @@ def test_python(tiny, folder, tmp_path):
     assert (drawing.protect(file) - drawing.protect(file)).abs().max() > 1e-3  # this one does: anew each time
     with pytest.raises(UserError, match="no option gamma: it has transport, seed, beta, steps"):
         Protector.load(tiny.ckpt("crafter"), gamma=1)
+    with pytest.raises(UserError, match="leave out budget, person"):
+        Protector.load(tiny.ckpt("crafter"), budget=7, person="Ann")
     with pytest.raises(UserError, match="not of a defence"):
         Protector.load(tiny.ckpt("task"))
     with pytest.raises(UserError, match=r"nowhere.png: missing"):

@@ -1,5 +1,6 @@
 """Who reads the messages of a certified defence, and who reads more than there is in them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ from scipy.stats import binom
 from crafter_pl.attacks.message import message_attackers
 from crafter_pl.audit.certification import Messages, certify
 from crafter_pl.audit.schema import DefenseResult
-from crafter_pl.audit.show.sentences import beyond
+from crafter_pl.audit.show import proof
+from crafter_pl.audit.show.sentences import beyond, percent
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.crafting.channel import Channel
 from crafter_pl.crafting.codebook import learn_codebook
@@ -94,3 +96,15 @@ def test_who_names_more_than_the_ceiling_is_an_error(world):
     assert "does not hold here: reads the picture" in text
     assert beyond(SimpleNamespace(certificate=fair)) is None
     assert DefenseResult.untested.fget(SimpleNamespace(plain=False, learnt=[], certificate=fair)) is False
+
+
+def test_what_holds_of_one_message_is_said(world):
+    known = replace(certified(world, {}), epsilon=1.0)
+    said = " ".join(proof.sentences([("features", known)], PEOPLE))
+    certificate = Certificate(known.bits, 1.0)
+    for bound in (
+        certificate.accepting(0.01),
+        certificate.linking(0.01),
+        certificate.pointwise(1 / PEOPLE, known.rare[0].share),
+    ):
+        assert percent(bound) in said

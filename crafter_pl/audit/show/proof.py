@@ -8,6 +8,7 @@ from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import plots
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
+from crafter_pl.certificate import Certificate
 
 SHOWN = 6  # attributes that a sentence names
 Named = tuple[str, CertificateResult]  # features, their certificate
@@ -78,7 +79,7 @@ def _listed(names: Sequence[str]) -> str:
 def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
     """In words, a line or a few each."""
     for name, one in found:
-        most = bound(one, people)
+        most, known = bound(one, people), Certificate(one.bits, one.epsilon)
         limit = f"Whoever attacks names at most {most} of {people} people by a picture, on average"
         limit = f"So many bits are no bound for {people} people" if most == "-" else limit
         best, auc, clean = one.strongest, one.needs_auc.value, one.needs_auc_unprotected.value
@@ -97,7 +98,15 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
             says = ", ".join(f"{key} {100 * value:.0f} %" for key, value in told)
             yield (
                 f"{name}: the rarest message here ({says}) is that of {rare.share:.2%} of the public faces, "
-                f"and of {rare.faces} faces of {rare.people} people: it says more of them than others do."
+                f"and of {rare.faces} faces of {rare.people} people. It says more of them than others do: "
+                f"of {people} equally likely people its sender is known with a certainty of "
+                f"{percent(known.pointwise(1 / people, rare.share))} at most."
+            )
+        if one.epsilon is not None:
+            yield (
+                f"{name}: at a false accept rate of 1 % no test of one message accepts the right person in "
+                f"more than {percent(known.accepting(0.01))}, none of two messages in more than "
+                f"{percent(known.linking(0.01))}."
             )
         for attribute, sides in one.groups.items():
             if len(sides) == 2 and (
