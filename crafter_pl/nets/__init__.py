@@ -5,7 +5,7 @@ from crafter_pl.nets.critic import Critic, gradient_penalty
 from crafter_pl.nets.decoder import AnswersDecoder, FeatureMap, build_decoder
 from crafter_pl.nets.encoder import SplitClassifier
 from crafter_pl.nets.fold import fold_batchnorm, freeze
-from crafter_pl.nets.generator import AmortizerNet, Generator, ImageEncoder, build_generator
+from crafter_pl.nets.generator import AmortizerNet, Enlarged, Generator, ImageEncoder, build_generator
 from crafter_pl.nets.inception import InceptionFeatures
 from crafter_pl.nets.mutual import MutualInformation
 from crafter_pl.nets.oracle import CosineHead, FeatureHead, OracleNet, to_grey
@@ -23,6 +23,7 @@ __all__ = [
     "CraftingNet",
     "CraftingPass",
     "Critic",
+    "Enlarged",
     "FeatureHead",
     "FeatureMap",
     "Generator",

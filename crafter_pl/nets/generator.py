@@ -70,6 +70,35 @@ class Generator(nn.Module):
         return nn.Identity(), self
 
 
+class Enlarged(nn.Module):
+    """A generator whose pictures are enlarged, so that a small prior serves an encoder of large pictures.
+
+    The picture stays a smooth function of the latent; detail finer than the generator's own it has not.
+
+    Args:
+        generator: latent ``(N, Z)`` -> ``(N, 3, s, s)``.
+        image_size: S, ``(N, 3, S, S)`` out.
+    """
+
+    def __init__(self, generator: Generator | StyleGenerator, image_size: int) -> None:
+        super().__init__()
+        self.generator, self.latent_dim = generator, generator.latent_dim
+        self.enlarge = nn.Upsample(image_size, mode="bilinear", align_corners=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Draws the images of latents ``(N, Z)``."""
+        return self.enlarge(self.generator(z))
+
+    def blocks(self) -> list[nn.Module]:
+        """The generator's own, and the enlarging."""
+        return [*self.generator.blocks(), self.enlarge]
+
+    def latent_space(self, space: str) -> tuple[nn.Module, nn.Module]:
+        """The generator's own, see there."""
+        enter, draw = self.generator.latent_space(space)
+        return enter, nn.Sequential(draw, self.enlarge)
+
+
 def build_generator(kind: str, latent_dim: int, image_size: int, width: int) -> Generator | StyleGenerator:
     """Builds the generator named ``kind``: ``G1``, ``G2`` or ``style``."""
     sizes = latent_dim, image_size, width

@@ -7,10 +7,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.functional import resize
 
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.limits import PositiveInt
 from crafter_pl.nets import (
     Critic,
+    Enlarged,
     Generator,
     ImageEncoder,
     InceptionFeatures,
@@ -21,6 +24,8 @@ from crafter_pl.nets import (
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.base import Stage
 from crafter_pl.stages.quality import kernel_distance, kid
+
+DRAWS = 64  # pixels of a side: what a small budget learns to draw
 
 
 class GanPrior(Stage):
@@ -44,6 +49,8 @@ class GanPrior(Stage):
             the end of `fit` logs ``val/kid``, of up to 1000 of the EMA's samples against as many held-out
             public pictures (minutes on a CPU). It is KID on torchvision's ImageNet weights: comparable only
             with itself, not with published figures, which are on another Inception's weights.
+        draws: side of the pictures that the generator draws, enlarged to image_size; null: that size, and on
+            the command line 64 where it is larger.
         image_size: side of the pictures in pixels; the command line takes it from the data.
     """
 
@@ -63,6 +70,7 @@ class GanPrior(Stage):
         kl: float = 1.0,
         warmup_epochs: int = 0,
         inception: str | None = None,
+        draws: PositiveInt | None = None,
         image_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -70,7 +78,7 @@ class GanPrior(Stage):
         self.latent_dim = latent_dim
         self._inception: tuple[InceptionFeatures, ...] = ()  # in a tuple: it goes into no checkpoint
         self.final_metrics: dict[str, float] = {}
-        size = self.needs("image_size")
+        size = draws or self.needs("image_size")
         self.live = build_generator(generator, latent_dim, size, width)
         self.critic = Critic(size, critic_width)
         self.image_encoder = ImageEncoder(latent_dim, size, width) if autoencode > 0 else None
@@ -79,13 +87,20 @@ class GanPrior(Stage):
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The size of the pictures."""
-        return {"image_size": data.image_size}
+        """The size of the pictures, and of those that it draws."""
+        small = given.get("draws") is None and data.image_size > DRAWS
+        return {"image_size": data.image_size, **({"draws": DRAWS} if small else {})}
 
     @property
-    def generator(self) -> Generator | StyleGenerator:
+    def generator(self) -> Generator | StyleGenerator | Enlarged:
         """The generator to sample and invert with: the EMA, ``(N, Z)`` -> ``(N, 3, S, S)`` in [0, 1]."""
-        return cast(Generator | StyleGenerator, self.ema.module)
+        made, size = cast(Generator | StyleGenerator, self.ema.module), self.needs("image_size")
+        return made if (self.hparams["draws"] or size) == size else Enlarged(made, size)
+
+    def _shrunk(self, images: Tensor) -> Tensor:
+        """Pictures ``(N, 3, S, S)`` at the size that the generator draws."""
+        side = self.hparams["draws"] or images.shape[-1]
+        return images if side == images.shape[-1] else resize(images, [side, side], antialias=True)
 
     def setup(self, stage: str) -> None:
         """Before `fit`, reads Inception's weights.
@@ -111,7 +126,7 @@ class GanPrior(Stage):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One critic step; after every ``n_critic`` of them one generator step."""
         maker, judge = self.optimizers()  # type: ignore[attr-defined]
-        images = flip(batch["image"])
+        images = self._shrunk(flip(batch["image"]))
         warming = self.current_epoch < self.hparams["warmup_epochs"]
         if not warming:
             with self.toggled_optimizer(judge):
@@ -153,7 +168,8 @@ class GanPrior(Stage):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The critic's score of held-out public faces."""
-        self.log("val/critic_real", self.critic(batch["image"]).mean(), batch_size=len(batch["image"]))
+        score = self.critic(self._shrunk(batch["image"])).mean()
+        self.log("val/critic_real", score, batch_size=len(batch["image"]))
 
     def on_validation_epoch_end(self) -> None:
         """Draws samples; logs the kernel distance of the EMA's samples to held-out public faces."""

@@ -49,6 +49,22 @@ def quick_fit(stage, **options):
     return snapshots.states
 
 
+@pytest.mark.parametrize("kind", ["G1", "style"])
+def test_a_small_prior_serves_large_pictures(kind):
+    torch.manual_seed(0)
+    options = {"latent_dim": 4, "width": 2, "critic_width": 2, "autoencode": 1.0}
+    stage = GanPrior(kind, draws=16, image_size=32, **options)
+    quick_fit(stage, max_epochs=1, limit_train_batches=2)
+    made, z = stage.generator.eval(), torch.randn(3, 4)
+    assert made(z).shape == (3, 3, 32, 32)
+    state = z
+    for block in made.blocks():
+        state = block(*state) if isinstance(state, tuple) else block(state)
+    enter, draw = made.latent_space("z")
+    assert torch.equal(state, made(z)) and torch.equal(draw(enter(z)), made(z))
+    assert all(one.isfinite().all() for one in stage.state_dict().values())
+
+
 def test_gan_ema_is_the_running_mean_of_the_generator():
     torch.manual_seed(0)
     stage = GanPrior(latent_dim=4, width=2, critic_width=2, n_critic=2, ema=0.8, lr=1e-2, image_size=32)
