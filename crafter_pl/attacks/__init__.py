@@ -4,7 +4,7 @@ from crafter_pl.attacks.averaged import AveragedAttack
 from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.attacks.black_box import BlackBox, DecoderAttack
 from crafter_pl.attacks.feature_to_id import FeatureToID, FeatureToIdentity
-from crafter_pl.attacks.gallery_lda import GalleryLDA
+from crafter_pl.attacks.gallery_lda import GalleryLDA, LinkLDA
 from crafter_pl.attacks.hybrid import HybridAttack
 from crafter_pl.attacks.layerwise import LayerwiseAttack
 from crafter_pl.attacks.reader import Gallery, Reader, Ruler
@@ -24,6 +24,7 @@ __all__ = [
     "HybridAttack",
     "LayerwiseAttack",
     "Link",
+    "LinkLDA",
     "Reader",
     "Ruler",
     "Target",

@@ -1,9 +1,10 @@
-"""Names people straight from features by a gallery of suspects, in closed form: nothing is trained."""
+"""Names people, and says which features are one person's, in closed form: nothing is trained."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crafter_pl.attacks.reader import Gallery, Reader
 from crafter_pl.errors import UserError
@@ -32,14 +33,16 @@ class Discriminant:
         self.people, place, self.means = person_means(seen, identity)
         within = (seen - self.means[place]).T @ (seen - self.means[place]) / len(seen)
         even = (float(within.trace()) / rank or 1.0) * torch.eye(rank).double()  # 1: of one picture each
-        # A distance in these coordinates is Mahalanobis'.
         within = (1 - shrinkage) * within + shrinkage * even
         self.whitening = torch.linalg.inv(torch.linalg.cholesky(within)).T
 
+    def place(self, values: Tensor) -> Tensor:
+        """Where distances of ``(N, D)`` are Mahalanobis': ``(N, R)``, float64."""
+        return (values.double() - self.mean) @ self.axes @ self.whitening
+
     def __call__(self, values: Tensor) -> Tensor:
         """Log-likelihoods of ``(N, D)``, up to what all people share: ``(N, P)``, float64."""
-        seen = (values.double() - self.mean) @ self.axes @ self.whitening
-        return -torch.cdist(seen, self.means @ self.whitening).square() / 2
+        return -torch.cdist(self.place(values), self.means @ self.whitening).square() / 2
 
 
 class GalleryLDA(Reader):
@@ -71,10 +74,7 @@ class GalleryLDA(Reader):
         task_ckpt: str | None = None,
         batch_size: int = 256,
     ) -> None:
-        if components < 1 or not 0 < shrinkage <= 1:
-            raise UserError(
-                f"components {components} must be at least 1, and shrinkage {shrinkage} in (0, 1] (init_args)"
-            )
+        _check(components, shrinkage)
         self.reads, self.components, self.shrinkage = reads, components, shrinkage
         self.name = name or ("gallery_lda" if reads == "feature" else "gallery_lda_answers")
         self.batch_size = batch_size
@@ -113,3 +113,58 @@ class GalleryLDA(Reader):
     def settings(self) -> dict[str, Any]:
         """All of them."""
         return {"reads": self.reads, "components": self.components, "shrinkage": self.shrinkage}
+
+
+class LinkLDA(Reader):
+    """Are two features of the same person? By the covariance within public people; nothing is trained.
+
+    The floor that a trained attacker must beat (`Link`): cosines of features, whitened by what differs
+    between pictures of one person.
+
+    Args:
+        components: principal components that are kept, at most.
+        shrinkage: of the covariance within a person, in (0, 1].
+        name: how the report calls it.
+    """
+
+    adaptive = True
+    strangers = True
+
+    def __init__(self, components: int = 200, shrinkage: float = 0.3, name: str = "link_lda") -> None:
+        _check(components, shrinkage)
+        self.components, self.shrinkage, self.name = components, shrinkage, name
+        self.checkpoints: dict[str, str | None] = {}
+
+    def prepare(self, device: str) -> None:
+        """Nothing to load."""
+
+    def enrol(self, gallery: Gallery) -> None:
+        """Fits the covariance to pictures of people who are none of the suspects.
+
+        Raises:
+            UserError: nobody there has two pictures.
+        """
+        if len(gallery.people) < 2 or len(gallery.identity) <= len(gallery.people):
+            raise UserError(
+                f"{self.name} learns what differs between pictures of one person, and no two held-out public "
+                "people have two: give more (--data.public_val_fraction), or do without it (--rulers)"
+            )
+        self.lda = Discriminant(
+            gallery.features.flatten(1).float(), gallery.identity, self.components, self.shrinkage
+        )
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """Cosines ``(N, N)``."""
+        seen = F.normalize(self.lda.place(features.flatten(1).float()))
+        return (seen @ seen.T).float()
+
+    def settings(self) -> dict[str, Any]:
+        """All of them."""
+        return {"components": self.components, "shrinkage": self.shrinkage}
+
+
+def _check(components: int, shrinkage: float) -> None:
+    if components < 1 or not 0 < shrinkage <= 1:
+        raise UserError(
+            f"components {components} must be at least 1, and shrinkage {shrinkage} in (0, 1] (init_args)"
+        )

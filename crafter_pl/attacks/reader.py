@@ -37,9 +37,11 @@ class Reader(Adversary):
 
     Class attributes:
         suspects: whether it gets a `Gallery`. Those that do have a worst case of their own.
+        strangers: whether it gets one of held-out public people instead, who are no suspects.
     """
 
     suspects: ClassVar[bool] = False
+    strangers: ClassVar[bool] = False
 
     def observe(self, queries: Tensor) -> Tensor:
         """The mean of several protected features of each face, which takes their noise off."""
@@ -50,7 +52,7 @@ class Reader(Adversary):
         return []
 
     def enrol(self, gallery: Gallery) -> None:
-        """Takes note of the suspects; after `prepare`."""
+        """Takes note of the people in the gallery; after `prepare`."""
 
     @property
     def identities(self) -> Tensor:

@@ -89,7 +89,7 @@ def audit(asked: Options) -> Path:
     task, remarks = load_task(task_path, data)
     task.to(device)
     groups, missing = known_groups(listed(asked.groups), names)
-    notes += [*remarks, *missing]
+    notes += [*remarks, *missing, *find.left_out(attacks, asked.budgets)]
     for note in notes if first else ():
         print(f"note: {note}", flush=True)
     published = Published(asked.home, device, defenses)
@@ -196,7 +196,8 @@ def _certified(
 
 
 def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects, asked: Options) -> Reading:
-    gallery = suspects.gallery(loaded, asked.gallery_images) if reader.suspects else None
+    part = "gallery" if reader.suspects else "held_out" if reader.strangers else None
+    gallery = None if part is None else suspects.gallery(loaded, asked.gallery_images, part)
     return judge.reader(reader, loaded, gallery)
 
 

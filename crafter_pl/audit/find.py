@@ -30,6 +30,13 @@ def find_attacks(
     return budgets[budget]
 
 
+def left_out(attacks: list[Attack], budgets: dict[str, list[Attack]] | None) -> list[str]:
+    """What the report must note of the attacks of other budgets: nothing where these all run."""
+    known = {attack.name for listed_one in (budgets or {}).values() for attack in listed_one}
+    names = sorted(known - {attack.name for attack in attacks})
+    return [f"Not among the attacks: {', '.join(names)}; a larger budget has them."] if names else []
+
+
 def find_checkpoints(home: Path, option: str, given: list[str] | str | None) -> list[str] | None:
     """Checkpoints by their paths, or by the names of runs of the experiment; None where none are given.
 

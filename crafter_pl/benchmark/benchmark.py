@@ -53,7 +53,7 @@ def benchmark(
     Args:
         defenses: the lines of the grid.
         audit: config of the audit: its data, its budgets, its bootstrap.
-        oracles: stages of the panel, the first for the paper's Eval Acc.
+        oracles: stages of the panel, beside the recognisers of the audit's config.
         attackers: stages of attacks that adapt, trained anew against every cell; the budget should hold their
             attacks.
         stages: other stages that the budget's attacks need.
@@ -143,12 +143,14 @@ def _check_audit(audit: str, place: Place, budget: str, oracles: list[str], atta
     """Refuses before anything is trained what the audit would refuse at the end.
 
     Raises:
-        UserError: no oracle, a single private person, a budget that the audit's config does not have, or an
+        UserError: no judge, a single private person, a budget that the audit's config does not have, or an
             attack of it that adapts and is in nobody's training.
     """
-    if not oracles:
-        raise UserError("a benchmark needs an oracle, better two: give their stages with --oracles")
     _, read = parsed(["audit", "--config", audit, *place.shared])
+    if not oracles and not listed(read.recognisers):
+        raise UserError(
+            f"a benchmark needs a judge: give stages of oracles with --oracles, or recognisers in {audit}"
+        )
     check_several(read.data.private_people, "--data.private_people")
     trained = [Path(attacker).name for attacker in attackers]
     for attack in find_attacks(read.attacks, read.budgets, budget):

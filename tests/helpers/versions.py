@@ -224,6 +224,7 @@ class Lab:
             reader.target, reader.checkpoints = atk.Target({}, None), reader.adapted(file)
             yield reader, reader.name, self.features
         yield atk.GalleryLDA(components=4), "gallery_lda", self.features
+        yield atk.LinkLDA(components=4), "link_lda", self.features
 
     def attacked(self, attack: atk.Attack | atk.Reader, features: Tensor) -> list[float]:
         """What it makes of the features, in float64; of the people in a gallery of the same, mirrored."""

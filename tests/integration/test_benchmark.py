@@ -234,7 +234,7 @@ def test_a_stage_trained_for_other_epochs_is_not_taken_for_it(runs_dir, capsys):
         (["--fit_options", "{unheard: {trainer.max_epochs: 1}}"], "unheard.yaml"),
         (["--workers", "0"], "--workers is 0"),
         (["--seeds", "[]"], "needs defences and seeds"),
-        (["--oracles", "[]"], "a benchmark needs an oracle"),
+        (["--oracles", "[]"], "--oracles"),
         (["--budget", "benchmrk"], "no attacks for --budget benchmrk: choose from "),
         (["--attackers", "[]"], "nobody trains adaptive_black_box against the defences"),
         (["--defenses", "[{stage: noise, fit: {scale: []}}]"], "the benchmark's grid is empty"),

@@ -6,7 +6,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_curve
 
-from crafter_pl.attacks import Gallery, GalleryLDA
+from crafter_pl.attacks import Gallery, GalleryLDA, LinkLDA
 from crafter_pl.attacks.gallery_lda import Discriminant
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import IdentityBootstrap, equal_error_rate, log_odds, tar_at_far
@@ -45,6 +45,28 @@ def test_the_reader_knows_the_gallery():
     found = reader.identities[reader.identify(features[1::2]).argmax(1)]
     assert (found == identity[1::2]).double().mean() > 0.9
     assert reader.name == "gallery_lda" and GalleryLDA("answers").name == "gallery_lda_answers"
+
+
+def test_links_are_found_by_what_differs_within_other_people():
+    """Of 27 numbers 20 are loud and say nothing of the person."""
+
+    def seen(count, seed):
+        values, identity = people(count, 6, 27, 0.3, seed)
+        loud = torch.randn(len(values), 20, generator=torch.Generator().manual_seed(seed)).double()
+        return torch.cat([30 * loud, values[:, 20:]], 1).float().view(-1, 3, 3, 3), identity
+
+    reader = LinkLDA(components=27, shrinkage=1e-6)
+    reader.enrol(Gallery(torch.empty(0), *seen(30, 2)[::-1]))
+    features, whose = seen(8, 3)
+    boot, plain = IdentityBootstrap(whose, 20), torch.nn.functional.normalize(features.flatten(1))
+    found = reader.similarity(features)
+    assert found.diagonal().allclose(torch.ones(len(whose)))
+    assert boot.eer(found).estimate().value < 0.2 < 0.4 < boot.eer(plain @ plain.T).estimate().value
+
+
+def test_links_need_people_with_two_pictures():
+    with pytest.raises(UserError, match="link_lda"):
+        LinkLDA().enrol(Gallery(torch.empty(0), torch.arange(5), torch.randn(5, 3, 2, 2)))
 
 
 @pytest.mark.parametrize("options", [{"components": 0}, {"shrinkage": 0}, {"shrinkage": 1.5}])
