@@ -17,7 +17,8 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json
 
 T = TypeVar("T")
-CONFIGS = Path("configs")
+SHIPPED = Path(__file__).parent / "configs"  # in a clone a link
+CONFIGS = Path("configs") if Path("configs").is_dir() else SHIPPED
 
 
 def command(args: list[str]) -> str:
@@ -30,6 +31,20 @@ def pairs(args: list[str]) -> Iterator[tuple[str, str]]:
     for word, after in zip(args, [*args[1:], ""], strict=True):
         name, _, own = word.partition("=")
         yield name, own or after
+
+
+def shipped(given: str) -> str:
+    """A config or a folder of such as it is given; where there is none, this package's own of that name.
+
+    Args:
+        given: a path, such as ``configs/crafter.yaml``, or a config's name, such as ``crafter``.
+    """
+    if Path(given).exists():
+        return given
+    name = given.removeprefix("configs/")
+    own = (f"{name}.yaml", name) if name == given else (name,)
+    found = (folder / one for folder in (CONFIGS, SHIPPED) for one in own)
+    return next((str(one) for one in found if one.exists()), given)
 
 
 def configs(args: list[str]) -> list[Path]:

@@ -14,7 +14,7 @@ from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import listed, pairs
+from crafter_pl.commands import listed, pairs, shipped
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
@@ -80,7 +80,8 @@ def benchmark(
         UserError: a config is missing or two cells are the same, before anything runs; or some jobs failed,
             after all others are done and reported.
     """
-    place = Place(Path(configs), experiment, Path(runs_dir), data, fit_options or {})
+    audit = shipped(audit)
+    place = Place(Path(shipped(configs)), experiment, Path(runs_dir), data, fit_options or {})
     defenses, oracles, attackers = listed(defenses), listed(oracles), listed(attackers)
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0

@@ -13,7 +13,7 @@ from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, rate
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import Job, Jobs
-from crafter_pl.commands import listed
+from crafter_pl.commands import listed, shipped
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json, write_file
 from crafter_pl.metrics import Estimate
@@ -72,7 +72,7 @@ def sweep(
     Raises:
         UserError: a cut that the architecture does not have, or another job that failed.
     """
-    base = Place(Path(configs), experiment, Path(runs_dir), data)
+    base = Place(Path(shipped(configs)), experiment, Path(runs_dir), data)
     panel = ["oracle_resnet", "oracle_plain"] if oracles is None else listed(oracles)
     folder, prior = base.home / f"cuts-{arch}", base.checkpoint("prior")
     jobs = [

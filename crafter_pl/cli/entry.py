@@ -70,7 +70,7 @@ def run(args: list[str]) -> int:
     if not args or args[0] not in VERBS:
         what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
         raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
-    from crafter_pl.cli.options import check_configs, expanded
+    from crafter_pl.cli.options import check_configs, expanded, located
     from crafter_pl.cli.parsing import blamed
 
     if args[0] in FUNCTIONS:
@@ -80,7 +80,7 @@ def run(args: list[str]) -> int:
 
     _quiet()
     end_with_launcher()
-    args = expanded(args)
+    args = located(expanded(args))
     check_configs(args)
     try:
         with blamed(args):

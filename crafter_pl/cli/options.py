@@ -9,10 +9,13 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from crafter_pl.commands import shipped
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand
+
+CONFIG_OPTIONS = ("--config", "-c", "--data")
 
 
 def _count(least: int, most: float = float("inf")) -> tuple[Callable[[Any], bool], str]:
@@ -165,6 +168,17 @@ def device_count(trainer: Namespace) -> int:
     if devices in ("auto", "-1"):
         return max(torch.cuda.device_count(), 1)
     return int(devices) if devices.isdigit() else len(devices.strip("[], ").split(","))
+
+
+def located(args: list[str]) -> list[str]:
+    """A command whose configs may be named, or be this package's own: see `shipped`."""
+    found = []
+    for before, arg in zip(["", *args], args, strict=False):
+        option, equals, value = arg.partition("=")
+        if equals and option in CONFIG_OPTIONS:
+            arg = f"{option}={shipped(value)}"
+        found.append(shipped(arg) if before in CONFIG_OPTIONS else arg)
+    return found
 
 
 def expanded(value: Any) -> Any:  # noqa: ANN401 (whatever a config holds)

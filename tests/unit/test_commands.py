@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import Commands, settings_of, trained
+from crafter_pl.commands import Commands, settings_of, shipped, trained
 from crafter_pl.data.datamodule import FacesDataModule
 
 
@@ -58,3 +58,13 @@ def test_an_interrupted_run_goes_on_and_minutes_are_known(tmp_path):
     assert "#" not in Commands(home).fit("oracle_resnet")
     (home / "prior" / "summary.json").write_text("{")
     assert trained(home, "prior") == [home / "prior_other" / "checkpoints" / "best.ckpt"]
+
+
+def test_outside_a_clone_the_packages_own_configs_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in ("crafter", "configs/crafter.yaml", "celeba/crafter", "configs/celeba/attacks/student.yaml"):
+        assert yaml.safe_load(Path(shipped(given)).read_text()), given
+    assert Path(shipped("configs/celeba")).is_dir()
+    assert shipped("nosuch.yaml") == "nosuch.yaml"
+    Path("crafter").touch()
+    assert shipped("crafter") == "crafter", "one's own comes first"
