@@ -126,8 +126,8 @@ class Figures:
             [
                 one["message"],
                 "-" if "bits" not in one else f"{one['bits']:.2f}",
-                number(estimate(one["auc"])),
-                rate(estimate(one["named"])),
+                number(Estimate(**one["auc"])),
+                rate(Estimate(**one["named"])),
                 percent(one["ceiling"]) if "ceiling" in one else "-",
                 percent(one["bound"]) if one.get("bound", 1) < 1 else "none",
             ]
@@ -178,11 +178,6 @@ class Figures:
                 ]
         head = ["features", "report", "utility ↑", "named, not adapting ↓"]
         return Table(head, rows).markdown() if rows else "*One training of each so far.*"
-
-
-def estimate(plain: dict[str, float]) -> Estimate:
-    """One of a curve's."""
-    return Estimate(plain["value"], plain["low"], plain["high"])
 
 
 def short(entry: DefenseResult) -> str:
