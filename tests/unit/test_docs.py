@@ -118,6 +118,13 @@ def test_links_lead_somewhere(page):
 def test_the_first_pages_are_read_to_the_end(page, words):
     text = (ROOT / page).read_text()
     assert sum(bool(re.search(r"\w", word)) for word in text.split()) <= words  # and not the bars of tables
+    written = re.sub(r"<!-- figures: .*?<!-- end of figures -->", "", text, flags=re.DOTALL)
+    assert not [line for line in written.splitlines() if len(line) > 200]
+
+
+def test_the_pictures_of_the_readme_load_quickly():
+    pictures = re.findall(r"!\[[^]]*\]\((docs/[^)]*)\)", (ROOT / "README.md").read_text())
+    assert pictures and sum((ROOT / picture).stat().st_size for picture in pictures) <= 300_000
 
 
 def test_the_tables_are_those_of_the_reports():
