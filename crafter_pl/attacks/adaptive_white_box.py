@@ -31,7 +31,7 @@ class AdaptiveWhiteBox(AdaptiveStage):
     ``Enc`` is the encoder that the defence has published. The paper adapts G alone (``amortize`` false). The
     amortizer makes the attack far stronger: ``z*`` is an inverse of the crafted feature, not of the face's
     own, and each step towards it leads away from the face. So by default none is taken: the attack is
-    ``G(A(F))``, both nets adapted (docs/LOG.md has the figures). With steps, ``val/l2_start`` says how good
+    ``G(A(F))``, both nets adapted (dev/LOG.md has the figures). With steps, ``val/l2_start`` says how good
     the start is without them.
 
     Args:

@@ -37,6 +37,9 @@ def main(args: list[str] | None = None) -> int:
     if args and args[0] in shown:
         print(shown[args[0]])
         return 0
+    if not args:
+        print(HELP, file=sys.stderr)
+        return 2
     try:
         with _signals():
             return run(args)
@@ -67,9 +70,10 @@ def run(args: list[str]) -> int:
     Returns:
         The code that `--help` and the like exit with, else 0.
     """
-    if not args or args[0] not in VERBS:
-        what = f"unknown verb {args[0]!r}" if args else "a verb is missing"
-        raise UserError(f"{what}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)")
+    if args[0] not in VERBS:
+        raise UserError(
+            f"unknown verb {args[0]!r}: choose from {', '.join(VERBS)} (python -m crafter_pl --help)"
+        )
     from crafter_pl.cli.options import check_configs, expanded, located
     from crafter_pl.cli.parsing import blamed
 

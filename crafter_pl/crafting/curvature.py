@@ -3,7 +3,7 @@
 ``J u`` is the derivative of ``w -> J^T w`` (backward through a backward pass recorded once) and ``J^T w`` a
 backward pass through the same recorded forward pass. Where the nets are frozen (`crafter_pl.nets.freeze`)
 each costs as much as a forward pass. `torch.func.jvp` costs twice that, and tracing by `torch.func.linearize`
-0.7 to 0.9 s at every new z (docs/LOG.md).
+0.7 to 0.9 s at every new z (dev/LOG.md).
 """
 
 from functools import cached_property

@@ -20,7 +20,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.stages import GanPrior, Upstream
 
 # Few, large and light steps, and a polish, at a third of the default's work. On the synthetic faces with its
-# utility and privacy, on CelebA with more of the one and less of the other (docs/LOG.md).
+# utility and privacy, on CelebA with more of the one and less of the other (dev/LOG.md).
 FAST: dict[str, Any] = {
     "steps": 12,
     "lr": 0.45,

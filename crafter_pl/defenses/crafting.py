@@ -105,7 +105,7 @@ class FrozenNets:
             wide = torch.float32 if narrow else dtype
             walked = (self.task.net.encoder_module(), self.prior.generator, self.task.net.cloud)
             nets = [freeze(net).to(device, wide) for net in walked]
-            if device.type == "cpu":  # half the time for a single picture's answers (docs/LOG.md)
+            if device.type == "cpu":  # half the time for a single picture's answers (dev/LOG.md)
                 nets[2] = nets[2].to(memory_format=torch.channels_last)
             encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
             amortizer = copy.deepcopy(self.amortizer).to(device, wide)

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import (
 from crafter_pl.errors import UserError
 
 PSNR_CAP = 100.0  # dB; two equal pictures would have an infinite PSNR and an infinite mean
-_PART = 16  # pictures at a time: torchmetrics' SSIM takes four times as long for 256 at once (docs/LOG.md)
+_PART = 16  # pictures at a time: torchmetrics' SSIM takes four times as long for 256 at once (dev/LOG.md)
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor:

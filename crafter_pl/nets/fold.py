@@ -96,7 +96,7 @@ def freeze(net: nn.Module) -> nn.Module:
 
     Batch norms are folded (`fold_batchnorm`), and zero-padded convolutions are `FrozenConv`. A linear layer
     that widens keeps its weight with the outputs side by side in memory: on the CPU it is read about twice
-    as fast for a single sample, there and back, and for eight and more as fast as before (docs/LOG.md).
+    as fast for a single sample, there and back, and for eight and more as fast as before (dev/LOG.md).
     """
     frozen = fold_batchnorm(net)
     for name, module in list(frozen.named_modules()):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 def bf16_is_slow(device: str) -> bool:
     """Whether bfloat16 would be computed by a processor without instructions for it.
 
-    There training costs over 20 times the time of float32, and a forward pass 6 times (docs/LOG.md).
+    There training costs over 20 times the time of float32, and a forward pass 6 times (dev/LOG.md).
 
     Args:
         device: a kind of device (``cpu``, ``cuda``, …), or ``auto``: the accelerator if there is one.

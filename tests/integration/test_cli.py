@@ -10,6 +10,7 @@ from experiment import CONF
 from tiny_runs import assert_same_run, fit, metrics, subprocess_fit, weights
 
 from crafter_pl.cli import main
+from crafter_pl.cli.verbs import VERBS
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"]])
@@ -17,6 +18,12 @@ def test_help_without_torch(args):
     code = f"import sys; from crafter_pl.cli import main; main({args}); assert 'torch' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
+
+
+def test_without_a_verb_all_are_listed(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert not said.out and all(f"\n  {verb} " in said.err for verb in VERBS)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,6 @@ def test_help_of_predict_lists_the_options_of_the_defence(name, own, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "a verb is missing"),
         (["train"], "unknown verb 'train'"),
         (["fit", "--nonsense", "3"], "--nonsense"),
         (["fit", "--config", "configs/absent.yaml"], "configs/absent.yaml"),

@@ -64,7 +64,7 @@ def test_the_page_stands_alone(written: Path) -> None:
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "http" not in source and 'name="viewport"' in source
     assert "hat &lt;b&gt;" in source, "names from the data are escaped"
-    assert len(page.links) == 1 + 6 * (1 + 2 * 4)
+    assert len(page.links) == 1 + 6 * (1 + 2 * 4) + 6 * (1 + 4), "the plot, the grid, the strip"
 
 
 def test_the_table_has_one_row_a_set_of_features_and_attack(written: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_page_under_attack_stands_alone_and_has_its_sections(tmp_path: Path) -
     page.feed(source)
     assert page.stack == [] and "script" not in page.tags
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert len(page.links) == 3 + 6 * (1 + 3 * 4) + 3 * 4 * (1 + 5), (
-        "plots, the grid, a grid of rounds a defence"
+    assert len(page.links) == 3 + 6 * (1 + 3 * 4) + 3 * 4 * (1 + 5) + 6 * (1 + 4), (
+        "plots, the grid, a grid of rounds a defence, the strip"
     )
     for words in (
         "Under attack",

@@ -24,6 +24,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import to_json as json_text
 from crafter_pl.files import write_file
 
+STRIP = 6  # protected sets that the strip at the top has
 CURVES = ("eval_acc", "panel_any", "identity_similarity", "ssim")  # over rounds and pairs, in TensorBoard
 
 
@@ -75,6 +76,7 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         "report",
         report=report,
         gallery=gallery,
+        striped=_strip(report, gallery),
         pictures=pictures,
         tables=tables,
         proof=proof,
@@ -89,6 +91,22 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         budget=f"{BUDGET:g}",
         settings={name: json.dumps(content, indent=1) for name, content in settings.items()},
     )
+
+
+def _strip(report: Report, gallery: Gallery) -> list[Column]:
+    """Of the unprotected features and each protected set the column of the attack that names most faces.
+
+    Of more than `STRIP` protected sets that of the verdict alone.
+    """
+    none, *protected = report.defenses
+    if len(protected) > STRIP:
+        protected = [one for one in [sentences.chosen(report)] if one is not None]
+    found = []
+    for entry in (none, *protected):
+        own = [column for column in gallery.columns if column.features == entry.title]
+        if own:
+            found.append(max(own, key=lambda column: entry.attacks[column.attack].eval_acc.value))
+    return found
 
 
 def write_report(out: Path, report: Report, gallery: Gallery) -> Path:

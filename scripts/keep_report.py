@@ -1,0 +1,78 @@
+"""Keeps what the tables need of an audit's report: python scripts/keep_report.py REPORT NAME.
+
+Writes docs/reports/NAME.json, without pictures, single attributes, groups and paths of the machine; from it
+`scripts/figures.py` makes the tables.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crafter_pl.audit.record import from_json, to_json
+from crafter_pl.audit.schema import AttackResult, Report, Utility
+
+ROOT = Path(__file__).parent.parent
+KEPT = ("eval_acc", "panel_any", "identity_similarity", "ssim", "tar")  # figures of an attack
+
+
+def attack(one: AttackResult) -> AttackResult:
+    """The figures that are kept, with whether it has learnt and how far it had adapted."""
+    figures = {key: one.figures[key] for key in KEPT if key in one.figures}
+    oracles = {"eval_acc": one.by_oracle["eval_acc"]}
+    return AttackResult(
+        figures=figures, by_oracle=oracles, learnt=one.learnt, round=one.round, pairs=one.pairs
+    )
+
+
+def trimmed(report: Report) -> Report:
+    """A report with what the tables need, which is still a report."""
+    entries = [
+        replace(
+            entry,
+            utility=Utility(entry.utility.mean_auc, {}),
+            utility_training=entry.utility_training and Utility(entry.utility_training.mean_auc, {}),
+            attacks={name: attack(one) for name, one in entry.attacks.items()},
+            history={name: [attack(one) for one in own] for name, own in entry.history.items()},
+            rulers={name: replace(one, checkpoints=None, train=None) for name, one in entry.rulers.items()},
+            certificate=entry.certificate and replace(entry.certificate, groups={}, rare=[]),
+            store=None,
+        )
+        for entry in report.defenses
+    ]
+    return replace(
+        report,
+        defenses=entries,
+        oracles=[replace(one, settings={}, checkpoint="") for one in report.oracles],
+        attacks={name: {"adaptive": one.get("adaptive", False)} for name, one in report.attacks.items()},
+        settings={key: report.settings.get(key) for key in ("budget", "seed", "gallery_images")},
+        rulers={},
+        groups={},
+        notes=[],
+        warnings=[],
+        curves=[],
+        verdict="",
+    )
+
+
+def rounded(value: Any) -> Any:
+    """Five digits behind the point: more than any table shows."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) and abs(value) > 1e-3 else value
+
+
+def main() -> None:
+    """Does what it says."""
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    report = from_json(Report, json.loads(Path(sys.argv[1]).read_text()))
+    text = json.dumps(rounded(to_json(trimmed(report))), indent=1, ensure_ascii=False)
+    (ROOT / "docs" / "reports" / f"{sys.argv[2]}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
