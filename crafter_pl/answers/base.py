@@ -128,6 +128,10 @@ class Answers(nn.Module):
         """Of outputs beside the truth, both ``(N, A)``, no NaN; `main` is missing where undefined."""
         raise NotImplementedError
 
+    def blind(self, truth: Tensor) -> float | None:
+        """`main` of who answers the truth ``(N, A)`` best without looking; None: nothing needs to be said."""
+        return None
+
     def metric(self) -> Metric:
         """`main` as stages log it: ``update(outputs, truth)``."""
         return _Main(self)

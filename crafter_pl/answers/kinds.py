@@ -134,6 +134,10 @@ class MultiClass(Answers):
         }
         return Figures({**found, **({"mean_auc": mean_of(list(each.values()))} if each else {})}, each)
 
+    def blind(self, truth: Tensor) -> float:
+        """The commonest class's share."""
+        return float(truth.mean(0).max())
+
 
 class Regression(Answers):
     """K values, compared in units of their standard deviation over the public faces.
@@ -201,6 +205,10 @@ class Regression(Answers):
             "mae": boot.mean(abs(said - true).mean(1)),
         }
         return Figures({name: one for name, one in found.items() if one.value == one.value}, {})
+
+    def blind(self, truth: Tensor) -> float:
+        """That of the mean."""
+        return 0.0
 
 
 class Embedding(Answers):
