@@ -8,6 +8,7 @@ from crafter_pl.errors import UserError
 
 __all__ = [
     "ATTRIBUTES",
+    "KINDS",
     "Answers",
     "Embedding",
     "Figures",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 ATTRIBUTES = MultiLabel()
+KINDS: dict[str, type[Answers]] = {one.kind: one for one in (MultiLabel, MultiClass, Regression, Embedding)}
 
 
 def make(kind: str, mean: list[float] | None = None, std: list[float] | None = None) -> Answers:
@@ -27,11 +29,10 @@ def make(kind: str, mean: list[float] | None = None, std: list[float] | None = N
     Raises:
         UserError: there is no such kind, or a regression lacks them or has a deviation of 0.
     """
-    kinds: dict[str, type[Answers]] = {one.kind: one for one in (MultiLabel, MultiClass, Embedding)}
-    if kind in kinds:
-        return kinds[kind]()
+    if kind not in KINDS:
+        raise UserError(f"answers {kind!r} are unknown: give {', '.join(KINDS)} (--model.init_args.answers)")
     if kind != Regression.kind:
-        raise UserError(f"answers {kind!r} are unknown: give {', '.join([*kinds, Regression.kind])}")
+        return KINDS[kind]()
     if not mean or not std or len(mean) != len(std) or not all(one > 0 for one in std):
         raise UserError(
             f"a regression needs its values' mean and standard deviation over public faces, above 0; got "

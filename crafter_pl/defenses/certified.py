@@ -146,7 +146,7 @@ class Certified(Distilled[CertifiedOptions]):
         certificate = self.certificate(self.options())
         self.final_metrics["bits"] = certificate.bits
         if self.trainer.is_global_zero:
-            about = f"{certificate.bits:.2f} bits a picture, about {', '.join(self.answered)}"
+            about = f"{certificate.bits:.2f} bits a picture, about {self.about}"
             print(f"{len(self.codewords)} messages, {about}; {self.pool.shape[1]} features each", flush=True)
 
     @torch.no_grad()

@@ -80,6 +80,12 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         """The needed attributes by name, in the order of the codewords."""
         return [self.task.hparams["attribute_names"][column] for column in self.columns]
 
+    @property
+    def about(self) -> str:
+        """What the message is about: the needed answers, or of many how many they are."""
+        names, served = self.answered, self.task.answers.served
+        return f"{len(names)} {served}" if served != "attributes" and len(names) > 6 else ", ".join(names)
+
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """AdamW over the head; nothing without one."""
         return None if self.head is None else super().configure_optimizers()
