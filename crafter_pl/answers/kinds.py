@@ -143,7 +143,8 @@ class Regression(Answers):
     """K values, compared in units of their standard deviation over the public faces.
 
     Args:
-        mean, std: ``(K,)`` over the public faces.
+        mean: ``(K,)`` over the public faces.
+        std: standard deviation, likewise.
     """
 
     kind, main, served, separate = "regression", "r2", "values", True

@@ -31,7 +31,8 @@ class TaskModel(Scored):
             or an ``embedding``; see `crafter_pl.answers`.
         attribute_names: the attributes, classes or values, in order; the command line takes them from
             the data.
-        answer_mean, answer_std: of a regression's values over the public faces; likewise.
+        answer_mean: of a regression's values over the public faces; likewise.
+        answer_std: their standard deviations there; likewise.
         image_size: side of the pictures in pixels; likewise.
 
     Attributes:
@@ -92,7 +93,7 @@ class TaskModel(Scored):
             )
         found: dict[str, Any] = {"attribute_names": names, "image_size": data.image_size}
         if kind == "regression":
-            values = data.rows("labelled_train")["attributes"]
+            values = data.faces.attributes[data.dataset("labelled_train").index]
             std, mean = torch.std_mean(values, 0, correction=0)
             found |= {"answer_mean": mean.tolist(), "answer_std": std.tolist()}
         return found

@@ -1,5 +1,7 @@
 """What outputs mean: each kind's divergence, codebook and figures, against independent ways to get them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from crafter_pl.crafting.settings import CraftNets, CraftSettings
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import IdentityBootstrap
 from crafter_pl.metrics.scores import macro_f1, r2
+from crafter_pl.stages.task import TaskModel, has_truth
 
 K = 4
 EVERY = [make(kind, [40.0, -1.0, 0.0, 7.0], [15.0, 0.1, 1.0, 3.0]) for kind in KINDS]
@@ -219,3 +222,31 @@ def test_a_fresh_regression_begins_at_the_mean():
             make("regression", mean, std)
     with pytest.raises(UserError, match="multilabel, multiclass"):
         make("ranking")
+
+
+def test_labels_and_answers_must_be_of_one_kind():
+    data = SimpleNamespace(attribute_names=["glad", "sad"], labels_kind="multiclass", image_size=32)
+    found = TaskModel.from_data(data, {"answers": "multiclass"})
+    assert found["attribute_names"] == ["glad", "sad"] and found["image_size"] == 32
+    nobody = SimpleNamespace(attribute_names=[], labels_kind="multilabel", image_size=32)
+    for faces, kind in ((data, "multilabel"), (data, "embedding"), (nobody, "multiclass")):
+        with pytest.raises(UserError):
+            TaskModel.from_data(faces, {"answers": kind})
+    task = SimpleNamespace(answers=MultiClass(), hparams={"attribute_names": ["glad", "sad"]})
+    assert has_truth(task, data) and not has_truth(task, nobody)
+    task.hparams["attribute_names"] = ["sad", "glad"]
+    with pytest.raises(UserError, match="glad, sad"):
+        has_truth(task, data)
+    task.answers = Embedding()
+    assert not has_truth(task, data), "nobody labels an embedding"
+
+
+def test_a_regression_learns_its_units_from_public_labels():
+    attributes = torch.tensor([[10.0], [20.0], [1e6]])
+    data = SimpleNamespace(
+        **{"attribute_names": ["age"], "labels_kind": "regression", "image_size": 32},
+        faces=SimpleNamespace(attributes=attributes),
+        dataset=lambda part: SimpleNamespace(index=torch.tensor([0, 1])),
+    )
+    found = TaskModel.from_data(data, {"answers": "regression"})
+    assert found["answer_mean"] == [15.0] and found["answer_std"] == [5.0]
