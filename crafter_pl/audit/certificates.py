@@ -51,6 +51,7 @@ class CertificateResult:
         bounds: of naming one of so many equally likely people.
         needs_kept, needs_kept_unprotected: utility of the needed answers; in the JSON under its name.
         figure: key of that utility; None: the mean AUC.
+        agreement: it is agreement with the unprotected model, see `Utility`.
         ceiling: what nobody exceeds on these faces by the messages alone, see `certificate.ceiling`.
         list_ceiling: the same with as many guesses as there are in the worst case, `guesses`.
         attackers: who see the messages alone, and have a gallery.
@@ -71,6 +72,7 @@ class CertificateResult:
     needs_kept: Estimate
     needs_kept_unprotected: Estimate
     figure: str | None = None
+    agreement: bool | None = None
     ceiling: float
     list_ceiling: float
     guesses: int

@@ -140,6 +140,7 @@ def certify(
         needs_kept=kept,
         needs_kept_unprotected=clean,
         figure=None if main == AUC else main,
+        agreement=yardstick.agreement or None,
         ceiling=top,
         list_ceiling=several,
         guesses=len(every),

@@ -22,6 +22,16 @@ NOUNS = {
 }  # what is answered, by main
 
 
+def head(figure: str | None, agreement: bool | None) -> str:
+    """A main figure's short name, for the head of a column."""
+    return f"agreement, {TITLES[figure or AUC]}" if agreement else TITLES[figure or AUC]
+
+
+def title(figure: str | None, agreement: bool | None) -> str:
+    """A main figure's whole name."""
+    return f"{AGREEMENT} ({TITLES[figure or AUC]})" if agreement else TITLES[figure or AUC]
+
+
 def needs_key(figure: str | None, more: str = "") -> str:
     """What a report's JSON calls the main figure of what a certified defence was to answer for."""
     return f"needs_{(figure or AUC).removeprefix('mean_')}{more}"
@@ -65,12 +75,12 @@ class Utility:
     @property
     def head(self) -> str:
         """The main figure's short name, for the head of a column."""
-        return f"agreement, {TITLES[self.key]}" if self.agreement else TITLES[self.key]
+        return head(self.main, self.agreement)
 
     @property
     def title(self) -> str:
         """The main figure's whole name."""
-        return f"{AGREEMENT} ({TITLES[self.key]})" if self.agreement else TITLES[self.key]
+        return title(self.main, self.agreement)
 
     @property
     def by_chance(self) -> str:

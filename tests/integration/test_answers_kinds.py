@@ -244,6 +244,7 @@ def test_a_folder_without_labels_suffices(tiny, people, tmp_path, kind):
     found, plain, page = report(runs, store, settings(people), tmp_path / "out", task_ckpt=str(file))
     none, protected = found.defenses
     assert none.utility.agreement and none.kept == pytest.approx(1) and protected.kept < 1
+    assert protected.certificate.agreement and protected.certificate.needs_kept == protected.utility.kept
     assert main_figure in plain["defenses"][1]["utility"] and AGREEMENT in page
     assert (main_figure == "mean_auc") == ("mean_auc" in plain["defenses"][1]["utility"])
     net, facts, answers = load_classifier(file)

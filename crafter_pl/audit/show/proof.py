@@ -8,7 +8,7 @@ from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import plots
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
-from crafter_pl.audit.utility import AUC, TITLES, needs_key
+from crafter_pl.audit.utility import head, needs_key, title
 
 Named = tuple[str, CertificateResult]  # features, their certificate
 
@@ -35,9 +35,11 @@ def figures(one: CertificateResult | None, people: int) -> dict[str, Any]:
 def certificates(found: Sequence[Named], people: int) -> Table:
     """A row a certificate: bits and utility, bounds, and what was measured on so many people."""
     sizes = list(found[0][1].bounds)
-    head = ["features", "bits", f"{_short(found)} on the needs", "unprotected"]
-    head += [f"bound, 1 of {int(size):,}" for size in sizes]
-    head += [f"ceiling on these {people}", "by the message", "most exposed person"]
+    first = found[0][1]  # all of one experiment have one utility
+    short = head(first.figure, first.agreement).removeprefix("mean ")
+    heads = ["features", "bits", f"{short} on the needs", "unprotected"]
+    heads += [f"bound, 1 of {int(size):,}" for size in sizes]
+    heads += [f"ceiling on these {people}", "by the message", "most exposed person"]
     rows = [
         [
             Cell(name, notes=[one.about]),
@@ -51,7 +53,7 @@ def certificates(found: Sequence[Named], people: int) -> Table:
         ]
         for name, one in found
     ]
-    return Table(head, rows)
+    return Table(heads, rows)
 
 
 def albums(found: Sequence[Named]) -> Table:
@@ -70,17 +72,8 @@ def albums(found: Sequence[Named]) -> Table:
     return Table(["features", "pictures of a person", "bits charged", "named by the messages", "bound"], rows)
 
 
-def _title(found: Sequence[Named]) -> str:
-    """Of the utility; all of one experiment have one."""
-    return TITLES[found[0][1].figure or AUC]
-
-
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _short(found: Sequence[Named]) -> str:
-    return _title(found).removeprefix("mean ")
 
 
 def _says(rare: RareMessage, figure: str | None) -> str:
@@ -103,7 +96,7 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
         yield (
             f"{name}: {one.bits:.2f} bits a picture about {one.about}. {limit}; on these faces no "
             f"use of the message alone exceeds {percent(one.ceiling)}, the best found names {rate(best)}. "
-            f"{_sentence(_title([(name, one)]))} on the needs {kept:.3f}, unprotected {clean:.3f}."
+            f"{_sentence(title(one.figure, one.agreement))} on the needs {kept:.3f}, unprotected {clean:.3f}."
         )
         if one.exposed:
             yield (
@@ -143,7 +136,8 @@ def plot(found: Sequence[Named], people: int) -> bytes:
         color="0.4",
         marker="_",
     )
-    upper.set_ylabel(f"{_title(found)} on the needs")
+    first = found[0][1]
+    upper.set_ylabel(f"{head(first.figure, first.agreement)} on the needs")
     x = [one.bits for _, one in order]
     lower.plot(x, [one.bound(people) for _, one in order], "--", color="0.3", label="bound (proved)")
     lower.plot(
