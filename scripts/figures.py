@@ -99,7 +99,7 @@ class Figures:
             pairs = max((own.pairs or 0 for one in entry.history.values() for own in one), default="-")
             alone = [strongest(sides[False]), strongest(sides[True]), pairs]
             rows.append(
-                [name, short(entry), number(entry.utility.mean_auc), *alone, rate(entry.worst_case.eval_acc)]
+                [name, short(entry), number(entry.utility.kept), *alone, rate(entry.worst_case.eval_acc)]
             )
         head = ["report", "features", "mean AUC ↑", "strongest, not adapting ↓", "strongest, adapting ↓"]
         table = Table([*head, "pairs seen", "any attack, any judge ↓"], rows)
@@ -190,9 +190,9 @@ def short(entry: DefenseResult) -> str:
 def utility(entry: DefenseResult) -> tuple[Estimate, str]:
     """Mean AUC; a certified defence's over what the service needs, with the same unprotected."""
     if (known := entry.certificate) is None:
-        return entry.utility.mean_auc, ""
-    clean = known.needs_auc_unprotected.value
-    return known.needs_auc, f" on {len(known.needs)} attributes, unprotected {clean:.3f}"
+        return entry.utility.kept, ""
+    clean = known.needs_kept_unprotected.value
+    return known.needs_kept, f" on {len(known.needs)} attributes, unprotected {clean:.3f}"
 
 
 def adapted(one: Found) -> Estimate | None:

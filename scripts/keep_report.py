@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.audit.record import from_json, to_json
-from crafter_pl.audit.schema import AttackResult, Report, Utility
+from crafter_pl.audit.schema import AttackResult, Report
 
 ROOT = Path(__file__).parent.parent
 KEPT = ("eval_acc", "panel_any", "identity_similarity", "ssim", "tar")  # figures of an attack
@@ -31,8 +31,8 @@ def trimmed(report: Report) -> Report:
     entries = [
         replace(
             entry,
-            utility=Utility(entry.utility.mean_auc, {}),
-            utility_training=entry.utility_training and Utility(entry.utility_training.mean_auc, {}),
+            utility=replace(entry.utility, per_attribute={}),
+            utility_training=entry.utility_training and replace(entry.utility_training, per_attribute={}),
             attacks={name: attack(one) for name, one in entry.attacks.items()},
             history={name: [attack(one) for one in own] for name, own in entry.history.items()},
             rulers={name: replace(one, checkpoints=None, train=None) for name, one in entry.rulers.items()},

@@ -95,7 +95,7 @@ def cloud(lab):
     """The task model's classifier: its facts, and features -> probabilities."""
     from crafter_pl.cloud.classifier import classify, load_classifier
 
-    net, facts = load_classifier(lab.ckpt("task"))
+    net, facts, _ = load_classifier(lab.ckpt("task"))
     return facts, lambda features: classify(net, features, 64)
 
 

@@ -23,7 +23,7 @@ def bayes(channel: Channel, answers: Tensor, identity: Tensor, shares: Tensor, w
 
     Args:
         channel: the defence's.
-        answers: logits of the gallery's pictures ``(G, S)``.
+        answers: outputs for the gallery's pictures ``(G, S)``.
         identity: whose they are, ``(G,)``.
         shares: of public faces that have each message, ``(M,)``.
         weight: of the public's shares, in pictures.
@@ -38,15 +38,17 @@ def bayes(channel: Channel, answers: Tensor, identity: Tensor, shares: Tensor, w
 
 def by_codeword(channel: Channel, answers: Tensor, identity: Tensor) -> Scores:
     """How near what a message says is to a person's mean answers (`divergence`)."""
-    words = channel.messages.codewords
-    found = -divergence(person_means(answers.double().sigmoid(), identity)[2], words)
+    words, kind = channel.messages.codewords, channel.messages.answers
+    means = person_means(kind.statistic(answers.double()), identity)[2]
+    found = -divergence(means, words, answers=kind)
     return lambda messages: found.T[messages]
 
 
 def by_discriminant(channel: Channel, answers: Tensor, identity: Tensor) -> Scores:
     """Linear discriminant analysis on the gallery's answers, applied to what a message says."""
-    lda = Discriminant(answers, identity, answers.shape[1], 0.1)
-    found = lda(torch.logit(channel.messages.codewords))
+    kind = channel.messages.answers
+    lda = Discriminant(kind.natural(answers), identity, answers.shape[1], 0.1)
+    found = lda(kind.natural_at(channel.messages.codewords))
     return lambda messages: found[messages]
 
 

@@ -17,7 +17,7 @@ from crafter_pl.audit.compare import compared
 from crafter_pl.audit.domain import Domain
 from crafter_pl.audit.domain import features as drawn_features
 from crafter_pl.audit.features import Loaded, encode, load_features
-from crafter_pl.audit.groups import by_group, known_groups
+from crafter_pl.audit.groups import by_group, known_groups, known_names
 from crafter_pl.audit.judge import Judge, Judged, Look, Reading
 from crafter_pl.audit.load import Published, load_judges, load_task
 from crafter_pl.audit.options import Options
@@ -29,6 +29,7 @@ from crafter_pl.audit.show.page import to_tensorboard, write_report
 from crafter_pl.audit.show.sentences import beyond, completed
 from crafter_pl.audit.show.tables import text
 from crafter_pl.audit.suspects import Suspects
+from crafter_pl.audit.yardstick import OWN, yardstick
 from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.defenses.certified import Certified
 from crafter_pl.errors import UserError
@@ -84,7 +85,7 @@ def audit(asked: Options) -> Path:
     }
 
     data.setup("test")
-    rows, names, split_hash = data.rows(find.SPLIT), list(data.attribute_names), data.split_hash
+    rows, names, split_hash = data.rows(find.SPLIT), known_names(data), data.split_hash
     images = rows["image"]
     task, remarks = load_task(task_path, data)
     task.to(device)
@@ -117,7 +118,11 @@ def audit(asked: Options) -> Path:
         # What may fail at the people, the labels or the weights of a metric does so before the attacks.
         boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
         panel = Panel(judges, images, rows["identity"], device, asked.batch_size, asked.cache)
-        judge = Judge(panel, boot, rows, names, asked.lpips)
+        yard = yardstick(
+            task, data, rows["attributes"], lambda: panel.batched(task.cloud, sets[0].queries[0])
+        )
+        notes += [OWN] * yard.agreement
+        judge = Judge(panel, boot, rows, names, yard, asked.lpips)
         read = [
             {
                 name: _read(by_set[place][0][1], loaded, judge, suspects, asked)
@@ -190,7 +195,7 @@ def _certified(
         for attack, verdict in one.verdicts.items()
         for name, found in zip(judge.panel.judges, verdict.named, strict=True)
     } | {name: people[own.named] for name, own in readings.items() if own.named is not None}
-    scores = (one.inference.scores, plain.inference.scores)
+    scores = (one.inference.scores, plain.inference.scores, judge.yardstick)
     made = certify(messages, judge.rows, judge.attributes, judge.boot, *scores, named, groups)
     return replace(one, result=replace(one.result, certificate=made))
 

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from crafter_pl.audit.utility import AUC, NOUNS, needs_key
 from crafter_pl.certificate import Certificate
 from crafter_pl.metrics import Estimate
+
+SHOWN = 6  # names in a sentence
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RareMessage:
     Attributes:
         share: of the public faces.
         faces, people: audited ones that have it.
-        says: the needed attributes' probabilities.
+        says: the needed attributes' or classes' probabilities, or the values; nothing of an embedding.
     """
 
     share: float
@@ -42,11 +45,13 @@ class CertificateResult:
     """What a certified defence's messages can give away, and do on these faces.
 
     Attributes:
-        needs: the attributes that are answered for.
+        needs: the attributes, classes or values that are answered for.
         bits: ``log2 K`` of a picture's message.
         messages: how many there are.
         bounds: of naming one of so many equally likely people.
-        needs_auc, needs_auc_unprotected: mean AUC of the needed attributes.
+        needs_kept, needs_kept_unprotected: utility of the needed answers; in the JSON under its name.
+        figure: key of that utility; None: the mean AUC.
+        agreement: it is agreement with the unprotected model, see `Utility`.
         ceiling: what nobody exceeds on these faces by the messages alone, see `certificate.ceiling`.
         list_ceiling: the same with as many guesses as there are in the worst case, `guesses`.
         attackers: who see the messages alone, and have a gallery.
@@ -64,8 +69,10 @@ class CertificateResult:
     epsilon: float | None = None
     messages: int
     bounds: dict[str, float]
-    needs_auc: Estimate
-    needs_auc_unprotected: Estimate
+    needs_kept: Estimate
+    needs_kept_unprotected: Estimate
+    figure: str | None = None
+    agreement: bool | None = None
     ceiling: float
     list_ceiling: float
     guesses: int
@@ -76,6 +83,17 @@ class CertificateResult:
     groups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     rare: list[RareMessage] = field(default_factory=list)
     exceeded: list[str] = field(default_factory=list)
+
+    def json_names(self) -> dict[str, str]:
+        """What the JSON calls the utility."""
+        ends = {"needs_kept": "", "needs_kept_unprotected": "_unprotected"}
+        return {name: needs_key(self.figure, end) for name, end in ends.items()}
+
+    @property
+    def about(self) -> str:
+        """The needs, or how many they are."""
+        few = len(self.needs) <= SHOWN
+        return ", ".join(self.needs) if few else f"{len(self.needs)} {NOUNS[self.figure or AUC]}"
 
     def bound(self, people: int) -> float:
         """Of naming somebody, on average, among so many equally likely ones."""

@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from crafter_pl.answers import Answers
 from crafter_pl.attacks.message import message_attackers
 from crafter_pl.attacks.reader import Gallery
 from crafter_pl.audit.certificates import Album, CertificateResult, RareMessage
 from crafter_pl.audit.features import Loaded
 from crafter_pl.audit.sides import MIN_PEOPLE, SIDES
+from crafter_pl.audit.utility import AUC
+from crafter_pl.audit.yardstick import Yardstick
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.data.split import rank_in_person
 from crafter_pl.defenses.certified import Certified, CertifiedOptions
 from crafter_pl.device import one_thread
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import Estimate, IdentityBootstrap, mean_of, person_means
+from crafter_pl.metrics import Estimate, IdentityBootstrap, person_means
 
 PEOPLE = (3, 100, 10_000, 1_000_000)
 ALBUMS = (1, 2, 3, 10)
@@ -93,6 +96,7 @@ def certify(
     boot: IdentityBootstrap,
     scores: Tensor,
     plain: Tensor,
+    yardstick: Yardstick,
     named: Mapping[str, Tensor],
     groups: Sequence[str] = (),
 ) -> CertificateResult:
@@ -101,10 +105,11 @@ def certify(
     Args:
         messages: of the audited pictures.
         rows: the pictures' ``identity`` and ``attributes``.
-        names: of the attributes.
+        names: of these.
         boot: resamples of people.
         scores: the cloud's answers to the features ``(N, A)``.
         plain: to unprotected ones.
+        yardstick: what it should answer.
         named: whom each attack with each judge, and each reader, names: identities ``(N,)`` by what did; the
             message attackers are added.
         groups: attributes.
@@ -120,20 +125,22 @@ def certify(
     best = max(hits, key=lambda name: float(hits[name].mean()))
     by_person = person_means(hits[best][:, None], identity)[2]
     columns = messages.defense.columns
-    labels = rows["attributes"][:, columns]
-    both = [i for i in range(len(columns)) if 0 < float(labels[:, i].mean()) < 1]
-    auc, clean = (
-        mean_of(boot.auc(one[:, columns][:, both], labels[:, both])).estimate() if both else Estimate(0, 0, 0)
-        for one in (scores, plain)
-    )
+    needed = yardstick.part(columns)
+    answers, main = needed.answers, needed.answers.main
+    found = [
+        answers.figures(boot, one[:, columns], needed.truth).figures.get(main) for one in (scores, plain)
+    ]
+    kept, clean = (Estimate(0, 0, 0) if one is None else one.estimate() for one in found)
     return CertificateResult(
         needs=messages.defense.answered,
         bits=certificate.bits,
         epsilon=certificate.epsilon,
         messages=len(messages.defense.codewords),
         bounds={str(people): certificate.naming(people) for people in PEOPLE},
-        needs_auc=auc,
-        needs_auc_unprotected=clean,
+        needs_kept=kept,
+        needs_kept_unprotected=clean,
+        figure=None if main == AUC else main,
+        agreement=yardstick.agreement or None,
         ceiling=top,
         list_ceiling=several,
         guesses=len(every),
@@ -142,7 +149,7 @@ def certify(
         most_exposed=float(by_person.max()),
         exposed=float((by_person >= 0.5).double().mean()),
         groups={name: _sides(hits[best], rows, names.index(name), boot) for name in groups},
-        rare=_rare(messages, identity),
+        rare=_rare(messages, identity, answers),
         exceeded=[
             name
             for name, (count, rate) in tries.items()
@@ -181,9 +188,10 @@ def _sides(
     return found
 
 
-def _rare(messages: Messages, identity: Tensor) -> list[RareMessage]:
+def _rare(messages: Messages, identity: Tensor, answers: Answers) -> list[RareMessage]:
     """Those of the fewest public faces first, among the messages that somebody here has."""
     defense, shares = messages.defense, messages.defense.shares.cpu()
+    told = answers.told(defense.codewords)
     present = messages.sent.unique()
     order = present[shares[present].argsort()][:RARE]
     return [
@@ -191,7 +199,7 @@ def _rare(messages: Messages, identity: Tensor) -> list[RareMessage]:
             float(shares[one]),
             int((messages.sent == one).sum()),
             len(identity[messages.sent == one].unique()),
-            dict(zip(defense.answered, defense.codewords[one].tolist(), strict=True)),
+            dict(zip(defense.answered, told[one].tolist(), strict=True)) if answers.labelled else {},
         )
         for one in order.tolist()
     ]

@@ -9,7 +9,7 @@ from crafter_pl.audit import find
 from crafter_pl.audit.certificates import CertificateResult
 from crafter_pl.audit.certification import certify, read_messages
 from crafter_pl.audit.features import Loaded, encode, load_features
-from crafter_pl.audit.groups import known_groups
+from crafter_pl.audit.groups import known_groups, known_names
 from crafter_pl.audit.load import Published, load_task
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.process_group import ProcessGroup
@@ -18,6 +18,7 @@ from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import beyond, percent
 from crafter_pl.audit.suspects import Suspects
+from crafter_pl.audit.yardstick import OWN, yardstick
 from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json as json_text
@@ -47,7 +48,7 @@ def certify_stores(asked: Options) -> Path:
     defenses = find.find_checkpoints(home, "defenses", asked.defenses)
     group = ProcessGroup(asked.device, 1, 1)
     data.setup("test")
-    rows, names = data.rows(find.SPLIT), list(data.attribute_names)
+    rows, names = data.rows(find.SPLIT), known_names(data)
     task, _ = load_task(task_path, data)
     task.to(group.device)
     published = Published(home, group.device, defenses)
@@ -56,6 +57,7 @@ def certify_stores(asked: Options) -> Path:
     suspects = Suspects(data, task, home / "queries", group, asked.batch_size)
     boot = IdentityBootstrap(rows["identity"], asked.bootstrap, asked.seed)
     plain = _answers(sets[0], encode(task, rows["image"], group.device, asked.batch_size)[0], asked, group)
+    yard = yardstick(task, data, rows["attributes"], lambda: plain)
     found: dict[str, CertificateResult] = {}
     for loaded in sets[1:]:
         messages = read_messages(loaded, suspects.gallery(loaded, asked.gallery_images), rows)
@@ -66,7 +68,7 @@ def certify_stores(asked: Options) -> Path:
                 "of its features; audit them instead"
             )
         scores = _answers(loaded, loaded.queries[0], asked, group)
-        found[loaded.about.label] = certify(messages, rows, names, boot, scores, plain, {}, groups)
+        found[loaded.about.label] = certify(messages, rows, names, boot, scores, plain, yard, {}, groups)
     named, people = list(found.items()), len(rows["identity"].unique())
     earlier = [
         line
@@ -74,7 +76,7 @@ def certify_stores(asked: Options) -> Path:
         for line in _audited(home, str(loaded.about.store), found[loaded.about.label])
     ]
     table, more = proof.certificates(named, people), proof.albums(named)
-    lines = [*proof.sentences(named, people), *earlier, *missing]
+    lines = [*proof.sentences(named, people), *[OWN] * yard.agreement, *earlier, *missing]
     text = "\n\n".join(["# Certificate", table.markdown(), *lines, more.markdown()]) + "\n"
     write_file(folder / "certificate.json", json_text(to_json(found)))
     write_file(folder / "certificate.png", proof.plot(named, people))

@@ -11,11 +11,11 @@ from crafter_pl.audit.judge import Judged
 from crafter_pl.audit.schema import DefenseResult, Report
 from crafter_pl.metrics import Bootstrapped, Estimate
 
-BUDGET = 0.1  # the largest loss of mean AUC that a curve is followed to
+BUDGET = 0.1  # the largest loss of utility that a curve is followed to
 # Scenarios by the field of a `DefenseResult` that has their utility. In training the cloud has learned from
 # such features.
 SCENARIOS = {"utility": "inference", "utility_training": "training"}
-Point = tuple[float, float]  # mean AUC, worst case
+Point = tuple[float, float]  # utility, worst case
 
 
 def on_front(points: Sequence[Point]) -> list[bool]:
@@ -32,7 +32,7 @@ def area(losses: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.
     For every loss that one bears, the setting of the lowest worst case that costs no more.
 
     Args:
-        losses: ``(K, B)`` mean AUC lost against unprotected features by each of K settings; the first is the
+        losses: ``(K, B)`` utility lost against unprotected features by each of K settings; the first is the
             unprotected one, which costs nothing.
         rates: ``(K, B)`` their worst cases in [0, 1].
 
@@ -50,10 +50,10 @@ def area_of(points: Sequence[tuple[Bootstrapped, Bootstrapped]]) -> Estimate:
     """The area of a curve with its interval.
 
     Args:
-        points: mean AUC and worst case of each setting, the unprotected one first.
+        points: utility and worst case of each setting, the unprotected one first.
     """
     none, rates = points[0][0], [rate for _, rate in points]
-    losses = [none - auc for auc, _ in points]
+    losses = [none - kept for kept, _ in points]
     replicates = area(
         np.nan_to_num(np.stack([loss.replicates for loss in losses]), nan=BUDGET),
         np.stack([rate.replicates for rate in rates]),
@@ -75,7 +75,7 @@ def compared(judged: Sequence[Judged]) -> tuple[list[DefenseResult], dict[str, d
     first, *others = judged
     changes = [
         {
-            "mean_auc": (one.inference.mean - first.inference.mean).estimate(),
+            one.inference.utility.key: (one.inference.kept - first.inference.kept).estimate(),
             "worst_case_eval_acc": (one.worst - first.worst).estimate(),
         }
         for one in others
@@ -84,13 +84,13 @@ def compared(judged: Sequence[Judged]) -> tuple[list[DefenseResult], dict[str, d
     areas: dict[str, dict[str, Estimate]] = {}
     for key, scenario in SCENARIOS.items():
         points = {
-            place: (found.mean, one.worst)
+            place: (found.kept, one.worst)
             for place, one in enumerate(judged)
             if (found := getattr(one, scenario)) is not None
         }
         if not points:
             continue
-        best = on_front([(auc.value, rate.value) for auc, rate in points.values()])
+        best = on_front([(kept.value, rate.value) for kept, rate in points.values()])
         for place, won in zip(points, best, strict=True):
             results[place] = replace(results[place], on_front={**results[place].on_front, key: won})
         curves: dict[str, list[int]] = {"none": [0]}
@@ -120,10 +120,11 @@ def conditions(report: Report) -> dict[str, str]:
         for name, moments in entry.history.items()
         if moments
     }
-    data = report.data
+    data, utility = report.data, report.defenses[0].utility
     found = {
         "split": [data.source, data.split_hash, data.image_size, data.images, report.settings.get("split")],
         "task model": report.settings.get("task_sha256"),
+        "utility": [utility.key, utility.agreement],
         "oracles": [[one.sha256, None if one.seen else one.settings] for one in report.oracles],
         "galleries": [report.settings.get(name) for name in ("gallery_images", "drawn_images")],
         "attacks": [attacks, sorted(learnt)],

@@ -12,10 +12,16 @@ from torch import Tensor
 from crafter_pl.audit.judge import Judge, Judged
 from crafter_pl.audit.panel import any_of
 from crafter_pl.audit.sides import MIN_PEOPLE, SIDES, Group, SideResult
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate, mean_of
 
 _COMPARED = (*SIDES, "difference")
+
+
+def known_names(data: FacesDataModule) -> list[str]:
+    """The attributes or classes that faces have or have not; values make no groups."""
+    return [] if data.labels_kind == "regression" else list(data.attribute_names)
 
 
 def known_groups(wanted: Sequence[str], attributes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -39,7 +45,8 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
     """A group's figures for every set of features.
 
     The mean AUC of both sides is over the same attributes: all but the group's own that have both classes on
-    every side that is reported. A side of fewer than `MIN_PEOPLE` people has no figures.
+    every side that is reported; of other answers than labelled attributes there is none. A side of fewer than
+    `MIN_PEOPLE` people has no figures.
 
     Args:
         name: the attribute that makes the group.
@@ -49,6 +56,7 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
     rows, attributes, panel, boot = judge.rows, judge.attributes, judge.panel, judge.boot
     labels, own = rows["attributes"], attributes.index(name)
     has = labels[:, own] > 0.5
+    by_attribute = judge.yardstick.answers.kind == "multilabel" and not judge.yardstick.agreement
     masks = dict(zip(SIDES, (has, ~has), strict=True))
     counts = {
         side: {"images": int(mask.sum()), "identities": len(rows["identity"][mask].unique())}
@@ -58,7 +66,9 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
     kept = [
         column
         for column in range(len(attributes))
-        if column != own and all(0 < float(labels[mask, column].mean()) < 1 for mask in shown.values())
+        if by_attribute
+        and column != own
+        and all(0 < float(labels[mask, column].mean()) < 1 for mask in shown.values())
     ]
 
     def share(hits: Tensor) -> dict[str, Estimate]:

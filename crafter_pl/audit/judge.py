@@ -16,35 +16,18 @@ from crafter_pl.audit.features import Classifier, Loaded
 from crafter_pl.audit.panel import Judgement, Panel, any_of, false_security, joined, worst_case
 from crafter_pl.audit.schema import (
     AttackResult,
-    AttributeEstimate,
     Data,
     DefenseResult,
     OracleResult,
     ReaderResult,
     Settings,
-    Utility,
 )
+from crafter_pl.audit.yardstick import Measured, Yardstick
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import Bootstrapped, Estimate, IdentityBootstrap, log_odds, topk_hits
-from crafter_pl.metrics.bootstrap import mean_of
 
 FARS = (0.01, 0.001)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What features keep.
-
-    Attributes:
-        utility: the figures.
-        mean: their mean's, in every resample.
-        scores: the classifier's answers ``(N, A)``.
-    """
-
-    utility: Utility
-    mean: Bootstrapped
-    scores: Tensor
 
 
 class Reading(NamedTuple):
@@ -87,8 +70,10 @@ class Judge:
     Attributes:
         panel: the judges.
         boot: resamples of people.
-        rows: the pictures: `image` `(N, 3, H, W)` in [0, 1], `identity` `(N,)`, `attributes` `(N, A)` 0 or 1.
-        attributes: names of the `A` columns.
+        rows: the pictures: `image` `(N, 3, H, W)` in [0, 1], `identity` `(N,)`, `attributes` `(N, L)`, which
+            are the labels.
+        attributes: names of the `L` columns.
+        yardstick: what the cloud should answer.
         lpips: whether it is measured, too.
     """
 
@@ -96,6 +81,7 @@ class Judge:
     boot: IdentityBootstrap
     rows: Mapping[str, Tensor]
     attributes: Sequence[str]
+    yardstick: Yardstick
     lpips: bool = False
 
     def look(self, job: Job, pictures: Tensor, domain: Domain | None = None) -> Look:
@@ -132,32 +118,12 @@ class Judge:
         return Look(job, judgement, result)
 
     def utility(self, features: Tensor, cloud: Classifier) -> Measured:
-        """The AUC of every attribute that has both classes, and their mean.
-
-        Args:
-            features: `(N, C, h, w)`.
-            cloud: the classifier.
+        """What features ``(N, C, h, w)`` keep for a classifier.
 
         Raises:
-            UserError: no attribute has both classes.
+            UserError: the pictures are such that it is not defined.
         """
-        scores = self.panel.batched(cloud, features)
-        targets = self.rows["attributes"]
-        positives = targets.sum(0).long().tolist()
-        kept = [column for column, count in enumerate(positives) if 0 < count < len(targets)]
-        if not kept:
-            raise UserError(
-                f"None of the attributes {', '.join(self.attributes)} has both classes in the evaluated "
-                "pictures, so there is no mean AUC. Evaluate more pictures, or choose other columns with "
-                "--data.attribute_columns."
-            )
-        found = self.boot.auc(scores[:, kept], targets[:, kept])
-        per_attribute = {
-            self.attributes[column]: AttributeEstimate(**vars(one.estimate()), positives=positives[column])
-            for column, one in zip(kept, found, strict=True)
-        }
-        mean = mean_of(found)
-        return Measured(Utility(mean.estimate(), per_attribute), mean, scores)
+        return self.yardstick.measure(self.boot, self.panel.batched(cloud, features))
 
     @torch.no_grad()
     def reader(self, reader: Reader, loaded: Loaded, gallery: Gallery | None) -> Reading:
@@ -254,7 +220,7 @@ class Judge:
 
     def data(self, data: FacesDataModule) -> Data:
         """The audited faces."""
-        images, targets = self.rows["image"], self.rows["attributes"].double().mean(0)
+        images = self.rows["image"]
         return Data(
             source=data.source,
             split_hash=data.split_hash,
@@ -262,9 +228,7 @@ class Judge:
             identities=self.boot.people,
             images=len(images),
             chance=1 / len(self.panel.people),
-            attributes_left_out=[
-                name for name, share in zip(self.attributes, targets, strict=True) if not 0 < share < 1
-            ],
+            attributes_left_out=self.yardstick.left_out,
         )
 
     def oracles(self) -> list[OracleResult]:

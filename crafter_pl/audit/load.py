@@ -17,7 +17,7 @@ from crafter_pl.files import sha256
 from crafter_pl.judges import GalleryJudge, Judge, OracleJudge, Recogniser, embedded
 from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.checkpoints import read_checkpoint
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.task import TaskModel, has_truth
 
 EXAMPLES = 200  # public pictures in which a recogniser looks where faces are
 OWN_SEED = 2**31 - 1  # what attackers key the published defence with: the store's seed is not known to them
@@ -32,15 +32,10 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
     """The task model, and what the report must note about it.
 
     Raises:
-        UserError: it is missing, or was made for other attributes or another picture size.
+        UserError: it is missing, or was made for other labels or another picture size.
     """
     task = load_stage(path, TaskModel)
-    if list(task.hparams["attribute_names"]) != list(data.attribute_names):
-        raise UserError(
-            f"the task model {path} knows the attributes {', '.join(task.hparams['attribute_names'])}, but "
-            f"the data have {', '.join(data.attribute_names) or 'none'}: train it on these data, or choose "
-            "the same --data.attribute_columns"
-        )
+    has_truth(task, data, str(path))
     if task.hparams["image_size"] != data.image_size:
         raise UserError(
             f"the task model {path} was trained on pictures of {task.hparams['image_size']} pixels, the data "

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from crafter_pl.audit.certificates import CertificateResult
 from crafter_pl.audit.schema import AttackResult, Report
+from crafter_pl.audit.utility import Utility, needs_key
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.metrics import Estimate
@@ -29,6 +31,9 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or wha
         for one in fields(value)
         if (own := getattr(value, one.name)) is not None or one.default is MISSING
     }
+    if hasattr(value, "json_names"):
+        names = value.json_names()
+        plain = {names.get(key, key): own for key, own in plain.items()}
     if isinstance(value, Estimate):
         return {"value": plain.pop("value"), "ci95": [plain.pop("low"), plain.pop("high")], **plain}
     if isinstance(value, AttackResult):
@@ -36,6 +41,8 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 (a dataclass of `schema`, or wha
             _BY_ORACLE.get(key, f"{key}_by_oracle"): own for key, own in plain.pop("by_oracle").items()
         }
         return {**plain.pop("figures"), **oracles, **plain}
+    if isinstance(value, Utility):
+        return {**plain.pop("figures"), **plain}
     return {"schema": SCHEMA, **plain} if isinstance(value, Report) else plain
 
 
@@ -59,18 +66,27 @@ def from_json(kind: Any, plain: Any) -> Any:  # noqa: ANN401 (any type, and what
             plain = {**plain, "low": plain["ci95"][0], "high": plain["ci95"][1]}
         if kind is AttackResult:
             names = {name: key for key, name in _BY_ORACLE.items()}
-            figures = {key: own for key, own in plain.items() if isinstance(own, dict) and "ci95" in own}
+            figures = {key: own for key, own in plain.items() if _is_figure(own)}
             by_oracle = {
                 names.get(key, key.removesuffix("_by_oracle")): own
                 for key, own in plain.items()
                 if key.endswith("by_oracle")
             }
             plain = {**plain, "figures": figures, "by_oracle": by_oracle}
+        if kind is Utility:
+            plain = {**plain, "figures": {key: own for key, own in plain.items() if _is_figure(own)}}
+        if kind is CertificateResult:
+            ends = {"needs_kept": "", "needs_kept_unprotected": "_unprotected"}
+            plain = {**plain, **{n: plain[needs_key(plain.get("figure"), end)] for n, end in ends.items()}}
         given = {name: hint for name, hint in _hints(kind).items() if name in plain}
         return kind(**{name: from_json(hint, plain[name]) for name, hint in given.items()})
     if not isinstance(plain, (int, float) if kind is float else kind):
         raise TypeError(f"{plain!r} is no {kind.__name__}")
     return plain
+
+
+def _is_figure(plain: object) -> bool:
+    return isinstance(plain, dict) and "ci95" in plain
 
 
 def read_report(folder: Path) -> Report:

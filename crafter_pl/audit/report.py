@@ -10,10 +10,11 @@ from crafter_pl.audit.compare import SCENARIOS, comparable
 from crafter_pl.audit.record import read_report
 from crafter_pl.audit.schema import DefenseResult, Report, Utility
 from crafter_pl.audit.show.page import rebuild, render
-from crafter_pl.audit.show.plots import COLOURS, MARKERS, Point, pareto
+from crafter_pl.audit.show.plots import COLOURS, MARKERS, OVER, Point, pareto
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
 from crafter_pl.audit.show.tables import heading
+from crafter_pl.audit.utility import AUC, TITLES
 from crafter_pl.commands import listed
 from crafter_pl.errors import UserError
 from crafter_pl.files import write_file
@@ -98,7 +99,7 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
         [
             Point(
                 scenario,
-                utility.mean_auc,
+                utility.kept,
                 entry.worst_case.eval_acc,
                 one.line,
                 front=str(one.group),
@@ -117,8 +118,9 @@ def report(audits: list[str] | str | None = None, folder: str | None = None, out
             for one in compared
         },
         {str(one.group): {"color": one.colour, "alpha": 0.25} for one in compared},
+        OVER if (name := _utility(compared)) == TITLES[AUC] else name,
     )
-    content = {"audits": compared, "sets": _table(compared), "pictures": {"pareto": picture}}
+    content = {"audits": compared, "utility": name, "sets": _table(compared), "pictures": {"pareto": picture}}
     write_file(page, render("compare", version=__version__, **content))
     print(f"compared {len(compared)} audits: {page}", flush=True)
     return page
@@ -130,8 +132,15 @@ def side_by_side(reports: Sequence[Report], places: Sequence[str]) -> list[Compa
     return [Compared(number, *own) for number, own in enumerate(found)]
 
 
+def _utility(audits: Sequence[Compared]) -> str:
+    """Its name, if all audits measure the same."""
+    titles = {one.report.defenses[0].utility.title for one in audits}
+    return titles.pop() if len(titles) == 1 else "utility"
+
+
 def _table(audits: Sequence[Compared]) -> Table:
-    head = ["", "features", "conditions", "scenario", "mean AUC", "worst case", "by chance", "false security"]
+    name = _utility(audits)
+    head = ["", "features", "conditions", "scenario", name, "worst case", "by chance", "false security"]
     rows = []
     for one in audits:
         for mark, entry, scenario, utility in one.sets:
@@ -143,7 +152,7 @@ def _table(audits: Sequence[Compared]) -> Table:
                     heading(entry),
                     one.group,
                     SCENARIOS[scenario],
-                    number(utility.mean_auc),
+                    number(utility.kept),
                     rate(entry.worst_case.eval_acc),
                     percent(entry.worst_case.chance),
                     Cell(flag, css="bad" if flag == "yes" else ""),

@@ -5,6 +5,7 @@ from typing import Any
 
 from crafter_pl.audit.certificates import CertificateResult
 from crafter_pl.audit.sides import Group
+from crafter_pl.audit.utility import Utility
 from crafter_pl.metrics import Estimate
 
 Settings = dict[str, Any]  # whatever JSON holds
@@ -16,7 +17,7 @@ class Data:
 
     Attributes:
         chance: the rate of one blind guess among the people.
-        attributes_left_out: of the mean AUC, having one class only.
+        attributes_left_out: attributes or classes without an AUC, since all pictures have them or none.
     """
 
     source: str
@@ -51,21 +52,6 @@ class OracleResult:
     def accuracy(self) -> Estimate:
         """Of the originals it names so many, with the interval."""
         return Estimate(self.accuracy_on_originals, *self.ci95)
-
-
-@dataclass(frozen=True)
-class AttributeEstimate(Estimate):
-    """An attribute's AUC, and how many pictures have it."""
-
-    positives: int = 0
-
-
-@dataclass(frozen=True)
-class Utility:
-    """What features keep: the AUC of every attribute that has both classes, and their mean."""
-
-    mean_auc: Estimate
-    per_attribute: dict[str, AttributeEstimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +175,8 @@ class DefenseResult(FeatureSet):
 
     Attributes:
         utility_training: where the cloud has learned from such features.
-        change: `mean_auc` and `worst_case_eval_acc` less those of the unprotected features, paired.
+        change: of the utility, by its main figure's key, and `worst_case_eval_acc`, less
+            those of the unprotected features, paired.
         worst_case_basic: over the attacks that do not know the defence.
         worst_case_gallery: over the readers that have other pictures of the people.
         on_front: by scenario, ``utility`` or ``utility_training``.
@@ -210,9 +197,9 @@ class DefenseResult(FeatureSet):
     certificate: CertificateResult | None = None
 
     @property
-    def auc(self) -> float:
-        """Mean AUC in the inference scenario."""
-        return self.utility.mean_auc.value
+    def kept(self) -> float:
+        """The utility in the inference scenario."""
+        return self.utility.kept.value
 
     @property
     def rate(self) -> float:

@@ -1,79 +1,16 @@
 """A benchmark's results over all seeds: benchmark.json, and tables as CSV, Markdown and LaTeX."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from crafter_pl.audit import record
 from crafter_pl.audit.compare import BUDGET, SCENARIOS, on_front
-from crafter_pl.audit.schema import Data, DefenseResult
-from crafter_pl.audit.show.plots import Point, defences
+from crafter_pl.audit.schema import DefenseResult
+from crafter_pl.audit.show.plots import OVER, Point, defences
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number
 from crafter_pl.benchmark.grid import Cell, Place
+from crafter_pl.benchmark.rows import OverSeeds, Row, Summary, over_seeds
 from crafter_pl.files import to_json, write_file
-from crafter_pl.metrics import Estimate
-
-
-@dataclass(frozen=True)
-class OverSeeds(Estimate):
-    """The mean of several seeds' figures, the interval that holds all of theirs, and their values."""
-
-    seeds: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One defence with one setting, over all seeds.
-
-    Attributes:
-        worst_case_gallery: over the readers that have other pictures of the people.
-        false_security: in how many of the seeds it was found.
-        learnt: whether in every seed some attack has learnt from the defence, or it is proved.
-        bound: of naming somebody, on average, among the audited people; None: there is none.
-        needs_auc: mean AUC of what a certified defence was to answer for.
-        on_front: by a key of `SCENARIOS`.
-    """
-
-    defence: str
-    curve: str
-    retrains: list[str]
-    mean_auc: OverSeeds
-    mean_auc_training: OverSeeds | None = None
-    attacks: dict[str, OverSeeds]
-    worst_case: OverSeeds
-    worst_case_gallery: OverSeeds | None = None
-    by_chance: float
-    bound: float | None = None
-    needs_auc: OverSeeds | None = None
-    false_security: int
-    learnt: bool
-    on_front: dict[str, bool] = field(default_factory=dict)
-    seconds_per_image: float | None
-
-    def utility(self, scenario: str) -> OverSeeds | None:
-        """The mean AUC in a scenario."""
-        return self.mean_auc if scenario == "utility" else self.mean_auc_training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A benchmark: the content of benchmark.json."""
-
-    data: Data
-    budget: str | None
-    attacks: list[str]
-    oracles: dict[str, float]
-    seeds: list[int]
-    rows: list[Row]
-    areas: dict[str, dict[str, OverSeeds]]
-    seconds: dict[str, float]
-
-
-def over_seeds(figures: list[Estimate]) -> OverSeeds:
-    """One figure of several seeds' figures."""
-    values = [one.value for one in figures]
-    low, high = min(one.low for one in figures), max(one.high for one in figures)
-    return OverSeeds(sum(values) / len(values), low, high, values)
 
 
 def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, float]) -> Summary:
@@ -119,15 +56,16 @@ def summarise(folder: Path, grid: list[Cell], place: Place, seconds: dict[str, f
 
 def _row(title: str, entries: list[DefenseResult], people: int) -> Row:
     costs = [cost for entry in entries if (cost := entry.cost["seconds_per_image"]) is not None]
-    training = [entry.utility_training.mean_auc for entry in entries if entry.utility_training]
+    training = [entry.utility_training.kept for entry in entries if entry.utility_training]
     listed = [entry.worst_case_gallery.eval_acc for entry in entries if entry.worst_case_gallery]
     proofs = [entry.certificate for entry in entries if entry.certificate]
     return Row(
         defence=title,
         curve=entries[0].curve,
         retrains=entries[0].retrains,
-        mean_auc=over_seeds([entry.utility.mean_auc for entry in entries]),
-        mean_auc_training=over_seeds(training) if len(training) == len(entries) else None,
+        figure=entries[0].utility.main,
+        kept=over_seeds([entry.utility.kept for entry in entries]),
+        kept_training=over_seeds(training) if len(training) == len(entries) else None,
         attacks={
             name: over_seeds([entry.attacks[name].eval_acc for entry in entries])
             for name in entries[0].attacks
@@ -136,7 +74,7 @@ def _row(title: str, entries: list[DefenseResult], people: int) -> Row:
         worst_case_gallery=over_seeds(listed) if len(listed) == len(entries) else None,
         by_chance=sum(entry.worst_case.chance for entry in entries) / len(entries),
         bound=max(one.bound(people) for one in proofs) if proofs else None,
-        needs_auc=over_seeds([one.needs_auc for one in proofs]) if proofs else None,
+        needs_kept=over_seeds([one.needs_kept for one in proofs]) if proofs else None,
         false_security=sum(entry.flagged for entry in entries),
         learnt=not any(entry.untested for entry in entries),
         seconds_per_image=sum(costs) / len(costs) if len(costs) == len(entries) else None,
@@ -163,7 +101,8 @@ def write_summary(folder: Path, summary: Summary) -> Path:
         for row in summary.rows
         if (utility := row.utility(key))
     ]
-    if (plot := defences(points)) is not None:
+    first = summary.rows[0]
+    if (plot := defences(points, first.title if first.figure else OVER)) is not None:
         write_file(folder / "pareto.png", plot)
     markdown = [*(table.markdown() for table in shown), "\n".join(notes)]
     return write_file(folder / "table.md", "\n\n".join(markdown) + "\n")
@@ -182,11 +121,13 @@ def _figure(figure: OverSeeds | None, digits: int | None = None) -> str:
 
 def _table(summary: Summary) -> Table:
     """The table for readers: rates in per cent, each with its interval."""
-    trained = any(row.mean_auc_training for row in summary.rows)
+    trained = any(row.kept_training for row in summary.rows)
     galleries = any(row.worst_case_gallery for row in summary.rows)
-    proved = any(row.needs_auc for row in summary.rows)
+    proved = any(row.needs_kept for row in summary.rows)
     attacks = [name.replace("_", " ") for name in summary.attacks]
-    head = ["defence", "retrains", "mean AUC", *["AUC, training"] * trained, *attacks]
+    name = summary.rows[0].title
+    short = name.removeprefix("mean ")
+    head = ["defence", "retrains", name, *[f"{short}, training"] * trained, *attacks]
     rows = []
     for row in summary.rows:
         seeds, flags = len(row.worst_case.seeds), row.false_security
@@ -196,20 +137,20 @@ def _table(summary: Summary) -> Table:
         cells = [
             row.defence + mark + some,
             ", ".join(row.retrains) or "-",
-            _figure(row.mean_auc, 3),
-            *[_figure(row.mean_auc_training, 3)] * trained,
+            _figure(row.kept, 3),
+            *[_figure(row.kept_training, 3)] * trained,
             *(_figure(row.attacks[name]) for name in summary.attacks),
             _figure(row.worst_case),
             percent(row.by_chance),
             *[_figure(row.worst_case_gallery)] * galleries,
-            *["none" if row.bound is None else f"proved {percent(row.bound)}", _figure(row.needs_auc, 3)]
+            *["none" if row.bound is None else f"proved {percent(row.bound)}", _figure(row.needs_kept, 3)]
             * proved,
             "-" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}",
             ", ".join(SCENARIOS[key] for key, best in row.on_front.items() if best) or "-",
         ]
         rows.append(cells)
     head += ["worst case", "by chance", *["with a gallery"] * galleries]
-    head += ["bound", "AUC on the needs"] * proved
+    head += ["bound", f"{short} on the needs"] * proved
     return Table([*head, "s a face", "front"], rows)
 
 
@@ -236,7 +177,7 @@ def _notes(summary: Summary) -> list[str]:
         f"pixels; attacks of the budget {summary.budget}; oracles on originals: {names}.",
         "Single attacks: named by the first oracle; worst case: by any attack and any oracle. In brackets "
         "95 % intervals over people.",
-        f"Area: mean worst case over all losses of mean AUC from 0 to {BUDGET:g} that one may be "
+        f"Area: mean worst case over all losses of {rows[0].title} from 0 to {BUDGET:g} that one may be "
         "willing to bear; low is better.",
     ]
     if len(summary.seeds) > 1:
@@ -264,19 +205,24 @@ def _records(summary: Summary) -> Table:
             {
                 "defence": row.defence,
                 "retrains": " ".join(row.retrains),
-                "mean_auc": row.mean_auc,
-                **({} if row.mean_auc_training is None else {"mean_auc_training": row.mean_auc_training}),
+                names["kept"]: row.kept,
+                **({} if row.kept_training is None else {names["kept_training"]: row.kept_training}),
                 "worst_case": row.worst_case,
                 **row.attacks,
                 "by_chance": row.by_chance,
                 **({} if row.worst_case_gallery is None else {"worst_case_gallery": row.worst_case_gallery}),
-                **({} if row.needs_auc is None else {"bound": row.bound, "needs_auc": row.needs_auc}),
+                **(
+                    {}
+                    if row.needs_kept is None
+                    else {"bound": row.bound, names["needs_kept"]: row.needs_kept}
+                ),
                 "learnt": row.learnt,
                 "false_security": row.false_security,
                 "seconds_per_image": row.seconds_per_image,
                 **{f"on_front_{key}": best for key, best in row.on_front.items()},
             }
             for row in summary.rows
+            for names in [row.json_names()]
         ]
     )
 

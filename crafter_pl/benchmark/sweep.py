@@ -11,6 +11,7 @@ from crafter_pl.audit import record
 from crafter_pl.audit.show.plots import save
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, rate
+from crafter_pl.audit.utility import AUC, TITLES
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import Job, Jobs
 from crafter_pl.commands import listed, shipped
@@ -27,10 +28,20 @@ class Row:
     cut: str
     shape: list[int]
     edge_parameters: int
-    mean_auc: Estimate
+    kept: Estimate
     attacks: dict[str, Estimate]
     worst_case: Estimate
     task_seconds: float
+    figure: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Of the utility."""
+        return TITLES[self.figure or AUC]
+
+    def json_names(self) -> dict[str, str]:
+        """What the JSON calls the utility."""
+        return {"kept": self.figure or AUC}
 
 
 def sweep(
@@ -117,7 +128,8 @@ def _row(place: Place, cut: str, audit: Path) -> Row:
         cut=cut,
         shape=list(task.feature_shape),
         edge_parameters=sum(p.numel() for p in task.net.edge.parameters()),
-        mean_auc=entry.utility.mean_auc,
+        kept=entry.utility.kept,
+        figure=entry.utility.main,
         attacks={name: result.eval_acc for name, result in entry.attacks.items()},
         worst_case=entry.worst_case.eval_acc,
         task_seconds=json.loads((place.home / "task" / "summary.json").read_text())["seconds"],
@@ -127,13 +139,16 @@ def _row(place: Place, cut: str, audit: Path) -> Row:
 def _table(rows: list[Row]) -> str:
     """In Markdown."""
     attacks = [name.replace("_", "-") for name in rows[0].attacks]
-    heads = ["cut", "features", "edge parameters", "mean AUC", *attacks, "worst case (95 %)"]
+    heads = [
+        "cut",
+        *("features", "edge parameters", rows[0].title, *attacks, "worst case (95 %)"),
+    ]
     lines = [
         [
             row.cut,
             "×".join(map(str, row.shape)),
             f"{row.edge_parameters:,}",
-            f"{row.mean_auc.value:.3f}",
+            f"{row.kept.value:.3f}",
             *(percent(found.value) for found in row.attacks.values()),
             rate(row.worst_case),
         ]
@@ -146,8 +161,9 @@ def _plot(rows: list[Row], arch: str) -> bytes:
     """Utility and leakage against depth, with 95 % intervals, as a PNG."""
     plot = Figure(figsize=(6.0, 4.4), dpi=160, layout="constrained")
     axes = plot.add_subplot()
+    title = rows[0].title
     lines = {
-        "mean AUC (utility)": [row.mean_auc for row in rows],
+        f"{title} (utility)": [row.kept for row in rows],
         **{name.replace("_", "-"): [row.attacks[name] for row in rows] for name in rows[0].attacks},
         "worst case": [row.worst_case for row in rows],
     }
@@ -156,10 +172,10 @@ def _plot(rows: list[Row], arch: str) -> bytes:
         values = [one.value for one in figures]
         below = [max(one.value - one.low, 0) for one in figures]
         above = [max(one.high - one.value, 0) for one in figures]
-        style = "--" if "AUC" in name else "-"
+        style = "--" if "(utility)" in name else "-"
         axes.errorbar(places, values, [below, above], marker="o", ls=style, capsize=3, label=name)
     axes.set_xticks(places, [row.cut for row in rows])
-    axes.set(xlabel=f"cut of {arch}, from shallow to deep", ylabel="faces identified; mean AUC")
+    axes.set(xlabel=f"cut of {arch}, from shallow to deep", ylabel=f"faces identified; {title}")
     axes.set(ylim=(-0.03, 1.03))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)

@@ -164,10 +164,10 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, Fac
         for line in resume.check_evaluation(start, cli.settings(), model_options):
             _say(f"note: the checkpoint's own setting is used: {line}")
     model.run_dir, model.experiment_dir = cli.run_dir, cli.experiment_dir
-    return model, data, _trainer(cli, init.trainer, start)
+    return model, data, _trainer(cli, init.trainer, start, model.monitor)
 
 
-def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Trainer:
+def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None, monitor: str | None) -> Trainer:
     """The trainer, with logger, callbacks and checkpoint writer beside the config's own settings."""
     folder, terminal = cli.run_dir, sys.stderr.isatty()
     fit, dry = cli.verb == "fit", given["fast_dev_run"]
@@ -183,7 +183,7 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None) -> Traine
             Finite(),
             Summary(folder / "summary.json"),
             MetricsCSV(folder / "metrics.csv"),
-            BestAndLast(folder / "checkpoints", cli.stage.monitor, cli.stage.mode, extends),
+            BestAndLast(folder / "checkpoints", monitor, cli.stage.mode, extends),
         ]
     if not dry:
         callbacks.append(SaveConfig(cli.dump(), folder, cli.verb))

@@ -4,10 +4,7 @@ Annotations here are objects and not strings: FastAPI reads them.
 """
 
 import asyncio
-import json
-import math
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 import anyio
@@ -15,10 +12,10 @@ import torch
 from fastapi import FastAPI, HTTPException, Request, Response, Security
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from crafter_pl.cloud.batching import Batcher, ClassifierError, ClientGoneError, Rows
+from crafter_pl.cloud.answer import NOUNS, SCHEMAS, to_answers
+from crafter_pl.cloud.batching import Batcher, ClassifierError, ClientGoneError
 from crafter_pl.cloud.classifier import Facts
 from crafter_pl.cloud.metrics import Metrics
 from crafter_pl.cloud.middleware import AccessMiddleware
@@ -44,23 +41,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         504: "no answer in time",
     }.items()
 }
-
-
-class Answer(BaseModel):
-    """One feature's."""
-
-    index: int | None
-    """The sender's number of the feature; null if the body had none."""
-    attributes: dict[str, float]
-    """Probability of each attribute, in the checkpoint's order."""
-
-
-class Answers(BaseModel):
-    """In the order of the features in the body."""
-
-    answers: list[Answer]
-    not_answered: list[str] = []
-    """Attributes that these features say nothing about: nobody may take a guess at them for the person's."""
 
 
 def create_app(
@@ -93,8 +73,8 @@ def create_app(
 
     @app.post(
         "/classify",
-        summary="Attributes of faces, from their protected features",
-        response_model=Answers,
+        summary=f"{NOUNS[facts.kind].capitalize()} of faces, from their protected features",
+        response_model=SCHEMAS[facts.kind],
         responses=_REFUSALS,
         openapi_extra=_request_schema(facts, max_body),
         dependencies=bearer,
@@ -242,23 +222,6 @@ def _looked_up(body: bytes, kind: str, pool: Pool | None, most: int) -> Features
         return Features("F32", pool.decode(body).numpy(), None, {})
     except UserError as error:
         raise Refused(str(error)) from error
-
-
-def to_answers(rows: Rows, index: list[int] | None, facts: Facts) -> str:
-    """JSON of the schema `Answers`.
-
-    Raises:
-        HTTPException: the net gives no finite answer (422).
-    """
-    if not all(map(math.isfinite, chain.from_iterable(rows))):
-        raise HTTPException(422, "the classifier gives no finite answer to these features")
-    numbers: list[int] | list[None] = index or [None] * len(rows)
-    answers = [
-        {"index": number, "attributes": dict(zip(facts.attributes, row, strict=True))}
-        for number, row in zip(numbers, rows, strict=True)
-    ]
-    absent = {"not_answered": facts.not_answered} if facts.not_answered else {}
-    return json.dumps({"answers": answers, **absent}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _request_schema(facts: Facts, max_body: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The classifier that answers in the cloud, from the checkpoint of any stage that has one."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
+from crafter_pl.answers import ATTRIBUTES, KINDS, Answers, Kind
 from crafter_pl.data.pool import Pool
 from crafter_pl.defenses.base import defenses, load_defense
 from crafter_pl.defenses.certified import Certified
@@ -24,10 +26,11 @@ class Facts:
 
     Attributes:
         stage: class of the stage that it came from.
-        attributes: names of its answers, in their order.
+        attributes: names of its answers, in their order: of attributes, classes or values.
         shape: ``(C, h, w)`` of the features that it takes.
         encoder_sha256: of the task model's checkpoint whose edge encoder makes them.
         defense_sha256: of the one defence whose features it understands; None: those of any on that encoder.
+        kind: what its answers are, see `crafter_pl.answers`.
         not_answered: attributes that the classifier knows, but a certified defence's features do not: what
             it would answer is a random prior face's, and nobody's.
     """
@@ -38,6 +41,16 @@ class Facts:
     encoder_sha256: str
     defense_sha256: str | None
     not_answered: tuple[str, ...] = ()
+    kind: Kind = "multilabel"
+
+    @property
+    def served(self) -> str:
+        """What an answer calls them."""
+        return KINDS[self.kind].served
+
+    def named(self, row: Sequence[float]) -> dict[str, float] | list[float]:
+        """One feature's answers by their names; the numbers of an embedding have none."""
+        return dict(zip(self.attributes, row, strict=True)) if KINDS[self.kind].labelled else list(row)
 
 
 class Answering(Columns):
@@ -48,7 +61,7 @@ class Answering(Columns):
         self.pool = pool
 
 
-def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
+def load_classifier(path: str | Path) -> tuple[nn.Module, Facts, Answers]:
     """Rebuild the classifier from the checkpoint of a task model, a `CloudClassifier` or a defence.
 
     A task model's, and that of a defence that leaves it as it is, answers for features of any defence on its
@@ -56,7 +69,8 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     features of that defence alone; so does a certified defence's, and for the attributes alone that it sends.
 
     Returns:
-        The net in eval mode, features float32 ``(N, C, h, w)`` -> logits ``(N, A)``, on the CPU; its facts.
+        The net in eval mode, features float32 ``(N, C, h, w)`` -> outputs ``(N, A)``, on the CPU; its facts;
+        what its outputs mean.
 
     Raises:
         UserError: the file is missing, damaged, or of a stage without a cloud classifier.
@@ -94,15 +108,16 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts]:
     answered = range(len(names)) if columns is None else columns
     absent = tuple(one for place, one in enumerate(names) if place not in answered)
     net = net if columns is None else Answering(net, columns, pool)
-    return net, Facts(
-        name, tuple(names[place] for place in answered), task.feature_shape, encoder, defense, absent
-    )
+    meaning = task.answers.part(torch.tensor([*answered]))
+    known = tuple(names[place] for place in answered)
+    facts = Facts(name, known, task.feature_shape, encoder, defense, absent, meaning.kind)
+    return net, facts, meaning
 
 
 @torch.inference_mode()
-def classify(net: nn.Module, features: Tensor, most: int) -> Tensor:
-    """Probabilities float32 ``(N, A)`` of features ``(N, C, h, w)``, at most ``most`` in one pass."""
-    return torch.cat([net(part).float().sigmoid().cpu() for part in features.split(most)])
+def classify(net: nn.Module, features: Tensor, most: int, answers: Answers = ATTRIBUTES) -> Tensor:
+    """What is answered, float32 ``(N, A)``, to features ``(N, C, h, w)``, at most ``most`` in one pass."""
+    return torch.cat([answers.answer(net(part).float()).cpu() for part in features.split(most)])
 
 
 def spare_one_core() -> None:

@@ -27,7 +27,7 @@ def serve(
     timeout: float = 30.0,
     device: str = "auto",
 ) -> None:
-    """Answer protected features with their faces' attributes, over HTTP, until Ctrl+C.
+    """Answer protected features with what the model says of their faces, over HTTP, until Ctrl+C.
 
     POST /classify takes one feature or a shard of a feature store (safetensors); /docs describes it.
 
@@ -65,6 +65,7 @@ def serve(
     import torch
 
     try:
+        from crafter_pl.cloud.answer import NOUNS
         from crafter_pl.cloud.app import create_app
         from crafter_pl.cloud.server import Server
     except ModuleNotFoundError as error:
@@ -81,12 +82,13 @@ def serve(
         device = pick_device(device)
         spare_one_core()
         sys.setswitchinterval(0.0005)  # seconds; the net asks for the interpreter in every layer
-        net, facts = load_classifier(checkpoint)
+        net, facts, answers = load_classifier(checkpoint)
         net.to(device)
-        classify(net, torch.zeros(1, *facts.shape, device=device), 1)
+        answers.to(device)
+        classify(net, torch.zeros(1, *facts.shape, device=device), 1, answers)
         metrics = Metrics()
         batcher = Batcher(
-            lambda features: classify(net, features.to(device), max_batch_size),
+            lambda features: classify(net, features.to(device), max_batch_size, answers),
             max_batch_size,
             batch_timeout,
             timeout,
@@ -95,7 +97,7 @@ def serve(
         app = create_app(facts, batcher, metrics, token, int(max_body_mb * 2**20), getattr(net, "pool", None))
         where = f"[{host}]" if ":" in host else host
         said = (
-            f"{checkpoint}: {len(facts.attributes)} attributes from features "
+            f"{checkpoint}: {len(facts.attributes)} {NOUNS[facts.kind]} from features "
             f"{'x'.join(map(str, facts.shape))} of the encoder {facts.encoder_sha256[:12]}…\n"
             f"answers at http://{where}:{socks[0].getsockname()[1]}/classify, "
             f"{'with' if token else 'without'} a token; described at /docs; Ctrl+C ends it"

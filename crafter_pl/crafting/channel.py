@@ -1,6 +1,6 @@
 """A channel from a face to a message of a few bits: what a certified defence lets through.
 
-The answers ``a`` that a service needs, logits of some attributes, become a message from a finite set: the
+The answers ``a`` that a service needs, outputs of a classifier, become a message from a finite set: the
 number of a codeword, and behind it randomised response. What the message can give away has a bound that
 holds against everybody, see `Channel.factor`.
 """
@@ -71,13 +71,13 @@ class Channel(nn.Module):
         return max(0.0, math.log2(self.factor))
 
     def probabilities(self, answers: Tensor) -> Tensor:
-        """``P(m | a)`` of logits ``(N, A)``: ``(N, M)``, float64."""
+        """``P(m | a)`` of outputs ``(N, A)``: ``(N, M)``, float64."""
         others = (1 - self.kept) / max(self.size - 1, 1)
         made = answers.new_full((len(answers), self.size), others, dtype=torch.float64)
         return made.scatter_(1, self.messages(answers)[:, None], self.kept)
 
     def forward(self, answers: Tensor, coins: Tensor) -> Tensor:
-        """Logits ``(N, A)`` -> messages ``(N,)``, int64.
+        """Outputs ``(N, A)`` -> messages ``(N,)``, int64.
 
         Args:
             answers: of one picture each.

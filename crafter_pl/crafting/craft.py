@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from crafter_pl.answers import ATTRIBUTES, Answers
 from crafter_pl.crafting.implicit import hypergradient
 from crafter_pl.crafting.inversion import InversionState, Recorded, adam_step, invert, record
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, CraftState
@@ -36,22 +36,26 @@ def privacy_gradient(critic: Net, images: Tensor, z: Tensor) -> tuple[Tensor, Te
     return loss.detach(), gradient
 
 
-def task_gradient(classifier: Net, features: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+def task_gradient(
+    classifier: Net, features: Tensor, statistic: Tensor, answers: Answers = ATTRIBUTES
+) -> tuple[Tensor, Tensor]:
     """Divergence of the cloud's answers and its gradient with respect to the features.
 
     Args:
-        classifier: features -> logits ``(N, A)``.
+        classifier: features -> outputs ``(N, A)``.
         features: ``(N, C, h, w)``.
-        answers: attribute probabilities ``(N, A)`` at the clean features.
+        statistic: what the outputs at the clean features say, ``(N, A)``.
+        answers: what outputs mean.
 
     Returns:
-        The mean over attributes of ``KL(answers | sigmoid(classifier(features)))``, ``(N,)``; its gradient.
+        Of attributes the mean of ``KL(statistic | sigmoid(classifier(features)))``, of other answers their
+        own divergence, ``(N,)``; its gradient.
     """
     with torch.enable_grad():
         variable = features.detach().clone().requires_grad_()
-        cross = F.binary_cross_entropy_with_logits(classifier(variable), answers, reduction="none").mean(1)
+        cross = answers.pooled(answers.terms(classifier(variable), statistic))
         (gradient,) = torch.autograd.grad(cross.sum(), variable)
-    return cross.detach() - F.binary_cross_entropy(answers, answers, reduction="none").mean(1), gradient
+    return cross.detach() - answers.pooled(answers.terms_at(statistic)), gradient
 
 
 def utility_gradient(features: Tensor, clean: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,7 @@ def start_crafting(
     state = CraftState(features.clone(), features, result.z, beta, inner=result.state)
     if settings.task_weight > 0:
         with torch.no_grad():
-            state.answers = nets.classifier(features).sigmoid()
+            state.answers = nets.answers.statistic(nets.classifier(features))
     return state
 
 
@@ -134,7 +138,9 @@ def craft_gradient(nets: CraftNets, critic: Net, state: CraftState, settings: Cr
         "products": torch.tensor(float(hyper.products)),
     }
     if state.answers is not None:
-        state.info["task_loss"], pull = task_gradient(nets.classifier, state.features, state.answers)
+        state.info["task_loss"], pull = task_gradient(
+            nets.classifier, state.features, state.answers, nets.answers
+        )
         gradient = gradient + settings.task_weight * pull
     return gradient
 
@@ -223,12 +229,12 @@ def craft_answers(
     if settings.task_weight == 0:
         raise UserError("method answers needs the cloud's classifier on the edge, and task_weight above 0")
     with torch.no_grad():
-        answers = nets.classifier(features).sigmoid()
+        answers = nets.answers.statistic(nets.classifier(features))
         start = nets.render(z) if start is None else start
     beta = features.new_full((len(features),), settings.beta)
     state = CraftState(start, features, z, beta, answers=answers)
     for _ in range(settings.steps):
-        loss, pull = task_gradient(nets.classifier, state.features, answers)
+        loss, pull = task_gradient(nets.classifier, state.features, answers, nets.answers)
         utility_loss, kept = utility_gradient(state.features, features, settings.beta)
         state.info = {"utility_loss": utility_loss, "task_loss": loss}
         outer_update(state, settings.task_weight * pull + kept, settings)

@@ -32,7 +32,7 @@ def craft_message(
     Args:
         nets: frozen nets.
         z: latents of the prior faces to start from, ``(N, Z)``.
-        codewords: probabilities ``(N, S)``, in [0, 1].
+        codewords: statistics ``(N, S)``, see `crafter_pl.answers`.
         needed: columns of the cloud's answers that the codewords are of, int64 ``(S,)``.
         settings: ``steps``, ``lr`` and ``update`` are used.
         need_weight: see above.
@@ -55,23 +55,21 @@ def craft_message(
 def _aims(nets: CraftNets, z: Tensor, codewords: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
     """The prior faces' features, and what the cloud is to answer ``(N, A)``."""
     start = nets.render(z)
-    targets = nets.classifier(start).sigmoid()
+    targets = nets.answers.statistic(nets.classifier(start))
     targets[:, needed] = codewords.to(targets)
     return start, targets
 
 
 def _cross(nets: CraftNets, features: Tensor, targets: Tensor, needed: Tensor, need_weight: float) -> Tensor:
     weights = torch.ones_like(targets[0]).index_fill_(0, needed, need_weight)
-    cross = F.binary_cross_entropy_with_logits(nets.classifier(features), targets, reduction="none")
-    return (cross * weights).sum(1)
+    return (nets.answers.terms(nets.classifier(features), targets) * weights).sum(1)
 
 
 @torch.no_grad()
 def divergence_at(nets: CraftNets, features: Tensor, targets: Tensor, needed: Tensor) -> Tensor:
-    """Of the cloud's answers from their targets, nats ``(N,)``: the mean over the needed attributes."""
-    said, meant = nets.classifier(features)[:, needed], targets[:, needed]
-    cross = F.binary_cross_entropy_with_logits(said, meant, reduction="none")
-    return (cross - F.binary_cross_entropy(meant, meant, reduction="none")).mean(1)
+    """Of the cloud's needed answers from their targets ``(N,)``, see `Answers.pooled`; of attributes nats."""
+    said, meant, answers = nets.classifier(features)[:, needed], targets[:, needed], nets.answers.part(needed)
+    return answers.pooled(answers.terms(said, meant) - answers.terms_at(meant))
 
 
 def make_pool(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from crafter_pl.answers import Answers, MultiLabel
 from crafter_pl.crafting.inversion import InversionState, Recorded
 from crafter_pl.errors import UserError
 from crafter_pl.limits import AboveZero, FromZero, NonNegativeInt, PositiveInt, checked
@@ -23,9 +24,9 @@ class CraftSettings:
 
     Attributes:
         beta: weight of the utility term (the paper's; larger keeps more utility and less privacy).
-        task_weight: gamma, weight of a second utility term: the mean over the attributes of the divergence
-            ``KL(f(Enc(X)) | f(F))`` of the cloud's answers; 0 is the paper's. It needs the cloud's classifier
-            (or a public surrogate) on the edge.
+        task_weight: gamma, weight of a second utility term: the divergence of the cloud's answers, of
+            attributes the mean of ``KL(f(Enc(X)) | f(F))``; 0 is the paper's. It needs the cloud's
+            classifier (or a public surrogate) on the edge.
         steps: outer steps (paper: 450).
         polish_steps: steps after these on the cloud's answers alone, which need no inversion: they give back
             utility that few, large steps have cost (beyond the paper; needs ``task_weight``).
@@ -105,13 +106,15 @@ class CraftNets:
         encoder: images ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
         generator: latents ``(N, Z)`` -> images in [0, 1].
         amortizer: features -> latents, where the inversion starts.
-        classifier: features -> attribute logits ``(N, A)``.
+        classifier: features -> the cloud's outputs ``(N, A)``.
+        answers: what these mean.
     """
 
     encoder: nn.Module
     generator: nn.Module
     amortizer: nn.Module
     classifier: nn.Module
+    answers: Answers = field(default_factory=MultiLabel)
 
     def render(self, z: Tensor) -> Tensor:
         """``Enc(G(z))``."""

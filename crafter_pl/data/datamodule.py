@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, default_convert
 
 from crafter_pl.data import sources, split
 from crafter_pl.data.decoding import Decoding
-from crafter_pl.data.faces import FaceBatches, Faces, FaceSet
+from crafter_pl.data.faces import FaceBatches, Faces, FaceSet, LabelsKind
 from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand
@@ -52,6 +52,8 @@ class FacesDataModule(LightningDataModule):
         attribute_columns: list[int] | None = None,
         require_attributes: bool = True,
         keep_unlabelled: bool = False,
+        labels: str | None = None,
+        labels_kind: LabelsKind = "multilabel",
     ) -> None:
         """Describe the data; nothing is loaded before `setup`.
 
@@ -77,12 +79,16 @@ class FacesDataModule(LightningDataModule):
             strict: stop at the first unreadable picture instead of leaving it out.
             cache_dir: keep decoded pictures here, so that the next run starts at once.
             max_memory_mb: above this size the decoded pictures are memory-mapped from disk.
-            attribute_columns: which columns of the attribute file to use, from 0; by default all of CelebA's
-                and the paper's ten of LFW's.
+            attribute_columns: which columns of the file of attributes or labels to use, from 0; by default
+                all, and the paper's ten of LFW's.
             require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every
                 picture and has no attributes.
             keep_unlabelled: keep LFW's pictures without a row as public faces: for priors, decoders and
                 students. Private people are those whose pictures all have a row.
+            labels: a table of labels of a folder's pictures, CSV or parted by blanks: a head, and a row a
+                picture, `<person>/<picture>` or the picture's own name. Without one there are none.
+            labels_kind: what is in it: 0 and 1 (or -1 and 1) for each attribute, one column of classes'
+                names, or numbers.
         """
         super().__init__()
         self.source = source
@@ -106,10 +112,17 @@ class FacesDataModule(LightningDataModule):
         self.attribute_columns = attribute_columns
         self.require_attributes = require_attributes
         self.keep_unlabelled = keep_unlabelled
+        self.labels = labels
+        self.labels_kind = labels_kind
         self.predict_numbers: list[int] | None = None
         self.train_split, self.val_split = "public_train", "public_val"  # a stage says which it works on
         if source not in ("synthetic", "celeba", "lfw", "folder"):
             raise UserError(f"source {source!r} must be synthetic, celeba, lfw or folder (--data.source)")
+        if (labels is None and labels_kind != "multilabel") or (labels is not None and source != "folder"):
+            raise UserError(
+                f"labels_kind {labels_kind} is of a file of labels, and that of the source folder, not "
+                f"{source}: give --data.source folder --data.labels FILE, or neither"
+            )
         for name, value in (
             ("batch_size", batch_size),
             ("predict_batch_size", predict_batch_size),
@@ -182,14 +195,16 @@ class FacesDataModule(LightningDataModule):
             return sources.load_lfw(
                 root, decoding, self.attribute_columns, self.require_attributes, self.keep_unlabelled
             )
-        if self.attribute_columns is not None:
+        if self.labels is None and self.attribute_columns is not None:
             raise UserError(
-                "attribute_columns are given, but a folder has no attributes: drop them (--data.*)"
+                "attribute_columns are given, but this folder has no labels: drop them, or give "
+                "--data.labels FILE"
             )
-        return sources.load_folder(root, decoding)
+        labels = None if self.labels is None else self._folder("labels", self.labels)
+        return sources.load_folder(root, decoding, labels, self.labels_kind, self.attribute_columns)
 
     def _folder(self, option: str, given: str) -> Path:
-        """A folder as it was meant."""
+        """A folder or file as it was meant."""
         path = expand(given)
         if "$" in path and not os.path.lexists(path):
             raise UserError(

@@ -1,7 +1,7 @@
 """Faces in memory: pictures, attributes and identities of a whole data set, and views on parts of it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from unicodedata import normalize
 
 import torch
@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 
 from crafter_pl.errors import UserError
 
-UNKNOWN = 2  # an attribute that nobody has labelled
+UNKNOWN = float("nan")  # a label that nobody has given
+
+LabelsKind = Literal["multilabel", "multiclass", "regression"]
 
 
 @dataclass
@@ -19,13 +21,15 @@ class Faces:
 
     Attributes:
         images: uint8 `(N, 3, S, S)`, RGB.
-        attributes: uint8 `(N, A)`, 0 or 1, or `UNKNOWN`; `A` is 0 where the source has no attributes.
+        attributes: float32 `(N, A)`: attributes 0 or 1, classes one-hot, or values; `UNKNOWN` where nobody
+            knows. `A` is 0 where the source has none.
         identity: int64 `(N,)`, the source's own number of the person.
-        attribute_names: `A` names in the order of the columns.
+        attribute_names: `A` names in the order of the columns: of attributes, classes or values.
         identity_names: the people's names, in ascending order of their numbers.
         file_names: `N` names, stable from one machine to the next. Names are in Unicode's normal form C;
             bytes in them that are no UTF-8 are surrogates, as `surrogateescape` makes them.
         notes: how many pictures or rows were dropped, by reason.
+        labels_kind: which of these the columns are.
     """
 
     images: Tensor
@@ -35,9 +39,11 @@ class Faces:
     identity_names: list[str]
     file_names: list[str]
     notes: dict[str, int] = field(default_factory=dict)
+    labels_kind: LabelsKind = "multilabel"
 
     def __post_init__(self) -> None:
         """Bring names into one form; refuse parts that do not fit together."""
+        self.attributes = self.attributes.float()
         self.identity_names = [normalize("NFC", name) for name in self.identity_names]
         self.file_names = [normalize("NFC", name) for name in self.file_names]
         lengths = {len(self.images), len(self.attributes), len(self.identity), len(self.file_names)}
@@ -66,7 +72,7 @@ class Faces:
     @property
     def labelled(self) -> Tensor:
         """Bool `(N,)`: whether all attributes of a picture are known; true where the source has none."""
-        return (self.attributes != UNKNOWN).all(dim=1)
+        return ~self.attributes.isnan().any(dim=1)
 
     def names(self) -> dict[int, str]:
         """The people's names by their numbers."""
@@ -76,8 +82,8 @@ class Faces:
 class FaceSet(Dataset[dict[str, Any]]):
     """Some rows of a `Faces`, as samples: one dict each, or a whole batch at once.
 
-    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, 0 or 1, or NaN where
-    unknown, `identity` int64 and `index` int64, the row in `faces`, which stays the same from run to run.
+    A sample has `image` float32 `(3, S, S)` in [0, 1], `attributes` float32 `(A,)`, NaN where unknown,
+    `identity` int64 and `index` int64, the row in `faces`, which stays the same from run to run.
     """
 
     def __init__(self, faces: Faces, index: Tensor) -> None:
@@ -103,10 +109,9 @@ class FaceSet(Dataset[dict[str, Any]]):
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """The batch of these rows of `faces`, int64 `(N,)`."""
-        attributes = self.faces.attributes[rows]
         return {
             "image": self.faces.images[rows].float().div_(255.0),
-            "attributes": attributes.float().masked_fill(attributes == UNKNOWN, float("nan")),
+            "attributes": self.faces.attributes[rows],
             "identity": self.faces.identity[rows],
             "index": rows.clone(),
         }

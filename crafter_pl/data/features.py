@@ -69,7 +69,7 @@ class StoreDataModule(FacesDataModule):
         def lookup(index: Tensor) -> dict[str, Tensor]:
             _check(faces, index, f"{self.stores[name]} holds a feature that is not of {part}: craft it again")
             return {
-                "attributes": self.faces.attributes[index].float(),
+                "attributes": self.faces.attributes[index],
                 "identity": self.faces.identity[index],
             }
 

@@ -164,7 +164,8 @@ def read_lines(file: Path) -> list[str]:
     return text.splitlines()
 
 
-def _cells(line: str, separator: str | None) -> list[str]:
+def cells(line: str, separator: str | None) -> list[str]:
+    """A line's parts: at a separator, else at blanks."""
     return line.split() if separator is None else [cell.strip(' "') for cell in line.split(separator)]
 
 
@@ -180,30 +181,41 @@ def read_table(file: Path, width: int | None) -> tuple[list[str], dict[str, tupl
     Raises:
         UserError: names file and line.
     """
-    lines = read_lines(file)
-    at = shown(file)
+    lines, at = read_lines(file), shown(file)
     separator = next((mark for mark in ",;" if lines and mark in lines[0]), None)
     columns: list[str] = []
     skip = 0
-    if separator is not None and not (head := _cells(lines[0], separator))[1].removeprefix("-").isdecimal():
+    if separator is not None and not (head := cells(lines[0], separator))[1].removeprefix("-").isdecimal():
         columns, skip = head[1:], 1  # its first value is no number
     elif width is None:
         columns, skip = lines[1].split() if len(lines) > 1 else [], 2
         if separator is not None or not columns or not lines[0].strip().isdecimal():
             raise UserError(f"{at}: line 1 must be the number of rows, line 2 the attribute names")
+    rows = table_rows(lines, skip, separator, width, at)
+    if skip == 2 and int(lines[0]) != len(rows):
+        log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
+    return columns, rows
+
+
+def table_rows(
+    lines: list[str], skip: int, separator: str | None, width: int | None, at: str
+) -> dict[str, tuple[str, list[str]]]:
+    """The rows behind a head of `skip` lines: by their first cell their place, for messages, and the others.
+
+    Raises:
+        UserError: names the line where there are not `width` others, or a name comes again.
+    """
     rows: dict[str, tuple[str, list[str]]] = {}
     for number, line in enumerate(lines[skip:], start=skip + 1):
         if not line.strip():
             continue
-        name, *values = _cells(line, separator)
+        name, *values = cells(line, separator)
         if width is not None and len(values) != width:
             raise UserError(f"{at}, line {number}: expected a file name and {width} value, got {line[:60]!r}")
         if name in rows:
             raise UserError(f"{at}, line {number}: a second row for {shown(name)}; remove one of them")
         rows[name] = f"{at}, line {number}", values
-    if skip == 2 and int(lines[0]) != len(rows):
-        log.warning("%s announces %s rows and has %d", at, lines[0].strip(), len(rows))
-    return columns, rows
+    return rows
 
 
 def to_number(text: str, at: str, what: str) -> int:
@@ -236,7 +248,7 @@ def lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], dic
     """The names of the chosen columns, and the labels by the picture's name without its ending."""
     lines = read_lines(file)
     separator, between = ("\t", "tabs") if any("\t" in line for line in lines[:2]) else (",", "commas")
-    heads = [_cells(line.lstrip("#").strip(), separator) for line in lines[:2]]
+    heads = [cells(line.lstrip("#").strip(), separator) for line in lines[:2]]
     skip = next((number for number, head in enumerate(heads, 1) if head[:2] == ["person", "imagenum"]), 0)
     if not skip:
         raise UserError(
@@ -248,19 +260,19 @@ def lfw_attributes(file: Path, chosen: list[int] | None) -> tuple[list[str], dic
     for number, line in enumerate(lines[skip:], start=skip + 1):
         if not line.strip():
             continue
-        at, cells = f"{shown(file)}, line {number}", _cells(line, separator)
-        if len(cells) != len(names) + 2:
-            raise UserError(f"{at}: expected {len(names) + 2} cells separated by {between}, got {len(cells)}")
-        stem = f"{cells[0].replace(' ', '_')}_{to_number(cells[1], at, 'a picture number'):04d}"
+        at, own = f"{shown(file)}, line {number}", cells(line, separator)
+        if len(own) != len(names) + 2:
+            raise UserError(f"{at}: expected {len(names) + 2} cells separated by {between}, got {len(own)}")
+        stem = f"{own[0].replace(' ', '_')}_{to_number(own[1], at, 'a picture number'):04d}"
         if stem in labels:
             raise UserError(f"{at}: a second row for {shown(stem)}; remove one of them")
         try:
-            scores = [float(cells[2 + column]) for column in columns]
+            scores = [float(own[2 + column]) for column in columns]
         except ValueError:
             scores = [math.nan]
         if not all(map(math.isfinite, scores)):
             raise UserError(
-                f"{at}: the scores must be finite numbers, got {[cells[2 + c] for c in columns][:3]}..."
+                f"{at}: the scores must be finite numbers, got {[own[2 + c] for c in columns][:3]}..."
             )
         labels[stem] = [int(score > 0) for score in scores]
     return [names[column].replace(" ", "_") for column in columns], labels

@@ -3,13 +3,14 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
-from crafter_pl.data.faces import UNKNOWN, Faces
+from crafter_pl.data.faces import UNKNOWN, Faces, LabelsKind
+from crafter_pl.data.labels import read_labels
 from crafter_pl.data.layout import (
     LFW_FOLDERS,
     choose_columns,
@@ -138,29 +139,45 @@ def load_lfw(
     )
 
 
-def load_folder(root: Path, how: Decoding) -> Faces:
-    """Read `root/<person>/<picture>`, a folder a person; there are no attributes.
+def load_folder(
+    root: Path,
+    how: Decoding,
+    labels: Path | None = None,
+    labels_kind: LabelsKind = "multilabel",
+    label_columns: list[int] | None = None,
+) -> Faces:
+    """Read `root/<person>/<picture>`, a folder a person.
 
     Args:
         root: the folder of the people's folders.
         how: size, crop and cache of the pictures.
+        labels: a file of labels, see `read_labels`; None: there are none (`A` = 0).
+        labels_kind: what is in it.
+        label_columns: which of its columns to use, from 0; None for all.
 
     Raises:
-        UserError: the folder is missing or holds no such pictures.
+        UserError: the folder is missing or holds no such pictures, or the labels are malformed.
     """
     if not root.is_dir():
         raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
     files, people = people_folders(root)
     notes = {"pictures_outside_a_person": sum(map(is_picture, os.scandir(root)))}
+    names: list[str] = []
+    rows: list[list[float]] = [[] for _ in files]
+    if labels is not None:
+        found = read_labels(labels, labels_kind, label_columns, files)
+        names, rows = found.names, found.rows(files)
+        notes |= {"rows_without_picture": found.unused, "pictures_without_row": len(files) - len(found.of)}
     return _assemble(
         root,
         files,
         [people[f.partition("/")[0]] for f in files],
         list(people),
-        [[] for _ in files],
-        [],
+        rows,
+        names,
         notes,
         how,
+        labels_kind,
     )
 
 
@@ -169,10 +186,11 @@ def _assemble(
     files: dict[str, str],
     identity: list[int],
     people: list[str] | None,
-    labels: list[list[int]],
+    labels: Sequence[Sequence[float]],
     attribute_names: list[str],
     notes: dict[str, int],
     how: Decoding,
+    labels_kind: LabelsKind = "multilabel",
 ) -> Faces:
     """Decode the pictures and put the rows of the readable ones together; `people` are names by number."""
     if not files:
@@ -192,7 +210,7 @@ def _assemble(
     numbers = torch.tensor([identity[k] for k in kept], dtype=torch.long)
     return Faces(
         images=images,
-        attributes=torch.tensor([labels[k] for k in kept], dtype=torch.uint8).view(
+        attributes=torch.tensor([labels[k] for k in kept], dtype=torch.float32).view(
             len(kept), len(attribute_names)
         ),
         identity=numbers,
@@ -202,6 +220,7 @@ def _assemble(
         ],
         file_names=[names[k] for k in kept],
         notes=notes,
+        labels_kind=labels_kind,
     )
 
 

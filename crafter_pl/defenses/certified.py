@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crafter_pl.certificate import Certificate
 from crafter_pl.crafting.channel import Channel
-from crafter_pl.crafting.codebook import Codebook, Quantiser, learn_messages
+from crafter_pl.crafting.codebook import Codebook, Quantiser, check_size, learn_messages
 from crafter_pl.crafting.message import craft_message, make_pool, train_pass
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
 from crafter_pl.crafting.settings import CraftSettings
@@ -57,9 +57,10 @@ class Certified(Distilled[CertifiedOptions]):
     Args:
         task_ckpt: the task model (encoder and classifier); null finds the experiment's own.
         prior_ckpt: the prior; null finds the experiment's own.
-        needs: the attributes that the service needs, by name; ``all`` of them must be asked for.
+        needs: the attributes or values that the service needs, by name; ``all`` of them must be asked for;
+            of classes and embeddings there are no others.
         bits: a codebook has ``2 ** bits`` words at most.
-        levels: instead of a codebook so many levels of each attribute.
+        levels: instead of a codebook so many levels of each attribute or value.
         floor: words that a smaller share of the public faces have are merged into others: a rare message
             names its owner.
         epsilon: of randomised response; null: none.
@@ -78,8 +79,9 @@ class Certified(Distilled[CertifiedOptions]):
         seed: of coins and rows in `predict`.
 
     Attributes:
-        codewords: what each message says of the needed attributes, probabilities ``(M, S)``.
-        weights: of the needed attributes in the choice of a codeword ``(S,)``, see `attribute_weights`.
+        codewords: what each message says of the needed attributes, statistics ``(M, S)``: probabilities,
+            standardised values or unit vectors, see `crafter_pl.answers`.
+        weights: of the needed attributes in the choice of a codeword ``(S,)``, see `Answers.weights`.
         shares: of public faces that have each message, ``(M,)``.
         edges: where the levels are parted, ``(S, L - 1)``; empty with a codebook.
         pool: the features ``(M, R, C, h, w)``. The same on all devices, and no secret.
@@ -117,11 +119,7 @@ class Certified(Distilled[CertifiedOptions]):
     ) -> None:
         super().__init__()
         self.begin(needs, work)
-        if bits > 20 or levels == 1 or (levels or 0) ** len(self.columns) > 2**20:
-            raise UserError(
-                f"bits {bits}, levels {levels}: give 2 levels or more, and no more than 20 bits; a longer "
-                "message protects nobody (--model.init_args.bits, levels)"
-            )
+        check_size(bits, levels, len(self.columns), self.task.answers)
         shape = self.task.feature_shape
         self.net = CraftingNet(shape, len(self.columns)).requires_grad_(False) if way == "pass" else None
         # Their sizes are known when they have been learnt.
@@ -148,7 +146,7 @@ class Certified(Distilled[CertifiedOptions]):
         certificate = self.certificate(self.options())
         self.final_metrics["bits"] = certificate.bits
         if self.trainer.is_global_zero:
-            about = f"{certificate.bits:.2f} bits a picture, about {', '.join(self.answered)}"
+            about = f"{certificate.bits:.2f} bits a picture, about {self.about}"
             print(f"{len(self.codewords)} messages, {about}; {self.pool.shape[1]} features each", flush=True)
 
     @torch.no_grad()
@@ -163,7 +161,8 @@ class Certified(Distilled[CertifiedOptions]):
             shown.step(len(part))
         shown.close()
         answers = torch.cat(seen)
-        messages = learn_messages(answers.double().sigmoid(), h["bits"], h["levels"], h["floor"])
+        known = self.meaning.statistic(answers.double())
+        messages = learn_messages(known, h["bits"], h["levels"], h["floor"], self.meaning)
         words = messages.codewords
         counts = torch.bincount(messages(answers), minlength=len(words))
         if self.net is not None:
@@ -211,9 +210,9 @@ class Certified(Distilled[CertifiedOptions]):
         if not len(self.codewords):
             way = "its training has not come to its end; go on with fit --ckpt_path last"
             raise UserError(f"this certified defence has no codebook: {way}")
-        messages: Codebook | Quantiser = Codebook(self.codewords, self.weights)
+        messages: Codebook | Quantiser = Codebook(self.codewords, self.weights, self.meaning)
         if len(self.edges):
-            messages = Quantiser(self.edges, self.codewords)
+            messages = Quantiser(self.edges, self.codewords, self.meaning)
         return Channel(messages, options.epsilon).to(self.device)
 
     def certificate(self, options: CertifiedOptions) -> Certificate:

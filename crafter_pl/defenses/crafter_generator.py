@@ -120,7 +120,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
     def _pass(self) -> CraftingPass:
         nets = self.nets
         generator = nets.generator if self.hparams["sees"] == "answers" else None
-        return CraftingPass(self.net, nets.encoder, nets.classifier, generator)
+        return CraftingPass(self.net, nets.encoder, nets.classifier, generator, nets.answers)
 
     # ---- fit ----------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -155,7 +155,7 @@ class CrafterGenerator(Game[GeneratorOptions]):
         """The gradient of the objective with respect to each crafted feature, and its parts' values."""
         settings = self.craft_settings()
         if self.hparams["sees"] == "answers":
-            loss, pull = task_gradient(self.nets.classifier, crafted, answers)
+            loss, pull = task_gradient(self.nets.classifier, crafted, answers, self.nets.answers)
             utility_loss, kept = utility_gradient(crafted, x, settings.beta)
             return settings.task_weight * pull + kept, {"task_loss": loss, "utility_loss": utility_loss}
         state = self._begun(crafted, x, answers, settings)
@@ -164,8 +164,8 @@ class CrafterGenerator(Game[GeneratorOptions]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The cloud's scores for crafted features of held-out public people; the adversary's error."""
         crafted = self.protect(batch["image"], batch["index"], self.options(seed=0, refine_steps=0))
-        self.auc.update(self.task.cloud(crafted), batch["attributes"])
-        self.log("val/mean_auc", self.auc, prog_bar=True)
+        self.utility.update(self.task.cloud(crafted), self.task.truth(batch))
+        self.log(f"val/{self.task.answers.main}", self.utility, prog_bar=True)
         figures = {"val/distance": (crafted - self.nets.encoder(batch["image"])).square().mean()}
         if self.adversary is not None and len(crafted) > 1:
             figures["val/decoder_error"] = relative_error(self.adversary(crafted), batch["image"])

@@ -109,5 +109,7 @@ class FrozenNets:
                 nets[2] = nets[2].to(memory_format=torch.channels_last)
             encoder, generator, classifier = (Bfloat16(net) for net in nets) if narrow else nets
             amortizer = copy.deepcopy(self.amortizer).to(device, wide)
-            self._made[device, dtype] = CraftNets(encoder, generator, amortizer, classifier)
+            self._made[device, dtype] = CraftNets(
+                encoder, generator, amortizer, classifier, copy.deepcopy(self.task.answers).to(device)
+            )
         return self._made[device, dtype]

@@ -4,13 +4,12 @@ from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from crafter_pl.answers import Answers
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.crafting import FrozenNets
 from crafter_pl.defenses.options import OptionsT
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC
 from crafter_pl.nets import freeze
 from crafter_pl.nets.answer_head import fitting_head
 from crafter_pl.nets.certified import Columns
@@ -25,7 +24,7 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
 
     Attributes:
         columns: where the needed attributes stand among the cloud's answers.
-        head: feature -> logits of these; None: the cloud's classifier.
+        head: feature -> the cloud's outputs for these; None: the cloud's classifier.
     """
 
     prior = Upstream(GanPrior)  # the frozen prior
@@ -44,8 +43,9 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
             task, size = self.task, self.task.hparams["image_size"]
             encoder, answers = task.net.encoder_module(), len(self.columns)
             self.head = fitting_head(encoder, size, task.feature_shape, answers, work)
+            self.meaning.begin(self.head)
         self.frozen = FrozenNets(self.task, self.prior)
-        self.auc, self.cloud_auc = AttributeAUC(), AttributeAUC()
+        self.utility, self.cloud_utility = self.meaning.metric(), self.meaning.metric()
 
     def _columns(self, needs: list[str] | str | None) -> list[int]:
         """Where the needed attributes stand among the cloud's answers."""
@@ -59,6 +59,11 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
             raise UserError(f"which attributes does the service need? The fewer, the less leaves: {way}")
         if needs == "all":
             return list(range(len(names)))
+        if not self.task.answers.separate:
+            raise UserError(
+                f"{', '.join(needs)} alone cannot be needed of {self.task.answers.served}, which are one "
+                "answer: give --model.init_args.needs all"
+            )
         if strange := [name for name in needs if name not in names]:
             raise UserError(f"the cloud does not answer for {', '.join(map(str, strange))}: {way}")
         if len(set(needs)) < len(needs):
@@ -66,9 +71,20 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         return [names.index(name) for name in needs]
 
     @property
+    def meaning(self) -> Answers:
+        """What the needed outputs mean, on this device."""
+        return self.task.answers.part(torch.tensor(self.columns, device=self.device))
+
+    @property
     def answered(self) -> list[str]:
         """The needed attributes by name, in the order of the codewords."""
         return [self.task.hparams["attribute_names"][column] for column in self.columns]
+
+    @property
+    def about(self) -> str:
+        """What the message is about: the needed answers, or of many how many they are."""
+        names, served = self.answered, self.task.answers.served
+        return f"{len(names)} {served}" if served != "attributes" and len(names) > 6 else ", ".join(names)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """AdamW over the head; nothing without one."""
@@ -94,26 +110,27 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         self.head.load_state_dict(other.head.state_dict())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
-        """Cross entropy of the head's answers with the cloud's, for moved and mirrored public faces."""
+        """Cross divergence of the head's answers from the cloud's, for moved and mirrored public faces."""
         if self.head is None or self.hparams["head_of"] is not None:
             return None
         with torch.no_grad():
             features = self.task.edge(warp(flip(batch["image"]), 0.03, 0.05, 0.08))
-            theirs = self.task.cloud(features)[:, self.columns].sigmoid()
-        loss = F.binary_cross_entropy_with_logits(self.head(features), theirs)
+            theirs = self.meaning.statistic(self.task.cloud(features)[:, self.columns])
+        loss = self.meaning.loss(self.head(features), theirs)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The needed attributes' mean AUC on held-out public people: the head's and the cloud's."""
-        features, true = self.task.edge(batch["image"]), batch["attributes"][:, self.columns]
-        theirs = self.task.cloud(features)[:, self.columns]
-        self.auc.update(theirs if self.head is None else self.head(features), true)
-        self.cloud_auc.update(theirs, true)
-        self.log_dict({"val/mean_auc": self.auc, "val/cloud_auc": self.cloud_auc}, prog_bar=True)
+        """The needed answers' figure on held-out public people: the head's and the cloud's."""
+        features, true = self.task.edge(batch["image"]), self.task.truth(batch)[:, self.columns]
+        theirs, main = self.task.cloud(features)[:, self.columns], self.meaning.main
+        self.utility.update(theirs if self.head is None else self.head(features), true)
+        self.cloud_utility.update(theirs, true)
+        figures = {f"val/{main}": self.utility, f"val/cloud_{main.removeprefix('mean_')}": self.cloud_utility}
+        self.log_dict(figures, prog_bar=True)
 
     def answering(self) -> nn.Module:
-        """Encoder and head, frozen: pictures ``(N, 3, S, S)`` in [0, 1] -> logits, ``(N, S)``."""
+        """Encoder and head, frozen: pictures ``(N, 3, S, S)`` in [0, 1] -> outputs, ``(N, S)``."""
         nets = self.frozen(self.device)
         if self.head is None:
             return nn.Sequential(nets.encoder, Columns(nets.classifier, self.columns))

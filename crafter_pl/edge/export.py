@@ -97,6 +97,7 @@ def export(
         "protects": graph is not None,
         **({} if graph else {"warning": _UNPROTECTED}),
         "attribute_names": task.hparams["attribute_names"],
+        **({} if task.answers.kind == "multilabel" else {"answers": task.answers.kind}),
         "input_range": [0, 1],
         "frame": task.frame and task.frame._asdict(),
         "tolerance": TOLERANCE,

@@ -158,7 +158,7 @@ class Protector:
         assert isinstance(self.defense, Certified)
         self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
-        known, needs = self.defense.certificate(self.options), ", ".join(self.defense.answered)
+        known, needs = self.defense.certificate(self.options), self.defense.about
         spent = accountant.spent().get(self.person, 0.0)
         whole = Certificate(spent + known.bits).naming(10_000)
         about = {"bits": known.bits, "needs": needs, "bound": known.naming(10_000), "spent": spent}

@@ -106,6 +106,17 @@ class IdentityBootstrap:
             float(values.mean()), np.divide(self.weights @ total, drawn, out=empty, where=drawn > 0)
         )
 
+    def figure(self, of: Callable[[Floats], Floats]) -> Bootstrapped:
+        """A figure that is no mean over pictures.
+
+        Args:
+            of: from how often each picture counts, in several weightings ``(B, N)``, to the figure, ``(B,)``.
+        """
+        step = max(1, CHUNK // max(self.group.size, 1))
+        parts = (self.weights[start : start + step] for start in range(0, len(self.weights), step))
+        replicates = np.concatenate([of(part[:, self.group]) for part in parts])
+        return Bootstrapped(float(of(np.ones((1, self.group.size)))[0]), replicates)
+
     def auc(self, scores: ArrayLike, targets: ArrayLike) -> list[Bootstrapped]:
         """AUC of each attribute, see `attribute_auc`; NaN where there is one class only.
 

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crafter_pl.answers import Answers, MultiLabel
+
 
 class _Block(nn.Module):
     """Two convolutions added to their input; the condition scales and shifts what is between them."""
@@ -68,21 +70,28 @@ class CraftingPass(nn.Module):
     Args:
         net: the `CraftingNet`.
         encoder: pictures ``(N, 3, S, S)`` -> features ``(N, C, h, w)``.
-        classifier: features -> the cloud's logits ``(N, A)``.
+        classifier: features -> the cloud's outputs ``(N, A)``.
         generator: of the prior; noise ``(N, Z)`` -> pictures. None: the net sees the feature and the noise
             themselves, not the feature of the prior's face and the answers.
+        answers: what the outputs mean; None: attributes.
     """
 
     def __init__(
-        self, net: CraftingNet, encoder: nn.Module, classifier: nn.Module, generator: nn.Module | None
+        self,
+        net: CraftingNet,
+        encoder: nn.Module,
+        classifier: nn.Module,
+        generator: nn.Module | None,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         self.net, self.encoder, self.classifier, self.generator = net, encoder, classifier, generator
+        self.answers = answers or MultiLabel()
 
     def clean(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unprotected features ``(N, C, h, w)`` and the cloud's answers for them, in [0, 1], ``(N, A)``."""
+        """Unprotected features ``(N, C, h, w)`` and what the cloud's answers for them say, ``(N, A)``."""
         features = self.encoder(images)
-        return features, self.classifier(features).sigmoid()
+        return features, self.answers.statistic(self.classifier(features))
 
     def seen(self, features: Tensor, answers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What the net gets: x ``(N, C, h, w)`` and the condition ``(N, K)``."""

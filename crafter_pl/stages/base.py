@@ -47,7 +47,7 @@ class Stage(L.LightningModule):
     data_class: ClassVar[type[FacesDataModule]] = FacesDataModule
     train_split: ClassVar[str] = "public_train"
     val_split: ClassVar[str] = "public_val"
-    monitor: ClassVar[str | None] = None
+    monitor: str | None = None
     mode: ClassVar[str] = "max"
     rise: ClassVar[float] = 0.2
     unsaved: ClassVar[tuple[str, ...]] = ()

@@ -11,15 +11,14 @@ from crafter_pl.data.features import StoreDataModule, protected_by
 from crafter_pl.data.provenance import present
 from crafter_pl.data.store import expect
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.scored import Scored
-from crafter_pl.stages.task import TaskModel
+from crafter_pl.stages.task import TaskModel, has_truth
 from crafter_pl.stages.upstream import Upstream
 
 
 class CloudClassifier(Scored):
-    """Attribute classifier that learns from features alone ("Who does what": training scenario).
+    """Classifier that learns from features alone ("Who does what": training scenario).
 
     The edge encoder is trained already, on public faces; the private people upload protected features of
     their ``private_train`` pictures with attributes, and the classifier is used on protected features of
@@ -67,7 +66,8 @@ class CloudClassifier(Scored):
             for module in self.net.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
-        self.auc = AttributeAUC()
+            self.task.answers.begin(self.net)
+        self.utility = self.task.answers.metric()
 
     def setup(self, stage: str) -> None:
         """Lets the data open the stores.
@@ -77,10 +77,10 @@ class CloudClassifier(Scored):
         """
         super().setup(stage)
         data, h = self.data, self.hparams
-        if list(data.attribute_names) != list(self.task.hparams["attribute_names"]):
+        if not has_truth(self.task, data, self.upstream_files["task"][0]):
             raise UserError(
-                f"the task model knows the attributes {self.task.hparams['attribute_names']}, the data have "
-                f"{list(data.attribute_names)}; give the data that it was trained on"
+                "a cloud classifier learns from labels, which these faces have not: give some (--data.labels "
+                "FILE)"
             )
         if h["train_store"] is None:
             return
@@ -104,7 +104,7 @@ class CloudClassifier(Scored):
             h["learned_from"] = protected_by(manifest)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
+        """Features ``(N, C, h, w)`` -> outputs ``(N, A)``."""
         return self.net(features)
 
     @torch.no_grad()
@@ -115,13 +115,13 @@ class CloudClassifier(Scored):
         return self.task.edge(flip(batch["image"]) if augment else batch["image"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Binary cross entropy over the attributes."""
-        logits = self(self._features(batch, self.hparams["augment"]))
-        loss = attribute_loss(logits, batch["attributes"])
+        """The answers' own loss: of attributes binary cross entropy."""
+        outputs, answers = self(self._features(batch, self.hparams["augment"])), self.task.answers
+        loss = answers.loss(outputs, answers.aims(batch["attributes"]))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
-        """The mean AUC over the attributes that have both classes; no checkpoint is chosen by it."""
-        self.auc.update(self(self._features(batch)), batch["attributes"])
-        return {"mean_auc": self.auc}
+        """The answers' main figure; no checkpoint is chosen by it."""
+        self.utility.update(self(self._features(batch)), batch["attributes"])
+        return {self.task.answers.main: self.utility}

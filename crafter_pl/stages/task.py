@@ -1,4 +1,4 @@
-"""The edge/cloud task model: face attributes from features."""
+"""The edge/cloud task model: attributes, classes, values or embeddings of faces, from features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from crafter_pl.answers import Kind, make
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
-from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.scored import Scored
 
 
 class TaskModel(Scored):
-    """Multi-label attribute classifier, cut into an edge encoder and a cloud classifier ("Who does what").
+    """A face model, cut into an edge encoder and a cloud classifier ("Who does what").
 
     Args:
         arch: ``resnet18`` and ``vgg16`` (the paper's), or any other classification model of torchvision.
@@ -27,7 +27,12 @@ class TaskModel(Scored):
         lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
         weight_decay: of AdamW.
         augment: mirror the training pictures.
-        attribute_names: the attributes, in order; the command line takes them from the data.
+        answers: what its outputs mean: ``multilabel`` attributes, ``multiclass``, values of a ``regression``,
+            or an ``embedding``; see `crafter_pl.answers`.
+        attribute_names: the attributes, classes or values, in order; the command line takes them from
+            the data.
+        answer_mean: of a regression's values over the public faces; likewise.
+        answer_std: their standard deviations there; likewise.
         image_size: side of the pictures in pixels; likewise.
 
     Attributes:
@@ -48,28 +53,50 @@ class TaskModel(Scored):
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
         augment: bool = True,
+        answers: Kind = "multilabel",
         attribute_names: list[str] | None = None,
+        answer_mean: list[float] | None = None,
+        answer_std: list[float] | None = None,
         image_size: int | None = None,
     ) -> None:
         super().__init__()
         count = len(self.needs("attribute_names"))
+        self.answers = make(answers, answer_mean, answer_std)
         self.net = SplitClassifier(arch, cut, count, weights)
-        self.auc = AttributeAUC()
+        self.answers.begin(self.net.cloud)
+        self.utility, self.monitor = self.answers.metric(), f"val/{self.answers.main}"
         self.feature_shape = self._measure(count)
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes and the size of the pictures.
+        """The attributes, classes or values, and the size of the pictures.
 
         Raises:
-            UserError: there are fewer than two attributes.
+            UserError: the labels are of another kind, or too few; or nobody can label an embedding.
         """
-        if (there := len(data.attribute_names)) < 2:
+        kind, names = given.get("answers", "multilabel"), list(data.attribute_names)
+        if kind == "embedding":
             raise UserError(
-                f"the task model needs two attributes or more, and these faces have {there or 'none'}: "
-                "choose a labelled source, or more columns (--data.attribute_columns)"
+                "an embedding has no labels to be learnt from: adopt a trained net (python -m crafter_pl "
+                "adopt)"
             )
-        return {"attribute_names": list(data.attribute_names), "image_size": data.image_size}
+        if names and data.labels_kind != kind:
+            raise UserError(
+                f"these faces' labels are {data.labels_kind}, the model's answers {kind}: give "
+                f"--model.init_args.answers {data.labels_kind}"
+            )
+        if len(names) < (least := 1 if kind == "regression" else 2):
+            raise UserError(
+                f"the task model needs labels, {least} or more of them, and these faces have "
+                f"{len(names) or 'none'}: choose a labelled source, more columns (--data.attribute_columns), "
+                "or a labels file (--data.labels)"
+            )
+        found: dict[str, Any] = {"attribute_names": names, "image_size": data.image_size}
+        if kind == "regression":
+            values = data.faces.attributes[data.dataset("labelled_train").index]
+            std, mean = torch.std_mean(values, 0, correction=0)
+            found |= {"answer_mean": mean.tolist(), "answer_std": std.tolist()}
+        return found
 
     @torch.no_grad()
     def _measure(self, answers: int) -> tuple[int, int, int]:
@@ -95,24 +122,41 @@ class TaskModel(Scored):
         return (shape[1], shape[2], shape[3])
 
     def setup(self, stage: str) -> None:
-        """The data must have its attributes.
+        """The data must have its labels.
 
         Raises:
-            UserError: they have others.
+            UserError: they have others, or none.
         """
         super().setup(stage)
-        if list(self.data.attribute_names) != list(self.hparams["attribute_names"]):
+        if not has_truth(self, self.data):
             raise UserError(
-                f"this task model knows the attributes {self.hparams['attribute_names']}, the data have "
-                f"{list(self.data.attribute_names)}; train a task model on these data"
+                "these faces have no labels that this task model could be held against: give some "
+                "(--data.labels FILE); an audit measures its agreement with itself"
             )
+
+    @torch.no_grad()
+    def truth(self, batch: dict[str, Tensor]) -> Tensor:
+        """What should be answered ``(N, A)``: the labels; without any what it says of the pictures itself.
+
+        Raises:
+            UserError: there are labels of something else.
+        """
+        labels, count = batch["attributes"], len(self.hparams["attribute_names"])
+        if not labels.shape[1] or not self.answers.labelled:
+            return self.answers.own(self.net(batch["image"]))
+        if labels.shape[1] != count:
+            raise UserError(
+                f"the task model gives {count} {self.answers.served}, the faces have "
+                f"{labels.shape[1]} labels: give the data that it was trained on"
+            )
+        return labels
 
     def edge(self, images: Tensor) -> Tensor:
         """Edge encoder: ``(N, 3, H, W)`` in [0, 1] -> features ``(N, C, h, w)``."""
         return self.net.encode(images)
 
     def cloud(self, features: Tensor) -> Tensor:
-        """Cloud classifier: features ``(N, C, h, w)`` -> attribute logits ``(N, A)``."""
+        """Cloud classifier: features ``(N, C, h, w)`` -> outputs ``(N, A)``, such as logits."""
         return self.net.cloud(features)
 
     def on_fit_start(self) -> None:
@@ -132,21 +176,21 @@ class TaskModel(Scored):
             self.frame = Frame(*frame)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Binary cross entropy over the attributes."""
+        """The answers' own loss: of attributes binary cross entropy."""
         images = flip(batch["image"]) if self.hparams["augment"] else batch["image"]
-        loss = attribute_loss(self.net(images), batch["attributes"])
+        loss = self.answers.loss(self.net(images), self.answers.aims(batch["attributes"]))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Metric]:
-        """The loss, and the mean AUC over the attributes that have both classes in that part.
+        """The loss, and the answers' main figure: of attributes the mean AUC over those of both classes.
 
-        Of the audited pictures, unprotected, the AUC is the utility that a defence starts from.
+        Of the audited pictures, unprotected, it is the utility that a defence starts from.
         """
-        logits = self.net(batch["image"])
-        self.auc.update(logits, batch["attributes"])
-        loss = attribute_loss(logits, batch["attributes"])
-        return {"loss": loss, "mean_auc": self.auc}
+        outputs = self.net(batch["image"])
+        self.utility.update(outputs, batch["attributes"])
+        loss = self.answers.loss(outputs, self.answers.aims(batch["attributes"]))
+        return {"loss": loss, self.answers.main: self.utility}
 
     def on_validation_epoch_end(self) -> None:
         """Draws faces.
@@ -160,3 +204,26 @@ class TaskModel(Scored):
             order = score.argsort()
             chosen = torch.cat([order[:columns], order[-columns:].flip(0)])
             self.log_grid(f"lowest_highest/{name}", images[chosen], columns)
+
+
+def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
+    """Whether the data's labels are what a task model answers; False: they have none, or nobody labels that.
+
+    Args:
+        task: the model, from ``path`` if that is given.
+        data: set up.
+        path: for messages.
+
+    Raises:
+        UserError: they are labels of something else.
+    """
+    mine, theirs = list(task.hparams["attribute_names"]), list(data.attribute_names)
+    if not theirs or not task.answers.labelled:
+        return False
+    if (data.labels_kind, theirs) != (task.answers.kind, mine):
+        raise UserError(
+            f"the task model {path} knows the {task.answers.served} {', '.join(mine)}, but the data have "
+            f"{data.labels_kind} labels {', '.join(theirs)}: train it on these data, or choose the same "
+            "--data.attribute_columns or --data.labels"
+        )
+    return True

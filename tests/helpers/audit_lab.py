@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crafter_pl.answers import ATTRIBUTES
 from crafter_pl.attacks.base import Attack, Target
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit import bind, features, load
@@ -34,6 +35,7 @@ class FakeData:
 
     source, image_size, split_hash, private_people = "fake", SIZE, SPLIT_HASH, PEOPLE
     attribute_names = ("reddish", "noisy", "always")
+    labels_kind = "multilabel"
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -57,7 +59,7 @@ class FakeData:
 class FakeTask(torch.nn.Module):
     """The feature is the picture; the first attribute is read from it exactly, the others by luck."""
 
-    feature_shape = (3, SIZE, SIZE)
+    feature_shape, answers = (3, SIZE, SIZE), ATTRIBUTES
     hparams = {"attribute_names": list(FakeData.attribute_names), "image_size": SIZE}  # noqa: RUF012
 
     def edge(self, images: Tensor) -> Tensor:

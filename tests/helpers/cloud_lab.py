@@ -172,9 +172,9 @@ def _slowed(seconds, end_seconds):
     """In the process of `Running`: before the net is loaded."""
     classify = classifier.classify
 
-    def slow(net, features, most):
+    def slow(net, features, most, answers):
         if most > 1:  # not the first try, before it listens
             time.sleep(seconds)
-        return classify(net, features, most)
+        return classify(net, features, most, answers)
 
     classifier.classify, serve.END_SECONDS = slow, end_seconds

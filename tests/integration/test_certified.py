@@ -194,7 +194,7 @@ def test_export_writes_the_defence(trained, tmp_path):
 
 
 def test_the_cloud_answers_for_what_is_needed_alone(trained, stage, faces):
-    net, facts = load_classifier(trained)
+    net, facts, _ = load_classifier(trained)
     assert facts.attributes == ("Smiling", "Eyeglasses") and "Bald" in facts.not_answered
     assert len(facts.attributes) + len(facts.not_answered) == len(stage.task.hparams["attribute_names"])
     features = Told(stage).protect(faces["image"][:2], faces["index"][:2])

@@ -38,20 +38,20 @@ def test_the_cloud_of_each_kind_of_stage(lab):
     features, _, manifest = read_store(lab.store())
     expected = task.cloud(features).sigmoid()
 
-    net, facts = load_classifier(lab.ckpt("task"))
+    net, facts, _ = load_classifier(lab.ckpt("task"))
     assert facts == Facts("TaskModel", names, task.feature_shape, digest, None)
     assert near(classify(net, features, 3), expected, steps=10)
 
-    net, facts = load_classifier(lab.ckpt("noise"))
+    net, facts, _ = load_classifier(lab.ckpt("noise"))
     assert (facts.stage, facts.encoder_sha256, facts.defense_sha256) == ("Noise", digest, None)
     assert near(classify(net, features, 64), expected, steps=10)
 
-    net, facts = load_classifier(lab.ckpt("adversarial_learning"))  # trains encoder and cloud anew
+    net, facts, _ = load_classifier(lab.ckpt("adversarial_learning"))  # trains encoder and cloud anew
     assert facts.encoder_sha256 == digest and len(facts.defense_sha256) == 64
     assert (classify(net, features, 64) - expected).abs().max() > 1e-4
 
     stores = [f"--model.init_args.{n}_store={lab.store(f'private_{n}')}" for n in ("train", "test")]
-    net, facts = load_classifier(lab.ckpt("cloud", "training_scenario", *stores))
+    net, facts, _ = load_classifier(lab.ckpt("cloud", "training_scenario", *stores))
     assert (facts.stage, facts.attributes, facts.encoder_sha256) == ("CloudClassifier", names, digest)
     assert facts.defense_sha256 == manifest["defense_sha256"]
 

@@ -83,7 +83,9 @@ def test_faces_of_ones_own_are_read_with_their_labels(tmp_path):
         for number, image in enumerate(faces.images):
             name = f"my face {number}.PNG"
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(pictures / name)
-            writer.writerow([name, f"person {faces.identity[number]}", *faces.attributes[number].tolist()])
+            writer.writerow(
+                [name, f"person {faces.identity[number]}", *faces.attributes[number].int().tolist()]
+            )
     subprocess.run([sys.executable, EXAMPLES / "own_faces.py", labels, pictures, root], check=True)
     data = FacesDataModule(
         source="celeba", root=str(root), image_size=32, private_people=2, min_private_images=4, test_images=1

@@ -71,11 +71,11 @@ def test_attributes_of_one_class_do_not_count():
     stage = TaskModel(attribute_names=["a", "b", "c"], image_size=32)
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.2, 0.5, 0.4], [0.3, 0.4, 0.1], [0.4, 0.1, 0.9]])
     target = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 1], [1, 0, 1]])
-    stage.auc.update(scores, target)
-    assert float(stage.auc.compute()) == pytest.approx((1.0 + 0.75) / 2)  # by counting pairs
-    stage.auc.reset()
-    stage.auc.update(scores[:, [2, 2, 2]], target[:, [2, 2, 2]])
-    assert float(stage.auc.compute()) == 0.5
+    stage.utility.update(scores, target)
+    assert float(stage.utility.compute()) == pytest.approx((1.0 + 0.75) / 2)  # by counting pairs
+    stage.utility.reset()
+    stage.utility.update(scores[:, [2, 2, 2]], target[:, [2, 2, 2]])
+    assert float(stage.utility.compute()) == 0.5
 
 
 # What task and oracle draw

@@ -15,10 +15,13 @@ from fake_reports import fake_report, made, write
 from forty_people import TRUTH, judgement
 from torch import Tensor
 
+from crafter_pl.answers import MultiLabel
 from crafter_pl.audit.groups import by_group, known_groups
 from crafter_pl.audit.record import to_json
+from crafter_pl.audit.show import sided
 from crafter_pl.audit.show.sentences import group_sentences
-from crafter_pl.audit.show.tables import groups_page, text
+from crafter_pl.audit.show.tables import text
+from crafter_pl.audit.yardstick import Yardstick
 from crafter_pl.data.people import IDENTITY_ATTRIBUTES
 from crafter_pl.errors import UserError
 from crafter_pl.metrics import IdentityBootstrap
@@ -35,7 +38,11 @@ PANEL: Any = SimpleNamespace(
     truth=TRUTH, people=torch.arange(40), originals=SimpleNamespace(hits=torch.stack([FIRST, TALL]))
 )
 JUDGE: Any = SimpleNamespace(
-    rows=ROWS, attributes=NAMES, panel=PANEL, boot=IdentityBootstrap(TRUTH, 100, seed=4)
+    rows=ROWS,
+    attributes=NAMES,
+    panel=PANEL,
+    boot=IdentityBootstrap(TRUTH, 100, seed=4),
+    yardstick=Yardstick(MultiLabel(), NAMES, ATTRIBUTES),
 )
 
 
@@ -214,7 +221,7 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     html = html[html.index("<h2>By group</h2>") : html.index("<h2>The judges</h2>")]
     assert "<b>" not in html and "left out" in html and "+20.0<small>10.0 to 30.0 points</small>" in html
     markdown = (tmp_path / "groups.md").read_text()
-    assert markdown == groups_page(report)
+    assert markdown == sided.page(report)
     assert "| unprotected, difference |  |  | - | +20.0 (10.0 to 30.0 points) |" in markdown
     both, alone = (
         "90.0&nbsp;% (80.0 to 100.0&nbsp;%) of those with",
@@ -223,7 +230,7 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     assert both in html and "difference +20.0 (10.0 to 30.0 points)" in html and alone in markdown
     for group in plain["groups"].values():  # as in reports from before the originals were counted
         del group["originals"]
-    assert "original picture" not in groups_page(made(plain))
-    assert "Attributes in the mean AUC: hat." in groups_page(made(plain))
+    assert "original picture" not in sided.page(made(plain))
+    assert "Attributes in the mean AUC: hat." in sided.page(made(plain))
     assert "By group" not in write(tmp_path / "none", fake_report()).read_text()
     assert list(group_sentences(made(fake_report()))) == []

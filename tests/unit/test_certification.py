@@ -7,11 +7,13 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from crafter_pl.answers import ATTRIBUTES
 from crafter_pl.attacks.message import message_attackers
 from crafter_pl.audit.certification import Messages, certify
 from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import beyond, percent
+from crafter_pl.audit.yardstick import Yardstick
 from crafter_pl.certificate import Certificate, ceiling, chance_beyond
 from crafter_pl.crafting.channel import Channel
 from crafter_pl.crafting.codebook import learn_codebook
@@ -79,14 +81,14 @@ def certified(world, named):
     made = {name: score(sent) for name, score in scores.items()}
     messages = Messages(defense, Certificate(channel.bits), sent, made, torch.arange(PEOPLE))
     rows = {"identity": identity, "attributes": (answers > 0).double()}
-    boot = IdentityBootstrap(identity, 50)
-    return certify(messages, rows, ["a", "b", "c", "d"], boot, answers, answers, named, ["a"])
+    boot, yard = IdentityBootstrap(identity, 50), Yardstick(ATTRIBUTES, defense.answered, rows["attributes"])
+    return certify(messages, rows, defense.answered, boot, answers, answers, yard, named, ["a"])
 
 
 def test_who_names_more_than_the_ceiling_is_an_error(world):
     identity = world[0]
     fair = certified(world, {"guess": torch.zeros_like(identity)})
-    assert not fair.exceeded and fair.guesses == 5 and fair.needs_auc.value == 1
+    assert not fair.exceeded and fair.guesses == 5 and fair.needs_kept.value == 1
     assert fair.albums["2"].named.value >= fair.albums["1"].named.value, "two pictures tell more"
     assert fair.albums["10"].bits == pytest.approx(30) and fair.albums["10"].bound == 1
     assert fair.groups["a"].keys() == {"present", "absent"} and fair.rare

@@ -164,7 +164,7 @@ def test_equal_file_names_are_refused():
 def test_who_is_not_labelled_is_public():
     """Without a label in one picture nobody is private; of either kind a share is held out."""
     faces = faces_of(COUNTS)
-    labels = torch.zeros(len(faces), 1, dtype=torch.uint8)
+    labels = torch.zeros(len(faces), 1)
     unknown = faces.identity.unique()[[3, 4, 5, 6, 9, 10]]
     labels[torch.isin(faces.identity, unknown)] = UNKNOWN
     known = replace(faces, attributes=labels, attribute_names=["a"])
@@ -176,7 +176,7 @@ def test_who_is_not_labelled_is_public():
         assert torch.isin(faces.identity[splits["public_train"]], kind).any()
     with pytest.raises(UserError, match="of 12 people 3 qualify"):
         make_split(known, **{**SETTINGS, "private_people": 4})
-    plain = replace(faces, attributes=labels * 0, attribute_names=["a"])
+    plain = replace(faces, attributes=torch.zeros_like(labels), attribute_names=["a"])
     assert {k: v.tolist() for k, v in make_split(plain, **SETTINGS).items()} == {
         k: v.tolist() for k, v in make_split(faces, **SETTINGS).items()
     }

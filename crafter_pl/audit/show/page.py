@@ -18,8 +18,9 @@ from crafter_pl.audit.compare import BUDGET
 from crafter_pl.audit.record import read_report, to_json
 from crafter_pl.audit.schema import Report
 from crafter_pl.audit.show import gallery as kept
-from crafter_pl.audit.show import plots, proof, sentences, table, tables
+from crafter_pl.audit.show import plots, proof, sentences, sided, table, tables
 from crafter_pl.audit.show.gallery import Column, Gallery
+from crafter_pl.audit.utility import NOUNS
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json as json_text
 from crafter_pl.files import write_file
@@ -79,6 +80,7 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         striped=_strip(report, gallery),
         pictures=pictures,
         tables=tables,
+        sided=sided,
         proof=proof,
         proved=proof.proved(report.defenses),
         rate=table.rate,
@@ -86,6 +88,8 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
         rounds=gallery.adapting(people=4),  # of every round of every defence; more would hide the rest
         flags={sentences.false_security(entry) for entry in report.defenses},
         weaker=sentences.WEAKER,
+        utility=report.defenses[0].utility,
+        noun=NOUNS[report.defenses[0].utility.key],
         group_sentences=list(sentences.group_sentences(report)),
         groups_note=sentences.GROUPS,
         budget=f"{BUDGET:g}",
@@ -124,7 +128,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
     drawn = {
         "tradeoff": plots.tradeoff(report),
         **{f"adaptation_{over}": plots.adaptation(report, over) for over in plots.AXES},
-        "pareto": plots.defences(plots.points_of(report)) if report.areas else None,
+        "pareto": plots.defences(plots.points_of(report), plots.over(report)) if report.areas else None,
         "certificate": proof.plot(found, report.data.identities) if found else None,
     }
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
@@ -135,7 +139,7 @@ def write_report(out: Path, report: Report, gallery: Gallery) -> Path:
         "table.csv": tables.records(report).csv(),
     }
     if report.groups:
-        files["groups.md"] = tables.groups_page(report)
+        files["groups.md"] = sided.page(report)
     else:
         (out / "groups.md").unlink(missing_ok=True)  # of an earlier audit by groups
     files |= {"report.json": text, "report.html": report_page(report, gallery, pictures)}
@@ -176,7 +180,7 @@ def to_tensorboard(folder: Path, report: Report, gallery: Gallery) -> None:
         old.unlink()
     with SummaryWriter(log_dir=str(folder)) as writer:
         for entry in report.defenses:
-            writer.add_scalar(f"mean_auc/{entry.label}", entry.auc)
+            writer.add_scalar(f"{entry.utility.key}/{entry.label}", entry.kept)
             writer.add_scalar(f"worst_case/{entry.label}", entry.rate)
             for name, result in entry.attacks.items():
                 for key in ("eval_acc", "identity_similarity", "ssim"):

@@ -25,6 +25,7 @@ COLOURS = (
 WORST = "#B22222"
 LINES = ("-", "-", "--", "-.", ":")  # the unprotected point has none; then one a family of settings
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+OVER = "mean AUC over attributes"
 AXES = {"round": "rounds of retraining", "pairs": "crafted public pairs that the attack has seen"}
 _STYLE = {
     **{"axes.grid": True, "grid.color": "0.92", "axes.axisbelow": True},
@@ -71,8 +72,14 @@ def exactly(value: float) -> Estimate:
     return Estimate(value, value, value)
 
 
+def over(report: Report) -> str:
+    """The whole name of a report's utility, for an axis."""
+    utility = report.defenses[0].utility
+    return OVER if (utility.main, utility.agreement) == (None, None) else utility.title
+
+
 def tradeoff(report: Report) -> bytes:
-    """Draw utility (mean AUC) against privacy (Eval Acc): one point a beta, 95 % error bars."""
+    """Draw utility against privacy (Eval Acc): one point a beta, 95 % error bars."""
     entries, names = report.defenses, list(report.defenses[0].attacks)
     families = list(dict.fromkeys(entry.family for entry in entries))
     figure, (axes,) = panels(6.0, 4.8)
@@ -85,7 +92,7 @@ def tradeoff(report: Report) -> bytes:
             own = [entry for entry in entries if entry.family == family]
             draw(
                 axes,
-                [exactly(entry.auc) if name else entry.utility.mean_auc for entry in own],
+                [exactly(entry.kept) if name else entry.utility.kept for entry in own],
                 [entry.attacks[name].eval_acc if name else entry.worst_case.eval_acc for entry in own],
                 label=None if number else (name or "worst case").replace("_", " "),
                 mfc=style["color"] if number else "white",
@@ -93,17 +100,17 @@ def tradeoff(report: Report) -> bytes:
                 elinewidth=0.8,
                 **style,
             )
-    levels = sorted((entry.auc, entry.worst_case.chance) for entry in entries)
+    levels = sorted((entry.kept, entry.worst_case.chance) for entry in entries)
     axes.plot(*zip(*levels, strict=True), ":_", color=WORST, linewidth=1, label="worst case by chance")
     _by_chance(axes, report)
     for entry in entries:
         name = entry.title if entry.beta is None else f"β {entry.beta:g}"
-        place = (entry.auc, entry.rate)
+        place = (entry.kept, entry.rate)
         axes.annotate(name, place, (-7, 5), textcoords="offset points", ha="right", fontsize=9, color="0.2")
     axes.margins(x=0.08)
     axes.set(
         ylim=(-0.03, 1.05),
-        xlabel="mean AUC over attributes (utility: right is better)",
+        xlabel=f"{over(report)} (utility: right is better)",
         ylabel="faces identified, Eval Acc (privacy: low is better)",
     )
     retrained = {entry.family for entry in entries if entry.retrains}
@@ -129,7 +136,7 @@ class Point:
 
     Attributes:
         scenario: a key of `SCENARIOS`.
-        auc, worst: mean AUC and worst case.
+        kept, worst: utility and worst case.
         line: points of one are joined, and named in the legend.
         front: points of one have a Pareto front together.
         hollow: drawn so.
@@ -137,7 +144,7 @@ class Point:
     """
 
     scenario: str
-    auc: Estimate
+    kept: Estimate
     worst: Estimate
     line: str
     front: str = ""
@@ -146,7 +153,10 @@ class Point:
 
 
 def pareto(
-    points: Sequence[Point], styles: dict[str, dict[str, Any]], fronts: dict[str, dict[str, Any]]
+    points: Sequence[Point],
+    styles: dict[str, dict[str, Any]],
+    fronts: dict[str, dict[str, Any]],
+    utility: str = OVER,
 ) -> bytes:
     """Draw the worst case over utility, a panel a scenario; 95 % error bars.
 
@@ -156,19 +166,20 @@ def pareto(
         points: of all scenarios.
         styles: matplotlib's, by line.
         fronts: likewise, by front.
+        utility: its whole name.
     """
     shown = [scenario for scenario in SCENARIOS if any(point.scenario == scenario for point in points)]
     figure, every = panels(6.2 * len(shown), 5.3, columns=len(shown))
     for axes, scenario in zip(every, shown, strict=True):
         here = [point for point in points if point.scenario == scenario]
         for name, style in styles.items():
-            own = sorted((point for point in here if point.line == name), key=lambda point: point.auc.value)
+            own = sorted((point for point in here if point.line == name), key=lambda point: point.kept.value)
             for hollow in sorted({point.hollow for point in own}):
                 part = [point for point in own if point.hollow is hollow]
                 label, mfc = name if part[0] is own[0] else None, "white" if hollow else style["color"]
                 draw(
                     axes,
-                    [point.auc for point in part],
+                    [point.kept for point in part],
                     [point.worst for point in part],
                     label=label,
                     mfc=mfc,
@@ -177,21 +188,21 @@ def pareto(
                     **style,
                 )
         for point in here:
-            place = (point.auc.value, point.worst.value)
+            place = (point.kept.value, point.worst.value)
             axes.annotate(point.mark, place, (5, 5), textcoords="offset points", fontsize=8, color="0.2")
         for name, style in fronts.items():
-            places = [(point.auc.value, point.worst.value) for point in here if point.front == name]
+            places = [(point.kept.value, point.worst.value) for point in here if point.front == name]
             best = sorted({place for place, won in zip(places, on_front(places), strict=True) if won})
             if best:
                 axes.step(*zip(*best, strict=True), where="pre", linewidth=4, zorder=0, **style)
         axes.set(title=f"{SCENARIOS[scenario]} scenario", ylim=(-0.03, 1.05))
-        axes.set_xlabel("mean AUC over attributes (right is better)")
+        axes.set_xlabel(f"{utility} (right is better)")
     every[0].set_ylabel("faces identified in the worst case (low is better)")
     legend(figure, every[0], 4)
     return save(figure)
 
 
-def defences(points: Sequence[Point]) -> bytes | None:
+def defences(points: Sequence[Point], utility: str = OVER) -> bytes | None:
     """Draw defences side by side, a line each, beside ``unprotected``; None of a single defence."""
     names = [name for name in dict.fromkeys(point.line for point in points) if name != "unprotected"]
     if len(names) < 2:
@@ -205,7 +216,7 @@ def defences(points: Sequence[Point]) -> bytes | None:
         for number, name in enumerate(names)
     }
     plain = {"unprotected": {"color": "0.2", "marker": "*"}}
-    return pareto(points, {**plain, **styles}, {"": {"color": "0.6", "alpha": 0.4}})
+    return pareto(points, {**plain, **styles}, {"": {"color": "0.6", "alpha": 0.4}}, utility)
 
 
 def points_of(report: Report) -> list[Point]:
@@ -213,7 +224,7 @@ def points_of(report: Report) -> list[Point]:
     return [
         Point(
             key,
-            utility.mean_auc,
+            utility.kept,
             entry.worst_case.eval_acc,
             "unprotected" if entry.plain else entry.curve.replace("_", " "),
             hollow=bool(entry.retrains),
@@ -224,12 +235,12 @@ def points_of(report: Report) -> list[Point]:
     ]
 
 
-def adaptation(report: Report, over: str) -> bytes | None:
+def adaptation(report: Report, along: str) -> bytes | None:
     """Draw how attacks gain while they adapt: Eval Acc and identity similarity, 95 % intervals.
 
     Args:
         report: of the audit.
-        over: a key of `AXES`, what is on the horizontal axis.
+        along: a key of `AXES`, what is on the horizontal axis.
 
     Returns:
         None if no attack has a history.
@@ -244,7 +255,7 @@ def adaptation(report: Report, over: str) -> bytes | None:
         for title, name, rounds in lines:
             draw(
                 axes,
-                [exactly(float(getattr(one, over))) for one in rounds],
+                [exactly(float(getattr(one, along))) for one in rounds],
                 [one.figures[key] for one in rounds],
                 label=f"{name}, {title}".replace("_", " "),
                 color=COLOURS[titles.index(title) % len(COLOURS)],
@@ -255,8 +266,8 @@ def adaptation(report: Report, over: str) -> bytes | None:
         axes.set_ylabel(words)
     _by_chance(upper, report)
     upper.set_ylim(bottom=-0.02)
-    lower.set_xlabel(AXES[over])
-    if over == "round":
+    lower.set_xlabel(AXES[along])
+    if along == "round":
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, upper, 1)
     return save(figure)

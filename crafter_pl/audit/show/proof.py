@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from crafter_pl.audit.certificates import CertificateResult
+from crafter_pl.audit.certificates import SHOWN, CertificateResult, RareMessage
 from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import plots
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Cell, Table, number, rate
+from crafter_pl.audit.utility import head, needs_key, title
 from crafter_pl.certificate import Certificate
 
-SHOWN = 6  # attributes that a sentence names
 Named = tuple[str, CertificateResult]  # features, their certificate
 
 
@@ -30,21 +30,23 @@ def figures(one: CertificateResult | None, people: int) -> dict[str, Any]:
     if one is None:
         return {}
     known = {"bits": one.bits, "bound": one.bound(people), "ceiling": one.ceiling}
-    return {**known, "message_attacker": one.strongest, "needs_auc": one.needs_auc}
+    return {**known, "message_attacker": one.strongest, needs_key(one.figure): one.needs_kept}
 
 
 def certificates(found: Sequence[Named], people: int) -> Table:
     """A row a certificate: bits and utility, bounds, and what was measured on so many people."""
     sizes = list(found[0][1].bounds)
-    head = ["features", "bits", "AUC on the needs", "unprotected"]
-    head += [f"bound, 1 of {int(size):,}" for size in sizes]
-    head += [f"ceiling on these {people}", "by the message", "most exposed person"]
+    first = found[0][1]  # all of one experiment have one utility
+    short = head(first.figure, first.agreement).removeprefix("mean ")
+    heads = ["features", "bits", f"{short} on the needs", "unprotected"]
+    heads += [f"bound, 1 of {int(size):,}" for size in sizes]
+    heads += [f"ceiling on these {people}", "by the message", "most exposed person"]
     rows = [
         [
-            Cell(name, notes=[_listed(one.needs)]),
+            Cell(name, notes=[one.about]),
             f"{one.bits:.2f}" + ("" if one.epsilon is None else f" (ε {one.epsilon:g})"),
-            number(one.needs_auc),
-            number(one.needs_auc_unprotected),
+            number(one.needs_kept),
+            number(one.needs_kept_unprotected),
             *(f"{100 * own:.2g} %" if own < 1 else "-" for own in one.bounds.values()),
             percent(one.ceiling),
             rate(one.strongest),
@@ -52,7 +54,7 @@ def certificates(found: Sequence[Named], people: int) -> Table:
         ]
         for name, one in found
     ]
-    return Table(head, rows)
+    return Table(heads, rows)
 
 
 def albums(found: Sequence[Named]) -> Table:
@@ -71,9 +73,18 @@ def albums(found: Sequence[Named]) -> Table:
     return Table(["features", "pictures of a person", "bits charged", "named by the messages", "bound"], rows)
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Names, or how many they are."""
-    return ", ".join(names) if len(names) <= SHOWN else f"{len(names)} attributes"
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _says(rare: RareMessage, figure: str | None) -> str:
+    """What a message says, the surest first; nothing of an embedding, whose numbers say nothing."""
+    if figure == "r2":
+        told = [f"{key} {value:.3g}" for key, value in rare.says.items()][:SHOWN]
+    else:
+        sure = sorted(rare.says.items(), key=lambda own: -abs(own[1] - 0.5) if figure is None else -own[1])
+        told = [f"{key} {100 * value:.0f} %" for key, value in sure[:SHOWN]]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
@@ -82,11 +93,11 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
         most, known = bound(one, people), Certificate(one.bits, one.epsilon)
         limit = f"Whoever attacks names at most {most} of {people} people by a picture, on average"
         limit = f"So many bits are no bound for {people} people" if most == "-" else limit
-        best, auc, clean = one.strongest, one.needs_auc.value, one.needs_auc_unprotected.value
+        best, kept, clean = one.strongest, one.needs_kept.value, one.needs_kept_unprotected.value
         yield (
-            f"{name}: {one.bits:.2f} bits a picture about {_listed(one.needs)}. {limit}; on these faces no "
+            f"{name}: {one.bits:.2f} bits a picture about {one.about}. {limit}; on these faces no "
             f"use of the message alone exceeds {percent(one.ceiling)}, the best found names {rate(best)}. "
-            f"Mean AUC on the needs {auc:.3f}, unprotected {clean:.3f}."
+            f"{_sentence(title(one.figure, one.agreement))} on the needs {kept:.3f}, unprotected {clean:.3f}."
         )
         if one.exposed:
             yield (
@@ -94,12 +105,10 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
                 f"their pictures or more, the most exposed one in {percent(one.most_exposed)}."
             )
         for rare in one.rare[:1]:
-            told = sorted(rare.says.items(), key=lambda own: -abs(own[1] - 0.5))[:SHOWN]  # the surest
-            says = ", ".join(f"{key} {100 * value:.0f} %" for key, value in told)
             yield (
-                f"{name}: the rarest message here ({says}) is that of {rare.share:.2%} of the public faces, "
-                f"and of {rare.faces} faces of {rare.people} people. It says more of them than others do: "
-                f"of {people} equally likely people its sender is known with a certainty of "
+                f"{name}: the rarest message here{_says(rare, one.figure)} is that of {rare.share:.2%} of "
+                f"the public faces, and of {rare.faces} faces of {rare.people} people. It says more of them "
+                f"than others do: of {people} equally likely people its sender is known with a certainty of "
                 f"{percent(known.pointwise(1 / people, rare.share))} at most."
             )
         if one.epsilon is not None:
@@ -125,17 +134,18 @@ def plot(found: Sequence[Named], people: int) -> bytes:
     bits = [plots.exactly(one.bits) for _, one in order]
     colours = plots.COLOURS
     plots.draw(
-        upper, bits, [one.needs_auc for _, one in order], label="protected", color=colours[0], marker="o"
+        upper, bits, [one.needs_kept for _, one in order], label="protected", color=colours[0], marker="o"
     )
     plots.draw(
         upper,
         bits,
-        [one.needs_auc_unprotected for _, one in order],
+        [one.needs_kept_unprotected for _, one in order],
         label="unprotected",
         color="0.4",
         marker="_",
     )
-    upper.set_ylabel("mean AUC on the needs")
+    first = found[0][1]
+    upper.set_ylabel(f"{head(first.figure, first.agreement)} on the needs")
     x = [one.bits for _, one in order]
     lower.plot(x, [one.bound(people) for _, one in order], "--", color="0.3", label="bound (proved)")
     lower.plot(

@@ -11,7 +11,7 @@ from crafter_pl.audit.schema import Curve, DefenseResult, Report
 from crafter_pl.audit.sides import MIN_PEOPLE, SIDES
 from crafter_pl.metrics import Estimate
 
-UTILITY_BUDGET = 0.02  # mean AUC that the setting named in the verdict may cost
+UTILITY_BUDGET = 0.02  # utility that the setting named in the verdict may cost
 WEAK_ORACLE = 0.5  # accuracy on the originals below which an oracle's verdicts say little
 WEAK_PANEL = 0.9  # the same of the best judge, below which real recognisers may name more than it does
 WEAK_ATTACK = 0.2  # panel rate on unprotected features below which protection against an attack says little
@@ -49,7 +49,7 @@ def completed(report: Report) -> Report:
 def chosen(report: Report) -> DefenseResult | None:
     """Pick the protected features that the verdict is about.
 
-    Those with the lowest worst case among those that cost at most 0.02 of mean AUC; if all cost more, those
+    Those with the lowest worst case among those that cost at most 0.02 of utility; if all cost more, those
     that cost least; None if nothing protected was audited.
     """
     none, *protected = report.defenses
@@ -60,10 +60,10 @@ def chosen(report: Report) -> DefenseResult | None:
 
 
 def cost(none: DefenseResult, entry: DefenseResult) -> float:
-    """Mean AUC lost against unprotected features; of a certified defence on what it was to answer for."""
+    """Utility lost against unprotected features; of a certified defence on what it was to answer for."""
     if (one := entry.certificate) is not None:
-        return one.needs_auc_unprotected.value - one.needs_auc.value
-    return none.auc - entry.auc
+        return one.needs_kept_unprotected.value - one.needs_kept.value
+    return none.kept - entry.kept
 
 
 def beyond(entry: DefenseResult) -> str | None:
@@ -113,13 +113,13 @@ def _found(report: Report) -> str:
         )
     assert entry.change is not None
     after, label, lost = entry.worst_case, entry.label, cost(none, entry)
-    before_auc, auc, what = none.auc, entry.auc, "mean AUC"
+    before_kept, kept, what = none.kept, entry.kept, none.utility.title
     if (one := entry.certificate) is not None:
-        before_auc, auc = one.needs_auc_unprotected.value, one.needs_auc.value
-        what = f"mean AUC on {', '.join(one.needs)}"
-    price = f"at no measured cost in {what} ({auc:.3f})"
+        before_kept, kept = one.needs_kept_unprotected.value, one.needs_kept.value
+        what = f"{what} on {', '.join(one.needs) if one.figure is None else one.about}"
+    price = f"at no measured cost in {what} ({kept:.3f})"
     if lost >= 0.0005:
-        price = f"at a cost of {lost:.3f} of {what} ({before_auc:.3f} to {auc:.3f})"
+        price = f"at a cost of {lost:.3f} of {what} ({before_kept:.3f} to {kept:.3f})"
     if lost > UTILITY_BUDGET:
         price += f"; no setting costs less than {UTILITY_BUDGET:g}"
     now = (
@@ -187,7 +187,7 @@ def curves(report: Report) -> list[Curve]:
 def _curve(name: str, entries: list[tuple[float, DefenseResult]]) -> Curve:
     entries = sorted(entries, key=lambda own: own[0])
     words, monotone = [], True
-    for key, what in (("auc", "mean AUC"), ("rate", "the worst case")):
+    for key, what in (("kept", entries[0][1].utility.title), ("rate", "the worst case")):
         falls = [(a, b, getattr(x, key) - getattr(y, key)) for (a, x), (b, y) in pairwise(entries)]
         steps = ", ".join(f"{a:g} to {b:g} (by {fall:.3f})" for a, b, fall in falls if fall > 0)
         words.append(f"{what} falls from beta {steps}" if steps else f"{what} never falls as beta rises")

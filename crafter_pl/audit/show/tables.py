@@ -7,15 +7,13 @@ from crafter_pl.audit.columns import COLUMNS
 from crafter_pl.audit.schema import AttackResult, DefenseResult, ReaderResult, Report
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import (
-    GROUPS,
     UNTESTED,
     group_sentences,
     percent,
     percent_range,
-    points,
 )
 from crafter_pl.audit.show.table import Cell, Table, number, rate
-from crafter_pl.audit.sides import SIDES
+from crafter_pl.audit.utility import TITLES
 from crafter_pl.metrics import Estimate
 
 CHANCE = "chance of one guess"
@@ -75,9 +73,9 @@ def _records(report: Report, entry: DefenseResult) -> Iterator[dict[str, Any]]:
     }
     training, basic, found = entry.utility_training, entry.worst_case_basic, entry.false_security
     tail = {
-        "mean_auc": entry.utility.mean_auc,
+        **entry.utility.figures,
         "worst_case": entry.worst_case.eval_acc,
-        **({"mean_auc_training": training.mean_auc} if training else {}),
+        **({f"{key}_training": one for key, one in training.figures.items()} if training else {}),
         "worst_case_chance": entry.worst_case.chance,
         "chance": report.data.chance,
         **({"worst_case_basic": basic.eval_acc} if basic else {}),
@@ -114,9 +112,9 @@ def summary(report: Report) -> Table:
     both = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
     listed = any(entry.worst_case_gallery for entry in entries)
-    certain = any(entry.certificate for entry in entries)
+    certain, utility = any(entry.certificate for entry in entries), entries[0].utility
     head = [
-        *("features", "mean AUC", *["mean AUC, training scenario"] * trained, "worst case"),
+        *("features", utility.head, *[f"{utility.head}, training scenario"] * trained, "worst case"),
         *(
             *["without adaptive attacks"] * both,
             "by chance",
@@ -128,12 +126,12 @@ def summary(report: Report) -> Table:
     rows = [
         [
             heading(entry),
-            number(entry.utility.mean_auc),
-            *[_or_dash(entry.utility_training.mean_auc if entry.utility_training else None)] * trained,
+            number(entry.utility.kept),
+            *[or_dash(entry.utility_training.kept if entry.utility_training else None)] * trained,
             rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""),
-            *[_or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both,
+            *[or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both,
             Cell(percent(entry.worst_case.chance)),
-            *[_or_dash(entry.worst_case_gallery.eval_acc if entry.worst_case_gallery else None, None)]
+            *[or_dash(entry.worst_case_gallery.eval_acc if entry.worst_case_gallery else None, None)]
             * listed,
             *[proof.bound(entry.certificate, report.data.identities) if entry.certificate else "none"]
             * certain,
@@ -145,12 +143,32 @@ def summary(report: Report) -> Table:
     chance = [percent(report.data.chance)] * len(attacks)
     return Table(
         head,
-        [*rows, [CHANCE, *["0.500"] * (1 + trained), *[""] * (2 + both + listed + certain), *chance, ""]],
+        [
+            *rows,
+            [
+                CHANCE,
+                *[utility.by_chance] * (1 + trained),
+                *[""] * (2 + both + listed + certain),
+                *chance,
+                "",
+            ],
+        ],
     )
 
 
-def _or_dash(figure: Estimate | None, digits: int | None = 3) -> Cell:
+def or_dash(figure: Estimate | None, digits: int | None = 3) -> Cell:
+    """A figure, if there is one."""
     return Cell("-") if figure is None else number(figure, digits)
+
+
+def utilities(report: Report) -> Table:
+    """All figures of utility, a column for every set of features."""
+    entries = report.defenses
+    rows = [
+        [TITLES[key], *(number(entry.utility.figures[key]) for entry in entries)]
+        for key in entries[0].utility.figures
+    ]
+    return Table(["figure", *(entry.title for entry in entries)], rows)
 
 
 def readers(report: Report) -> Table:
@@ -158,7 +176,7 @@ def readers(report: Report) -> Table:
     rows: list[list[Any]] = [
         [
             heading(entry, f"{name} (gallery)" if own.suspects else name, own),
-            *(_or_dash(getattr(own, key), None) for key in READ),
+            *(or_dash(getattr(own, key), None) for key in READ),
         ]
         for entry in report.defenses
         for name, own in entry.rulers.items()
@@ -202,52 +220,13 @@ def details(report: Report) -> Table:
     return Table(["features, attack", *oracles, "any oracle", *(one.heading for one in columns)], rows)
 
 
-def group(report: Report, attribute: str) -> Table:
-    """Two sides and their difference for every set of features."""
-    found, attacks = report.groups[attribute], list(report.attacks)
-    head = [attribute, "faces", "people", "mean AUC", "worst case", "by chance"]
-    rows: list[list[Any]] = []
-    for entry in report.defenses:
-        own, name = found.defenses[entry.label], marked(entry.title, entry.retrains)
-        for side, word in SIDES.items():
-            row: list[Any] = ["left out"] * (3 + len(attacks))
-            if figures := own[side]:
-                row = [_or_dash(figures.mean_auc), rate(figures.worst_case), percent(figures.chance or 0.0)]
-                row += [rate(figures.attacks[attack]) for attack in attacks]
-            count = getattr(found, side)
-            rows.append([f"{name}, {word}", count["images"], count["identities"], *row])
-        if gap := own["difference"]:
-            row = [f"{name}, difference", "", "", _or_dash(gap.mean_auc), _gap(gap.worst_case), ""]
-            rows.append([*row, *(_gap(gap.attacks[attack]) for attack in attacks)])
-    return Table([*head, *(name.replace("_", " ") for name in attacks)], rows)
-
-
-def below_group(report: Report, attribute: str) -> str:
-    """What stands below a group's table: how well the oracles know the faces, and what the AUC is over.
-
-    Where they know fewer, fewer can be named. Reports from before that was measured do without.
-    """
-    own = report.groups[attribute]
-    scored = f"Attributes in the mean AUC: {', '.join(own.attributes) or 'none'}."
-    if (found := own.originals) is None:
-        return scored
-    sides = [(word, found[side]) for side, word in SIDES.items()]
-    parts = [f"{rate(figure)} of those {word}" for word, figure in sides if figure is not None]
-    gap = "" if (difference := found["difference"]) is None else f"; difference {_gap(difference)}"
-    return f"Some oracle names the original picture: {', '.join(parts) or 'left out'}{gap}. {scored}"
-
-
-def _gap(figure: Estimate) -> Cell:
-    return Cell(f"{100 * figure.value:+.1f}", points(figure))
-
-
 def text(report: Report) -> str:
     """The short report for the terminal: a table, and every sentence."""
     data, entries, attacks = report.data, report.defenses, list(report.defenses[0].attacks)
     adaptive = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
-    several = len(entries) > 1
-    head = ["features", "mean AUC", *["training"] * trained, *attacks, *["not adaptive"] * adaptive]
+    several, utility = len(entries) > 1, entries[0].utility
+    head = ["features", utility.head, *["training"] * trained, *attacks, *["not adaptive"] * adaptive]
     rows = []
     for entry in entries:
         other, basic, count = entry.utility_training, entry.worst_case_basic, len(entry.learnt)
@@ -255,8 +234,8 @@ def text(report: Report) -> str:
         rows.append(
             [
                 entry.label,
-                f"{entry.auc:.3f}",
-                *[f"{other.mean_auc.value:.3f}" if other else "-"] * trained,
+                f"{entry.kept:.3f}",
+                *[f"{other.kept.value:.3f}" if other else "-"] * trained,
                 *(percent(entry.attacks[name].eval_acc.value) for name in attacks),
                 *[percent(basic.eval_acc.value) if basic else "-"] * adaptive,
                 percent(entry.rate),
@@ -265,7 +244,7 @@ def text(report: Report) -> str:
                 *[learnt] * several,
             ]
         )
-    chance = [CHANCE, *["0.500"] * (1 + trained), *[percent(data.chance)] * len(attacks)]
+    chance = [CHANCE, *[utility.by_chance] * (1 + trained), *[percent(data.chance)] * len(attacks)]
     rows.append([*chance, *[""] * (3 + adaptive + several)])
     # How many attacks have learnt from the defence stands last.
     table = Table([*head, "worst case", "(95 %)", "by chance", *["learnt by"] * several], rows)
@@ -287,11 +266,3 @@ def text(report: Report) -> str:
     lines += proof.sentences(proof.proved(entries), data.identities)
     lines += [*group_sentences(report), *(curve.sentence for curve in report.curves), report.verdict]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
-
-
-def groups_page(report: Report) -> str:
-    """All groups as Markdown, a table each."""
-    parts = ["# By group", GROUPS, *group_sentences(report)]
-    for attribute in report.groups:
-        parts += [f"## {attribute}", group(report, attribute).markdown(), below_group(report, attribute)]
-    return "\n\n".join(parts) + "\n"

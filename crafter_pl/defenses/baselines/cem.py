@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses.baselines.adversarial_learning import AdversarialLearning
 from crafter_pl.defenses.options import KeyedOptions
+from crafter_pl.errors import UserError
 from crafter_pl.limits import AboveZero, BelowOne, FromZero, NonNegativeInt, PositiveInt
 from crafter_pl.nets import Noisy
 
@@ -76,6 +77,20 @@ class Cem(AdversarialLearning[KeyedOptions]):
         self._means = torch.empty(0)  # (classes, centres, d) of this epoch
         self._chosen: list[int] = []
 
+    def setup(self, stage: str) -> None:
+        """The classes need attributes.
+
+        Raises:
+            UserError: the faces have none.
+        """
+        super().setup(stage)
+        there = bool(self.data.attribute_names) and self.data.labels_kind != "regression"
+        if stage == "fit" and self.hparams["class_attributes"] and not there:
+            raise UserError(
+                "cem's classes are combinations of attributes, and these faces have none: give "
+                "--model.init_args.class_attributes 0 for a single class, or labels (--data.labels FILE)"
+            )
+
     # ---- the clusters -------------------------------------------------------------------------------------
     def on_train_epoch_start(self) -> None:
         """Finds the clusters' centres on some public faces; the same ones on every process."""
@@ -84,7 +99,7 @@ class Cem(AdversarialLearning[KeyedOptions]):
         rows = torch.randperm(len(faces), generator=torch.Generator().manual_seed(self.current_epoch))[:2048]
         batches = [faces.__getitems__(part.tolist()) for part in rows.split(256)]
         attributes = torch.cat([batch["attributes"] for batch in batches])
-        balance = (faces.faces.attributes[faces.index].float().mean(0) - 0.5).abs()  # the same every epoch
+        balance = (faces.faces.attributes[faces.index].mean(0) - 0.5).abs()  # the same every epoch
         self._chosen = balance.argsort(stable=True)[: self.hparams["class_attributes"]].tolist()
         self.net.eval()
         with torch.no_grad():

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from crafter_pl.defenses.base import Defense
 from crafter_pl.defenses.options import OptionsT
-from crafter_pl.metrics import AttributeAUC, attribute_loss
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 
@@ -17,8 +16,9 @@ from crafter_pl.stages.augment import flip
 class Game(Defense[OptionsT]):
     """A defence that learns on public faces in turns, against an adversary if there is one.
 
-    A subclass sets `net` and, after ``super().__init__()``, perhaps `adversary`; `auc` collects the cloud's
-    scores in validation. Among its init arguments are ``lr``, with an adversary ``adversary_steps``.
+    A subclass sets `net` and, after ``super().__init__()``, perhaps `adversary`; `utility` collects
+    the cloud's answers in validation. Among its init arguments are ``lr``, with an adversary
+    ``adversary_steps``.
 
     On several processes with an adversary: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """
@@ -29,7 +29,7 @@ class Game(Defense[OptionsT]):
         super().__init__()
         self.automatic_optimization = False
         self.adversary: nn.Module | None = None
-        self.auc = AttributeAUC()
+        self.utility = self.task.answers.metric()
 
     def defenders(self) -> list[nn.Module]:
         """The nets that the defence trains."""
@@ -97,7 +97,7 @@ class Retrained(Game[OptionsT]):
             features: of `features`.
             images: the pictures, mirrored at random.
             batch: with ``attributes`` and ``identity``.
-            task: binary cross entropy of the cloud's answers.
+            task: loss of the cloud's answers; without labels from the task model's own.
 
         Returns:
             The loss, and figures to log beside it.
@@ -107,6 +107,7 @@ class Retrained(Game[OptionsT]):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The adversary's updates, then one of the defence."""
         images, logged = flip(batch["image"]), {}
+        aims = self.task.answers.aims(self.task.truth(batch))
         if self.adversary is not None:
             with torch.no_grad():
                 seen = self.features(images)
@@ -115,7 +116,7 @@ class Retrained(Game[OptionsT]):
         def defended() -> Tensor:
             features = self.features(images)
             answers = self.net.cloud(self.to_cloud(features))
-            logged["task"] = attribute_loss(answers, batch["attributes"])
+            logged["task"] = self.task.answers.loss(answers, aims)
             loss, figures = self.defend(features, images, batch, logged["task"])
             logged.update(figures)
             return loss
@@ -126,8 +127,8 @@ class Retrained(Game[OptionsT]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Its own classifier's scores, and what `watch` finds, on held-out public people."""
         features = self.to_cloud(self.features(batch["image"]))
-        self.auc.update(self.net.cloud(features), batch["attributes"])
-        self.log("val/mean_auc", self.auc, prog_bar=True)
+        self.utility.update(self.net.cloud(features), self.task.truth(batch))
+        self.log(f"val/{self.task.answers.main}", self.utility, prog_bar=True)
         figures = {f"val/{key}": value for key, value in self.watch(features, batch).items()}
         self.log_dict(figures, batch_size=len(features))
 
