@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,12 +10,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, default_convert
 
-from crafter_pl.data import sources, split
-from crafter_pl.data.decoding import Decoding
-from crafter_pl.data.faces import FaceBatches, Faces, FaceSet, LabelsKind
-from crafter_pl.data.synthetic import synthetic_faces
+from crafter_pl.data import split
+from crafter_pl.data.faces import FaceBatches, FaceSet, LabelsKind
+from crafter_pl.data.loading import check_options, load_faces
 from crafter_pl.errors import UserError
-from crafter_pl.files import expand
 
 
 class FacesDataModule(LightningDataModule):
@@ -54,6 +51,8 @@ class FacesDataModule(LightningDataModule):
         keep_unlabelled: bool = False,
         labels: str | None = None,
         labels_kind: LabelsKind = "multilabel",
+        public_root: str | None = None,
+        identities: Literal["folder", "none"] = "folder",
     ) -> None:
         """Describe the data; nothing is loaded before `setup`.
 
@@ -89,6 +88,10 @@ class FacesDataModule(LightningDataModule):
                 picture, `<person>/<picture>` or the picture's own name. Without one there are none.
             labels_kind: what is in it: 0 and 1 (or -1 and 1) for each attribute, one column of classes'
                 names, or numbers.
+            public_root: a second folder, of all public faces; all people in `root` with `min_private_images`
+                are private then. Nobody can check that the two share no person.
+            identities: a folder a person, or none: nothing says whose the pictures are, which lie straight in
+                `root` and `public_root`. Each counts as a person then.
         """
         super().__init__()
         self.source = source
@@ -114,22 +117,11 @@ class FacesDataModule(LightningDataModule):
         self.keep_unlabelled = keep_unlabelled
         self.labels = labels
         self.labels_kind = labels_kind
+        self.public_root = public_root
+        self.identities = identities
         self.predict_numbers: list[int] | None = None
         self.train_split, self.val_split = "public_train", "public_val"  # a stage says which it works on
-        if source not in ("synthetic", "celeba", "lfw", "folder"):
-            raise UserError(f"source {source!r} must be synthetic, celeba, lfw or folder (--data.source)")
-        if (labels is None and labels_kind != "multilabel") or (labels is not None and source != "folder"):
-            raise UserError(
-                f"labels_kind {labels_kind} is of a file of labels, and that of the source folder, not "
-                f"{source}: give --data.source folder --data.labels FILE, or neither"
-            )
-        for name, value in (
-            ("batch_size", batch_size),
-            ("predict_batch_size", predict_batch_size),
-            ("image_size", image_size),
-        ):
-            if value < 1:
-                raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
+        check_options(self)
 
     @property
     def pictures(self) -> dict[str, Any]:
@@ -156,7 +148,7 @@ class FacesDataModule(LightningDataModule):
         """
         if hasattr(self, "faces"):
             return
-        faces = self._load()
+        faces = load_faces(self)
         self.splits = split.make_split(
             faces,
             self.private_people,
@@ -166,7 +158,7 @@ class FacesDataModule(LightningDataModule):
             self.seed,
         )
         self.split_hash = split.split_hash(faces, self.splits)
-        self.private_identities = torch.unique(faces.identity[self.splits["private_train"]])
+        self.private_identities = torch.unique(faces.identity[self._rows("all_private")])
         self.public_identities = torch.unique(faces.identity[self._rows("public")])
         self.faces = faces
 
@@ -176,47 +168,12 @@ class FacesDataModule(LightningDataModule):
             for name in ("faces", "splits", "split_hash", "private_identities", "public_identities"):
                 setattr(self, name, getattr(other, name))
 
-    def _load(self) -> Faces:
-        if self.source == "synthetic":
-            return synthetic_faces(self.people, self.images_per_person, self.image_size, self.seed)
-        if self.root is None:
-            raise UserError(f"source {self.source} needs the folder of the pictures: give --data.root PATH")
-        root = self._folder("root", self.root)
-        decoding = Decoding(
-            self.image_size,
-            self.crop,
-            self.strict,
-            None if self.cache_dir is None else self._folder("cache_dir", self.cache_dir),
-            self.max_memory_mb,
-        )
-        if self.source == "celeba":
-            return sources.load_celeba(root, decoding, self.attribute_columns)
-        if self.source == "lfw":
-            return sources.load_lfw(
-                root, decoding, self.attribute_columns, self.require_attributes, self.keep_unlabelled
-            )
-        if self.labels is None and self.attribute_columns is not None:
-            raise UserError(
-                "attribute_columns are given, but this folder has no labels: drop them, or give "
-                "--data.labels FILE"
-            )
-        labels = None if self.labels is None else self._folder("labels", self.labels)
-        return sources.load_folder(root, decoding, labels, self.labels_kind, self.attribute_columns)
-
-    def _folder(self, option: str, given: str) -> Path:
-        """A folder or file as it was meant."""
-        path = expand(given)
-        if "$" in path and not os.path.lexists(path):
-            raise UserError(
-                f"--data.{option} {given}: the variable in it is not set; export it, or give a folder that "
-                "exists"
-            )
-        return Path(path)
-
     def _rows(self, part: str) -> Tensor:
         if part in split.LABELLED:
             rows = self._rows(split.LABELLED[part])
             return rows[self.faces.labelled[rows]]
+        if part == "gallery" and self.identities == "none":
+            part = "private_test"  # the very pictures: nobody knows others of the same person
         parts = split.UNIONS.get(part, (part,))
         if not self.splits.keys() >= {*parts}:
             raise UserError(

@@ -30,6 +30,9 @@ class Faces:
             bytes in them that are no UTF-8 are surrogates, as `surrogateescape` makes them.
         notes: how many pictures or rows were dropped, by reason.
         labels_kind: which of these the columns are.
+        private: bool `(N,)`, whose pictures are of private people where the source says so; None: the split
+            chooses.
+        named: whether anything says which pictures are one person's; if not, each is a person by itself.
     """
 
     images: Tensor
@@ -40,6 +43,8 @@ class Faces:
     file_names: list[str]
     notes: dict[str, int] = field(default_factory=dict)
     labels_kind: LabelsKind = "multilabel"
+    private: Tensor | None = None
+    named: bool = True
 
     def __post_init__(self) -> None:
         """Bring names into one form; refuse parts that do not fit together."""

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -145,40 +146,91 @@ def load_folder(
     labels: Path | None = None,
     labels_kind: LabelsKind = "multilabel",
     label_columns: list[int] | None = None,
+    public_root: Path | None = None,
+    named: bool = True,
 ) -> Faces:
     """Read `root/<person>/<picture>`, a folder a person.
 
     Args:
         root: the folder of the people's folders.
         how: size, crop and cache of the pictures.
+        public_root: another such folder, of all public people; those in `root` are all private then.
+        named: whether there are people's folders; if not, all pictures lie straight in their folder.
         labels: a file of labels, see `read_labels`; None: there are none (`A` = 0).
         labels_kind: what is in it.
         label_columns: which of its columns to use, from 0; None for all.
 
     Raises:
-        UserError: the folder is missing or holds no such pictures, or the labels are malformed.
+        UserError: a folder is missing, holds no such pictures or lies within the other one, or the labels are
+            malformed.
     """
-    if not root.is_dir():
-        raise UserError(f"{shown(root)} is missing: no folder of the people's folders (--data.root)")
-    files, people = people_folders(root)
-    notes = {"pictures_outside_a_person": sum(map(is_picture, os.scandir(root)))}
+    roots = [root] if public_root is None else [root, public_root]
+    base, below = _beside(roots)
+    files: dict[str, str] = {}
+    person_of: dict[str, str] = {}
+    private: dict[str, bool] = {}
+    for folder, start in zip(roots, below, strict=True):
+        for name, path in _pictures(folder, named).items():
+            files[start + name] = start + path
+            person_of[start + name] = start + (name.partition("/")[0] if named else name)
+            private[start + name] = folder is root
+    files = dict(sorted(files.items()))
+    everybody = sorted(set(person_of.values()))
+    people = {person: number for number, person in enumerate(everybody)}
+    loose = sum(is_picture(entry) for folder in roots for entry in os.scandir(folder)) if named else 0
+    notes = {"pictures_outside_a_person": loose}
     names: list[str] = []
     rows: list[list[float]] = [[] for _ in files]
     if labels is not None:
         found = read_labels(labels, labels_kind, label_columns, files)
         names, rows = found.names, found.rows(files)
         notes |= {"rows_without_picture": found.unused, "pictures_without_row": len(files) - len(found.of)}
-    return _assemble(
-        root,
+    faces = _assemble(
+        base,
         files,
-        [people[f.partition("/")[0]] for f in files],
-        list(people),
+        [people[person_of[f]] for f in files],
+        everybody,
         rows,
         names,
         notes,
         how,
         labels_kind,
     )
+    mine = None if public_root is None else torch.tensor([private[f] for f in faces.file_names])
+    return replace(faces, private=mine, named=named)
+
+
+def _beside(roots: list[Path]) -> tuple[Path, list[str]]:
+    """The folder above several ones, and how paths of each begin below it; of a single one itself.
+
+    Raises:
+        UserError: one is missing, or lies within the other.
+    """
+    for folder, option in zip(roots, ("root", "public_root"), strict=False):
+        if not folder.is_dir():
+            raise UserError(f"{shown(folder)} is missing: no folder of faces (--data.{option})")
+    if len(roots) == 1:
+        return roots[0], [""]
+    whole = [Path(os.path.realpath(folder)) for folder in roots]
+    base = Path(os.path.commonpath(whole))
+    if base in whole:
+        raise UserError(
+            f"{shown(roots[0])} and {shown(roots[1])} lie within one another, and private people must not be "
+            "public: give two folders beside each other (--data.root, --data.public_root)"
+        )
+    return base, [f"{folder.relative_to(base).as_posix()}/" for folder in whole]
+
+
+def _pictures(folder: Path, named: bool) -> dict[str, str]:
+    """The paths below a folder by name: of people's folders, or straight in it."""
+    if named:
+        return people_folders(folder)[0]
+    if not (files := pictures_in(((entry.name, entry) for entry in os.scandir(folder)), folder)):
+        raise UserError(
+            f"{shown(folder)} holds no pictures straight in it, as --data.identities none expects: give "
+            "another folder, or --data.identities folder for a folder a person"
+        )
+    return files
 
 
 def _assemble(

@@ -59,8 +59,9 @@ def make_split(
     """Split a data set by identity.
 
     Private people are among those whose pictures are all labelled; of the others, too, a share of the public
-    people is held out. Who is private and which picture is for the test depend on the seed and names, not on
-    the order of rows.
+    people is held out. Where the source says who is private, all of these are who have enough pictures, and
+    the others are left out; of people without names each has one picture, in `private_test`. Who is private
+    and which picture is for the test depend on the seed and names, not on the order of rows.
 
     Args:
         faces: the data set.
@@ -77,12 +78,15 @@ def make_split(
     Raises:
         UserError: the data set has too few people for it, or the settings contradict each other.
     """
-    if private_people < 1 or test_images < 1:
+    given = faces.private is not None
+    if not faces.named:
+        min_private_images, test_images = 1, 1
+    elif private_people < 1 or test_images < 1:
         raise UserError(
             f"private_people {private_people} and test_images {test_images} must both be at least 1 "
             "(--data.private_people, --data.test_images)"
         )
-    if min_private_images <= test_images:
+    if faces.named and min_private_images <= test_images:
         raise UserError(
             f"min_private_images {min_private_images} leaves nothing to train the oracle on after "
             f"{test_images} test pictures a person; raise --data.min_private_images or lower "
@@ -93,9 +97,12 @@ def make_split(
             f"public_val_fraction is {public_val_fraction}; give a number between 0 and 1, such as 0.1"
         )
     rows = _rows_of_people(faces)
+    theirs = {p for p, own in rows.items() if faces.private is None or bool(faces.private[own[0]])}
     unknown = {person for person, own in rows.items() if not bool(faces.labelled[own].all())}
-    fit = [p for p, own in rows.items() if len(own) >= min_private_images and p not in unknown]
-    if len(fit) < private_people or len(rows) < private_people + 2:
+    fit = [p for p in rows if p in theirs and len(rows[p]) >= min_private_images and p not in unknown]
+    private_people = max(len(fit), 1) if given else private_people
+    others = len(rows) - (len(theirs) if given else private_people)
+    if len(fit) < private_people or others < 2:
         most = max((len(own) for own in rows.values()), default=0)
         raise UserError(
             f"the split needs {private_people} private people with at least {min_private_images} pictures "
@@ -105,7 +112,8 @@ def make_split(
         )
     fit.sort(key=lambda person: _draw(seed, "private", person))
     private = set(fit[:private_people])
-    public = sorted((p for p in rows if p not in private), key=lambda person: _draw(seed, "public", person))
+    away = theirs if given else private
+    public = sorted((p for p in rows if p not in away), key=lambda person: _draw(seed, "public", person))
     held_out: set[str] = set()
     for kind in ([p for p in public if p not in unknown], [p for p in public if p in unknown]):
         least = 5 if unknown else 1  # of a few labelled people among many others
@@ -118,7 +126,7 @@ def make_split(
             dealt = sorted(own, key=lambda row: _draw(seed, "test", faces.file_names[row]))
             parts["private_test"] += dealt[:test_images]
             parts["private_train"] += dealt[test_images:]
-        else:
+        elif person not in away:
             parts["public_val" if person in held_out else "public_train"] += own
     splits = {part: torch.tensor(sorted(chosen), dtype=torch.long) for part, chosen in parts.items()}
     check_split(faces, splits)

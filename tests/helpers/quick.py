@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from crafter_pl.data import datamodule
+from crafter_pl.data import loading
 from crafter_pl.stages import task
 
 
@@ -15,8 +15,8 @@ from crafter_pl.stages import task
 def quick() -> None:
     """In this process, what costs much and proves nothing costs little."""
     torch.set_num_threads(1)
-    draw = functools.lru_cache(8)(datamodule.synthetic_faces)
-    datamodule.synthetic_faces = lambda *settings: copy.deepcopy(draw(*settings))
+    draw = functools.lru_cache(8)(loading.synthetic_faces)
+    loading.synthetic_faces = lambda *settings: copy.deepcopy(draw(*settings))
     task.measure_frame = _once(task.measure_frame)
 
 

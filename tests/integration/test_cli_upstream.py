@@ -7,7 +7,7 @@ from tiny_conf import DATA
 from tiny_runs import fit, weights
 
 from crafter_pl.cli import main
-from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data import datamodule
 
 
 def test_upstream_stages_are_trained_once_in_order(conf, capsys):
@@ -51,8 +51,8 @@ def test_upstream_stages_on_other_data(conf, capsys):
 
 
 def test_upstream_stages_share_loaded_data(conf, monkeypatch):
-    loads, load = [], FacesDataModule._load
-    monkeypatch.setattr(FacesDataModule, "_load", lambda self: loads.append(self.people) or load(self))
+    loads, load = [], datamodule.load_faces
+    monkeypatch.setattr(datamodule, "load_faces", lambda data: loads.append(data.people) or load(data))
     text = (conf / "other.yaml").read_text()
     (conf / "other.yaml").write_text(text.replace("data: _data.yaml", f"data: {DATA | {'batch_size': 4}}"))
     assert fit("top", "--trainer.max_epochs", "1") == 0
