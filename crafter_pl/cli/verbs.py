@@ -1,6 +1,7 @@
 """The verbs, and what `--help` says of them."""
 
 FUNCTIONS = {  # the verbs that are functions, and where these are
+    "adopt": "crafter_pl.adopt:adopt",
     "protect": "crafter_pl.edge.protect:protect_photos",
     "export": "crafter_pl.edge.export:export",
     "serve": "crafter_pl.cloud.serve:serve",
@@ -21,6 +22,7 @@ VERBS = {
     "validate": "score a trained stage on its validation split",
     "test": "score a trained stage on its test split",
     "predict": "let a trained defence craft a split of the data and write the feature store",
+    "adopt": "make a trained net of your own the task model of an experiment, as it is, cut in two",
     "protect": "find the faces in photographs, protect their features and write a feature store",
     "export": "write what runs on the edge as torch.export and ONNX graphs, checked and timed",
     "serve": "answer protected features with attributes, over HTTP: the cloud's classifier",
