@@ -95,7 +95,7 @@ def adopt(
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "freeze": True, **kind}
     init |= {"image_size": data.image_size, "input_size": side, "mean": mean, "std": std}
     stage = TaskModel(**init)
-    _take(stage, net)
+    stage.net.take(net)
     _check(stage, net)
     words = [f"--model.init_args.{key}={yaml_text(value)}" for key, value in init.items()]
     words += ["--experiment", experiment, "--name", name, "--runs_dir", runs_dir, "--trainer.max_epochs", "1"]
@@ -153,7 +153,7 @@ def _chosen(found: list[Place], cut: str | None, side: int) -> str:
         print(f"  {one.name:{width}}  {shape:>14}  {one.bytes:>8,} B  {one.share:6.1%}{mark}")
     if cut is None:
         rule = f"a share of at most {SHARE:.0%} and a feature of at most {TIMES} times the picture's numbers"
-        print(f"note: no --cut: {chosen}, the last with {rule}; where there is none, the least share", flush=True)
+        print(f"note: no --cut: {chosen}, the last with {rule}; or the least share", flush=True)
     return chosen
 
 
@@ -166,14 +166,6 @@ def _names(given: list[str] | None, answers: int, attributes: list[str]) -> list
             f"--names: {len(set(names))} different names for {answers} answers; give one for each"
         )
     return names
-
-
-def _take(stage: TaskModel, net: nn.Module) -> None:
-    """Puts a net's tensors into the halves of the same net, which have them by the same names."""
-    state = net.state_dict()
-    for part in (stage.net.edge, stage.net.cloud):
-        names = {key: key.removeprefix("net.") for key in part.state_dict()}
-        part.load_state_dict({key: state[old] for key, old in names.items() if old in state}, strict=False)
 
 
 @torch.no_grad()

@@ -147,6 +147,14 @@ class SplitClassifier(nn.Module):
                 raise _other_head(arch, self.answers, num_attributes)
             replace_head(cloud, arch, num_attributes, self.answers)
 
+    def take(self, whole: nn.Module) -> None:
+        """Copies the tensors of the whole net into both parts, which `cut_at` lets name them as it does."""
+        state = whole.state_dict()
+        for part in (self.edge, self.cloud):
+            names = {key: key.removeprefix("net.") for key in part.state_dict()}
+            kept = {key: state[old] for key, old in names.items() if old in state}
+            part.load_state_dict(kept, strict=False)  # a constant of the trace is in the whole net no longer
+
     def shown(self, images: Tensor) -> Tensor:
         """Pictures as the net itself takes them."""
         images = images if self.resize is None else self.resize(images)

@@ -35,7 +35,8 @@ def read_weights(path: str, net: str, option: str = "weights") -> dict[str, Tens
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged bytes
-        if not isinstance(error, UnpicklingError) or "Unsupported" not in str(error):
+        pickled = file.read_bytes()[:1] in (b"\x80", b"P")  # by itself, or in torch's archive
+        if not isinstance(error, UnpicklingError) or not pickled:
             raise UserError(
                 f"{option}: {path!r} cannot be read ({type(error).__name__}); expected a state dict of {net},"
                 " saved by torch.save"
