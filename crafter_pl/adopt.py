@@ -14,11 +14,12 @@ from torch import nn
 from crafter_pl.cli.callbacks import AtomicCheckpointIO
 from crafter_pl.cli.resume import plain_settings
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import data_options, settings_of, yaml_text
+from crafter_pl.commands import data_options, listed, settings_of, yaml_text
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import measure_frame
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, sha256, to_json, write_file
+from crafter_pl.limits import PositiveInt
 from crafter_pl.memory import peak_memory_mb
 from crafter_pl.nets import freeze
 from crafter_pl.nets.architectures import expected, folder_weights, lasting
@@ -35,11 +36,11 @@ def adopt(
     data: FacesDataModule,
     weights: str | None = None,
     cut: str | None = None,
-    size: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    size: PositiveInt | None = None,
+    mean: list[float] | float | None = None,
+    std: list[float] | float | None = None,
     task: Task = "multilabel",
-    names: list[str] | None = None,
+    names: list[str] | str | None = None,
     experiment: str = "synthetic",
     name: str = "task",
     runs_dir: str = "runs",
@@ -58,7 +59,8 @@ def adopt(
         cut: the last node or block on the edge (default: one is proposed).
         size: side of the pictures that the net takes, to which the edge resizes (default: timm's own,
             else that of the data).
-        mean: of RGB in [0, 1], taken off (default: timm's own, else ImageNet's).
+        mean: of RGB in [0, 1], taken off; one for all three channels, or one each (default: timm's own, else
+            ImageNet's).
         std: by which it then divides (default: likewise).
         task: what the answers are.
         names: of the answers, in order (default: the data's attributes if there are as many, else output_0
@@ -84,16 +86,17 @@ def adopt(
     net = _built(arch, weights, download).eval()
     given, arch = expected(net), lasting(arch, net)
     data.setup("fit")
-    side = size or given.side or data.image_size
-    mean, std = _three("mean", mean or given.mean), _three("std", std or given.std)
+    side = int(size or given.side or data.image_size)
+    centre = _three("mean", given.mean if mean is None else listed(mean))
+    spread = _three("std", given.std if std is None else listed(std))
     found, (answers,) = places(net, side)
     chosen = _chosen(found, cut, side)
-    called = _names(names, answers, list(data.attribute_names))
+    called = _names(None if names is None else listed(names), answers, list(data.attribute_names))
     kind = {"answers": task} if "answers" in signature(TaskModel).parameters else {}
     if task != "multilabel" and not kind:
         raise UserError(f"--task {task}: this version knows multilabel alone")
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "freeze": True, **kind}
-    init |= {"image_size": data.image_size, "input_size": side, "mean": mean, "std": std}
+    init |= {"image_size": data.image_size, "input_size": side, "mean": centre, "std": spread}
     stage = TaskModel(**init)
     stage.net.take(net)
     _check(stage, net)
@@ -137,6 +140,7 @@ def _three(option: str, given: list[float] | None) -> list[float]:
     if given is None:
         given = list(MEAN if option == "mean" else STD)
         print(f"note: no --{option}: ImageNet's, {given}", flush=True)
+    given = given * 3 if len(given) == 1 else given
     if len(given) != 3 or (option == "std" and min(given) <= 0):
         above = " above 0" * (option == "std")
         raise UserError(f"--{option} {given}: give three numbers{above}, of red, green and blue")

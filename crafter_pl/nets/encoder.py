@@ -19,7 +19,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def whole_net(arch: str, weights: str | None) -> Any:  # noqa: ANN401 (a net's own layers by name)
-    """The net before it is cut, see `SplitClassifier`."""
+    """The net before it is cut, see `SplitClassifier`.
+
+    Raises:
+        UserError: there is no such net, or the weights are of another.
+    """
+    if weights == "download" and arch.partition(":")[0] not in ("timm", "torchvision", arch):
+        raise UserError(f"no weights of {arch} can be downloaded: give a file, or let its own code load them")
     timms = arch.startswith("timm:")
     net = build_net(arch, download=timms and weights == "download")
     if weights == "download" and not timms:

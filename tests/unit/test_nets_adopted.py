@@ -114,6 +114,20 @@ def test_a_folder_of_timms(tmp_path):
     assert expected(net).side == 224 and len(expected(net).mean) == 3
 
 
+def test_a_net_of_a_hub_is_kept_by_the_name_that_needs_none():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet10t", num_classes=3)
+    assert lasting("timm:hf-hub:someone/net", net) == "timm:resnet10t"
+    net.layer4[0].bn3 = nn.BatchNorm2d(8)
+    with pytest.raises(UserError):
+        lasting("timm:hf-hub:someone/net", net)
+
+
+def test_only_libraries_download(own):
+    with pytest.raises(UserError):
+        SplitClassifier(f"{own}:Net", "add", 5, "download")
+
+
 # Weights
 
 
@@ -202,9 +216,8 @@ def test_places_and_what_they_cost(own):
     assert shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
     assert propose(found, 64).name == "layer1.0"
     stem, block = 64 * 32**2 * 147, 2 * 64 * 16**2 * 64 * 9  # by hand: 7x7 of 3 channels; two 3x3 of 64
-    assert named["layer1"].share / named["layer1.0"].share == pytest.approx(
-        (stem + 2 * block) / (stem + block)
-    )
+    ratio = (stem + 2 * block) / (stem + block)
+    assert named["layer1"].share / named["layer1.0"].share == pytest.approx(ratio)
     found, answers = places(build_net(f"{own}:Net"), 16)
     assert answers == (5,) and {"relu", "add", "add_1"} <= {one.name for one in found}
 
