@@ -1,6 +1,7 @@
 """The verbs, and what `--help` says of them."""
 
 FUNCTIONS = {  # the verbs that are functions, and where these are
+    "adopt": "crafter_pl.adopt:adopt",
     "protect": "crafter_pl.edge.protect:protect_photos",
     "export": "crafter_pl.edge.export:export",
     "serve": "crafter_pl.cloud.serve:serve",
@@ -20,6 +21,7 @@ POSITIONAL = {  # what some of them are given without an option's name
 }
 VERBS = {  # in the order of the story: train and protect, look, use; then what is for a few
     "fit": "train one stage; upstream stages that are missing are trained first",
+    "adopt": "make a trained net of your own the task model of an experiment, as it is, cut in two",
     "predict": "let a trained defence craft a split of the data and write the feature store",
     "audit": "attack feature stores; write report.json, report.html, table.csv and the plots",
     "look": "show faces, what attackers rebuild from what is sent, and what a message says, on one page",

@@ -100,7 +100,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, Facts, Answers]:
             f"{path} is a checkpoint of {name}, which has no cloud classifier: give one of a task model, "
             "a CloudClassifier or a defence"
         )
-    if isinstance(net, fx.GraphModule):
+    if any(isinstance(one, fx.GraphModule) for one in net.modules()):
         net = fold_batchnorm(net)
     # Convolutions of many small maps are up to twice as fast on the CPU with the channels side by side.
     net = net.eval().to(memory_format=torch.channels_last)

@@ -39,21 +39,24 @@ def build_decoder(
         kind: ``residual``, the stronger: residual blocks at every resolution and sub-pixel upsampling; or
             ``paper``, the paper's: transposed convolutions that halve the channels.
         feature_shape: ``(C, h, w)``.
-        image_size: S, h times a power of two.
+        image_size: S. Features whose side is not S over a power of two are first resized to the next larger
+            side that is; those larger than the picture, whose places become channels, lose nothing either.
         width: channels of the first convolution.
 
     Raises:
-        UserError: there is no such decoder, or none from such features to such pictures.
+        UserError: there is no such decoder.
     """
     if kind not in ("residual", "paper"):
         raise UserError(f"decoder {kind!r} is unknown; choose one of residual, paper")
     channels, side, _ = feature_shape
-    ups, residual = round(math.log2(image_size / side)), kind == "residual"
-    if side * 2**ups != image_size:
-        raise UserError(
-            f"a decoder from {side}x{side} features cannot double to {image_size} pixels; "
-            "choose a cut whose side is the picture's size over a power of two"
-        )
+    residual, start = kind == "residual", _start(side, image_size)
+    ups, fold = round(math.log2(image_size / start)), -(-start // image_size)
+    before: list[tuple[str, nn.Module]] = []
+    if start != side:
+        before.append(("resize", nn.Upsample((start, start), mode="bilinear")))
+    if fold > 1:
+        before.append(("fold", nn.PixelUnshuffle(fold)))
+        channels, ups = channels * fold**2, 0
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, padding=1, bias=not residual),
         nn.BatchNorm2d(width),
@@ -69,7 +72,17 @@ def build_decoder(
         layers += [nn.BatchNorm2d(half), nn.ReLU(), *(Residual(half) for _ in range(residual))]
         width = half
     whole = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
-    return nn.Sequential(OrderedDict(layers=whole))  # checkpoints have its layers under this name
+    return nn.Sequential(OrderedDict([*before, ("layers", whole)]))  # as checkpoints name its layers
+
+
+def _start(side: int, image_size: int) -> int:
+    """The smallest side from ``side`` on that doubles to the picture's; else its next multiple."""
+    if side > image_size:
+        return -(-side // image_size) * image_size
+    start = image_size
+    while start % 2 == 0 and start // 2 >= side:
+        start //= 2
+    return start
 
 
 class AnswersDecoder(nn.Module):

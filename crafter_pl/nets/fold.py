@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crafter_pl.nets.cut import tracer
+
 
 def fold_batchnorm(net: nn.Module) -> nn.Module:
     """Returns a frozen copy of ``net`` in eval mode, batch norms folded into the convolutions before them.
@@ -14,10 +16,11 @@ def fold_batchnorm(net: nn.Module) -> nn.Module:
     The copy computes the same function up to rounding; batch norms elsewhere stay. ``net`` must be traceable
     by torch.fx (no data-dependent control flow) and is not changed.
     """
-    traced = fx.symbolic_trace(copy.deepcopy(net).eval().requires_grad_(False))
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    traced = fx.GraphModule(net, tracer().trace(net))
     for node in list(traced.graph.nodes):
         norm = _called(traced, node)
-        if not isinstance(norm, nn.BatchNorm2d):
+        if not isinstance(norm, nn.BatchNorm2d) or hasattr(norm, "act"):  # timm's are norm and more
             continue
         source = node.args[0]
         conv = _called(traced, source)
@@ -91,6 +94,13 @@ class FrozenConv(nn.Module):
         return self.conv(x)
 
 
+class _HardSigmoid(nn.Module):
+    """The same function as torch's own, whose second derivative torch does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu6(x + 3) / 6
+
+
 def freeze(net: nn.Module) -> nn.Module:
     """Returns a frozen copy of ``net`` in eval mode to differentiate twice: the same function up to rounding.
 
@@ -102,6 +112,8 @@ def freeze(net: nn.Module) -> nn.Module:
     for name, module in list(frozen.named_modules()):
         if isinstance(module, nn.Linear) and module.out_features > module.in_features:
             module.weight.data = module.weight.t().contiguous().t()
+        if isinstance(module, nn.Hardsigmoid):
+            frozen.set_submodule(name, _HardSigmoid())
         if (
             isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
             and module.padding_mode == "zeros"

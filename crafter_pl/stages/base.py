@@ -196,7 +196,7 @@ class Stage(L.LightningModule):
         """Writes the stage's class, its upstream hashes and the split's hash into the checkpoint."""
         checkpoint["stage_class"] = type(self).__name__
         checkpoint["upstream"] = {key: list(entry) for key, entry in self.upstream_files.items()}
-        checkpoint["split_hash"] = getattr(getattr(self.trainer, "datamodule", None), "split_hash", None)
+        checkpoint["split_hash"] = getattr(getattr(self._trainer, "datamodule", None), "split_hash", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another class, or one trained on other upstream checkpoints."""

@@ -11,6 +11,7 @@ from crafter_pl.answers import Kind, make
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.framing import Frame, measure_frame
 from crafter_pl.errors import UserError
+from crafter_pl.limits import PositiveInt
 from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages.augment import flip
 from crafter_pl.stages.scored import Scored
@@ -20,10 +21,12 @@ class TaskModel(Scored):
     """A face model, cut into an edge encoder and a cloud classifier ("Who does what").
 
     Args:
-        arch: ``resnet18`` and ``vgg16`` (the paper's), or any other classification model of torchvision.
+        arch: ``resnet18`` and ``vgg16`` (the paper's), or any other classification model of torchvision; of
+            timm, ``timm:NAME``; or of your own code, ``package.module:callable``, see `build_net`.
         cut: the last node on the edge: ``layer1`` (ResNet18) and ``pool2`` (VGG16) are the paper's; others as
             torchvision's feature extraction names them. See `SplitClassifier`.
-        weights: None (from scratch), a torchvision state-dict file, or ``download`` (ImageNet).
+        weights: None (from scratch), a state-dict file of the whole net, or ``download`` (ImageNet). A head
+            with as many answers as there are attributes is kept, another one is replaced.
         lr: peak learning rate of AdamW with a one-cycle schedule over the epochs.
         weight_decay: of AdamW.
         augment: mirror the training pictures.
@@ -34,16 +37,23 @@ class TaskModel(Scored):
         answer_mean: of a regression's values over the public faces; likewise.
         answer_std: their standard deviations there; likewise.
         image_size: side of the pictures in pixels; likewise.
+        input_size: side of the pictures that the net itself takes, to which the edge resizes; null: as they
+            come.
+        mean: of the three channels in [0, 1], which the edge takes off; null: ImageNet's.
+        std: by which it then divides; null: ImageNet's.
+        freeze: keep the weights as they are, statistics of batch norms included: `fit` only measures.
 
     Attributes:
         frame: how its training pictures frame a face, so that photographs can be cut alike; None where no
             faces were found in them. Kept in its checkpoint.
+        known: what the whole net, of an adopted one, answered to `examples`; None of others. Likewise.
     """
 
     stage_name = "task"
     train_split, val_split = "labelled_train", "labelled_val"
     monitor = "val/mean_auc"
     frame: Frame | None = None
+    known: Tensor | None = None
 
     def __init__(
         self,
@@ -58,22 +68,39 @@ class TaskModel(Scored):
         answer_mean: list[float] | None = None,
         answer_std: list[float] | None = None,
         image_size: int | None = None,
+        input_size: PositiveInt | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
         count = len(self.needs("attribute_names"))
         self.answers = make(answers, answer_mean, answer_std)
-        self.net = SplitClassifier(arch, cut, count, weights)
-        self.answers.begin(self.net.cloud)
+        self.net = SplitClassifier(
+            arch, cut, count, weights, self.needs("image_size"), input_size, mean, std, keep=freeze
+        )
+        if not freeze:
+            self.answers.begin(self.net.cloud)
         self.utility, self.monitor = self.answers.metric(), f"val/{self.answers.main}"
-        self.feature_shape = self._measure(count)
+        self.feature_shape = self.net.feature_shape
+        self.automatic_optimization = not freeze
+        if freeze:
+            self.requires_grad_(False).eval()
 
     @classmethod
     def from_data(cls, data: FacesDataModule, given: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes, classes or values, and the size of the pictures.
 
         Raises:
-            UserError: the labels are of another kind, or too few; or nobody can label an embedding.
+            UserError: the labels are of another kind, or too few; nobody can label an embedding; or there are
+                no weights to be kept as they are.
         """
+        library = str(given.get("arch")).partition(":")[0] in ("timm", "torchvision", given.get("arch"))
+        if given.get("freeze") and given.get("weights") is None and library:
+            raise UserError(
+                "freeze keeps weights as they are, and none are given: give --model.init_args.weights FILE, "
+                "or freeze false"
+            )
         kind, names = given.get("answers", "multilabel"), list(data.attribute_names)
         if kind == "embedding":
             raise UserError(
@@ -98,28 +125,35 @@ class TaskModel(Scored):
             found |= {"answer_mean": mean.tolist(), "answer_std": std.tolist()}
         return found
 
+    def train(self, mode: bool = True) -> "TaskModel":
+        """Leaves one whose weights are kept in eval mode."""
+        super().train(mode and not self.hparams["freeze"])
+        return self
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
+        """As all stages; none where the weights are kept."""
+        return None if self.hparams["freeze"] else super().configure_optimizers()
+
+    @property
+    def examples(self) -> Tensor:
+        """Two pictures of random pixels, always the same: what an adopted net is known by."""
+        rng = torch.Generator().manual_seed(0)
+        return torch.rand(2, 3, *[self.hparams["image_size"]] * 2, generator=rng)
+
     @torch.no_grad()
-    def _measure(self, answers: int) -> tuple[int, int, int]:
-        """Shape of the features; tries the net on an empty picture first."""
-        size, arch = self.needs("image_size"), f"{self.hparams['arch']} cut at {self.hparams['cut']}"
-        self.net.eval()
-        try:
-            features = self.net.encode(torch.zeros(1, 3, size, size))
-            logits = self.net.cloud(features)
-        except RuntimeError as error:
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as inherited)
+        """As inherited; an adopted net must answer what it did, which its code alone could have changed.
+
+        Raises:
+            UserError: it gives other answers.
+        """
+        found = super().load_state_dict(*args, **options)
+        if self.known is not None and not agree(self.net.eval()(self.examples), self.known):
             raise UserError(
-                f"{arch} cannot take pictures of {size} pixels ({str(error).splitlines()[0][:120]}): give "
-                "larger ones (--data.image_size), or another --model.init_args.arch"
-            ) from error
-        self.net.train()
-        shape = list(getattr(features, "shape", ()))
-        if len(shape) != 4 or shape[2] != shape[3] or getattr(logits, "shape", None) != (1, answers):
-            raise UserError(
-                f"{arch} gives features of shape {shape[1:]}; defences and attacks need square maps, "
-                "(channels, side, side), and answers in one tensor: choose another cut or arch "
-                "(--model.init_args.*)"
+                f"{self.hparams['arch']} with these weights gives other answers than when it was adopted: "
+                "its code has changed; bring that version of it back, or adopt it again"
             )
-        return (shape[1], shape[2], shape[3])
+        return found
 
     def setup(self, stage: str) -> None:
         """The data must have its labels.
@@ -165,18 +199,23 @@ class TaskModel(Scored):
             self.frame = measure_frame(self.spread_images(self.train_split, 64))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the frame, too."""
+        """Writes the frame and what is known, too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["frame"] = None if self.frame is None else list(self.frame)
+        if self.known is not None:
+            checkpoint["known"] = self.known
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the frame from where it was measured."""
+        """Takes the frame from where it was measured, and what is known from where it was adopted."""
         super().on_load_checkpoint(checkpoint)
+        self.known = checkpoint.get("known")
         if frame := checkpoint.get("frame"):
             self.frame = Frame(*frame)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The answers' own loss: of attributes binary cross entropy."""
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
+        """The answers' own loss: of attributes binary cross entropy; nothing where the weights are kept."""
+        if self.hparams["freeze"]:
+            return None
         images = flip(batch["image"]) if self.hparams["augment"] else batch["image"]
         loss = self.answers.loss(self.net(images), self.answers.aims(batch["attributes"]))
         self.log("train/loss", loss, prog_bar=True)
@@ -227,3 +266,8 @@ def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
             "--data.attribute_columns or --data.labels"
         )
     return True
+
+
+def agree(made: Tensor, known: Tensor) -> bool:
+    """Whether answers are the same, up to a thousandth of the largest: other processors round otherwise."""
+    return made.shape == known.shape and bool((made - known).abs().max() <= 1e-3 * known.abs().max())

@@ -36,7 +36,9 @@ AUDITS = [path for path, content in CONTENT.items() if "budgets" in content]
 
 TUNE = Path("configs/tune.yaml")
 
-DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE)]
+ADOPT = Path("configs/adopt.yaml")
+
+DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE, ADOPT)]
 
 
 def command_line(path, *more):

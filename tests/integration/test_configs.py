@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from configs_lab import AUDITS, BENCHMARKS, CONTENT, DATA, ROOT, STAGES, command_line
+from configs_lab import ADOPT, AUDITS, BENCHMARKS, CONTENT, DATA, ROOT, STAGES, command_line
 
 from crafter_pl.audit import audit as audit_module
 from crafter_pl.audit.find import find_attacks
 from crafter_pl.cli import main
+from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.run import build
 from crafter_pl.commands import Commands
 from crafter_pl.crafting.reference import HYPERGRADIENT_WEIGHT
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.defenses.base import defenses
 from crafter_pl.defenses.crafter_variants import RELEASED
+from crafter_pl.nets.architectures import build_net
+from crafter_pl.nets.places import SHARE, places, propose
 from crafter_pl.stages import Embedder, GanPrior, IdentityOracle, Stage, TaskModel
 
 
@@ -222,6 +225,13 @@ def test_audit_configs(path, tmp_path, monkeypatch):
         bound = attack.against(None, Commands(Path("runs") / experiment))
         stages = {Path(file).parts[2] for file in bound.checkpoints.values()}
         assert stages <= {"task", "prior", "amortizer", "black_box", *named}
+
+
+def test_the_config_of_adopt_names_a_net_that_can_be_cut(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, options = parsed(["adopt", "--config", str(ADOPT)])
+    found, _ = places(build_net(options["arch"]), options["data"].image_size)
+    assert propose(found, options["data"].image_size).share <= SHARE and options["weights"] is None
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=str)

@@ -177,9 +177,7 @@ def test_folder(folder):
 
 
 def test_folder_without_pictures(tmp_path):
-    with pytest.raises(
-        UserError, match=r"--data.root"
-    ):
+    with pytest.raises(UserError, match=r"--data.root"):
         load_folder(tmp_path / "people", HOW)
     (tmp_path / "people" / "ann").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds no pictures: expected <person>/<picture>"):
