@@ -84,13 +84,16 @@ def audit(asked: Options) -> Path:
         },
     }
 
+    unnamed: list[str] = []
+    if asked.data.identities == "none":
+        readers, unnamed = find.without_names(readers)
     data.setup("test")
     rows, names, split_hash = data.rows(find.SPLIT), known_names(data), data.split_hash
     images = rows["image"]
     task, remarks = load_task(task_path, data)
     task.to(device)
     groups, missing = known_groups(listed(asked.groups), names)
-    notes += [*remarks, *missing, *find.left_out(attacks, asked.budgets)]
+    notes += [*unnamed, *remarks, *missing, *find.left_out(attacks, asked.budgets)]
     for note in notes if first else ():
         print(f"note: {note}", flush=True)
     published = Published(asked.home, device, defenses)

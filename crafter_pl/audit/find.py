@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from crafter_pl.attacks.base import Attack, checkpoint_of
+from crafter_pl.attacks.reader import Reader
 from crafter_pl.commands import Commands, listed, trained
 from crafter_pl.data.store import MANIFEST, read_manifest
 from crafter_pl.errors import UserError
@@ -35,6 +36,16 @@ def left_out(attacks: list[Attack], budgets: dict[str, list[Attack]] | None) -> 
     known = {attack.name for listed_one in (budgets or {}).values() for attack in listed_one}
     names = sorted(known - {attack.name for attack in attacks})
     return [f"Not among the attacks: {', '.join(names)}; a larger budget has them."] if names else []
+
+
+def without_names(readers: list[Reader]) -> tuple[list[Reader], list[str]]:
+    """Those readers that say something where nobody is named, and what the report must note."""
+    kept = [one for one in readers if one.suspects]
+    gone = ", ".join(one.name for one in readers if not one.suspects)
+    return kept, [
+        "Nothing says whose the pictures are: each counts as a person, known by that very picture to judges "
+        "and to whoever has a gallery. So rates are of pictures found again among these, not of people."
+    ] + [f"Left out, since they compare pictures of one person: {gone}."] * bool(gone)
 
 
 def find_checkpoints(home: Path, option: str, given: list[str] | str | None) -> list[str] | None:

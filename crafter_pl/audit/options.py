@@ -140,4 +140,9 @@ class Options:
                 f"--drawn_images {self.drawn_images} is for recognisers that know people by a gallery: give "
                 "--recognisers, or leave it out"
             )
+        if self.drawn_images and self.data.identities == "none":
+            raise UserError(
+                f"--drawn_images {self.drawn_images} draws other pictures of each person, and with "
+                "--data.identities none nobody has any: leave one of them out"
+            )
         check_several(self.data.private_people, "--data.private_people")
