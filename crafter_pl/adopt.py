@@ -82,7 +82,10 @@ def adopt(
     if weights is not None and download:
         raise UserError("--weights and --download: give one of them")
     arch = arch if ":" in arch else f"torchvision:{arch}"
-    net = _built(arch, weights, download).eval()
+    weights = weights or (None if download else folder_weights(arch))
+    if weights is None and not download and arch.startswith(("timm:", "torchvision:")):
+        print(f"note: no --weights: {arch} keeps the random ones that it begins with", flush=True)
+    net = whole_net(arch, "download" if download else weights).eval()
     given, arch = expected(net), lasting(arch, net)
     data.setup("fit")
     side = int(size or given.side or data.image_size)
@@ -101,36 +104,23 @@ def adopt(
     words = [f"--model.init_args.{key}={yaml_text(value)}" for key, value in init.items()]
     words += ["--experiment", experiment, "--name", name, "--runs_dir", runs_dir, "--trainer.max_epochs", "1"]
     config = StageCLI(["fit", "--model", "TaskModel", *words, *data_options(settings_of(data))]).dump()
+    about = {
+        **init,
+        "weights": None if weights is None else {"file": Path(weights).name, "sha256": sha256(weights)},
+        "features": {"shape": list(stage.feature_shape), "were": list(stage.net.layout.given)},
+        "edge_share": next((one.share for one in found if one.name == chosen), None),
+        "versions": {one: version(one) for one in ("torch", arch.partition(":")[0]) if one in _LIBRARIES},
+    }
     with lock(folder, doing="adopting"):
         write_file(folder / "fit.yaml", config)
-        data.write_split_csv(folder / "split.csv")
-        for part, module in (("edge", stage.net.encoder_module()), ("cloud", stage.net.cloud)):
-            tensors = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
-            write_file(folder / f"{part}.safetensors", save(tensors))
-        about = {
-            **init,
-            "weights": None if weights is None else {"file": Path(weights).name, "sha256": sha256(weights)},
-            "features": {"shape": list(stage.feature_shape), "were": list(stage.net.layout.given)},
-            "edge_share": next((one.share for one in found if one.name == chosen), None),
-            "versions": {one: version(one) for one in ("torch", arch.partition(":")[0]) if one in _LIBRARIES},
-        }
         write_file(folder / "config.json", to_json(about, indent=2))
-        best = _checkpoint(stage, folder, data, plain_settings(config))
+        best = _write(stage, folder, data, plain_settings(config))
         summary = {"stage": TaskModel.stage_name, "epochs": 0, "max_epochs": 0}
         summary |= {"seconds": round(time.perf_counter() - began, 1), "metrics": {}}
         summary |= {"peak_memory_mb": round(peak_memory_mb(), 1), "best_sha256": sha256(best)}
         write_file(folder / "summary.json", to_json(summary, indent=2))
     print(f"adopted as {best}; cloud(edge(x)) is the whole net's answer on random pictures", flush=True)
     return folder
-
-
-def _built(arch: str, weights: str | None, download: bool) -> nn.Module:
-    """The whole net with its weights."""
-    weights = weights or ("download" if download else folder_weights(arch))
-    if weights is None and arch.startswith(("timm:", "torchvision:")):
-        print(f"note: no --weights: {arch} keeps the random ones that it begins with", flush=True)
-    net: nn.Module = whole_net(arch, weights)
-    return net
 
 
 @torch.no_grad()
@@ -215,8 +205,12 @@ def _check(stage: TaskModel, net: nn.Module) -> None:
     stage.known = known
 
 
-def _checkpoint(stage: TaskModel, folder: Path, data: FacesDataModule, settings: dict[str, Any]) -> Path:
-    """Writes both checkpoints, as `fit` would have with these settings; returns the best one."""
+def _write(stage: TaskModel, folder: Path, data: FacesDataModule, settings: dict[str, Any]) -> Path:
+    """Writes both halves, the split, and both checkpoints as `fit` would have; returns the best one."""
+    data.write_split_csv(folder / "split.csv")
+    for part, module in (("edge", stage.net.encoder_module()), ("cloud", stage.net.cloud)):
+        tensors = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
+        write_file(folder / f"{part}.safetensors", save(tensors))
     stage.frame = measure_frame(_public(data, 64))
     content: dict[str, Any] = {"state_dict": stage.state_dict(), "hyper_parameters": dict(stage.hparams)}
     stage.on_save_checkpoint(content)
