@@ -1,5 +1,6 @@
 """The configs of the repository, by kind."""
 
+import functools
 from pathlib import Path
 
 import yaml
@@ -39,6 +40,8 @@ TUNE = Path("configs/tune.yaml")
 DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE)]
 
 
+@functools.cache
 def command_line(path, *more):
+    """Reads a config as `fit` does; it is parsed once."""
     import_stages()
     return StageCLI(["fit", "--config", str(ROOT / path), *more])
