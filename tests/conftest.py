@@ -9,10 +9,12 @@ from tiny_conf import conf  # noqa: F401 (a fixture)
 
 # Imported in functions: torch and what imports it, for xdist's own process needs neither.
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs do
-SLOWEST = (  # files by the time that they take: long ones come first, so that no worker is left with one
-    *("adaptive_black_box_processes", "benchmark", "pipeline", "resume", "crafter_generator", "cluster"),
-    *("adaptive_white_box", "adaptive_black_box", "edge_to_cloud", "through_defence", "defenses"),
-    *("backbones", "adversarial_learning", "bench_crafting", "cloaks", "versions", "tiprdc", "stages"),
+SLOWEST = (  # files by the time of a processor that they take: no worker is left with a long one at the end
+    *("benchmark", "edge_to_cloud", "adaptive_white_box", "adaptive_black_box_processes", "defenses"),
+    *("configs", "crafter_generator", "crafter_dependence", "crafter", "versions", "edge_protect"),
+    *("crafter_store", "adaptive_black_box", "pipeline", "resume", "bench_crafting", "cluster", "judges"),
+    *("through_defence_known_map", "through_defence", "cloaks", "docs", "edge_export", "docs_site"),
+    *("adversarial_learning", "attacks", "edge_real_faces", "attacks_layerwise", "tiprdc", "data_stream"),
 )
 
 
@@ -108,8 +110,19 @@ def server(cloud):
         yield made
 
 
+@pytest.fixture(scope="session")
+def slim(tiny, tmp_path_factory):
+    """A task model of the tiny experiment's data with few weights, see `quick.slim`: its checkpoint."""
+    from crafter_pl.cli import main
+
+    runs = tmp_path_factory.mktemp("slim")
+    more = ["--model.init_args.arch", "slim_resnet18", "--runs_dir", str(runs)]
+    assert main([*tiny.command("fit", "task"), *more]) == 0
+    return str(runs / "synthetic" / "task" / "checkpoints" / "best.ckpt")
+
+
 @pytest.fixture
-def game(tiny):
+def game(tiny, slim):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.
 
     `begin(stage)` comes first. Returns the stage, with the losses of its backward passes in `backwards`, and
@@ -121,7 +134,7 @@ def game(tiny):
 
     def go(cls, *, steps, begin=None, **settings):
         torch.manual_seed(0)
-        stage = cls(tiny.ckpt("task"), **settings)
+        stage = cls(**{"task_ckpt": slim, **settings})
         if begin:
             begin(stage)
         stage.backwards, logged = [], []

@@ -1,5 +1,6 @@
 """The configs of the repository, by kind."""
 
+import functools
 from pathlib import Path
 
 import yaml
@@ -41,6 +42,8 @@ ADOPT = Path("configs/adopt.yaml")
 DATA = [path for path in FILES if path not in (*STAGES, *AUDITS, *BENCHMARKS, TUNE, ADOPT)]
 
 
+@functools.cache
 def command_line(path, *more):
+    """Reads a config as `fit` does; it is parsed once."""
     import_stages()
     return StageCLI(["fit", "--config", str(ROOT / path), *more])

@@ -133,7 +133,6 @@ def copy_of(folder: Path, own: Path) -> Experiment:
             torch.save(make(folder), kept)
     shutil.copytree(folder / "runs", own / "runs")
     made: Experiment = torch.load(kept, weights_only=False)  # our own file
-    start_server()
     made.runs_dir, made.printed = own / "runs", made.printed.replace(str(folder), str(own))
     return made
 

@@ -2,12 +2,16 @@
 
 import copy
 import functools
+import os
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from crafter_pl.data import loading
+from crafter_pl.nets import architectures
 from crafter_pl.stages import task
 
 
@@ -18,6 +22,8 @@ def quick() -> None:
     draw = functools.lru_cache(8)(loading.synthetic_faces)
     loading.synthetic_faces = lambda *settings: copy.deepcopy(draw(*settings))
     task.measure_frame = _once(task.measure_frame)
+    architectures.torchvision_classifier = _drawn_once(architectures.torchvision_classifier)
+    os.fsync = lambda stream: None  # what a test has written need not outlive the machine
 
 
 def _once(measure: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
@@ -31,3 +37,27 @@ def _once(measure: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
         return known[key]
 
     return go
+
+
+def _drawn_once(make: Callable[[str], nn.Module]) -> Callable[[str], nn.Module]:
+    """``make`` whose ResNet18 begins with the same weights every time: a checkpoint's mostly replace them.
+
+    There is one more, which `slim` makes.
+    """
+    ours = {"resnet18": lambda: make("resnet18"), "slim_resnet18": slim}
+
+    @functools.cache
+    def drawn(arch: str) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return ours[arch]()
+
+    return lambda arch: copy.deepcopy(drawn(arch)) if arch in ours else make(arch)
+
+
+def slim() -> nn.Module:
+    """ResNet18 with a thirtieth of the weights behind layer1, for nets that are trained for many steps."""
+    net = torchvision.models.resnet18()
+    net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
+    net.fc = nn.Linear(64, 1000)
+    return net

@@ -168,16 +168,16 @@ def test_no_decoder_for_another_defence(tiny, trained, manifest, change):
         other["defense"] = "noise"
     else:
         del other["defense_sha256"]
-    with pytest.raises(UserError, match=r"nothing in .* was trained against") as error:
+    with pytest.raises(UserError, match="adaptive_black_box") as error:
         aimed(tiny, Target(other, None))
-    line = str(error.value).partition("train it first: ")[2]
-    assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_black_box.yaml")
+    line = str(error.value).partition("python -m crafter_pl fit ")[2]
+    assert line.startswith("--config configs/attacks/adaptive_black_box.yaml")
     assert f"--runs_dir {tiny.runs_dir}" in line
     told = f"--model.init_args.protect.beta {other['settings']['beta']}" in line
     assert told == (change != "defense"), "noise has no beta"
     assert ("--model.init_args.defense_ckpt" in line) == (change == "defense")
     assert f"--name adaptive_black_box-{other['defense']}-" in line
-    with pytest.raises(UserError, match="was not trained against"):
+    with pytest.raises(UserError, match=r"round-01\.ckpt"):
         aimed(tiny, Target(other, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
 
 
@@ -188,7 +188,7 @@ def test_the_command_names_the_defence_that_made_the_store(tiny, manifest):
         path = tiny.folder / run / "checkpoints" / "best.ckpt"
         with pytest.raises(UserError) as error:
             aimed(tiny, Target(other, None, checkpoint=str(path)))
-        line = str(error.value).partition("train it first: ")[2]
+        line = str(error.value)
         assert f"--name adaptive_black_box-{run}-beta1" in line
         assert (f"--model.init_args.defense_ckpt {path}" in line) == (run == "crafter_z")
     published = Published(tiny.folder, "cpu")
@@ -204,10 +204,9 @@ def test_options_unlike_the_trainings_are_in_the_name(tiny, manifest):
     settings = {**manifest["settings"], "steps": 7}
     with pytest.raises(UserError) as error:
         aimed(tiny, Target({**manifest, "settings": settings}, defense))
-    assert "against crafter (beta 1, steps 7) as it is" in str(error.value)
-    line = str(error.value).partition("train it first: ")[2]
-    assert "--name adaptive_black_box-crafter-beta1-steps7 " in line
-    assert "--model.init_args.protect.steps 7" in line
+    said = str(error.value)
+    assert "crafter (beta 1, steps 7)" in said and "--model.init_args.protect.steps 7" in said
+    assert "--name adaptive_black_box-crafter-beta1-steps7 " in said
 
 
 def test_a_run_of_any_name_is_found_and_others_are_named(tiny, trained, manifest):
@@ -219,7 +218,7 @@ def test_a_run_of_any_name_is_found_and_others_are_named(tiny, trained, manifest
         content["adaptation"]["pairs"] += 1
         torch.save(content, mine / "checkpoints" / "best.ckpt")
         assert Path(aimed(tiny, target).checkpoint("adaptive_black_box")).is_relative_to(mine)
-        with pytest.raises(UserError, match=r"mine learnt from crafter with beta 1\.0"):
+        with pytest.raises(UserError, match=r"mine .*beta 1\.0"):
             aimed(tiny, Target(other, None))
         content["upstream"]["black_box"][1] = "0" * 64  # another decoder to begin with
         torch.save(content, mine / "checkpoints" / "best.ckpt")
@@ -273,9 +272,9 @@ def test_a_round_can_be_named_and_most_pairs_win(tiny, trained, manifest):
                 assert aimed(tiny, target, among=[file]).checkpoint("adaptive_black_box") == file
         (more / "summary.json").unlink()  # not finished
         assert aimed(tiny, target).checkpoint("adaptive_black_box").startswith(str(trained / "checkpoints"))
-        with pytest.raises(UserError, match="nothing in --adapted was trained against"):
+        with pytest.raises(UserError, match="--adapted"):
             aimed(tiny, target, among=[])
-        with pytest.raises(UserError, match=r"adaptive_black_box-lost.*best.ckpt"):
+        with pytest.raises(UserError, match="adaptive_black_box-lost"):
             aimed(
                 tiny,
                 target,

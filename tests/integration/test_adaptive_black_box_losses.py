@@ -60,21 +60,21 @@ def test_the_learning_rate_rises_and_falls_once_a_round(tiny, monkeypatch):
     [
         (
             ["--trainer.max_epochs", "3"],
-            "max_epochs 3 is not a number of whole rounds of 2 epochs: give, for ex",
+            "max_epochs 3",
         ),
         (
             ["--model.init_args.pairs_per_round", "99"],
-            "4 epochs need 198 pairs, and public_train has 88 pictures",
+            "198 pairs",
         ),
-        (["--model.init_args.val_pairs", "999"], "999 queries asked of public_val"),
-        (["--model.init_args.loss", "l3"], "loss l3; give one of l1, l2"),
+        (["--model.init_args.val_pairs", "999"], "999 queries"),
+        (["--model.init_args.loss", "l3"], "loss l3"),
         (
             ["--model.init_args.clean_share", "2"],
-            "clean_share 2; give a number from 0 to 1",
+            "clean_share 2",
         ),
         (
             ["--model.init_args.val_pairs", "0"],
-            "val_pairs 0; give a whole number above 0",
+            "val_pairs 0",
         ),
         (["--model.init_args.critic", "absent"], "critic 'absent'|critic absent"),
     ],
@@ -92,9 +92,9 @@ def test_a_decoder_of_another_task_model(tiny, tmp_path):
     decoder["upstream"]["task"] = [str(other), sha256(other)]
     decoder["hyper_parameters"]["task_ckpt"] = str(other)
     torch.save(decoder, tmp_path / "black_box.ckpt")
-    with pytest.raises(UserError, match=r"reads features of .*task\.ckpt, the defence .* one task model"):
+    with pytest.raises(UserError, match=r"task\.ckpt"):
         AdaptiveBlackBox(tiny.ckpt("crafter"), str(tmp_path / "black_box.ckpt"))
-    with pytest.raises(UserError, match="is a checkpoint of BlackBox, not of a defence"):
+    with pytest.raises(UserError, match="BlackBox"):
         AdaptiveBlackBox(tiny.ckpt("black_box"), tiny.ckpt("black_box"))
 
 

@@ -230,10 +230,10 @@ def test_its_rounds_are_its_history(tiny, tiny_store, trained):
 def test_nothing_was_trained_against_this_defence(tiny, tiny_store, trained):
     manifest = read_manifest(tiny_store)
     manifest["settings"]["beta"] = 0.5
-    with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
+    with pytest.raises(UserError, match=r"crafter \(beta 0\.5\)") as error:
         AdaptiveWhiteBoxAttack().against(Target(manifest, None), tiny.commands)
-    line = str(error.value).partition("train it first: ")[2]
-    assert line.startswith("python -m crafter_pl fit --config configs/attacks/adaptive_white_box.yaml")
+    line = str(error.value).partition("python -m crafter_pl fit ")[2]
+    assert line.startswith("--config configs/attacks/adaptive_white_box.yaml")
     assert "--model.init_args.protect.beta 0.5" in line
 
 
@@ -243,7 +243,7 @@ def test_nothing_was_trained_against_this_defence(tiny, tiny_store, trained):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_the_losses_of_one(tiny, trained, kind, tmp_path):
     """The generator's updates; and the paper's latents by sample, which cross processes between epochs."""
-    more = [*ROUNDS, *WHOLE, *KINDS[kind], "--model.init_args.pairs_per_round", "40"]
+    more = [*ROUNDS, *WHOLE, *KINDS[kind], "--model.init_args.pairs_per_round", "24"]
     more += ["--trainer.callbacks+=ranks.Losses", "--model.init_args.queries_dir", str(tmp_path)]
     more += ["--trainer.precision", "64-true"]  # two processes add up in another order
     assert main(fit(tiny, f"{kind}-one", *more)) == 0
@@ -251,12 +251,12 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, kind, tmp_path):
     assert two.returncode == 0, two.stderr
     folders = [tiny.folder / f"{kind}-{name}" for name in ("one", "two")]
     one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)
-    assert len(one) == len(two) == 5 + 5 + 10 + 10
+    assert len(one) == len(two) == 3 + 3 + 6 + 6
     assert one == pytest.approx(two, rel=1e-9)
-    assert max(one[:5]) - min(one[:5]) > 1e-3  # something is learned in five steps
+    assert max(one[:3]) - min(one[:3]) > 1e-3  # something is learned in three steps
     if kind == "paper":
         (rows, z), (other, found) = (
             read_checkpoint(folder / "checkpoints" / "round-01.ckpt")["latents"] for folder in folders
         )
-        assert torch.equal(rows, other) and len(rows) == 40
+        assert torch.equal(rows, other) and len(rows) == 24
         assert near(z, found, steps=10)

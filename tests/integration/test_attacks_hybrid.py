@@ -118,5 +118,5 @@ def test_messages(tiny, tmp_path):
     torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
     attack = HybridAttack(task_ckpt=str(tmp_path / "other.ckpt"))
     attack = attack.against(None, tiny.commands)
-    with pytest.raises(UserError, match=r"the black_box .* was trained on .*task.*, not on .*other\.ckpt"):
+    with pytest.raises(UserError, match=r"black_box.*other\.ckpt"):
         attack.prepare("cpu")

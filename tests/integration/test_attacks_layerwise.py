@@ -175,13 +175,13 @@ def test_settings_name_what_changes_a_result(with_prior):
 
 def test_messages(with_prior):
     for bad in ({"radii": [0.1]}, {"radii": [-1.0, 0, 0]}, {"layer_steps": [1, 1, -1]}, {"layer_lr": 0.0}):
-        with pytest.raises(UserError, match=r"attack layerwise: radii .* must have one entry a layer"):
+        with pytest.raises(UserError, match=r"layerwise.*radii"):
             LayerwiseAttack(**bad)
-    with pytest.raises(UserError, match="4 radii, but this generator has 3 layers before its last"):
+    with pytest.raises(UserError, match=r"4 radii.*3 layers"):
         with_prior("G1", radii=[0.1] * 4, layer_steps=[1] * 4)
-    with pytest.raises(UserError, match=r"space 'y' must be z, w or w\+"):
+    with pytest.raises(UserError, match="space 'y'"):
         WhiteBoxAttack(space="y")
-    with pytest.raises(UserError, match=r"prior_weight 0.1 is for z alone"):
+    with pytest.raises(UserError, match=r"prior_weight 0.1"):
         WhiteBoxAttack(space="w", prior_weight=0.1)
-    with pytest.raises(UserError, match="G1 and G2 have the latent space z alone"):
+    with pytest.raises(UserError, match=r"G1.*G2"):
         with_prior("G2", WhiteBoxAttack, space="w+")

@@ -25,7 +25,7 @@ def run(home, name, stage, finished=True):
 def test_oracles_of_the_experiment(tmp_path):
     home = tmp_path / "e"
     commands = Commands(home)
-    with pytest.raises(UserError, match=r"train them first:\n.*oracle_resnet.yaml.*\n.*oracle_plain.yaml"):
+    with pytest.raises(UserError, match=r"oracle_resnet.yaml[\s\S]*oracle_plain.yaml"):
         find.find_oracles(commands, None)
     with pytest.raises(UserError, match="needs an oracle"):
         find.find_oracles(commands, [])
@@ -36,7 +36,7 @@ def test_oracles_of_the_experiment(tmp_path):
     assert find.find_oracles(commands, None) == ([plain, mine], [])
     found, notes = find.find_oracles(commands, ["mine", "oracle_robust", plain])
     assert found == [mine, plain]
-    assert len(notes) == 1 and "fit --config configs/oracle_robust.yaml --experiment e" in notes[0]
+    assert len(notes) == 1 and "configs/oracle_robust.yaml" in notes[0]
     for wrong in ("oracel_plain", str(tmp_path / "none.ckpt")):
         with pytest.raises(UserError, match=r"mine, oracle_plain, task"):
             find.find_oracles(commands, [wrong])
@@ -68,7 +68,7 @@ def test_stores_of_the_experiment(tmp_path, tiny_store):
 
 def test_the_task_model_of_the_experiment(tmp_path):
     home = tmp_path / "synthetic"
-    with pytest.raises(UserError, match=r"fit --config configs/task.yaml"):
+    with pytest.raises(UserError, match=r"configs/task.yaml"):
         find.find_task(Commands(home), None)
     task, other = run(home, "task", "task"), run(home, "task_small", "task")
     assert [str(find.find_task(Commands(home), given)) for given in (None, "task_small", task)] == [

@@ -27,7 +27,7 @@ def test_it_loads_as_an_oracle_without_the_decoder_in_its_weights(oracle, tiny):
     assert not any("decoder" in name for name in torch.load(oracle, weights_only=True)["state_dict"])
     assert stage.logits(tiny.data().rows("private_test")["image"]).shape == (16, 4)
     assert type(load_oracle(tiny.ckpt("oracle_plain"))) is IdentityOracle
-    with pytest.raises(UserError, match="is a checkpoint of GanPrior, expected one of IdentityOracle"):
+    with pytest.raises(UserError, match=r"GanPrior.*IdentityOracle"):
         load_oracle(tiny.ckpt("prior"))
 
 
@@ -46,11 +46,11 @@ def test_it_sees_a_share_of_reconstructions_and_the_other_pictures_as_they_are(o
 
 
 def test_it_refuses_what_does_not_fit(tiny, capsys):
-    with pytest.raises(UserError, match=r"reconstructed 1\.5 must be a number from 0 to 1"):
+    with pytest.raises(UserError, match=r"reconstructed 1\.5"):
         ReconstructionOracle(tiny.ckpt("black_box"), reconstructed=1.5)
     given = ["--model.init_args.black_box_ckpt", tiny.ckpt("black_box"), "--name", "other"]
     assert main([*tiny.command("fit", "oracle_reconstructions"), *given, "--data.image_size", "64"]) == 2
-    assert "was trained on pictures of 32 pixels" in capsys.readouterr().err
+    assert "32 pixels" in capsys.readouterr().err
 
 
 def test_heavy_distortion_is_heavier():

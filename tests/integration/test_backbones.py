@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 from experiment import Experiment
+from torch import nn
+from torchvision.models import vgg
 
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_manifest
@@ -12,8 +14,18 @@ from crafter_pl.stages.base import load_stage
 from crafter_pl.stages.task import TaskModel
 
 
+class Narrow(vgg.VGG):
+    """VGG with a head of a thousandth of its weights: the others, half a gigabyte, lie behind the cut."""
+
+    def __init__(self, features, num_classes=1000, **_):
+        nn.Module.__init__(self)
+        self.features, self.avgpool = features, nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 4), nn.ReLU(), nn.Linear(4, num_classes))
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_vgg16_is_crafted_and_attacked(tiny, tmp_path):
+def test_vgg16_is_crafted_and_attacked(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(vgg, "VGG", Narrow)
     made = Experiment(tmp_path / "runs")
     arch = ["--model.init_args.arch", "vgg16_bn", "--model.init_args.cut", "pool2"]
     assert main(made.command("fit", "task", *arch)) == 0

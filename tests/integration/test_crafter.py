@@ -101,7 +101,7 @@ def test_options_that_a_defence_does_not_have(crafter, variant, cls, bad):
 
 def test_fast_takes_few_light_steps_and_a_polish(variant, audited):
     images, index = audited[0][:4], audited[1][:4]
-    with pytest.raises(UserError, match=r"polish_steps 40 follow .* task_weight must be above 0"):
+    with pytest.raises(UserError, match=r"polish_steps.*task_weight"):
         variant(CrafterFast)
     fast = partial(variant, CrafterFast, {"task_weight": 0.5})
     told = fast().settings()

@@ -66,7 +66,7 @@ def test_an_outer_step_draws_each_latent_once(solver):
     assert counts == [3 + own, 2 + own, 2 + own]
 
 
-def test_one_picture_alone_equals_the_same_in_a_batch_of_64():
+def test_one_picture_alone_equals_the_same_in_a_batch_of_32():
     """In float64; in float32 those do that meet no kink, and which these are hangs on the processor.
 
     Where a unit of the nets is within rounding of its ReLU's kink, alone and in a batch it may fall on either
@@ -78,10 +78,10 @@ def test_one_picture_alone_equals_the_same_in_a_batch_of_64():
     settings = CraftSettings(beta=1.0, lr=0.05, start_steps=2, inner_steps=1, iterations=2)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        images = nets.generator(torch.randn(64, 128, generator=generator).double())
+        images = nets.generator(torch.randn(32, 128, generator=generator).double())
         images = (images + 0.2 * torch.rand(images.shape, generator=generator)).clamp(0, 1)
         clean = nets.encoder(images)
-    some = (0, 37, 63)
+    some = (0, 18, 31)
     together = start_crafting(nets, clean, settings)
     singles = [start_crafting(nets, nets.encoder(images[i : i + 1]), settings) for i in some]
     for step in range(2):
@@ -179,7 +179,7 @@ def test_bfloat16_takes_the_clean_feature_from_the_encoder_itself(crafter, audit
 
 
 def test_an_unknown_precision_is_refused(crafter):
-    with pytest.raises(UserError, match="precision 'half' must be bf16 or float32 or float64"):
+    with pytest.raises(UserError, match="precision 'half'"):
         crafter(precision="half")
 
 

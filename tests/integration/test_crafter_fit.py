@@ -49,7 +49,7 @@ def test_fit_teaches_the_critic_and_remembers(tiny, crafter):
 def test_fit_of_several_processes_is_refused(crafter):
     stage = crafter().stage
     stage._trainer = SimpleNamespace(world_size=2)
-    with pytest.raises(UserError, match=r"with one process \(--trainer\.devices 1\)"):
+    with pytest.raises(UserError, match=r"--trainer\.devices 1"):
         stage.on_fit_start()
 
 
@@ -59,10 +59,10 @@ def test_fit_of_several_processes_is_refused(crafter):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--protect.critic", "clever"], "give one of fixed, adapted, per_batch"),
+        (["--protect.critic", "clever"], "fixed, adapted, per_batch"),
         (["--protect.beta", "-1"], "beta"),
         (["--protect.steps", "-1"], "steps"),
-        (["--data.predict_split", "everyone"], "no part of the data is called 'everyone'"),
+        (["--data.predict_split", "everyone"], "'everyone'"),
     ],
 )
 def test_options_that_cannot_be_meant(option, words, tiny, tmp_path, capsys):
@@ -76,5 +76,5 @@ def test_settings_out_of_range(tiny):
         with pytest.raises(UserError, match=f"{next(iter(bad))} .* must be a"):
             replace(CraftSettings(), **bad)
     upstream = tiny.upstream("task", "prior", "amortizer")
-    with pytest.raises(UserError, match="critic 'clever' must be fixed or adapted or per_batch"):
+    with pytest.raises(UserError, match="critic 'clever'"):
         Crafter(**upstream, critic="clever").options()

@@ -138,7 +138,7 @@ def test_the_seed_keys_the_noise(trained, faces):
     name, defense = trained[0], Told(trained[2])
     image, index = faces["image"], faces["index"]
     if name not in (*NOISY, "fawkes"):
-        with pytest.raises(UserError, match="has no option seed: it has transport"):
+        with pytest.raises(UserError, match=r"seed.*transport"):
             Told(trained[2], seed=7)
     else:
         same = torch.equal(defense.protect(image, index), Told(trained[2], seed=7).protect(image, index))
@@ -158,14 +158,13 @@ def test_utility_is_watched(trained):
         assert 0 <= float(rows[-1]["val/mean_auc"]) <= 1
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("beta", "0.5"), ("steps", "3"), ("critic", "fixed"), ("method", "crafter"), ("precision", "bf16")],
-)
-def test_options_of_crafter_are_refused(option, value, tiny, trained, tmp_path, capsys):
-    name, runs_dir, _ = trained
+def test_options_of_crafter_are_refused(tiny, trained, tmp_path, capsys):
+    name, runs_dir, defense = trained
+    for option, value in (("steps", 3), ("critic", "fixed"), ("method", "crafter"), ("precision", "bf16")):
+        with pytest.raises(UserError, match=f"option {option}"):
+            defense.options(**{option: value})
     out = ["--protect.out", str(tmp_path / "store")]
-    assert main(command(tiny, "predict", name, runs_dir, f"--protect.{option}", value, *out)) == 2
+    assert main(command(tiny, "predict", name, runs_dir, "--protect.beta", "0.5", *out)) == 2
     said = capsys.readouterr().err
-    assert f"has no option {option}: it has transport" in said and said.count("\n") == 1
+    assert "option beta" in said and said.count("\n") == 1
     assert not (tmp_path / "store").exists()

@@ -47,7 +47,7 @@ def test_the_game_moves_the_filter_against_the_decoder(game):
     settings = {"decoder": "paper", "width": 8, "adversary_lr": 0.0, "lambda_": 0.9, "lr": 1e-3}
     stage, logged = game(Disco, steps=10, ratio=0.5, **settings)
     start = game(Disco, steps=0, ratio=0.5, **settings)[0]
-    assert logged[-1]["train/decoder_error"] > 1.05 * logged[0]["train/decoder_error"]
+    assert logged[-1]["train/decoder_error"] > 1.03 * logged[0]["train/decoder_error"]
     for name in ("pruner", "net"):
         before, after = (list(getattr(s, name).parameters()) for s in (start, stage))
         assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -68,6 +68,6 @@ def test_the_decoder_is_the_filters_business_and_not_the_encoders(game, tiny):
 
 
 @pytest.mark.parametrize("bad", [{"ratio": 1.0}, {"temperature": 0.0}, {"lambda_": 1.0}])
-def test_settings_out_of_range(bad, tiny):
+def test_settings_out_of_range(bad, slim):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):
-        Disco(tiny.ckpt("task"), **bad)
+        Disco(slim, **bad)

@@ -34,8 +34,8 @@ def test_a_folder_becomes_a_store(go, folder, tiny, capsys):
     double = "float64"  # in float32 one step may magnify the rounding
     assert go("--protect.precision", double) == 0
     out = capsys.readouterr().out
-    assert f"protected {FACES} faces of {FACES} photographs in {store}; skipped: none" in out
-    assert f"keep {store}.private.json on this device" in out and "drawn by code" in out
+    assert f"{FACES} faces of {FACES} photographs" in out and "skipped: none" in out
+    assert f"{store}.private.json" in out and "drawn by code" in out
     features, index, manifest = read_store(store)
     assert index.tolist() == list(range(FACES)) and features.shape[1:] == tuple(manifest["shape"])
     assert manifest["count"] == FACES and list(manifest["shards"].values()) == [4, 4, 3]
@@ -98,7 +98,7 @@ def test_features_travel_in_fewer_bytes(go, folder, capsys):
     )
     capsys.readouterr()
     assert go("--protect.seed", "5", "--transport", "float16", out="small") == 2
-    assert "dtype: 'int8' there, 'float16' here" in capsys.readouterr().err
+    assert "dtype" in capsys.readouterr().err
 
 
 def test_seeds_are_drawn_anew(go, folder):
@@ -115,9 +115,9 @@ def test_an_audit_of_photographs_is_refused(go, folder, tiny, capsys):
     more = ["--features", f"[{store}]", "--oracles", oracles, "--out", str(folder.parent / "report")]
     assert main(tiny.command("audit", "audit", *more)) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: {store} holds features of photographs (made with protect): nobody has")
+    assert err.startswith("error: ") and store in err and "photographs" in err
     assert main(tiny.command("predict", "crafter", "--protect.out", store)) == 2
-    assert "holds features of other settings" in capsys.readouterr().err
+    assert store in capsys.readouterr().err
 
 
 # Whatever is among the photographs
@@ -135,8 +135,8 @@ def test_hostile_files_are_left_out_and_odd_ones_are_not(go, folder, capsys, mon
     for name, line in lines.items():
         start = f"skipped {mixed}/{name}: {line}"
         assert sum(text.startswith(start) for text in printed) == 1, (name, captured.out)
-    assert f"skipped {folder.parent}/absent.jpg: missing" in printed
-    assert f"skipped {mixed}/empty.jpg: no files in it" in printed
+    assert sum(f"{folder.parent}/absent.jpg" in text for text in printed) == 1
+    assert sum(f"{mixed}/empty.jpg" in text for text in printed) == 1
     for name, remark in remarks.items():
         noted = [text for text in printed if text.startswith(f"note: {mixed}/{name}: ")]
         assert bool(noted) == bool(remark) and (not remark or remark in noted[0]), name
@@ -154,7 +154,7 @@ def test_nothing_usable(go, folder, capsys):
     hostile.refused(folder.parent / "bad")
     assert go(photos=[folder.parent / "bad"]) == 2
     err = capsys.readouterr().err
-    assert "error: no face could be protected (skipped: " in err and "Traceback" not in err
+    assert "skipped: " in err and "Traceback" not in err
     assert not (folder.parent / "store").exists() and not private_file(folder.parent / "store").exists()
     assert go(photos=["--margin", "0"]) == 2
     assert "no photographs given" in capsys.readouterr().err
@@ -165,18 +165,18 @@ def test_photographs_without_a_face(go, folder, capsys):
     mixed = ["--faces", "largest", "--no_face", "error"]
     assert go(*mixed, photos=[folder / "a"]) == 2
     err = capsys.readouterr().err
-    assert "a_sky.png: no face found; remove it, or give --no_face skip" in err
+    assert "a_sky.png: no face found" in err
     assert go(*mixed, photos=[folder / "a"]) == 2  # still
     assert go("--faces", "largest", photos=[folder / "a" / "a_sky.png"]) == 2
-    assert "no face could be protected (skipped: 1 no face found)" in capsys.readouterr().err
+    assert "skipped: 1 " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--checkpoint", "absent.ckpt"], "absent.ckpt"),
-        (["--protect.method", "magic"], "answers has no option method: it has transport, seed, beta"),
-        (["--protect.beta", "much"], "beta 'much' must be a number, 0 or above (--protect.beta)"),
+        (["--protect.method", "magic"], "option method"),
+        (["--protect.beta", "much"], "--protect.beta"),
         (["--protect.steps", "0"], "--protect.steps"),
         (["--batch_size", "0"], "--batch_size"),
         (["--min_confidence", "7"], "--min_confidence"),
@@ -221,7 +221,7 @@ def test_python(tiny, folder, tmp_path):
     noisy = runs / "synthetic" / "noise" / "checkpoints" / "best.ckpt"
     drawing = Protector.load(noisy, faces="none", device="cpu")
     assert (drawing.protect(file) - drawing.protect(file)).abs().max() > 1e-3  # this one does: anew each time
-    with pytest.raises(UserError, match="no option gamma: it has transport, seed, beta, steps"):
+    with pytest.raises(UserError, match=r"gamma.*transport"):
         Protector.load(tiny.ckpt("crafter"), gamma=1)
     with pytest.raises(UserError, match="leave out budget, person"):
         Protector.load(tiny.ckpt("crafter"), budget=7, person="Ann")
@@ -229,7 +229,7 @@ def test_python(tiny, folder, tmp_path):
         Protector.load(tiny.ckpt("task"))
     with pytest.raises(UserError, match=r"nowhere.png: missing"):
         protector.protect("nowhere.png")
-    with pytest.raises(UserError, match="the image given: too small"):
+    with pytest.raises(UserError, match="too small"):
         protector.protect(array[:20])
     with pytest.raises(UserError, match="cannot protect a list"):
         protector.protect([file])
@@ -237,7 +237,7 @@ def test_python(tiny, folder, tmp_path):
 
 def test_no_face_in_python(tiny):
     protector = Protector.load(tiny.ckpt("crafter"), device="cpu")
-    with pytest.raises(UserError, match="the image given: no face found"):
+    with pytest.raises(UserError, match="no face found"):
         protector.protect(np.full((200, 300, 3), 127, np.uint8))
 
 
@@ -245,14 +245,14 @@ def test_a_checkpoint_without_a_frame_is_noted(tiny, monkeypatch, capsys):
     load = protector_module.load_defense(tiny.ckpt("crafter"))
     assert load.task.frame is not None
     template = Protector.load(tiny.ckpt("crafter"), device="cpu", crafter=True).finder.template
-    assert "frame a face" not in capsys.readouterr().out
+    assert "frame" not in capsys.readouterr().out
     assert not np.allclose(template, Finder("none").template)
     monkeypatch.setattr(load.task, "frame", None)
     template = Protector.load(tiny.ckpt("crafter"), device="cpu", crafter=True).finder.template
-    assert "does not know how its training pictures frame a face" in capsys.readouterr().out
+    assert "frame" in capsys.readouterr().out
     assert np.allclose(template, Finder("none").template)
     Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", crafter=True)
-    assert "frame a face" not in capsys.readouterr().out
+    assert "frame" not in capsys.readouterr().out
 
 
 def test_the_default_is_not_what_adapting_attackers_undo(tiny, capsys):
@@ -262,7 +262,7 @@ def test_the_default_is_not_what_adapting_attackers_undo(tiny, capsys):
     assert "gallery" in capsys.readouterr().out
     asked = Protector.load(tiny.ckpt("crafter"), device="cpu", faces="none", crafter=True)
     assert asked.defense.stage_name == "crafter"
-    assert "gets most of the people back" in capsys.readouterr().out
+    assert "public faces" in capsys.readouterr().out
 
 
 def test_importing_the_package_is_light():

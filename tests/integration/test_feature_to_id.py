@@ -143,9 +143,9 @@ def test_its_own_figure(adapted, tiny, tiny_store, capsys, runs_dir):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"train_store": "tiny_store"}, "expected private_train: it was made of another part of the data"),
-        ({"init_from": "plain", "width": 4}, "has other sizes than this net"),
-        ({"init_from": "task"}, "is a checkpoint of TaskModel, expected one of FeatureToIdentity"),
+        ({"train_store": "tiny_store"}, "private_train"),
+        ({"init_from": "plain", "width": 4}, "sizes"),
+        ({"init_from": "task"}, "FeatureToIdentity"),
     ],
 )
 def test_what_does_not_fit(settings, words, train, plain, tiny, tiny_store, capsys):

@@ -110,11 +110,11 @@ def test_latent_spaces_draw_the_same_pictures(kind, spaces):
 
 
 def test_messages():
-    with pytest.raises(UserError, match="36 does not fit style: it must be a multiple of 8"):
+    with pytest.raises(UserError, match=r"36 .*style"):
         build_generator("style", 6, 36, 4)
-    with pytest.raises(UserError, match=r"'w': generators G1 and G2 have the latent space z alone"):
+    with pytest.raises(UserError, match=r"'w'.*G1"):
         build_generator("G2", 6, 32, 4).latent_space("w")
-    with pytest.raises(UserError, match=r"'x': a style generator has the latent spaces z, w and w\+"):
+    with pytest.raises(UserError, match=r"'x'.*style"):
         build_generator("style", 6, 32, 4).latent_space("x")
 
 

@@ -53,5 +53,5 @@ def test_no_noise_leaves_the_features(tiny, noise):
 
 @pytest.mark.parametrize("bad", [{"kind": "salt"}, {"scale": -1.0}, {"scale": float("inf")}])
 def test_settings_out_of_range(bad, tiny):
-    with pytest.raises(UserError, match=r"must be (gaussian or laplace|a number, 0 or above)"):
+    with pytest.raises(UserError, match=next(iter(bad))):
         Noise(tiny.ckpt("task"), **bad)

@@ -23,7 +23,7 @@ DATA = {
 }
 CRAFT = {"steps": 2, "start_steps": 2, "inner_steps": 1, "iterations": 1, "critic_steps": 1}
 STAGES = {
-    "task": {"class_path": "TaskModel"},
+    "task": {"class_path": "TaskModel", "init_args": {"arch": "shufflenet_v2_x0_5", "cut": "maxpool"}},
     "prior": {
         "class_path": "GanPrior",
         "init_args": {"latent_dim": 8, "width": 4, "critic_width": 4, "n_critic": 2},

@@ -85,7 +85,7 @@ def test_resumed_equals_straight(tiny, trained, when):
 
 
 def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
-    more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "40"]
+    more = [*ROUNDS, *WHOLE, "--model.init_args.pairs_per_round", "24"]
     more += ["--trainer.callbacks+=ranks.Losses", "--model.init_args.queries_dir", str(tmp_path)]
     more += ["--trainer.precision", "64-true"]  # two processes add up in another order
     assert main(fit(tiny, "maps-one", *more)) == 0
@@ -94,17 +94,17 @@ def test_two_processes_give_the_losses_of_one(tiny, trained, tmp_path):
     one, two = (
         json.loads((tiny.folder / f"maps-{name}" / "losses.json").read_text()) for name in ("one", "two")
     )
-    assert len(one) == len(two) == 5 + 5 + 10 + 10
+    assert len(one) == len(two) == 3 + 3 + 6 + 6
     assert one == pytest.approx(two, rel=1e-9)
-    assert one[-1] < 0.8 * one[0]
+    assert one[-1] < 0.9 * one[0]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"width": 0}, "width 0 must be a whole number above 0"),
-        ({"hidden": 0}, "hidden 0 must be a whole number above 0"),
-        ({"lr": 0.0}, "lr 0.0 must be a number above 0"),
+        ({"width": 0}, "width 0"),
+        ({"hidden": 0}, "hidden 0"),
+        ({"lr": 0.0}, "lr 0.0"),
     ],
 )
 def test_settings_of_the_nets_out_of_range(tiny, settings, words):
@@ -182,17 +182,17 @@ def test_its_rounds_are_its_history(tiny, trained, target):
 
 def test_nothing_was_trained_against_this_defence(tiny, trained, target):
     manifest = {**target.manifest, "settings": {**target.manifest["settings"], "beta": 0.5}}
-    with pytest.raises(UserError, match=r"nothing in .* was trained against crafter \(beta 0\.5\)") as error:
+    with pytest.raises(UserError, match=r"crafter \(beta 0\.5\)") as error:
         aimed(tiny, Target(manifest, None), prior_ckpt="elsewhere/prior.ckpt")
-    line = str(error.value).partition("train it first: ")[2]
-    assert line.startswith("python -m crafter_pl fit --config configs/attacks/surrogate.yaml")
+    line = str(error.value).partition("python -m crafter_pl fit ")[2]
+    assert line.startswith("--config configs/attacks/surrogate.yaml")
     assert "--model.init_args.protect.beta 0.5" in line and "--name surrogate-crafter-beta0.5" in line
     assert "prior" not in line  # the nets do not depend on it
-    with pytest.raises(UserError, match="was not trained against"):
+    with pytest.raises(UserError, match="through_defence"):
         aimed(tiny, Target(manifest, None), ckpt=str(trained / "checkpoints" / "round-01.ckpt"))
 
 
 def test_settings_of_the_attack_out_of_range():
-    with pytest.raises(UserError, match=r"attack through_defence: weight -1\.0 must be at least 0"):
+    with pytest.raises(UserError, match=r"weight -1\.0"):
         ThroughDefenceAttack(weight=-1.0)
     assert ThroughDefenceAttack().adaptive

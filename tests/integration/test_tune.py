@@ -217,7 +217,7 @@ def test_what_cannot_be_written(tmp_path):
     file = tmp_path / "audit.yaml"
     for text, place in ((FORMS, 4), (FORMS, 5), ("oracles: [a]\n", 0), ("attacks: other.yaml\n", 0)):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"does not list this attack .*put steps 7 in by hand"):
+        with pytest.raises(UserError, match="steps 7"):
             write_setting(file, ("attacks", place), {"steps": 7})
         assert file.read_text() == text
 
@@ -225,7 +225,7 @@ def test_what_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--attack", "other"], "--attack other: the config has white_box, black_box"),
+        (["--attack", "other"], "--attack other"),
         (["--attack", "black_box"], "no grid for DecoderAttack"),
         (["--attack", "white_box", "--grid.steps", "3"], "no list of values"),
         (["--attack", "white_box", "--grid.steps", "[]"], "no list of values"),

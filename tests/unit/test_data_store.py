@@ -86,7 +86,7 @@ def test_bad_batches_are_not_written(tmp_path, features, index, message):
 def test_no_manifest_before_all_shards(written):
     folder, _, _ = written
     shards = {store.shard_name(k): 2 for k in range(5)}
-    with pytest.raises(UserError, match=r"shard-00003.safetensors is missing.*run predict again"):
+    with pytest.raises(UserError, match="shard-00003"):
         store.write_manifest(folder, manifest_of(shards))
     with pytest.raises(ValueError, match="count says 3"):
         store.write_manifest(folder, manifest_of({store.shard_name(0): 4}, count=3))

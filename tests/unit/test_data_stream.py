@@ -89,9 +89,9 @@ def test_only_the_first_count(folder):
     batches = StoreBatches(folder, 5, count=13)
     assert len(batches) == 2 and len(set(order(batches))) == 10  # the last three do not fill a batch
     assert len(order(StoreBatches(folder, 100, count=13))) == 13  # unless they are the only one
-    with pytest.raises(UserError, match="49 features asked of a store that holds 48"):
+    with pytest.raises(UserError, match=r"49 .* 48"):
         StoreBatches(folder, 4, count=49)
-    with pytest.raises(UserError, match="1 features cannot be shared by 2 processes"):
+    with pytest.raises(UserError, match=r"1 features .*2 processes"):
         StoreBatches(folder, 4, count=1, world=2)
 
 
@@ -106,7 +106,7 @@ def test_nonsense(folder, bad):
 def test_a_damaged_shard_is_named(folder):
     file = folder / store.shard_name(4)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"shard-00004\.safetensors is truncated"):
+    with pytest.raises(UserError, match="shard-00004"):
         order(StoreBatches(folder, 4))
     assert len(order(StoreBatches(folder, 4, count=20))) == 20  # shards that are not needed are not read
 
@@ -125,23 +125,21 @@ def test_pictures_are_of_public_people_alone():
 READER = """
 import json, resource, sys
 from crafter_pl.data.features import StoreBatches, store_loader
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seen = sum(len(batch["index"]) for batch in store_loader(StoreBatches(sys.argv[1], 64, buffer=4)))
-print(json.dumps([seen, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+peaks, seen = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss], []
+for folder in sys.argv[1:]:
+    seen.append(sum(len(batch["index"]) for batch in store_loader(StoreBatches(folder, 64, buffer=4))))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps([seen, [peak / 1024 for peak in peaks]]))
 """
 
 
 def test_memory_does_not_grow_with_the_store(tmp_path):
-    """100,000 features of 1 KB are 100 MB; reading them needs what reading 10,000 does."""
-    used = {}
-    for count in (10_000, 100_000):
-        folder = write(tmp_path / str(count), [500] * (count // 500), (16, 4, 4))
-        done = subprocess.run(
-            [sys.executable, "-c", READER, str(folder)], capture_output=True, text=True, timeout=100
-        )
-        assert done.returncode == 0, done.stderr
-        seen, before, after = json.loads(done.stdout)
-        assert seen == count // 64 * 64
-        used[count] = (after - before) / 1024
-    print(f"MB on top of the imports: {used}")
-    assert used[100_000] < used[10_000] + 5 and used[100_000] < 30, used
+    """100,000 features of 1 KB are 100 MB; reading them after 10,000 raises no peak."""
+    counts = (10_000, 100_000)
+    folders = [write(tmp_path / str(n), [500] * (n // 500), (16, 4, 4)) for n in counts]
+    command = [sys.executable, "-c", READER, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    seen, (imports, small, large) = json.loads(done.stdout)
+    assert seen == [count // 64 * 64 for count in counts]
+    assert large < small + 5 and large < imports + 30, "megabytes"

@@ -100,7 +100,7 @@ def test_what_a_parameter_changes_is_where_it_belongs(parameter, low, high, top,
 
 
 def test_wrong_sizes_are_refused():
-    with pytest.raises(UserError, match=r"images_per_person 0 must be .*--data.images_per_person"):
+    with pytest.raises(UserError, match=r"--data.images_per_person"):
         synthetic_faces(3, 0, 32, 0)
 
 

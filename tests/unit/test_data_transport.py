@@ -49,7 +49,7 @@ def test_each_picture_is_coded_by_itself(transport):
 
 def test_a_value_that_is_too_large_is_refused(tmp_path):
     features = torch.full((2, *SHAPE), 1e5)
-    with pytest.raises(UserError, match="size 100000 cannot be sent as float16: choose float32"):
+    with pytest.raises(UserError, match=r"100000 .*float16"):
         store.write_shard(tmp_path, 0, features, torch.arange(2), "float16")
     assert not list(tmp_path.iterdir())
     assert torch.equal(received(features, "int8"), features)
@@ -69,7 +69,7 @@ def test_a_store_gives_what_was_received(transport, tmp_path):
     assert store.shard_done(tmp_path, 0, index)
     for other in TRANSPORTS.keys() - {transport}:
         store.write_shard(tmp_path, 0, features, index, other)
-        with pytest.raises(UserError, match=f"00000.*features in {other}, the manifest says {transport}"):
+        with pytest.raises(UserError, match=f"00000.*{other}.*{transport}"):
             store.read_store(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_predict_writes_what_the_cloud_receives(noise, capsys):
     # One store holds one transport.
     capsys.readouterr()
     assert noise("predict", "--protect.transport", "int8", "--protect.out", str(stores["float16"])) == 2
-    assert "holds features of other settings" in capsys.readouterr().err
+    assert "settings" in capsys.readouterr().err
     assert noise("predict", "--protect.transport", "int4") == 2 and "int4" in capsys.readouterr().err
     with pytest.raises(UserError, match="are of different defences"):
         StoreDataModule(train=str(stores["int8"]), test=str(stores["float16"]), **DATA).setup()
@@ -137,7 +137,7 @@ def test_attackers_queries_travel_alike(noise, tmp_path):
     assert len(folders) == 3
     for transport, features in pairs.items():
         assert torch.equal(features, received(Told(defense).protect(images, index), transport))
-    with pytest.raises(UserError, match="transport 'int4' must be float32 or float16 or int8"):
+    with pytest.raises(UserError, match="transport 'int4'"):
         defense.options(transport="int4")
 
 
@@ -151,7 +151,5 @@ def test_attackers_know_the_transport(noise):
         stage = DefenseSurrogate(str(noise.checkpoint), protect={"transport": transport})
         assert stage.options.transport == (transport or "float32")
         assert fits(stage.against, target) == (transport == "int8")
-    with pytest.raises(
-        UserError, match=r"--name surrogate-noise-int8 --model.init_args.protect.transport int8"
-    ):
+    with pytest.raises(UserError, match=r"protect.transport int8"):
         ThroughDefenceAttack().against(target, Commands(noise.folder.parent))

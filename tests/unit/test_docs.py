@@ -163,38 +163,3 @@ def test_every_page_is_in_the_navigation():
     assert sorted(named) == sorted([*(str(page.relative_to(DOCS)) for page in PAGES), *GENERATED])
     assert settings["use_directory_urls"] is False and settings["strict"] is True
     assert settings["theme"]["font"] is False and "site_url" not in settings and "repo_url" not in settings
-
-
-def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "-f",
-        str(root / "mkdocs.yml"),
-        "-d",
-        str(out),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
-
-
-def test_the_site_fetches_nothing_and_a_dead_link_is_an_error(tmp_path):
-    pytest.importorskip("mkdocs", reason="needs the extra docs: make docs")
-    for name in ("docs", "dev", "scripts", "crafter_pl"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", *ABOVE, "LICENSE", "CITATION.cff"):
-        shutil.copy(ROOT / name, tmp_path)
-    done = build(tmp_path, tmp_path / "site")
-    assert done.returncode == 0, done.stderr
-    pages = sorted((tmp_path / "site").glob("**/*.html"))
-    assert len(pages) >= len(PAGES)
-    for page in pages:
-        source = page.read_text()
-        assert not re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="?(?:https?:)?//', source), page
-        assert str(ROOT) not in source and str(tmp_path) not in source, page
-    assert "class Rounding(" in re.sub(r"<[^>]+>", "", (tmp_path / "site" / "extend.html").read_text())
-    (tmp_path / "docs" / "idea.md").write_text("# Idea\n\n[dead](nowhere.md) [dead](index.md#nowhere)\n")
-    dead = build(tmp_path, tmp_path / "again")
-    assert dead.returncode != 0 and "nowhere.md" in dead.stderr and "#nowhere" in dead.stderr

@@ -61,7 +61,7 @@ def in_face(key, value):
 )
 def test_a_ledger_of_absurd_values_is_one_message(store, change):
     rewrite(store, change)
-    with pytest.raises(UserError, match=r"cannot be read .*choose another --out"):
+    with pytest.raises(UserError, match="--out"):
         Ledger(store, {"beta": 0.5}, None)
 
 
@@ -70,7 +70,7 @@ def test_a_ledger_of_absurd_values_is_one_message(store, change):
 )
 def test_a_ledger_that_is_no_json(store, text):
     private_file(store).write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"cannot be read .*choose another --out"):
+    with pytest.raises(UserError, match="--out"):
         Ledger(store, {"beta": 0.5}, None)
 
 

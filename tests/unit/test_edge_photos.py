@@ -65,7 +65,7 @@ def test_odd_files_are_taken_with_a_remark(folder):
 def test_limits(folder, monkeypatch):
     hostile.smooth((40, 50)).save(folder / "a.png")
     assert open_photo(folder / "a.png", 2000)[0].size == (40, 50)
-    with pytest.raises(Refused, match=r"too many pixels \(40 x 50, over --max_pixels 1999\)"):
+    with pytest.raises(Refused, match="--max_pixels 1999"):
         open_photo(folder / "a.png", 1999)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(Refused, match="too many pixels"):
@@ -82,7 +82,7 @@ def test_what_may_not_be_read(folder, monkeypatch):
         return plain(file, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "open", opened)
-    with pytest.raises(Refused, match=r"may not be read \(change its permissions\)"):
+    with pytest.raises(Refused, match="permissions"):
         open_photo(folder / "a.png")
 
 
@@ -92,7 +92,7 @@ HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(100)
 def test_heic_without_its_library_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (folder / "a.jpg").write_bytes(HEIC)
-    with pytest.raises(Refused, match=r"HEIC, which needs pillow-heif \(pip install pillow-heif\)"):
+    with pytest.raises(Refused, match="pillow-heif"):
         open_photo(folder / "a.jpg")
 
 
@@ -110,7 +110,7 @@ def test_heic_with_its_library(folder):
     whole = (folder / "a.heic").read_bytes()
     for data in (whole[: len(whole) // 2], HEIC):
         (folder / "a.heic").write_bytes(data)
-        with pytest.raises(Refused, match=r"damaged or truncated|no photograph"):
+        with pytest.raises(Refused, match=r"damaged|no photograph"):
             open_photo(folder / "a.heic")
 
 
@@ -156,11 +156,11 @@ def test_pixels_of_all_kinds_are_one_picture():
     ("image", "words"),
     [
         (7, "cannot protect a int"),
-        (np.zeros((4, 4)), r"shape \(4, 4\): give one picture in colour"),
+        (np.zeros((4, 4)), r"shape \(4, 4\)"),
         (np.zeros((2, 3, 40, 40), np.uint8), r"shape \(2, 3, 40, 40\)"),
         (np.zeros((0, 40, 3), np.uint8), r"shape \(0, 40, 3\)"),
-        (np.zeros((40, 40, 3), np.int64), "type int64: give uint8, or float"),
-        (np.full((40, 40, 3), 1.5), r"must be in \[0, 1\], these are from 1.5 to 1.5"),
+        (np.zeros((40, 40, 3), np.int64), "int64"),
+        (np.full((40, 40, 3), 1.5), r"\[0, 1\].* 1.5"),
         (np.full((40, 40, 3), np.nan), r"must be in \[0, 1\]"),
         (torch.full((3, 40, 40), -0.1), r"must be in \[0, 1\]"),
         (Image.new("F", (40, 40)), "unusual pixels"),
@@ -249,5 +249,5 @@ def test_options_of_the_finder():
     for wrong in ({"faces": "some"}, {"min_confidence": 2.0}, {"min_size": 0}, {"margin": -0.5}):
         with pytest.raises(UserError, match="--"):
             Finder(**wrong)
-    with pytest.raises(Refused, match=r"too small \(31 x 80, --min_size 32\)"):
+    with pytest.raises(Refused, match="--min_size 32"):
         Finder("none").find(Image.new("RGB", (31, 80)))

@@ -20,7 +20,7 @@ def test_another_process_is_refused_or_waits_until_the_holder_dies(tmp_path, mon
     holder = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"mine\n"
-        with pytest.raises(UserError, match=r"is writing in .*x: .* another --out"):
+        with pytest.raises(UserError, match=r"x: .*--out"):
             with lock(folder, doing="writing", other="--out"):
                 pass
         with monkeypatch.context() as helper:

