@@ -16,7 +16,15 @@ def test_the_site_fetches_nothing_and_a_dead_link_is_an_error(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs: make docs")
     for name in ("docs", "dev", "scripts", "crafter_pl"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"):
+    for name in (
+        "mkdocs.yml",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+        "CITATION.cff",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     count = len(list((tmp_path / "docs").glob("**/*.md")))
     (tmp_path / "docs" / "idea.md").write_text("# Idea\n\n[dead](nowhere.md) [dead](index.md#nowhere)\n")
