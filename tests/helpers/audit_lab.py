@@ -35,7 +35,7 @@ class FakeData:
 
     source, image_size, split_hash, private_people = "fake", SIZE, SPLIT_HASH, PEOPLE
     attribute_names = ("reddish", "noisy", "always")
-    labels_kind = "multilabel"
+    labels_kind, identities = "multilabel", "folder"
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)

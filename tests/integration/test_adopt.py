@@ -88,7 +88,7 @@ def test_attacks_defences_the_device_and_the_cloud_take_it(adopted, capsys):
     features = protector.protect(torch.rand(3, 50, 50))
     assert features.shape == (1, *task.feature_shape)
     assert decoder.reconstruct(features).shape == (1, 3, 32, 32)
-    net, facts = load_classifier(home / "task/checkpoints/best.ckpt")
+    net, facts, _ = load_classifier(home / "task/checkpoints/best.ckpt")
     assert facts.attributes == tuple(task.hparams["attribute_names"]) and facts.shape == task.feature_shape
     with torch.no_grad():
         assert near(classify(net, features, 64), task.cloud(features).sigmoid(), steps=3, at_least=1)

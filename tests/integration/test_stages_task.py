@@ -27,13 +27,13 @@ def test_task_refuses_faces_without_attributes(tmp_path, tiny, capsys):
     data += ["--data.min_private_images", "3", "--data.test_images", "1"]
     fit = ["fit", "--config", tiny.command("fit", "task")[2], "--runs_dir", str(tmp_path / "runs"), *data]
     assert main(fit) == 2
-    assert "attributes" in capsys.readouterr().err
+    assert "these faces have none" in capsys.readouterr().err
 
 
 def test_task_refuses_a_single_attribute(tiny, monkeypatch):
     data = tiny.data()
     monkeypatch.setattr(data.faces, "attribute_names", data.attribute_names[:1])
-    with pytest.raises(UserError, match="attributes"):
+    with pytest.raises(UserError, match="these faces have 1"):
         TaskModel.from_data(data, {})
 
 
@@ -42,7 +42,7 @@ def test_task_refuses_data_with_other_attributes(tiny):
     data = tiny.data()
     data.faces.attribute_names = ["tall", "wide"]
     stage._trainer = SimpleNamespace(datamodule=data)
-    with pytest.raises(UserError, match=r"\['tall', 'wide'\]"):
+    with pytest.raises(UserError, match="tall, wide"):
         stage.setup("validate")
 
 
