@@ -3,7 +3,7 @@
     python scripts/figures.py           write the tables
     python scripts/figures.py --check   exit code 1 where a page and its reports differ
 
-A table stands between `<!-- figures: NAME -->` and `<!-- end of figures -->`; `TABLES` has the names. What no
+A table stands between `<!-- figures: NAME -->` and `<!-- end of figures -->`; `filled` has the names. What no
 report has is shown as "-".
 """
 
@@ -55,11 +55,8 @@ class Figures:
         """The features of a row, from the report with the most attacks: one with some that adapt first."""
         name, fits = FEATURES[title]
         found = [one for one in self.entries(data) if one[2].name == name and fits(one[2].settings)]
-
-        def attacked(one: Found) -> tuple[bool, int, str]:
-            return (adapted(one) is not None, len(one[1].attacks), one[1].created)
-
-        return max(found, key=attacked, default=None)
+        order = lambda one: (adapted(one) is not None, len(one[1].attacks), one[1].created)  # noqa: E731
+        return max(found, key=order, default=None)
 
     def sources(self, found: list[Found], up: str = "") -> str:
         """Which reports a table is of, with their attacks."""
@@ -143,10 +140,8 @@ class Figures:
             seconds, memory = entry.cost.get("seconds_per_image"), entry.cost.get("peak_memory_mb")
             if entry.plain or seconds is None:
                 continue
-            more = [
-                "-" if memory is None else f"{memory:.0f}",
-                f"{entry.cost.get('bytes_per_image') or 0:,.0f}",
-            ]
+            size = entry.cost.get("bytes_per_image")
+            more = ["-" if own is None else f"{own:,.0f}" for own in (memory, size)]
             rows[seconds] = [name, short(entry), report.data.image_size, f"{seconds:.3g}", *more]
         head = ["report", "features", "pixels", "seconds a face", "peak memory, MB", "bytes a face"]
         return Table(head, list(rows.values())).markdown()
@@ -197,8 +192,9 @@ def utility(entry: DefenseResult) -> tuple[Estimate, str]:
 
 def adapted(one: Found) -> Estimate | None:
     """Named by any attack, those that adapt among them; None where there were none."""
-    knowing = any(own["adaptive"] for own in one[1].attacks.values())
-    return one[2].worst_case.eval_acc if knowing else None
+    _, report, entry = one
+    knowing = any(report.attacks[name]["adaptive"] and own.learnt for name, own in entry.attacks.items())
+    return entry.worst_case.eval_acc if knowing else None
 
 
 def figures(one: Found) -> list[Any]:

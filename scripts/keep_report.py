@@ -5,6 +5,7 @@ Writes docs/reports/NAME.json, without pictures, single attributes, groups and p
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from crafter_pl.audit.record import from_json, to_json
 from crafter_pl.audit.schema import AttackResult, Report
 
 ROOT = Path(__file__).parent.parent
-KEPT = ("eval_acc", "panel_any", "identity_similarity", "ssim", "tar")  # figures of an attack
+KEPT = ("eval_acc", "panel_any", "identity_similarity")  # figures of an attack
 
 
 def attack(one: AttackResult) -> AttackResult:
-    """The figures that are kept, with whether it has learnt and how far it had adapted."""
-    figures = {key: one.figures[key] for key in KEPT if key in one.figures}
-    oracles = {"eval_acc": one.by_oracle["eval_acc"]}
+    """The figures that are kept, of an earlier round the first alone; with how far it had adapted."""
+    ended = one.round is None
+    figures = {key: one.figures[key] for key in KEPT[: None if ended else 1] if key in one.figures}
+    oracles = {"eval_acc": one.by_oracle["eval_acc"]} if ended else {}
     return AttackResult(
         figures=figures, by_oracle=oracles, learnt=one.learnt, round=one.round, pairs=one.pairs
     )
@@ -57,12 +59,12 @@ def trimmed(report: Report) -> Report:
 
 
 def rounded(value: Any) -> Any:
-    """Five digits behind the point: more than any table shows."""
+    """Six digits behind the point: so many more than a table shows that it rounds alike."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [rounded(one) for one in value]
-    return round(value, 5) if isinstance(value, float) and abs(value) > 1e-3 else value
+    return round(value, 6) if isinstance(value, float) and abs(value) > 1e-3 else value
 
 
 def main() -> None:
@@ -71,6 +73,8 @@ def main() -> None:
         sys.exit(__doc__)
     report = from_json(Report, json.loads(Path(sys.argv[1]).read_text()))
     text = json.dumps(rounded(to_json(trimmed(report))), indent=1, ensure_ascii=False)
+    for _ in range(2):  # an estimate on one line, its interval in it
+        text = re.sub(r"[\[{][^\[\]{}]*[\]}]|\{[^{}]*\}", lambda own: re.sub(r"\s+", " ", own[0]), text)
     (ROOT / "docs" / "reports" / f"{sys.argv[2]}.json").write_text(text + "\n")
 
 

@@ -102,7 +102,8 @@ def test_a_message_is_said_and_a_slider_chooses_among_settings(others):
     seen = pictures(text)
     assert "person 1: Certified, attacker adapting" in seen
     assert "not trained" not in text.lower() or "adapted to certified" not in text
-    assert len(re.findall('data-setting="1"', text)) == 4 and len(re.findall('data-setting="0"', text)) == 2
+    shown = [text.count(f'<figure data-setting="{number}"') for number in range(2)]
+    assert shown == [2, 4], "two people, and of the larger one the attacker who adapts, too"
 
 
 def test_photographs_are_shown_to_their_owner_alone(tiny, runs, tmp_path, capsys):
