@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from crafter_pl.audit.record import read_report
+from crafter_pl.audit.schema import Report
+from crafter_pl.audit.show.sentences import percent
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.cli import main
@@ -77,9 +80,32 @@ def demo() -> int:
     }
     audit = PLACE.command("audit", "audit", None, options)
     print(f"+ {command(audit)}", flush=True)
-    code = main(audit)
-    print(f"demo: {time.monotonic() - began:.0f} s", flush=True)
-    return code
+    if code := main(audit):
+        return code
+    print(f"\n{closing(read_report(options['out']))}\n\ndemo: {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+def closing(report: Report) -> str:
+    """What came out, for who sees this for the first time."""
+    by_name = {entry.name: entry for entry in report.defenses}
+    plain, crafted, certified = every = [by_name[name] for name in ("none", "crafter", "certified")]
+    named = [percent(entry.worst_case.eval_acc.value) for entry in every]
+    data, known, chance = report.data, certified.certificate, percent(certified.worst_case.chance)
+    assert known is not None
+    kept = [f"{entry.utility.kept.value:.2f}" for entry in (plain, crafted)]
+    own = f"{known.needs_kept.value:.2f}, unprotected {known.needs_kept_unprotected.value:.2f}"
+    lines = [
+        f"{data.images} drawn faces of {data.identities} people; an attacker sees their features alone.",
+        f"Unprotected: {named[0]} of the faces are drawn so well that some judge names the person.",
+        f"Crafter: {named[1]}; whoever learns from crafted faces gets most of them back (docs/results.md).",
+        f"Certified: {named[2]}, by chance {chance}; what leaves is one of {known.messages} messages about "
+        f"{', '.join(known.needs)}.",
+        f"What the cloud still reads (AUC): {kept[0]} unprotected, {kept[1]} Crafter; of these attributes "
+        f"certified {own}.",
+        f"The report: {PLACE.home}/audit/report.html; pictures: python -m crafter_pl look --experiment demo",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The demo's commands: each parses, comes after what it needs, and makes what the next one looks for."""
 
+import json
 from pathlib import Path
 from runpy import run_path
 
+from crafter_pl.audit.record import from_json
+from crafter_pl.audit.schema import Report
+from crafter_pl.audit.show.sentences import percent
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.plugins import import_stages
 
@@ -20,3 +24,12 @@ def test_every_job_comes_after_what_it_needs():
             assert Path(output).is_relative_to(cli.run_dir / made)
         before.append(job.name)
     assert len(before) == 10
+
+
+def test_it_ends_with_six_lines():
+    report = from_json(Report, json.loads((ROOT / "docs" / "reports" / "demo-adapted.json").read_text()))
+    lines = run_path(str(ROOT / "scripts" / "demo.py"))["closing"](report).splitlines()
+    assert len(lines) == 6 and "report.html" in lines[-1]
+    for entry, line in zip(("none", "crafter", "certified"), lines[1:4], strict=True):
+        (found,) = (one for one in report.defenses if one.name == entry)
+        assert percent(found.worst_case.eval_acc.value) in line
