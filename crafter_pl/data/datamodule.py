@@ -80,8 +80,8 @@ class FacesDataModule(LightningDataModule):
             max_memory_mb: above this size the decoded pictures are memory-mapped from disk.
             attribute_columns: which columns of the file of attributes or labels to use, from 0; by default
                 all, and the paper's ten of LFW's.
-            require_attributes: leave out pictures that have no row of attributes; if false, LFW keeps every
-                picture and has no attributes.
+            require_attributes: leave out CelebA's and LFW's pictures that have no row of attributes; if
+                false, none are read: a model's utility is then agreement with itself, unprotected.
             keep_unlabelled: keep LFW's pictures without a row as public faces: for priors, decoders and
                 students. Private people are those whose pictures all have a row.
             labels: a table of labels of a folder's pictures, CSV or parted by blanks: a head, and a row a

@@ -102,32 +102,6 @@ def by_name(paths: Iterable[str], folder: Path) -> dict[str, str]:
     return named
 
 
-def people_folders(root: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """The pictures `<person>/<picture>` under `root`.
-
-    Returns:
-        Their paths by name, and the numbers of the people by name, both in the order of the names.
-
-    Raises:
-        UserError: there are none, or two people have one name.
-    """
-    people = [entry for entry in os.scandir(root) if entry.is_dir() and not is_junk(entry.name)]
-    by_name((person.name for person in people), root)
-    inside = [(f"{person.name}/{entry.name}", entry) for person in people for entry in os.scandir(person)]
-    files = pictures_in(inside, root)
-    if not files:
-        meant = [person.path for person in people if holds_people(Path(person.path))]
-        hint = f"; did you mean {' or '.join(map(shown, sorted(meant)))}?" if meant else ""
-        raise UserError(
-            f"{shown(root)} holds no pictures: expected <person>/<picture>, ending in {', '.join(ENDINGS)}"
-            f"{hint}"
-        )
-    if deeper := sum(entry.is_dir() and not is_junk(entry.name) for _, entry in inside):
-        log.warning("%s: left out %d folders inside a person's", shown(root), deeper)
-    names = sorted({name.partition("/")[0] for name in files})
-    return dict(sorted(files.items())), {person: number for number, person in enumerate(names)}
-
-
 # Label files
 
 

@@ -59,7 +59,7 @@ def load_faces(data: FacesDataModule) -> Faces:
     cache_dir = None if cache is None else _path("cache_dir", cache)
     decoding = Decoding(data.image_size, data.crop, data.strict, cache_dir, data.max_memory_mb)
     if data.source == "celeba":
-        return sources.load_celeba(root, decoding, data.attribute_columns)
+        return sources.load_celeba(root, decoding, data.attribute_columns, data.require_attributes)
     if data.source == "lfw":
         return sources.load_lfw(
             root, decoding, data.attribute_columns, data.require_attributes, data.keep_unlabelled

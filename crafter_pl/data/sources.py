@@ -11,6 +11,7 @@ import torch
 
 from crafter_pl.data.decoding import Decoding, decode_all
 from crafter_pl.data.faces import UNKNOWN, Faces, LabelsKind
+from crafter_pl.data.folders import beside, folder_pictures, people_folders
 from crafter_pl.data.labels import read_labels
 from crafter_pl.data.layout import (
     LFW_FOLDERS,
@@ -22,7 +23,6 @@ from crafter_pl.data.layout import (
     is_picture,
     lfw_attributes,
     need_labels,
-    people_folders,
     pictures_in,
     read_table,
     to_number,
@@ -32,10 +32,16 @@ from crafter_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_NO_COLUMNS = "attribute_columns are given but require_attributes is false: drop one of the two (--data.*)"
 _KAGGLE = "; Kaggle's copy of CelebA has none: get it from CelebA's own page (Anno/identity_CelebA.txt)"
 
 
-def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None = None) -> Faces:
+def load_celeba(
+    root: Path,
+    how: Decoding,
+    attribute_columns: list[int] | None = None,
+    require_attributes: bool = True,
+) -> Faces:
     """Read CelebA, whole or any subset: `img_align_celeba/` and its label files.
 
     A picture needs a row in `identity_CelebA.txt` and one in `list_attr_celeba.txt`. The third file,
@@ -47,17 +53,23 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
         root: the folder that holds them.
         how: size, crop and cache of the pictures.
         attribute_columns: which of the attributes to use, from 0; None for all.
+        require_attributes: a picture needs a row of attributes; if false, none are read (`A` = 0).
 
     Raises:
         UserError: something is missing or a row is malformed (naming file and line).
     """
+    if not require_attributes and attribute_columns is not None:
+        raise UserError(_NO_COLUMNS)
     folder = find_folder(
         root, ("img_align_celeba", "img_align_celeba_png"), holds_pictures, "the CelebA pictures"
     )
     people = read_table(need_labels(root, folder, "identity_CelebA", _KAGGLE), 1)[1]
     identity = {name: to_number(values[0], at, "an identity number") for name, (at, values) in people.items()}
-    names, rows = read_table(need_labels(root, folder, "list_attr_celeba"), None)
-    columns = choose_columns(attribute_columns, list(range(len(names))), len(names))
+    names: list[str] = []
+    rows: dict[str, tuple[str, list[str]]] = {}
+    if require_attributes:
+        names, rows = read_table(need_labels(root, folder, "list_attr_celeba"), None)
+    columns = choose_columns(attribute_columns, list(range(len(names))), len(names)) if names else []
     labels: dict[str, list[int]] = {}
     for name, (at, values) in rows.items():
         if len(values) != len(names) or not set(values) <= {"1", "-1"}:
@@ -73,13 +85,14 @@ def load_celeba(root: Path, how: Decoding, attribute_columns: list[int] | None =
 
     pictures = pictures_in(((entry.name, entry) for entry in os.scandir(folder)), folder)
     row_of = _rows_of(pictures, identity.keys() | labels.keys())
-    chosen = sorted(name for name, row in row_of.items() if row in identity and row in labels)
+    known = identity.keys() & labels.keys() if require_attributes else identity.keys()
+    chosen = sorted(name for name, row in row_of.items() if row in known)
     return _assemble(
         folder,
         {name: pictures[name] for name in chosen},
         [identity[row_of[name]] for name in chosen],
         None,
-        [labels[row_of[name]] for name in chosen],
+        [labels.get(row_of[name], []) for name in chosen],
         [names[c] for c in columns],
         {
             "rows_without_picture": len((identity.keys() | labels.keys()) - set(row_of.values())),
@@ -125,9 +138,7 @@ def load_lfw(
         if not keep_unlabelled:
             files = {f: path for f, path in files.items() if PurePosixPath(f).stem in labels}
     elif attribute_columns is not None:
-        raise UserError(
-            "attribute_columns are given but require_attributes is false: drop one of the two (--data.*)"
-        )
+        raise UserError(_NO_COLUMNS)
     return _assemble(
         folder,
         files,
@@ -165,12 +176,12 @@ def load_folder(
             malformed.
     """
     roots = [root] if public_root is None else [root, public_root]
-    base, below = _beside(roots)
+    base, below = beside(roots)
     files: dict[str, str] = {}
     person_of: dict[str, str] = {}
     private: dict[str, bool] = {}
     for folder, start in zip(roots, below, strict=True):
-        for name, path in _pictures(folder, named).items():
+        for name, path in folder_pictures(folder, named).items():
             files[start + name] = start + path
             person_of[start + name] = start + (name.partition("/")[0] if named else name)
             private[start + name] = folder is root
@@ -198,39 +209,6 @@ def load_folder(
     )
     mine = None if public_root is None else torch.tensor([private[f] for f in faces.file_names])
     return replace(faces, private=mine, named=named)
-
-
-def _beside(roots: list[Path]) -> tuple[Path, list[str]]:
-    """The folder above several ones, and how paths of each begin below it; of a single one itself.
-
-    Raises:
-        UserError: one is missing, or lies within the other.
-    """
-    for folder, option in zip(roots, ("root", "public_root"), strict=False):
-        if not folder.is_dir():
-            raise UserError(f"{shown(folder)} is missing: no folder of faces (--data.{option})")
-    if len(roots) == 1:
-        return roots[0], [""]
-    whole = [Path(os.path.realpath(folder)) for folder in roots]
-    base = Path(os.path.commonpath(whole))
-    if base in whole:
-        raise UserError(
-            f"{shown(roots[0])} and {shown(roots[1])} lie within one another, and private people must not be "
-            "public: give two folders beside each other (--data.root, --data.public_root)"
-        )
-    return base, [f"{folder.relative_to(base).as_posix()}/" for folder in whole]
-
-
-def _pictures(folder: Path, named: bool) -> dict[str, str]:
-    """The paths below a folder by name: of people's folders, or straight in it."""
-    if named:
-        return people_folders(folder)[0]
-    if not (files := pictures_in(((entry.name, entry) for entry in os.scandir(folder)), folder)):
-        raise UserError(
-            f"{shown(folder)} holds no pictures straight in it, as --data.identities none expects: give "
-            "another folder, or --data.identities folder for a folder a person"
-        )
-    return files
 
 
 def _assemble(

@@ -261,8 +261,8 @@ def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
         return False
     if (data.labels_kind, theirs) != (task.answers.kind, mine):
         raise UserError(
-            f"the task model {path} knows the {task.answers.served} {', '.join(mine)}, but the data have "
-            f"{data.labels_kind} labels {', '.join(theirs)}: train it on these data, or choose the same "
+            f"the task model {path} knows the {task.answers.served} {_few(mine)}, but the data have "
+            f"{data.labels_kind} labels {_few(theirs)}: train it on these data, or choose the same "
             "--data.attribute_columns or --data.labels"
         )
     return True
@@ -271,3 +271,8 @@ def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
 def agree(made: Tensor, known: Tensor) -> bool:
     """Whether answers are the same, up to a thousandth of the largest: other processors round otherwise."""
     return made.shape == known.shape and bool((made - known).abs().max() <= 1e-3 * known.abs().max())
+
+
+def _few(names: list[str]) -> str:
+    """Names, of many the first."""
+    return ", ".join(names if len(names) <= 8 else [*names[:5], f"{len(names) - 5} more"])

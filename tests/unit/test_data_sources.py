@@ -228,3 +228,11 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode).save(file)
     assert decode(file, 8).shape == (3, 8, 8) and decode(file, 8).min() > 250
+
+
+def test_celeba_without_attributes(celeba):
+    (celeba / "list_attr_celeba.txt").unlink()
+    faces = load_celeba(celeba, HOW, None, False)
+    assert faces.attributes.shape == (5, 0) and faces.attribute_names == []
+    with pytest.raises(UserError, match="attribute_columns"):
+        load_celeba(celeba, HOW, [0], False)
