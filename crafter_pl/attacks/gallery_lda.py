@@ -146,8 +146,8 @@ class LinkLDA(Reader):
         """
         if len(gallery.people) < 2 or len(gallery.identity) <= len(gallery.people):
             raise UserError(
-                f"{self.name} learns what differs between pictures of one person, and no two held-out public "
-                "people have two: give more (--data.public_val_fraction), or do without it (--rulers)"
+                f"{self.name} learns what differs between pictures of one person, and no two public people "
+                "have two: give more, or do without it (--rulers)"
             )
         self.lda = Discriminant(
             gallery.features.flatten(1).float(), gallery.identity, self.components, self.shrinkage

@@ -19,7 +19,8 @@ class PeopleQueries(Queries):
     """Queries of some people, picture by picture: everybody's first, then everybody's second, ...
 
     So an attacker who has suspects' pictures sends them through the defence: the part ``gallery``. On people
-    who are no suspects, ``held_out``, who are of ``public_val``, it is tried before.
+    who are no suspects, ``held_out``, who are of ``public_val``, it is tried before. Of ``strangers``, any
+    public people, one learns what differs between pictures of one person.
     """
 
     def __init__(
@@ -34,21 +35,22 @@ class PeopleQueries(Queries):
 
 
 def people_rows(data: FacesDataModule, part: str, pictures: int = 0) -> Tensor:
-    """Rows of ``gallery`` or ``held_out``: everybody's first picture, then everybody's second, ...
+    """Rows of a part: everybody's first picture, then everybody's second, ...
 
     Args:
         data: set up.
-        part: which people; held out are up to `HELD_OUT`.
+        part: ``gallery``, ``held_out`` or ``strangers``; the latter two are up to `HELD_OUT` people, who have
+            two pictures or more.
         pictures: of each, at most; 0: all.
 
     Raises:
         UserError: it is another part.
     """
-    if part not in ("gallery", "held_out"):
+    if part not in (parts := {"gallery": "gallery", "held_out": "public_val", "strangers": "public"}):
         raise UserError(f"an attacker with a gallery has no pictures of {part}")
-    everybody = data.dataset("gallery" if part == "gallery" else "public_val")
+    everybody = data.dataset(parts[part])
     rows, people = everybody.index, everybody.faces.identity[everybody.index]
-    if part == "held_out":
+    if part != "gallery":
         known, counts = people.unique(return_counts=True)
         kept = torch.isin(people, known[counts > 1][:HELD_OUT])  # with one picture nobody can be looked for
         rows, people = rows[kept], people[kept]

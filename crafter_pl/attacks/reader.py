@@ -37,7 +37,7 @@ class Reader(Adversary):
 
     Class attributes:
         suspects: whether it gets a `Gallery`. Those that do have a worst case of their own.
-        strangers: whether it gets one of held-out public people instead, who are no suspects.
+        strangers: whether it gets one of public people instead, who are no suspects.
     """
 
     suspects: ClassVar[bool] = False

@@ -204,7 +204,7 @@ def _certified(
 
 
 def _read(reader: Reader, loaded: Loaded, judge: Judge, suspects: Suspects, asked: Options) -> Reading:
-    part = "gallery" if reader.suspects else "held_out" if reader.strangers else None
+    part = "gallery" if reader.suspects else "strangers" if reader.strangers else None
     gallery = None if part is None else suspects.gallery(loaded, asked.gallery_images, part)
     return judge.reader(reader, loaded, gallery)
 

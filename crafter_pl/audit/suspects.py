@@ -35,7 +35,7 @@ class Suspects:
         Args:
             loaded: the features.
             pictures: of each person, at most; 0: all.
-            part: ``gallery``, or ``held_out``: public people.
+            part: ``gallery``; or public people, ``held_out`` or ``strangers``, see `people_rows`.
 
         Raises:
             UserError: the defence behind them is not at hand.

@@ -1,23 +1,40 @@
 """From a data module's options to its faces."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 from crafter_pl.data import sources
 from crafter_pl.data.decoding import Decoding
+from crafter_pl.data.faces import Faces, LabelsKind
 from crafter_pl.data.synthetic import synthetic_faces
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand
 
-if TYPE_CHECKING:
-    from crafter_pl.data.datamodule import FacesDataModule
-    from crafter_pl.data.faces import Faces
+
+class Source(Protocol):
+    """What `FacesDataModule` says of its faces; see there."""
+
+    source: Literal["synthetic", "celeba", "lfw", "folder"]
+    root: str | None
+    image_size: int
+    crop: Literal["auto", "none"] | int
+    people: int
+    images_per_person: int
+    seed: int
+    strict: bool
+    cache_dir: str | None
+    max_memory_mb: int
+    attribute_columns: list[int] | None
+    require_attributes: bool
+    keep_unlabelled: bool
+    labels: str | None
+    labels_kind: LabelsKind
+    public_root: str | None
+    identities: Literal["folder", "none"]
 
 
-def check_options(data: FacesDataModule) -> None:
+def check_options(data: Source) -> None:
     """Refuses options that contradict each other, before anything is loaded.
 
     Raises:
@@ -45,7 +62,7 @@ def check_options(data: FacesDataModule) -> None:
             raise UserError(f"{name} is {value}; give at least 1 (--data.{name})")
 
 
-def load_faces(data: FacesDataModule) -> Faces:
+def load_faces(data: Source) -> Faces:
     """The faces of its source, decoded.
 
     Raises:

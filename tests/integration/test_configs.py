@@ -12,7 +12,7 @@ import yaml
 from configs_lab import ADOPT, AUDITS, BENCHMARKS, CONTENT, DATA, ROOT, STAGES, command_line
 
 from crafter_pl.audit import audit as audit_module
-from crafter_pl.audit.find import find_attacks
+from crafter_pl.audit.find import find_attacks, left_out
 from crafter_pl.cli import main
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.run import build
@@ -208,14 +208,18 @@ def test_audit_configs(path, tmp_path, monkeypatch):
     experiment = asked.experiment
     assert experiment == CONTENT[path].get("experiment", "synthetic")
     assert asked.data.predict_split == "private_test" and asked.budget == "standard"
-    budgets = ["quick", "standard", "adaptive", "benchmark", "training", "exhaustive"]
+    budgets = ["first", "quick", "standard", "adaptive", "benchmark", "training", "exhaustive"]
     if experiment == "celeba":
         budgets.remove("training")
     assert list(asked.budgets) == budgets and asked.attacks is None
     for budget in asked.budgets:
         attacks = find_attacks(None, asked.budgets, budget)
         asked.check(attacks, asked.rulers or [])
-        assert len(attacks) >= 2
+        assert len(attacks) >= 1 + (budget != "first")
+        note = " ".join(left_out(attacks, asked.budgets))
+        every = {attack.name for own in asked.budgets.values() for attack in own}
+        missing = every - {attack.name for attack in attacks}
+        assert bool(note) == bool(missing) and all(name in note for name in missing)
     configs = [p for p in STAGES if CONTENT[p].get("experiment", "synthetic") == experiment]
     named = {CONTENT[p].get("name") for p in configs}
     assert len(asked.oracles) >= 2 and set(asked.oracles) <= named
