@@ -101,7 +101,7 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
     model = [line for line in lines if line.startswith("model.")]
     if model and model_options:
         raise UserError("\n  ".join([f"the settings in {path} are used here, not --model's:", *model]))
-    return model
+    return [line for line in model if not line.endswith(", None here")]  # null leaves it to the checkpoint
 
 
 def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
