@@ -34,11 +34,7 @@ Found = tuple[str, Report, DefenseResult]  # a report's name, the report, one se
 
 
 class Figures:
-    """All reports of a folder, and the tables that are made of them.
-
-    Args:
-        root: the repository.
-    """
+    """All reports of the repository in a folder, and the tables that are made of them."""
 
     def __init__(self, root: Path) -> None:
         plain = {path.stem: json.loads(path.read_text()) for path in sorted((root / PLACE).glob("*.json"))}
@@ -52,11 +48,10 @@ class Figures:
                 yield from ((name, report, entry) for entry in report.defenses)
 
     def measured(self, title: str, data: str = "celeba") -> Found | None:
-        """The features of a row, from the report with the most attacks: one with some that adapt first."""
+        """The features of a row, from the report that attacks them hardest."""
         name, fits = FEATURES[title]
         found = [one for one in self.entries(data) if one[2].name == name and fits(one[2].settings)]
-        order = lambda one: (adapted(one) is not None, len(one[1].attacks), one[1].created)  # noqa: E731
-        return max(found, key=order, default=None)
+        return max(found, key=hardness, default=None)
 
     def sources(self, found: list[Found], up: str = "") -> str:
         """Which reports a table is of, with their attacks."""
@@ -105,8 +100,8 @@ class Figures:
     def holds(self) -> str:
         """Every set of features on CelebA once: attacks that draw, readers with a gallery, what is proved."""
         found: dict[str, Found] = {}
-        for one in sorted(self.entries("celeba"), key=lambda one: (adapted(one) is not None, one[1].created)):
-            found[short(one[2])] = one  # the last: with attacks that adapt, the newest
+        for one in sorted(self.entries("celeba"), key=hardness):
+            found[short(one[2])] = one
         rows = []
         for label, one in found.items():
             gallery, people = one[2].worst_case_gallery, one[1].data.identities
@@ -188,6 +183,11 @@ def utility(entry: DefenseResult) -> tuple[Estimate, str]:
         return entry.utility.kept, ""
     clean = known.needs_kept_unprotected.value
     return known.needs_kept, f" on {len(known.needs)} attributes, unprotected {clean:.3f}"
+
+
+def hardness(one: Found) -> tuple[bool, int, int, str]:
+    """Last come reports with attacks that adapt, with more attacks, more readers, the newest."""
+    return adapted(one) is not None, len(one[1].attacks), len(one[2].rulers), one[1].created
 
 
 def adapted(one: Found) -> Estimate | None:
