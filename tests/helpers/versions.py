@@ -35,15 +35,8 @@ RENEW = (
     "raise the class's `version`, then run `python tests/helpers/versions.py` and commit its versions.json"
 )
 SIZE, FACES, FIGURES = 16, 3, 6
-FEW = {
-    "steps": 2,
-    "start_steps": 1,
-    "inner_steps": 1,
-    "iterations": 1,
-    "critic_steps": 1,
-    "task_weight": 0.1,
-    "critic_batch": 2,
-}
+FEW = {"steps": 2, "start_steps": 1, "inner_steps": 1, "iterations": 1, "critic_steps": 1}
+FEW |= {"task_weight": 0.1, "critic_batch": 2}
 
 
 def keyed(name: str, *shape: int) -> Tensor:
