@@ -172,7 +172,12 @@ def _own(module: str, name: str) -> nn.Module:
 
 
 def _import(module: str, where: str) -> ModuleType:
-    """A module by its dotted name, also of the working directory."""
+    """A module by its dotted name, also of the working directory; none of Python's own.
+
+    A checkpoint names its net's code, and one from strangers must not name what Python itself can do.
+    """
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{where}: {module} is Python's own and has no nets: name a module of yours")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(module)

@@ -78,6 +78,7 @@ def test_the_same_net_by_different_names(own):
         ("timm:local-dir:nowhere", "config.json"),
         ("nowhere.py:Net", "nowhere.py"),
         ("no_such_module:Net", "no_such_module"),
+        ("os:getcwd", "Python's own"),
         ("mine.py:Other", "Branching"),
         ("mine.py:fails", "ValueError"),
         ("mine.py:number", "int"),
