@@ -77,6 +77,7 @@ def demo() -> int:
         "features": STORES,
         "oracles": ["oracle_resnet", "oracle_plain"],
         "gallery_images": 4,
+        "rulers": "[{class_path: GalleryLDA}, {class_path: GalleryLDA, init_args: {reads: answers}}]",
     }
     audit = PLACE.command("audit", "audit", None, options)
     print(f"+ {command(audit)}", flush=True)
