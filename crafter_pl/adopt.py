@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from crafter_pl.answers import Kind
 from crafter_pl.cli.callbacks import AtomicCheckpointIO
@@ -134,16 +134,10 @@ def _units(init: dict[str, Any], net: nn.Module, data: FacesDataModule) -> dict[
             *(init["image_size"], init["input_size"], init["mean"], init["std"]),
             keep=True,
         )
-        values = torch.cat([net(shown.shown(part)) for part in _public(data, 256).split(16)])
+        faces = data.dataset("public").spread(256)["image"]
+        values = torch.cat([net(shown.shown(part)) for part in faces.split(16)])
     std, mean = torch.std_mean(values, 0, correction=0)
     return {"answer_mean": mean.tolist(), "answer_std": std.clamp(min=1e-6).tolist()}
-
-
-def _public(data: FacesDataModule, most: int) -> Tensor:
-    """Pictures spread evenly over the public faces."""
-    faces = data.dataset("public")
-    count = min(most, len(faces))
-    return faces.__getitems__([place * len(faces) // count for place in range(count)])["image"]
 
 
 def _three(option: str, given: list[float] | None) -> list[float]:
@@ -211,7 +205,7 @@ def _write(stage: TaskModel, folder: Path, data: FacesDataModule, settings: dict
     for part, module in (("edge", stage.net.encoder_module()), ("cloud", stage.net.cloud)):
         tensors = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
         write_file(folder / f"{part}.safetensors", save(tensors))
-    stage.frame = measure_frame(_public(data, 64))
+    stage.frame = measure_frame(data.dataset("public").spread(64)["image"])
     content: dict[str, Any] = {"state_dict": stage.state_dict(), "hyper_parameters": dict(stage.hparams)}
     stage.on_save_checkpoint(content)
     content |= {"split_hash": data.split_hash, "config": {part: settings[part] for part in ("model", "data")}}

@@ -6,6 +6,7 @@ a point in a space where means are meaningful: probabilities, standardised value
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Figures(NamedTuple):
     per_column: dict[int, Bootstrapped]
 
 
-class Answers(nn.Module):
+class Answers(nn.Module, ABC):
     """What outputs ``(N, A)`` mean. Outputs are as the net gives them; truth as labels are in `Faces`.
 
     The divergence is Bregman's of the statistic: of a cluster the mean serves best, and the nearest word is
@@ -53,26 +54,26 @@ class Answers(nn.Module):
         """Brings a fresh net's last layer to where its outputs should begin: here it stays."""
 
     # ---- outputs and what they say ------------------------------------------------------------------------
+    @abstractmethod
     def statistic(self, outputs: Tensor) -> Tensor:
         """What outputs say, ``(N, A)``."""
-        raise NotImplementedError
 
     def aims(self, truth: Tensor) -> Tensor:
         """Labels as a statistic, ``(N, A)``; NaN stays."""
         return truth
 
+    @abstractmethod
     def own(self, outputs: Tensor) -> Tensor:
         """The labels that the outputs amount to, ``(N, A)``: the truth where there is no other."""
-        raise NotImplementedError
 
     def answer(self, outputs: Tensor) -> Tensor:
         """What is served, ``(N, A)``."""
         return self.statistic(outputs)
 
     # ---- how far two are apart ----------------------------------------------------------------------------
+    @abstractmethod
     def terms(self, outputs: Tensor, statistic: Tensor) -> Tensor:
         """Cross divergence of outputs from a statistic, for each output ``(N, A)``; see `pooled`."""
-        raise NotImplementedError
 
     def terms_at(self, statistic: Tensor) -> Tensor:
         """What `terms` is where the outputs say exactly that, ``(N, A)``."""
@@ -97,19 +98,13 @@ class Answers(nn.Module):
         """Of the outputs in the choice of a codeword ``(A,)``, learnt from public faces; None: all alike."""
         return None
 
-    def potential(self, statistic: Tensor) -> Tensor:
-        """The convex function behind the divergence, ``(N,)``."""
-        raise NotImplementedError
-
+    @abstractmethod
     def plane(self, words: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The potential's tangent at each word: slopes ``(M, A)`` and offsets ``(M,)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def far(self, statistic: Tensor, words: Tensor, weights: Tensor | None = None) -> Tensor:
         """Divergence of statistics ``(N, A)`` from words ``(M, A)``: ``(N, M)``, float64."""
-        s, w = statistic.double(), self.settled(words.double())
-        slopes, offsets = self.plane(w, torch.ones_like(w[0]))
-        return self.potential(s)[:, None] - s @ slopes.T - offsets
 
     def natural(self, outputs: Tensor) -> Tensor:
         """Coordinates of outputs for linear methods, ``(N, A)``."""
@@ -124,9 +119,9 @@ class Answers(nn.Module):
         return words
 
     # ---- figures ------------------------------------------------------------------------------------------
+    @abstractmethod
     def figures(self, boot: IdentityBootstrap, outputs: Tensor, truth: Tensor) -> Figures:
         """Of outputs beside the truth, both ``(N, A)``, no NaN; `main` is missing where undefined."""
-        raise NotImplementedError
 
     def blind(self, truth: Tensor) -> float | None:
         """`main` of who answers the truth ``(N, A)`` best without looking; None: nothing needs to be said."""
@@ -135,6 +130,20 @@ class Answers(nn.Module):
     def metric(self) -> Metric:
         """`main` as stages log it: ``update(outputs, truth)``."""
         return _Main(self)
+
+
+class Unweighted(Answers):
+    """Answers whose outputs count alike in the divergence, which then follows from the potential."""
+
+    @abstractmethod
+    def potential(self, statistic: Tensor) -> Tensor:
+        """The convex function behind the divergence, ``(N,)``."""
+
+    def far(self, statistic: Tensor, words: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Divergence of statistics ``(N, A)`` from words ``(M, A)``: ``(N, M)``, float64."""
+        s, w = statistic.double(), self.settled(words.double())
+        slopes, offsets = self.plane(w, torch.ones_like(w[0]))
+        return self.potential(s)[:, None] - s @ slopes.T - offsets
 
 
 class _Main(Collected):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from crafter_pl.answers.base import Answers, Figures
+from crafter_pl.answers.base import Answers, Figures, Unweighted
 from crafter_pl.metrics import AttributeAUC, Bootstrapped, IdentityBootstrap, attribute_loss, mean_of
 from crafter_pl.metrics.scores import macro_f1, r2
 
@@ -82,7 +82,7 @@ class MultiLabel(Answers):
         return AttributeAUC()
 
 
-class MultiClass(Answers):
+class MultiClass(Unweighted):
     """One of K classes, by logits; labels are one-hot."""
 
     kind, main, served = "multiclass", "accuracy", "classes"
@@ -139,7 +139,7 @@ class MultiClass(Answers):
         return float(truth.mean(0).max())
 
 
-class Regression(Answers):
+class Regression(Unweighted):
     """K values, compared in units of their standard deviation over the public faces.
 
     Args:
@@ -212,7 +212,7 @@ class Regression(Answers):
         return 0.0
 
 
-class Embedding(Answers):
+class Embedding(Unweighted):
     """A vector, compared by its direction; nobody labels it, so its yardstick is always the model's own."""
 
     kind, main, served, labelled = "embedding", "cosine", "embedding", False

@@ -33,7 +33,7 @@ def find_attacks(
 
 def left_out(attacks: list[Attack], budgets: dict[str, list[Attack]] | None) -> list[str]:
     """What the report must note of the attacks of other budgets: nothing where these all run."""
-    known = {attack.name for listed_one in (budgets or {}).values() for attack in listed_one}
+    known = {attack.name for budget in (budgets or {}).values() for attack in budget}
     names = sorted(known - {attack.name for attack in attacks})
     return [f"Not among the attacks: {', '.join(names)}; a larger budget has them."] if names else []
 

@@ -112,6 +112,11 @@ class FaceSet(Dataset[dict[str, Any]]):
         """A whole batch: the sample's entries with a leading dimension `N`."""
         return self.take(self.index[torch.as_tensor(items, dtype=torch.long)])
 
+    def spread(self, count: int) -> dict[str, Tensor]:
+        """Up to `count` samples spread evenly, as a batch: where the first ones would be one person's."""
+        count = min(count, len(self))
+        return self.__getitems__([place * len(self) // count for place in range(count)])
+
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """The batch of these rows of `faces`, int64 `(N,)`."""
         return {

@@ -239,10 +239,7 @@ class Stage(L.LightningModule):
 
     def spread_images(self, split: str, count: int) -> Tensor:
         """Up to ``count`` pictures spread evenly over a split: where its first ones would be one person's."""
-        data = self.data.dataset(split)
-        count = min(count, len(data))
-        batch = data.__getitems__([place * len(data) // count for place in range(count)])
-        return batch["image"].to(self.device).type(self.dtype)
+        return self.data.dataset(split).spread(count)["image"].to(self.device).type(self.dtype)
 
 
 def stages(cls: type[Stage] = Stage) -> dict[str, type[Stage]]:
