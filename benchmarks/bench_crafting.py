@@ -47,7 +47,6 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str | None, Any, str]] = {
     "reference-beta": (float, "+", None, "there with each of these beta (default: Crafter's own)"),
     "oracles": (str, "+", ["oracle_resnet", "oracle_plain"], "runs of identity oracles"),
     "attack-steps": (int, None, 100, "of the white-box attack"),
-    "attack-lr": (float, None, 1.6, "of the white-box attack (CelebA: 0.4)"),
     "device": (str, None, "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
     "threads": (int, None, None, "threads on the CPU (default: all)"),
     "growth": (Path, None, None, "draw how the cost grows, into this folder"),

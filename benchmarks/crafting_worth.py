@@ -31,7 +31,7 @@ def judge(
         scores = torch.cat([cloud(part.to(device)).float().cpu() for part in features.split(64)])
     paths = [str(home / name / "checkpoints" / "best.ckpt") for name in args.oracles]
     panel = Panel(load_oracles(paths, data, device), rows["image"], rows["identity"], device, 64)
-    white = WhiteBoxAttack(steps=args.attack_steps, lr=args.attack_lr, restarts=1)
+    white = WhiteBoxAttack(steps=args.attack_steps, restarts=1)
     similarity, hits, named = 0.0, torch.zeros(len(features), dtype=torch.bool), {}
     for attack in (one.against(None, Commands(home)) for one in (white, DecoderAttack())):
         attack.prepare(device)

@@ -65,3 +65,7 @@ fit attacks/surrogate --name "surrogate-crafter-beta$default" --model.init_args.
   --model.init_args.protect.precision "$precision"
 run audit --config "$configs/audit.yaml" --budget exhaustive --out "$runs/exhaustive" \
   --features "crafter/beta$default$suffix"
+if [ "$experiment" = synthetic ]; then
+  run audit --config "$configs/audit.yaml" --budget generators --out "$runs/generators" \
+    --features "crafter/beta$default$suffix"
+fi

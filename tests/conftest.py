@@ -110,19 +110,8 @@ def server(cloud):
         yield made
 
 
-@pytest.fixture(scope="session")
-def slim(tiny, tmp_path_factory):
-    """A task model of the tiny experiment's data with few weights, see `quick.slim`: its checkpoint."""
-    from crafter_pl.cli import main
-
-    runs = tmp_path_factory.mktemp("slim")
-    more = ["--model.init_args.arch", "slim_resnet18", "--runs_dir", str(runs)]
-    assert main([*tiny.command("fit", "task"), *more]) == 0
-    return str(runs / "synthetic" / "task" / "checkpoints" / "best.ckpt")
-
-
 @pytest.fixture
-def game(tiny, slim):
+def game(tiny):
     """`game(cls, steps=, ...)` trains a retrained defence on one batch without a trainer.
 
     `begin(stage)` comes first. Returns the stage, with the losses of its backward passes in `backwards`, and
@@ -134,7 +123,7 @@ def game(tiny, slim):
 
     def go(cls, *, steps, begin=None, **settings):
         torch.manual_seed(0)
-        stage = cls(**{"task_ckpt": slim, **settings})
+        stage = cls(**{"task_ckpt": tiny.ckpt("task"), **settings})
         if begin:
             begin(stage)
         stage.backwards, logged = [], []

@@ -46,7 +46,7 @@ class LayerwiseAttack(WhiteBoxAttack):
         amortizer_ckpt: str | None = None,
         space: str = "z",
         steps: int = 100,
-        lr: float = 0.05,
+        lr: float | None = None,
         restarts: int = 1,
         prior_weight: float = 0.0,
         radii: list[float] = [0.2, 0.2, 0.2],  # noqa: B006 (read by jsonargparse, never changed)

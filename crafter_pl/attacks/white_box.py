@@ -50,7 +50,8 @@ class WhiteBoxAttack(Attack):
         space: where the latent is searched: ``z``; with a style generator also ``w`` (its style) or ``w+`` (a
             style for each of its convolutions: more than the generator itself can draw).
         steps: Adam steps for each start (paper: 600).
-        lr: their size.
+        lr: their size; null: the best in z on public faces, 1.6 for a generator of up to 32 pixels, 0.4 for
+            larger ones (dev/LOG.md).
         restarts: starts in all; the first is amortized (unless ``none``), the others are cold.
         prior_weight: rho of ``|F - Enc(G(z))|^2 + rho |z|^2``; in space z alone.
         seed: of the cold starts.
@@ -67,14 +68,14 @@ class WhiteBoxAttack(Attack):
         amortizer_ckpt: str | None = None,
         space: str = "z",
         steps: int = 300,
-        lr: float = 0.05,
+        lr: float | None = None,
         restarts: int = 2,
         prior_weight: float = 0.0,
         seed: int = 0,
         batch_size: int = 64,
         name: str = "white_box",
     ) -> None:
-        if restarts < 1 or steps < 0 or lr <= 0 or batch_size < 1:
+        if restarts < 1 or steps < 0 or (lr is not None and lr <= 0) or batch_size < 1:
             raise UserError(
                 f"attack {name}: restarts {restarts} and batch_size {batch_size} must be at least 1, "
                 f"steps {steps} at least 0, lr {lr} above 0"
@@ -118,7 +119,8 @@ class WhiteBoxAttack(Attack):
                 )
 
     def _open(self, prior: GanPrior, device: str) -> None:
-        """Sets ``enter``, from z into the space, and ``generator``, from there to pictures."""
+        """Sets ``enter``, from z into the space, ``generator``, from there to pictures, and ``step``."""
+        self.step = self.lr or (1.6 if prior.hparams["image_size"] <= 32 else 0.4)
         enter, draw = prior.generator.latent_space(self.space)
         self.enter, self.generator = fold_batchnorm(enter).to(device), fold_batchnorm(draw).to(device)
 
@@ -159,7 +161,7 @@ class WhiteBoxAttack(Attack):
                 objective,
                 self._start(features, index, restart),
                 steps=self.steps,
-                lr=self.lr,
+                lr=self.step,
                 prior_weight=self.prior_weight,
                 keep_best=True,
             )

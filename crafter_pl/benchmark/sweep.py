@@ -55,7 +55,7 @@ def sweep(
     oracles: list[str] | str | None = None,
     decoder: str = "attacks/black_box",
     steps: int = 200,
-    lr: float = 1.6,
+    lr: float | None = None,
     workers: int | None = None,
 ) -> Path:
     """Train and audit one task model for each cut, attacked by white-box and black-box attacks.
@@ -74,7 +74,7 @@ def sweep(
         oracles: stages of the panel (default: oracle_resnet and oracle_plain).
         decoder: stage of the black-box attack.
         steps: of the white-box attack.
-        lr: of the white-box attack.
+        lr: of the white-box attack (null: its own).
         workers: processes at a time (default: one a processor core).
 
     Returns:

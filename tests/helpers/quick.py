@@ -40,23 +40,19 @@ def _once(measure: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
 
 
 def _drawn_once(make: Callable[[str], nn.Module]) -> Callable[[str], nn.Module]:
-    """``make`` whose ResNet18 begins with the same weights every time: a checkpoint's mostly replace them.
-
-    There is one more, which `slim` makes.
-    """
-    ours = {"resnet18": lambda: make("resnet18"), "slim_resnet18": slim}
+    """``make`` whose ResNet18 begins with the same weights every time: a checkpoint's mostly replace them."""
 
     @functools.cache
-    def drawn(arch: str) -> nn.Module:
+    def drawn() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return ours[arch]()
+            return make("resnet18")
 
-    return lambda arch: copy.deepcopy(drawn(arch)) if arch in ours else make(arch)
+    return lambda arch: copy.deepcopy(drawn()) if arch == "resnet18" else make(arch)
 
 
 def slim() -> nn.Module:
-    """ResNet18 with a thirtieth of the weights behind layer1, for nets that are trained for many steps."""
+    """ResNet18 with a thirtieth of the weights behind layer1: the arch ``quick:slim`` of the tiny task model."""
     net = torchvision.models.resnet18()
     net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
     net.fc = nn.Linear(64, 1000)

@@ -39,8 +39,8 @@ def defense(trained):
 
 
 @pytest.fixture(scope="module")
-def task(slim):
-    return load_stage(slim, TaskModel)
+def task(tiny):
+    return load_stage(tiny.ckpt("task"), TaskModel)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def weights(module):
 # The game
 
 
-def test_it_starts_from_the_task_model(slim, task, faces):
-    stage = AdversarialLearning(slim, decoder="paper", width=8)
+def test_it_starts_from_the_task_model(tiny, task, faces):
+    stage = AdversarialLearning(tiny.ckpt("task"), decoder="paper", width=8)
     assert all(module.training for module in stage.net.modules())  # Lightning trains in the mode it finds
     assert torch.equal(weights(stage.net), weights(task.net)) and stage.net is not stage.task.net
     stage.eval()
@@ -105,10 +105,10 @@ def test_relative_error():
     assert relative_error(0.5 * (images + mean), images).item() == pytest.approx(0.25)
 
 
-def test_the_decoder_starts_again(slim, monkeypatch):
+def test_the_decoder_starts_again(tiny, monkeypatch):
     stages = []
     for epoch in (0, 1, 2, 2):
-        stage = AdversarialLearning(slim, decoder="paper", width=8, restart_epochs=2)
+        stage = AdversarialLearning(tiny.ckpt("task"), decoder="paper", width=8, restart_epochs=2)
         optimizer = torch.optim.Adam(stage.adversary.parameters())
         optimizer.state[next(stage.adversary.parameters())] = {"step": 1}
         stage.optimizers = lambda optimizer=optimizer: (None, SimpleNamespace(optimizer=optimizer))
@@ -150,6 +150,6 @@ def test_a_last_batch_of_one_picture_has_no_share_of_guessing(game, tiny):
 @pytest.mark.parametrize(
     "bad", [{"lambda_": 1.0}, {"lambda_": -0.1}, {"adversary_steps": 0}, {"restart_epochs": -1}]
 )
-def test_settings_out_of_range(bad, slim):
+def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):
-        AdversarialLearning(slim, **bad)
+        AdversarialLearning(tiny.ckpt("task"), **bad)

@@ -23,7 +23,7 @@ from crafter_pl.errors import UserError
 def args(tiny):
     return Namespace(
         ckpt=Path(tiny.ckpt("crafter")), faces=6, device="cpu", oracles=["oracle_resnet", "oracle_plain"],
-        attack_steps=2, attack_lr=1.0, reference_steps=1, reference_quality=None,
+        attack_steps=2, reference_steps=1, reference_quality=None,
     )  # fmt: skip
 
 

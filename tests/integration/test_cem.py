@@ -90,6 +90,6 @@ def test_stacked_on_adversarial_learning_both_losses_count(tiny, game):
 @pytest.mark.parametrize(
     "bad", [{"sigma": 0.0}, {"tau": 0.0}, {"entropy": -1.0}, {"centres": 0}, {"class_attributes": -1}]
 )
-def test_settings_out_of_range(bad, slim):
+def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))}"):
-        Cem(slim, **bad)
+        Cem(tiny.ckpt("task"), **bad)

@@ -68,6 +68,6 @@ def test_the_decoder_is_the_filters_business_and_not_the_encoders(game, tiny):
 
 
 @pytest.mark.parametrize("bad", [{"ratio": 1.0}, {"temperature": 0.0}, {"lambda_": 1.0}])
-def test_settings_out_of_range(bad, slim):
+def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):
-        Disco(slim, **bad)
+        Disco(tiny.ckpt("task"), **bad)

@@ -63,6 +63,6 @@ def test_training_lowers_the_correlation(game):
 
 
 @pytest.mark.parametrize("bad", [1.0, -0.1])
-def test_settings_out_of_range(bad, slim):
+def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"lambda_ {bad}"):
-        NoPeek(slim, lambda_=bad)
+        NoPeek(tiny.ckpt("task"), lambda_=bad)

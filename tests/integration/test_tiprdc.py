@@ -83,6 +83,6 @@ def test_the_task_teaches_the_classifier_alone(game, people, tiny):
 
 
 @pytest.mark.parametrize("bad", [{"lambda_": 1.1}, {"adversary_steps": 0}, {"width": 0}])
-def test_settings_out_of_range(bad, slim):
+def test_settings_out_of_range(bad, tiny):
     with pytest.raises(UserError, match=f"{next(iter(bad))} {next(iter(bad.values()))} "):
-        Tiprdc(slim, **bad)
+        Tiprdc(tiny.ckpt("task"), **bad)
