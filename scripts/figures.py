@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md, from the audits' reports in docs/reports.
+"""The tables of README.md and of some pages in docs, from the audits' reports in docs/reports.
 
     python scripts/figures.py           write the tables
     python scripts/figures.py --check   exit code 1 where a page and its reports differ
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.audit.record import from_json
-from crafter_pl.audit.schema import DefenseResult, Report
+from crafter_pl.audit.schema import DefenseResult, Report, WorstCase
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number, rate
+from crafter_pl.certificate import Certificate
 from crafter_pl.metrics import Estimate
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/for-privacy.md", "docs/model-card.md")
 PLACE = "docs/reports"
 FEATURES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {  # rows: the defence, and which setting
     "unprotected": ("none", lambda own: True),
@@ -53,14 +54,18 @@ class Figures:
         found = [one for one in self.entries(data) if one[2].name == name and fits(one[2].settings)]
         return max(found, key=hardness, default=None)
 
-    def sources(self, found: list[Found], up: str = "") -> str:
-        """Which reports a table is of, with their attacks."""
+    def sources(self, found: list[Found], up: str = "", readers: bool = False) -> str:
+        """Which reports a table is of, with their attacks and, of every row, who has a gallery."""
         used = {name: report for name, report, _ in found}
         parts = [
             f"[{name}]({up}reports/{name}.json) by {', '.join(f'`{one}`' for one in report.attacks)}"
             for name, report in used.items()
         ]
-        return f"*From {'; '.join(parts)}.*" if parts else "*No report yet.*"
+        text = f"From {'; '.join(parts)}." if parts else "No report yet."
+        listed = [f"{short(entry)} by {own}" for _, _, entry in found if (own := listed_readers(entry))]
+        if readers and listed:
+            text += f" With a gallery: {'; '.join(listed)}."
+        return f"*{text}*"
 
     def first(self) -> str:
         """The README's: five rows, five columns."""
@@ -70,10 +75,12 @@ class Figures:
                 rows.append([title, *["-"] * 4])
                 continue
             used.append(one)
-            name = title + " (!)" * one[2].flagged
-            rows.append([name, *figures(one), bound(one[2], one[1].data.identities)])
-        head = ["features", "utility ↑", "named, not adapting ↓", "named, adapting ↓", "bound ↓"]
-        return f"{Table(head, rows).markdown()}\n\n{self.sources(used, 'docs/')}"
+            auc, note = utility(one[2])
+            limit = bound(one[2], one[1].data.identities)
+            name, listed = title + " (!)" * one[2].flagged, chanced(one[2].worst_case_gallery)
+            rows.append([name, f"{number(auc)}{note}", pictured(one), listed, limit])
+        head = ["features", "utility ↑", "named by a picture ↓", "named with a gallery ↓", "bound ↓"]
+        return f"{Table(head, rows).markdown()}\n\n{self.sources(used, 'docs/', readers=True)}"
 
     def crafter(self) -> str:
         """Does it hold: every setting of Crafter, and the features unprotected, on all data."""
@@ -104,13 +111,84 @@ class Figures:
             found[short(one[2])] = one
         rows = []
         for label, one in found.items():
-            gallery, people = one[2].worst_case_gallery, one[1].data.identities
-            named = "-" if gallery is None else rate(gallery.eval_acc)
+            named, people = chanced(one[2].worst_case_gallery), one[1].data.identities
             limits = (bound(one[2], people), bound(one[2], 10_000))
             rows.append([label, *figures(one), named, *limits])
         head = ["features", "utility ↑", "not adapting ↓", "adapting ↓", "with a gallery ↓"]
         table = Table([*head, "bound, 1 of 100", "1 of 10,000"], rows)
-        return f"{table.markdown()}\n\n{self.sources(list(found.values()))}"
+        return f"{table.markdown()}\n\n{self.sources(list(found.values()), readers=True)}"
+
+    def pictures(self) -> str:
+        """How soon the bound is spent: several pictures of one person among so many people."""
+        if (known := self._certified()) is None:
+            return "*No report yet.*"
+        name, _, entry = known
+        assert entry.certificate is not None
+        proved, counts = Certificate(entry.certificate.bits), (1, 2, 3, 4)
+        rows = [
+            [f"{people:,}", *(limited(proved.naming(people, pictures=count)) for count in counts)]
+            for people in map(int, entry.certificate.bounds)
+        ]
+        head = [f"among so many people, K = {entry.certificate.messages}", "1 picture of a person"]
+        table = Table([*head, *(f"{count} pictures" for count in counts[1:])], rows)
+        return f"{table.markdown()}\n\n*K from [{name}](reports/{name}.json).*"
+
+    def person(self) -> str:
+        """Who attacked certified features, what they got, and what no such attacker exceeds."""
+        if (found := self._certified()) is None:
+            return "*No report yet.*"
+        name, report, entry = found
+        known, plain, people = entry.certificate, report.defenses[0], report.data.identities
+        assert known is not None
+        proved, one_guess = Certificate(known.bits, known.epsilon), percent(report.data.chance)
+        drawers, listed = len(report.attacks) * len(report.oracles), len(gallery_readers(entry))
+        rows: list[list[Any]] = []
+
+        def add(who: str, guesses: int, own: WorstCase | None, before: WorstCase | None) -> None:
+            if own is not None:
+                was = "-" if before is None else rate(before.eval_acc)
+                limit = limited(proved.naming(people, guesses))
+                rows.append([who, was, rate(own.eval_acc), percent(own.chance), limit])
+
+        add(f"draws faces: any of {drawers} guesses", drawers, entry.worst_case, plain.worst_case)
+        before, title = (
+            len(gallery_readers(plain)),
+            f"has other pictures of the people: any of {listed} guesses",
+        )
+        title += f", unprotected any of {before}" if before != listed else ""
+        add(title, listed, entry.worst_case_gallery, plain.worst_case_gallery)
+        best = f"the best of {len(known.attackers)} who read the message and have these pictures: one guess"
+        for count, album in known.albums.items():
+            who = best if count == "1" else f"the same, by {count} pictures of a person together"
+            rows.append([who, "-", rate(album.named), one_guess, limited(album.bound)])
+        for key, own in entry.rulers.items():
+            if own.eer is not None and own.tar is not None:
+                linked = plain.rulers[key].tar if key in plain.rulers else None
+                was = "-" if linked is None else rate(linked)
+                who = "says whether two features are one person's: accepts, at 1 % of strangers"
+                rows.append([who, was, rate(own.tar), "1.0 %", limited(proved.linking(0.01))])
+        head = ["who", "unprotected", short(entry), "by chance", "proved: at most"]
+        ends = f"{report.data.images} faces of {people} people"
+        return f"{Table(head, rows).markdown()}\n\n*{ends}, from [{name}](reports/{name}.json).*"
+
+    def exposed(self) -> str:
+        """Of every certified defence on CelebA, who is named most often; and by group, where measured."""
+        found: dict[str, Found] = {}
+        for one in sorted(self.entries("celeba"), key=hardness):
+            if one[2].certificate is not None:
+                found[short(one[2])] = one
+        rows = []
+        for label, (_, report, entry) in found.items():
+            assert entry.certificate is not None
+            groups = ", ".join([*entry.certificate.groups, *report.groups]) or "not measured"
+            own = entry.certificate
+            rows.append([label, percent(own.exposed), percent(own.most_exposed), groups])
+        head = ["features", "people named in half of their pictures or more", "the most exposed person"]
+        names = ", ".join(f"[{name}](reports/{name}.json)" for name, _, _ in found.values())
+        return f"{Table([*head, 'by group'], rows).markdown()}\n\n*From {names}.*"
+
+    def _certified(self) -> Found | None:
+        return self.measured("certified, 5 bits")
 
     def bits(self, name: str) -> str:
         """A curve of `benchmarks/certificate_curve.py`: message by message."""
@@ -199,10 +277,40 @@ def adapted(one: Found) -> Estimate | None:
 
 def figures(one: Found) -> list[Any]:
     """Utility, named without and with attacks that adapt."""
-    entry, all_of_them = one[2], adapted(one)
+    entry = one[2]
     basic = entry.worst_case_basic or entry.worst_case
     auc, note = utility(entry)
-    return [f"{number(auc)}{note}", rate(basic.eval_acc), "-" if all_of_them is None else rate(all_of_them)]
+    adapting = "-" if adapted(one) is None else chanced(entry.worst_case)
+    return [f"{number(auc)}{note}", chanced(basic), adapting]
+
+
+def chanced(own: WorstCase | None) -> str:
+    """A worst case with its interval, and what as many guesses name by chance."""
+    return "-" if own is None else f"{rate(own.eval_acc)}, by chance {percent(own.chance)}"
+
+
+def pictured(one: Found) -> str:
+    """In one cell: by attacks that do not adapt, then by all; of unprotected features once."""
+    entry = one[2]
+    if entry.plain:
+        return chanced(entry.worst_case)
+    basic = (entry.worst_case_basic or entry.worst_case).eval_acc.value
+    adapting = "-" if adapted(one) is None else chanced(entry.worst_case)
+    return f"{percent(basic)} → {adapting}"
+
+
+def gallery_readers(entry: DefenseResult) -> list[str]:
+    """Who has other pictures of the people and draws none; those that read the message alone are last."""
+    known = [] if entry.certificate is None else list(entry.certificate.attackers)
+    return [*(name for name, own in entry.rulers.items() if own.suspects), *known]
+
+
+def listed_readers(entry: DefenseResult) -> str:
+    """The same in words; nothing where nobody has a gallery."""
+    own = [f"`{name}`" for name, one in entry.rulers.items() if one.suspects]
+    if entry.certificate is not None:
+        own.append(f"{len(entry.certificate.attackers)} who read the message")
+    return ", ".join(own)
 
 
 def strongest(own: list[Estimate]) -> Any:
@@ -212,14 +320,22 @@ def strongest(own: list[Estimate]) -> Any:
 
 def bound(entry: DefenseResult, people: int) -> str:
     """What is proved of naming one of so many."""
-    known = 1.0 if entry.certificate is None else entry.certificate.bound(people)
-    return f"{100 * known:.3g} %" if known < 1 else "none"
+    return limited(1.0 if entry.certificate is None else entry.certificate.bound(people))
+
+
+def limited(bound: float) -> str:
+    """A bound for reading."""
+    return f"{100 * bound:.3g} %" if bound < 1 else "none"
 
 
 def filled(text: str, made: Figures, up: str) -> str:
     """A page with its tables made anew; `up` leads from it to docs/."""
     tables: dict[str, Callable[[], str]] = {
-        one: getattr(made, one) for one in ("first", "crafter", "holds", "cost", "judges", "luck")
+        one: getattr(made, one)
+        for one in (
+            *("first", "crafter", "holds", "cost", "judges", "luck"),
+            *("pictures", "person", "exposed"),
+        )
     }
     tables |= {name: lambda name=name: made.bits(name).replace("{up}", up) for name in made.curves}
     pattern = r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)"

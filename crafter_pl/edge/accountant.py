@@ -24,7 +24,10 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, to_json, write_file
 
 VERSION = 1
-_WAY = "what has left cannot be known: bring the file back, or begin an account with another encoder"
+_WAY = (
+    "what has left cannot be known: bring the file back, or delete what is there of it and its .begun, which "
+    "begins at 0 and does not undo what has left"
+)
 BUDGET = 100.0  # bits a person, by default: twenty pictures of five bits
 
 
@@ -104,9 +107,7 @@ class Accountant:
                 if not self.file.is_file():
                     begun = self.file.with_name(f"{self.file.name}.begun")
                     if begun.exists():
-                        raise UserError(
-                            f"the account {self.file} was begun, and is gone: {_WAY}; delete {begun.name}"
-                        )
+                        raise UserError(f"the account {self.file} was begun, and is gone: {_WAY}")
                     self._write({"version": VERSION, "key": secrets.token_hex(32), "people": {}, "sent": {}})
                     begun.touch()  # one that is lost does not begin anew by itself
 

@@ -55,6 +55,8 @@ def test_one_that_was_begun_and_is_gone_refuses(file):
     file.unlink()
     with pytest.raises(UserError, match="was begun, and is gone"):
         Accountant(file, begin=True)
+    file.with_name("account.json.begun").unlink()  # as docs/edge.md says
+    assert Accountant(file, begin=True).spent() == {}
 
 
 def test_a_link_leads_to_the_same_account(file, tmp_path):

@@ -131,6 +131,30 @@ def test_the_tables_are_those_of_the_reports():
     assert figures.outdated(ROOT, check=True) == []
 
 
+def test_the_bound_of_several_pictures_is_that_of_the_proof():
+    table = figures.Figures(ROOT).pictures()
+    messages = int(re.search(r"K = (\d+)", table)[1])
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:] if line.startswith("|")]
+    assert [row[0] for row in rows] == ["3", "100", "10,000", "1,000,000"]
+    for people, *shown in rows:
+        for count, one in enumerate(shown, 1):
+            bound = 100 * messages**count / int(people.replace(",", ""))
+            assert (
+                one == "none" if bound >= 100 else float(one.rstrip(" %")) == pytest.approx(bound, rel=0.01)
+            )
+
+
+def test_who_attacked_certified_features_is_beside_what_as_many_guesses_may():
+    made = figures.Figures(ROOT)
+    entry = made.measured("certified, 5 bits")[2]
+    lines = made.person().splitlines()
+    guesses = [int(found[1]) for line in lines if (found := re.search(r"any of (\d+) guesses", line))]
+    assert sum(guesses) == entry.certificate.guesses, "attacks by judges, and all who have a gallery"
+    assert any("| 31 % |" in line and "one guess" in line for line in lines)
+    rows = made.first().splitlines()
+    assert len(rows[0].split("|")) == 7 and sum(line.startswith("|") for line in rows) == 7, "five by five"
+
+
 def test_a_figure_that_is_changed_by_hand_is_found(tmp_path):
     shutil.copytree(DOCS, tmp_path / "docs")
     page, text = tmp_path / "README.md", (ROOT / "README.md").read_text()
