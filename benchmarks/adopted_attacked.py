@@ -3,8 +3,8 @@
     python benchmarks/adopted_attacked.py --out docs/reports/adopted-synthetic.json
     python benchmarks/adopted_attacked.py --source celeba --nets "[resnet18, convnext_atto]" --out FILE
 
-Each net is fitted to public faces for a few epochs, saved, adopted, certified and attacked. What is done is not
-done again.
+Each net is fitted to public faces for a few epochs, saved, adopted, certified and attacked. What is done is
+not done again.
 """
 
 import functools

@@ -21,9 +21,10 @@ from crafter_pl.errors import UserError
 from crafter_pl.files import lock, sha256, to_json, write_file
 from crafter_pl.limits import PositiveInt
 from crafter_pl.memory import peak_memory_mb
-from crafter_pl.nets import SplitClassifier, freeze
+from crafter_pl.nets import freeze
 from crafter_pl.nets.architectures import expected, folder_weights, lasting
-from crafter_pl.nets.encoder import MEAN, STD, whole_net
+from crafter_pl.nets.encoder import MEAN, STD, Encoder, whole_net
+from crafter_pl.nets.layout import Resize
 from crafter_pl.nets.places import SHARE, TIMES, Place, places, propose
 from crafter_pl.stages.task import TaskModel, agree
 
@@ -129,13 +130,11 @@ def _units(init: dict[str, Any], net: nn.Module, data: FacesDataModule) -> dict[
     if data.labels_kind == "regression" and list(data.attribute_names) == init["attribute_names"]:
         values = data.faces.attributes[data.dataset("labelled_train").index]
     else:
-        shown = SplitClassifier(
-            *(init["arch"], init["cut"], len(init["attribute_names"]), None),
-            *(init["image_size"], init["input_size"], init["mean"], init["std"]),
-            keep=True,
-        )
+        centre, spread = (torch.tensor(init[key]).view(3, 1, 1) for key in ("mean", "std"))
+        side = init["input_size"]
+        whole = Encoder(net, centre, spread, None if side == data.image_size else Resize(side), None)
         faces = data.dataset("public").spread(256)["image"]
-        values = torch.cat([net(shown.shown(part)) for part in faces.split(16)])
+        values = torch.cat([whole(part) for part in faces.split(16)])
     std, mean = torch.std_mean(values, 0, correction=0)
     return {"answer_mean": mean.tolist(), "answer_std": std.clamp(min=1e-6).tolist()}
 

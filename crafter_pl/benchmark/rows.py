@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from crafter_pl.audit.schema import Data
-from crafter_pl.audit.utility import AUC, TITLES, needs_key
+from crafter_pl.audit.utility import AUC, head, needs_key
 from crafter_pl.metrics import Estimate
 
 
@@ -26,6 +26,7 @@ class Row:
         kept: the utility; kept_training that of the training scenario; in the JSON under their names.
         needs_kept: utility of what a certified defence was to answer for; likewise.
         figure: key of the utility; None: the mean AUC.
+        agreement: it is the agreement with the unprotected model.
         on_front: by a key of `SCENARIOS`.
     """
 
@@ -33,6 +34,7 @@ class Row:
     curve: str
     retrains: list[str]
     figure: str | None = None
+    agreement: bool | None = None
     kept: OverSeeds
     kept_training: OverSeeds | None = None
     attacks: dict[str, OverSeeds]
@@ -53,7 +55,7 @@ class Row:
     @property
     def title(self) -> str:
         """The utility's name."""
-        return TITLES[self.figure or AUC]
+        return head(self.figure, self.agreement)
 
     def json_names(self) -> dict[str, str]:
         """What JSON and CSV call the utility."""

@@ -64,6 +64,7 @@ def _row(title: str, entries: list[DefenseResult], people: int) -> Row:
         curve=entries[0].curve,
         retrains=entries[0].retrains,
         figure=entries[0].utility.main,
+        agreement=entries[0].utility.agreement,
         kept=over_seeds([entry.utility.kept for entry in entries]),
         kept_training=over_seeds(training) if len(training) == len(entries) else None,
         attacks={
@@ -102,7 +103,7 @@ def write_summary(folder: Path, summary: Summary) -> Path:
         if (utility := row.utility(key))
     ]
     first = summary.rows[0]
-    if (plot := defences(points, first.title if first.figure else OVER)) is not None:
+    if (plot := defences(points, first.title if first.figure or first.agreement else OVER)) is not None:
         write_file(folder / "pareto.png", plot)
     markdown = [*(table.markdown() for table in shown), "\n".join(notes)]
     return write_file(folder / "table.md", "\n\n".join(markdown) + "\n")

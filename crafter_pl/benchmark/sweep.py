@@ -11,7 +11,7 @@ from crafter_pl.audit import record
 from crafter_pl.audit.show.plots import save
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, rate
-from crafter_pl.audit.utility import AUC, TITLES
+from crafter_pl.audit.utility import AUC, head
 from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import Job, Jobs
 from crafter_pl.commands import listed, shipped
@@ -33,11 +33,12 @@ class Row:
     worst_case: Estimate
     task_seconds: float
     figure: str | None = None
+    agreement: bool | None = None
 
     @property
     def title(self) -> str:
         """Of the utility."""
-        return TITLES[self.figure or AUC]
+        return head(self.figure, self.agreement)
 
     def json_names(self) -> dict[str, str]:
         """What the JSON calls the utility."""
@@ -130,6 +131,7 @@ def _row(place: Place, cut: str, audit: Path) -> Row:
         edge_parameters=sum(p.numel() for p in task.net.edge.parameters()),
         kept=entry.utility.kept,
         figure=entry.utility.main,
+        agreement=entry.utility.agreement,
         attacks={name: result.eval_acc for name, result in entry.attacks.items()},
         worst_case=entry.worst_case.eval_acc,
         task_seconds=json.loads((place.home / "task" / "summary.json").read_text())["seconds"],

@@ -64,7 +64,7 @@ def traced(net: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
     Raises:
         UserError: its control flow hangs on what is computed; names the place.
     """
-    found, training = tracer(StochasticDepth), net.training
+    found, training = tracer(StochasticDepth, nn.Linear), net.training  # and what others have derived from it
     try:
         _, *others = signature(net.forward).parameters.values()
         given = {one.name: one.default for one in others if one.kind is one.POSITIONAL_OR_KEYWORD}

@@ -52,7 +52,7 @@ def _drawn_once(make: Callable[[str], nn.Module]) -> Callable[[str], nn.Module]:
 
 
 def slim() -> nn.Module:
-    """ResNet18 with a thirtieth of the weights behind layer1: the arch ``quick:slim`` of the tiny task model."""
+    """ResNet18 with a thirtieth of the weights behind layer1: the tiny task model, by arch ``quick:slim``."""
     net = torchvision.models.resnet18()
     net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
     net.fc = nn.Linear(64, 1000)

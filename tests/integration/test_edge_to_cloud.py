@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiment import PATHS
 from PIL import Image
 from safetensors.torch import load, save
 
@@ -30,6 +31,7 @@ def trip(tiny, tmp_path_factory):
     (home / "photos" / "broken.jpg").write_bytes(b"no picture at all" * 20)
     paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
     env = {**os.environ, "PATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(PATHS)
     args = [tiny.ckpt("crafter"), str(home / "photos"), str(home / "out"), "--faces", "none"]
     done = subprocess.run(
         ["bash", str(SCRIPTS / "edge_to_cloud.sh"), *args],

@@ -276,3 +276,9 @@ def test_five_nets_of_timm_are_cut_and_joined(name, side, kind):
     (second,) = torch.autograd.grad(gradient.square().sum(), picture)
     assert second.isfinite().all() and second.abs().max() > 0
     assert build_decoder("residual", net.feature_shape, 32, 8)(features).shape == images.shape
+
+
+def test_a_head_that_is_derived_from_a_linear_layer_is_replaced():
+    pytest.importorskip("timm")
+    net = SplitClassifier("timm:mobilenetv3_small_050", "blocks.1", 7, size=32, input_size=64).eval()
+    assert net.answers == 1000 and net.cloud(net.encode(torch.rand(2, 3, 32, 32))).shape == (2, 7)
