@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from made import kept, made_by, who
+
 from crafter_pl.audit.record import from_json
 from crafter_pl.audit.schema import DefenseResult, Report
 from crafter_pl.audit.show.sentences import percent
@@ -110,54 +112,6 @@ class Figures:
         head = ["features", "utility ↑", "not adapting ↓", "adapting ↓", "with a gallery ↓"]
         table = Table([*head, "bound, 1 of 100", "1 of 10,000"], rows)
         return f"{table.markdown()}\n\n{self.sources(list(found.values()))}"
-
-    def who(self) -> str:
-        """On CelebA each attack and reader alone, and what its like names unprotected in the same report."""
-        found = {
-            short(one[2]): one for one in sorted(self.entries("celeba"), key=hardness) if not one[2].plain
-        }
-        rows: list[list[Any]] = []
-        for label, (name, report, entry) in found.items():
-            plain = report.defenses[0]
-            for key, attack in entry.attacks.items():
-                before = percent(plain.attacks[key].eval_acc.value)
-                rows.append([label, name, f"`{key}`{learnt(entry, key)}", rate(attack.eval_acc), before])
-            rows += [
-                [label, name, f"`{key}` (gallery)", rate(own.top1), percent(unmoved.value)]
-                for key, own in entry.rulers.items()
-                if own.suspects and own.top1 and (unmoved := plain.rulers[key].top1)
-            ]
-            if entry.certificate is not None:
-                best = max(entry.certificate.attackers.values(), key=lambda one: one.value)
-                readers = f"the best of {len(entry.certificate.attackers)} who read the message (gallery)"
-                rows.append([label, name, readers, rate(best), "-"])
-            if (every := entry.worst_case_gallery) and (clean := plain.worst_case_gallery):
-                readers = f"any with a gallery, by chance {percent(every.chance)}"
-                rows.append([label, name, readers, rate(every.eval_acc), percent(clean.eval_acc.value)])
-        head = ["features", "report", "who", "names ↓", "unprotected, the same"]
-        return Table(head, rows).markdown()
-
-    def kept(self) -> str:
-        """How each report was made."""
-        rows = []
-        for name, report in self.reports.items():
-            attacks = {
-                key: trained(own) + "".join(dict.fromkeys(learnt(one, key) for one in report.defenses))
-                for key, own in report.attacks.items()
-            }
-            rows.append(
-                [
-                    name,
-                    made_when(report),
-                    "; ".join(f"`{key}`{own}" for key, own in attacks.items()),
-                    ", ".join(f"`{key}`" for key in report.defenses[0].rulers),
-                    ", ".join(one.name for one in report.oracles),
-                    report.settings.get("gallery_images"),
-                    report.settings.get("bootstrap"),
-                ]
-            )
-        head = ["report", "made", "attacks", "readers", "judges", "gallery, pictures of each", "resamples"]
-        return Table(head, rows).markdown()
 
     def bits(self, name: str) -> str:
         """A curve of `benchmarks/certificate_curve.py`: message by message."""
@@ -263,48 +217,19 @@ def bound(entry: DefenseResult, people: int) -> str:
     return f"{100 * known:.3g} %" if known < 1 else "none"
 
 
-def learnt(entry: DefenseResult, attack: str) -> str:
-    """From how many pairs an attack has learnt of these features, and how long."""
-    last = entry.history[attack][-1] if attack in entry.history else None
-    return f", {last.pairs:,} pairs, {last.epochs} epochs" if last and last.pairs else ""
-
-
-def trained(attack: dict[str, Any]) -> str:
-    """How long an attack searches, or its own net was trained before it met a defence."""
-    steps, epochs = attack.get("settings", {}).get("steps"), attack.get("epochs", {})
-    if attack["adaptive"]:
-        return ""
-    return f", {steps} steps" if steps else "".join(f", {own} epochs" for own in epochs.values())
-
-
-def made_when(report: Report) -> str:
-    """The day, and the commit where the report says it."""
-    return ", ".join([report.created[:10], *filter(None, [report.origin.get("commit")])])
-
-
-def made_by(table: str, made: Figures) -> str:
-    """The line below a table: which reports are in it, of which day, and where it stands how."""
-    parts = [
-        f"{name}, {made_when(report)}"
-        for name, report in made.reports.items()
-        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", table)
-    ]
-    who = f"`audit` ({'; '.join(parts)})" if parts else "`benchmarks/certificate_curve.py`"
-    return f"*Made by {who}: [how](results.md#how-they-were-made).*"
-
-
 def filled(text: str, made: Figures, up: str) -> str:
     """A page with its tables made anew; `up` leads from it to docs/."""
     tables: dict[str, Callable[[], str]] = {
-        one: getattr(made, one)
-        for one in ("first", "crafter", "holds", "who", "cost", "judges", "luck", "kept")
+        one: getattr(made, one) for one in ("first", "crafter", "holds", "cost", "judges", "luck")
     }
+    tables["who"] = lambda: who({short(one[2]): one for one in sorted(made.entries("celeba"), key=hardness)})
+    tables["kept"] = lambda: kept(made.reports)
     tables |= {name: lambda name=name: made.bits(name).replace("{up}", up) for name in made.curves}
     pattern = r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)"
 
     def block(found: re.Match[str]) -> str:
         table = tables[found[2]]()
-        below = "" if up or found[2] == "kept" else f"\n\n{made_by(table, made)}"
+        below = "" if up or found[2] == "kept" else f"\n\n{made_by(table, made.reports)}"
         return f"{found[1]}\n{table}{below}\n\n{found[3]}"
 
     return re.sub(pattern, block, text, flags=re.DOTALL)

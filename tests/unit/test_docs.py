@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,7 +18,7 @@ from fake_reports import fake_report, under_attack
 from crafter_pl.audit.record import from_json, to_json
 from crafter_pl.audit.schema import Report
 from crafter_pl.cli import main
-from crafter_pl.cli.functions import parser
+from crafter_pl.cli.functions import parsed, parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.cli.verbs import FUNCTIONS, VERBS
 from crafter_pl.data.datamodule import FacesDataModule
@@ -118,6 +117,22 @@ def parse(commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyP
             StageCLI([verb, *words])
 
 
+def test_the_table_of_budgets_is_that_of_the_config():
+    _, options = parsed(["audit", "--config", str(ROOT / "configs" / "audit.yaml")])
+    page = (DOCS / "attacks.md").read_text().partition("## Which budget")[2].partition("\n## ")[0]
+    head, _, *rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    for place, budget in enumerate(head[1:], 1):
+        shown = {
+            name: row[place].strip()
+            for row in rows
+            for name in re.findall(r"`(\w+)`", row[0])
+            if row[place].strip()
+        }
+        attacks = {one.name: one for one in options.budgets[budget.strip(" `")]}
+        assert shown.keys() == attacks.keys(), budget
+        assert all(own == "x" or int(own) == attacks[name].steps for name, own in shown.items()), budget
+
+
 @pytest.mark.parametrize("page", [*PAGES, *GENERATED.values()], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
@@ -188,8 +203,7 @@ def test_a_report_that_is_kept_says_how_it_was_made(tmp_path, monkeypatch):
         kept["attacks"]["black_box"]["epochs"] == {"black_box": 3}
         and "epochs" not in kept["attacks"]["white_box"]
     )
-    made = SimpleNamespace(reports={"new": report, "new-er": report})
-    said = figures.made_by("*From [new](reports/new.json).*", made)
+    said = figures.made_by("*From [new](reports/new.json).*", {"new": report, "new-er": report})
     assert "new, 2026-11-23, 0123456789ab" in said and "new-er" not in said
 
 
