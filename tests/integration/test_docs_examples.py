@@ -108,9 +108,9 @@ def test_the_linear_decoder_learns_from_the_defence_that_it_is_aimed_at(dropped_
         LinearDecoder().against(Target({"defense": "turned"}, None), tiny.commands)
 
 
-def test_a_budget_of_ones_own_has_the_others_attacks_too(dropped_in, tmp_path, monkeypatch):
-    page = (EXAMPLES.parent / "extend.md").read_text()
-    (shown,) = [one for one in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "budgets" in one]
+def test_a_budget_and_a_line_of_ones_own_are_beside_the_others(dropped_in, tmp_path, monkeypatch, capsys):
+    defence, shown = re.findall(r"```yaml\n(.*?)```", (EXAMPLES.parent / "extend.md").read_text(), re.DOTALL)
+    (line,) = re.findall(r"```yaml\n(.*?)```", (EXAMPLES.parent / "benchmark.md").read_text(), re.DOTALL)
     shutil.copytree(EXAMPLES.parents[1] / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs" / "audit_mine.yaml").write_text(shown)
@@ -120,6 +120,15 @@ def test_a_budget_of_ones_own_has_the_others_attacks_too(dropped_in, tmp_path, m
     others = [attack.describe() for attack in known.budgets["benchmark"]]
     assert found[: len(others)] == others
     assert [one["class"] for one in found[len(others) :]] == ["NearestFace", "LinearDecoder"]
+    (tmp_path / "configs" / "rounding.yaml").write_text(defence)
+    (tmp_path / "grid.yaml").write_text(line)
+    grid = ["benchmark", "--config", "configs/benchmark/synthetic.yaml", "--config", "grid.yaml"]
+    own = ["--audit", "configs/audit_mine.yaml", "--budget", "mine", "--plan", "true"]
+    assert main([*grid, *own]) == 0
+    plan = capsys.readouterr().out
+    cells = re.findall(r"^cell-(.*):$", plan, re.MULTILINE)
+    assert cells == ["rounding-step0.5", "rounding-step1"] and "--budget mine" in plan
+    assert plan.count("--model.init_args.pairs_per_round 2300") == 2
 
 
 def test_faces_of_ones_own_are_read_with_their_labels(tmp_path):
