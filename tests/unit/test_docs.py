@@ -178,6 +178,13 @@ def test_a_report_that_is_kept_is_small_and_says_nothing_of_a_machine():
         assert not re.search(r'"/|"[A-Z]:', file.read_text()), file
 
 
+def test_the_split_of_the_reports_is_that_of_the_page():
+    rows = [line for line in (DOCS / "data.md").read_text().splitlines() if line.startswith("| `configs/")]
+    for report in figures.Figures(ROOT).reports.values():
+        (row,) = [row for row in rows if f"`{report.data.split_hash[:12]}`" in row]
+        assert f"| {report.data.identities}, {report.data.images} |" in row
+
+
 def test_a_report_that_is_kept_says_how_it_was_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "e" / "black_box"
