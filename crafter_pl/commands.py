@@ -5,7 +5,9 @@ No torch here.
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -19,11 +21,31 @@ from crafter_pl.files import expand, read_json
 T = TypeVar("T")
 SHIPPED = Path(__file__).parent / "configs"  # in a clone a link
 CONFIGS = Path("configs") if Path("configs").is_dir() else SHIPPED
+running: ContextVar[list[str]] = ContextVar("running")  # arguments of the command that runs
 
 
 def command(args: list[str]) -> str:
     """The shell command that `args` stand for."""
     return f"python -m crafter_pl {shlex.join(args)}"
+
+
+def origin() -> dict[str, str]:
+    """What a report comes from: the command that runs and the code's commit, as far as they are known.
+
+    A commit ends with ``-dirty`` where files differ from it; outside a clone there is none.
+    """
+    args, root = running.get([]), Path(__file__).parents[1]
+    found = {"command": command(args)} if args else {}
+    if (root / ".git").exists():
+        words = "describe --always --dirty --abbrev=12 --exclude=*".split()
+        try:
+            said = subprocess.run(
+                ["git", "--no-optional-locks", "-C", root, *words], capture_output=True, text=True
+            ).stdout.strip()
+        except OSError:  # no git
+            said = ""
+        found |= {"commit": said} if said else {}
+    return found
 
 
 def pairs(args: list[str]) -> Iterator[tuple[str, str]]:

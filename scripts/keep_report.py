@@ -1,7 +1,8 @@
 """Keeps what the tables need of an audit's report: python scripts/keep_report.py REPORT NAME.
 
 Writes docs/reports/NAME.json, without pictures, single attributes, groups and paths of the machine; from it
-`scripts/figures.py` makes the tables.
+`scripts/figures.py` makes the tables. What made it stays: command, commit and date as far as the report says
+them, settings of attacks and readers and, from the folder that the audit ran in, the epochs of their nets.
 """
 
 import json
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pl.audit.record import from_json, to_json
-from crafter_pl.audit.schema import AttackResult, Report
+from crafter_pl.audit.schema import AttackResult, Report, Settings
+from crafter_pl.files import read_json
 
 ROOT = Path(__file__).parent.parent
 KEPT = ("eval_acc", "panel_any", "identity_similarity")  # figures of an attack
+PLACE = re.compile(r"(?<![\w./~:-])(?:~|[A-Za-z]:)?[/\\][^\s'\",\]]*[/\\]")  # an absolute path but its end
+ASKED = ("budget", "seed", "bootstrap", "gallery_images", "drawn_images", "split", "features", "task_sha256")
 
 
 def attack(one: AttackResult) -> AttackResult:
@@ -24,8 +28,34 @@ def attack(one: AttackResult) -> AttackResult:
     figures = {key: one.figures[key] for key in KEPT[: None if ended else 1] if key in one.figures}
     oracles = {"eval_acc": one.by_oracle["eval_acc"]} if ended else {}
     return AttackResult(
-        figures=figures, by_oracle=oracles, learnt=one.learnt, round=one.round, pairs=one.pairs
+        figures=figures,
+        by_oracle=oracles,
+        learnt=one.learnt,
+        round=one.round,
+        pairs=one.pairs,
+        epochs=one.epochs,
     )
+
+
+def described(own: Settings) -> Settings:
+    """An attack or a reader: its class, version and settings, and how long its nets were trained."""
+    kept = {key: own[key] for key in ("class", "version", "settings", "adaptive") if key in own}
+    epochs = {}
+    for stage, file in own.get("files", {}).items():
+        summary = Path(file).parents[1] / "summary.json" if file else Path()
+        run = read_json(summary, "train it again") if summary.is_file() else {}
+        if run.get("best_sha256") == own["checkpoints"][stage]:
+            epochs[stage] = run["epochs"]
+    return {**kept, **({"epochs": epochs} if epochs else {})}
+
+
+def unplaced(value: Any) -> Any:
+    """Without the folders of a machine: of an absolute path its last part is left."""
+    if isinstance(value, dict):
+        return {key: unplaced(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [unplaced(one) for one in value]
+    return PLACE.sub("", value) if isinstance(value, str) else value
 
 
 def trimmed(report: Report) -> Report:
@@ -47,9 +77,9 @@ def trimmed(report: Report) -> Report:
         report,
         defenses=entries,
         oracles=[replace(one, settings={}, checkpoint="") for one in report.oracles],
-        attacks={name: {"adaptive": one.get("adaptive", False)} for name, one in report.attacks.items()},
-        settings={key: report.settings.get(key) for key in ("budget", "seed", "gallery_images")},
-        rulers={},
+        attacks={name: {"adaptive": False, **described(one)} for name, one in report.attacks.items()},
+        settings={key: report.settings.get(key) for key in ASKED},
+        rulers={name: described(one) for name, one in report.rulers.items()},
         groups={},
         notes=[],
         warnings=[],
@@ -72,7 +102,7 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     report = from_json(Report, json.loads(Path(sys.argv[1]).read_text()))
-    text = json.dumps(rounded(to_json(trimmed(report))), indent=1, ensure_ascii=False)
+    text = json.dumps(unplaced(rounded(to_json(trimmed(report)))), indent=1, ensure_ascii=False)
     for _ in range(2):  # an estimate on one line, its interval in it
         text = re.sub(r"[\[{][^\[\]{}]*[\]}]|\{[^{}]*\}", lambda own: re.sub(r"\s+", " ", own[0]), text)
     (ROOT / "docs" / "reports" / f"{sys.argv[2]}.json").write_text(text + "\n")

@@ -30,7 +30,7 @@ from crafter_pl.audit.show.sentences import beyond, completed
 from crafter_pl.audit.show.tables import text
 from crafter_pl.audit.suspects import Suspects
 from crafter_pl.audit.yardstick import OWN, yardstick
-from crafter_pl.commands import Commands, listed, settings_of
+from crafter_pl.commands import Commands, listed, origin, settings_of
 from crafter_pl.defenses.certified import Certified
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, sha256
@@ -162,6 +162,7 @@ def audit(asked: Options) -> Path:
             Report(
                 created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
                 version=__version__,
+                origin=origin(),
                 data=judge.data(data),
                 oracles=judge.oracles(),
                 panel={"accuracy_on_originals": originals.estimate()},

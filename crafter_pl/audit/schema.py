@@ -237,6 +237,7 @@ class Report:
     """An audit.
 
     Attributes:
+        origin: the command and the code's commit, as far as they are known.
         panel: `accuracy_on_originals`, of any oracle.
         attacks, rulers: as they describe themselves on unprotected features, by name.
         defenses: the unprotected features are the first.
@@ -253,6 +254,7 @@ class Report:
     attacks: dict[str, Settings]
     defenses: list[DefenseResult]
     settings: Settings
+    origin: dict[str, str] = field(default_factory=dict)
     rulers: dict[str, Settings] = field(default_factory=dict)
     areas: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)

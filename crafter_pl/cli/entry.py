@@ -76,6 +76,7 @@ def run(args: list[str]) -> int:
         )
     from crafter_pl.cli.options import check_configs, expanded, located
     from crafter_pl.cli.parsing import blamed
+    from crafter_pl.commands import running
 
     if args[0] in FUNCTIONS:
         from crafter_pl.cli.functions import call
@@ -84,9 +85,10 @@ def run(args: list[str]) -> int:
 
     _quiet()
     end_with_launcher()
-    args = located(expanded(args))
-    check_configs(args)
+    told = running.set(args)
     try:
+        args = located(expanded(args))
+        check_configs(args)
         with blamed(args):
             call(args)
     except SystemExit as stop:
@@ -94,6 +96,8 @@ def run(args: list[str]) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        running.reset(told)
     return 0
 
 

@@ -259,7 +259,7 @@ def test_benchmarks_plan_all_that_they_need(path, tmp_path, monkeypatch, capsys)
     kinds = defenses().keys() & set(stages.values())
     kinds -= {"CrafterFast", "CrafterReference"}  # the one is Crafter with less work, the other with far more
     assert {stages[line["stage"]] for line in content["defenses"]} == kinds
-    options = yaml.safe_load((ROOT / content["audit"]).read_text())["budgets"][content["budget"]]
+    options = CONTENT[Path(content["audit"])]["budgets"][content["budget"]]
     named = {attack["class_path"] for attack in options}
     assert named == {"WhiteBoxAttack", "DecoderAttack", "AdaptiveDecoderAttack"}
     assert content["attackers"] == ["attacks/adaptive_black_box"]
@@ -278,5 +278,5 @@ def test_configs_that_texts_name_are_there():
     for text in texts:
         if text.is_file() and text.suffix not in (".png", ".jpg"):
             named |= set(re.findall(r"(?<![\w/])configs/[\w/]+\.yaml", text.read_text()))
-    named -= {"configs/mine.yaml", "configs/rounding.yaml"}  # examples of configs of one's own
+    named -= {f"configs/{name}.yaml" for name in ("mine", "rounding", "audit_mine")}  # examples of configs of one's own
     assert named and not [name for name in sorted(named) if not (ROOT / name).is_file()]

@@ -172,8 +172,9 @@ def test_an_audit_again(report, told, tiny, tiny_store, capsys):
     assert main([*again, "--overwrite", "true"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (report / "cache").rglob("*")} == cache
     second = json.loads((report / "report.json").read_text())
-    assert {k: v for k, v in second.items() if k != "created"} == {
-        k: v for k, v in told.items() if k != "created"
+    assert second["origin"]["command"] == f"{told['origin']['command']} --overwrite true"
+    assert {k: v for k, v in second.items() if k not in ("created", "origin")} == {
+        k: v for k, v in told.items() if k not in ("created", "origin")
     }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from crafter_pl.cli.stage import StageCLI
-from crafter_pl.commands import Commands, settings_of, shipped, trained
+from crafter_pl import commands
+from crafter_pl.commands import Commands, origin, running, settings_of, shipped, trained
 from crafter_pl.data.datamodule import FacesDataModule
 
 
@@ -68,3 +69,16 @@ def test_outside_a_clone_the_packages_own_configs_are_found(tmp_path, monkeypatc
     assert shipped("nosuch.yaml") == "nosuch.yaml"
     Path("crafter").touch()
     assert shipped("crafter") == "crafter", "one's own comes first"
+
+
+def test_a_report_says_what_it_comes_from(tmp_path, monkeypatch):
+    told = running.set(["audit", "--out", "a b"])
+    try:
+        found = origin()
+    finally:
+        running.reset(told)
+    assert found["command"] == "python -m crafter_pl audit --out 'a b'"
+    clone = Path(commands.__file__).parents[1] / ".git"
+    assert ("commit" in found) == clone.exists() and "command" not in origin()
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "package" / "commands.py"))
+    assert origin() == {}

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_reports import fake_report, under_attack
 
+from crafter_pl.audit.record import from_json, to_json
+from crafter_pl.audit.schema import Report
 from crafter_pl.cli import main
-from crafter_pl.cli.functions import parser
+from crafter_pl.cli.functions import parsed, parser
 from crafter_pl.cli.stage import StageCLI
 from crafter_pl.cli.verbs import FUNCTIONS, VERBS
 from crafter_pl.data.datamodule import FacesDataModule
@@ -30,7 +33,7 @@ GENERATED |= {path.name.lower(): path for path in sorted((ROOT / "dev").glob("*.
 
 
 sys.path.insert(0, str(ROOT / "scripts"))
-figures = importlib.import_module("figures")
+figures, keep_report = importlib.import_module("figures"), importlib.import_module("keep_report")
 
 
 def without_code(text: str) -> str:
@@ -67,8 +70,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def shown(page: Path, folder: Path) -> list[list[str]]:
-    """The words of every `python -m crafter_pl` that a page shows, as bash hands them over."""
+def shown(text: str, folder: Path) -> list[list[str]]:
+    """The words of every `python -m crafter_pl` in a text, as bash hands them over."""
     record, stub = folder / "record.jsonl", folder / "bin" / "python"
     stub.parent.mkdir()
     record.touch()
@@ -76,7 +79,6 @@ def shown(page: Path, folder: Path) -> list[list[str]]:
     stub.write_text(f'#!/bin/bash\nexec {sys.executable} -c "{write}" {record} "$@"\n')
     stub.chmod(0o755)
     alone = {"PATH": str(stub.parent), "HOME": str(folder)}  # nothing else is found, so nothing else runs
-    text = "\n".join(blocks(page, "bash"))
     subprocess.run(["/bin/bash", "-c", text], env=alone, cwd=folder, capture_output=True, timeout=60)
     words = [json.loads(line) for line in record.read_text().splitlines()]
     return [line[2:] for line in words if line[:2] == ["-m", "crafter_pl"]]
@@ -88,9 +90,21 @@ COMMANDS = [page for page in (ROOT / "README.md", *PAGES) if page.name != "exten
 @pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
 def test_every_command_shown_parses(page, tmp_path, monkeypatch):
     """Those of extend.md are run, in test_docs_examples.py."""
-    commands = shown(page, tmp_path)
-    lines = "".join(blocks(page, "bash")).splitlines()
-    assert len(commands) >= sum(line.startswith("python -m crafter_pl") for line in lines)
+    text = "".join(blocks(page, "bash"))
+    commands = shown(text, tmp_path)
+    assert len(commands) >= sum(line.startswith("python -m crafter_pl") for line in text.splitlines())
+    parse(commands, tmp_path, monkeypatch)
+
+
+def test_the_commands_behind_the_tables_parse(tmp_path, monkeypatch):
+    text = (ROOT / "scripts" / "reproduce_results.sh").read_text().replace('cd "$(dirname "$0")/.."', "")
+    commands = shown(text, tmp_path)
+    assert [words[0] for words in commands].count("audit") == 4 and len(commands) == 17
+    parse(commands, tmp_path, monkeypatch)
+
+
+def parse(commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads commands as the command line does, in a folder with the configs and nothing else."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "mine.yaml").write_text(blocks(DOCS / "data.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
@@ -101,6 +115,22 @@ def test_every_command_shown_parses(page, tmp_path, monkeypatch):
             parser(verb).parse_args(words)
         else:
             StageCLI([verb, *words])
+
+
+def test_the_table_of_budgets_is_that_of_the_config():
+    _, options = parsed(["audit", "--config", str(ROOT / "configs" / "audit.yaml")])
+    page = (DOCS / "attacks.md").read_text().partition("## Which budget")[2].partition("\n## ")[0]
+    head, _, *rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    for place, budget in enumerate(head[1:], 1):
+        shown = {
+            name: row[place].strip()
+            for row in rows
+            for name in re.findall(r"`(\w+)`", row[0])
+            if row[place].strip()
+        }
+        attacks = {one.name: one for one in options.budgets[budget.strip(" `")]}
+        assert shown.keys() == attacks.keys(), budget
+        assert all(own == "x" or int(own) == attacks[name].steps for name, own in shown.items()), budget
 
 
 @pytest.mark.parametrize("page", [*PAGES, *GENERATED.values()], ids=lambda page: page.name)
@@ -170,6 +200,42 @@ def test_a_report_that_is_kept_is_small_and_says_nothing_of_a_machine():
     for file in kept:
         assert file.stat().st_size < 100_000, file
         assert not re.search(r'"/|"[A-Z]:', file.read_text()), file
+
+
+def test_the_split_of_the_reports_is_that_of_the_page():
+    rows = [line for line in (DOCS / "data.md").read_text().splitlines() if line.startswith("| `configs/")]
+    for report in figures.Figures(ROOT).reports.values():
+        (row,) = [row for row in rows if f"`{report.data.split_hash[:12]}`" in row]
+        assert f"| {report.data.identities}, {report.data.images} |" in row
+
+
+def test_a_report_that_is_kept_says_how_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "e" / "black_box"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text('{"best_sha256": "ab", "epochs": 3}')
+    plain, file = under_attack(fake_report()), "runs/e/black_box/checkpoints/best.ckpt"
+    told = "audit --data /home/me/mine.yaml --features '[/data/s t/a,runs/b]'"
+    plain["origin"] = {"command": f"python -m crafter_pl {told}", "commit": "0123456789ab"}
+    plain["attacks"]["black_box"] |= {"class": "DecoderAttack", "adaptive": False}
+    plain["attacks"]["black_box"] |= {"checkpoints": {"black_box": "ab"}, "files": {"black_box": file}}
+    plain["attacks"]["white_box"] |= {
+        "adaptive": False,
+        "files": {"prior": file},
+        "checkpoints": {"prior": "cd"},
+    }
+    report = keep_report.trimmed(from_json(Report, plain))
+    kept = keep_report.unplaced(to_json(report))
+    assert kept["origin"]["command"].endswith("audit --data mine.yaml --features '[s t/a,runs/b]'")
+    assert kept["settings"]["bootstrap"] == 1000 and kept["attacks"]["white_box"]["settings"] == {
+        "steps": 300
+    }
+    assert (
+        kept["attacks"]["black_box"]["epochs"] == {"black_box": 3}
+        and "epochs" not in kept["attacks"]["white_box"]
+    )
+    said = figures.made_by("*From [new](reports/new.json).*", {"new": report, "new-er": report})
+    assert "new, 2026-11-23, 0123456789ab" in said and "new-er" not in said
 
 
 def test_every_page_is_in_the_navigation():

@@ -69,7 +69,7 @@ def report_page(report: Report, gallery: Gallery, pictures: Mapping[str, bytes])
     plain = to_json(report)
     settings = {
         "Settings of the audit": {
-            key: plain[key] for key in ("settings", "data", "attacks", "rulers", "oracles")
+            key: plain[key] for key in ("origin", "settings", "data", "attacks", "rulers", "oracles")
         },
         "Settings of the defences": {entry.title: entry.settings for entry in report.defenses},
     }

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The tables of README and docs/results.md. After `make demo`: an attacker who adapts to its features. Then on CelebA: certified
+# crafting and `answers`, attacked by one decoder before and after adapting, read by whoever has a gallery; the curves over bits.
+# The pictures are yours: CelebA's official layout under $CRAFTER_DATA/celeba (default ../shared/data), see configs/celeba.yaml.
+# Hours on two cores; run again after an interruption, it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
+run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
+
+small="--experiment demo --data configs/small.yaml"
+for name in crafter certified; do
+  run fit --config configs/attacks/adaptive_black_box.yaml $small --name "adaptive_black_box-$name" --ckpt_path last \
+    --trainer.max_epochs 40 --model.init_args.defense_ckpt "$name"
+done
+run audit --config configs/audit.yaml $small --budget benchmark --out runs/demo/audit-adaptive \
+  --features "[crafter/beta0.1, certified/bits5]" --oracles "[oracle_resnet, oracle_plain]" --gallery_images 4
+
+own="--experiment results" # the decoder has two epochs here, so it is no experiment that others share
+fit() { run fit --config "configs/celeba/$1.yaml" $own --ckpt_path last "${@:2}"; }
+all="--name certified-all --model.init_args.needs all --model.init_args.bits 8"
+fit certified
+run predict --config configs/celeba/certified.yaml $own
+fit certified $all
+run predict --config configs/celeba/certified.yaml $own $all
+fit answers
+run predict --config configs/celeba/answers.yaml $own
+fit attacks/black_box --trainer.max_epochs 2
+for name in certified answers; do
+  fit attacks/adaptive_black_box --name "adaptive_black_box-$name" --model.init_args.defense_ckpt "$name"
+done
+fit attacks/student
+fit attacks/adaptive_student --name adaptive_student-certified --model.init_args.defense_ckpt certified \
+  --model.init_args.epochs_per_round 5 --trainer.max_epochs 20
+
+audit() { run audit --config configs/celeba/audit.yaml $own --oracles "[]" --out "runs/results/$1" "${@:2}"; }
+decoder="{class_path: DecoderAttack}" adapted="{class_path: AdaptiveDecoderAttack}"
+lda="{class_path: GalleryLDA}, {class_path: GalleryLDA, init_args: {reads: answers}}"
+audit certified-adapted --features certified/bits5 --attacks "[$decoder, $adapted]" \
+  --rulers "[$lda, {class_path: WatchList}, {class_path: Link}]"
+audit certified-both --features "[certified/bits5, certified-all/bits8]" --attacks "[$decoder]" --rulers "[$lda]"
+audit answers-adapted --features answers/beta0 --attacks "[$decoder, $adapted]"
+
+curve() { python benchmarks/certificate_curve.py "runs/results/$1/checkpoints/best.ckpt" --data configs/celeba.yaml "${@:2}"; }
+curve certified --bits "[1,2,3,4,5,6,8,10]" --levels "[2,3]" --out runs/results/curve4.json
+curve certified-all --bits "[4,6,8,10]" --out runs/results/curve40.json
