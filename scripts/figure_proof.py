@@ -54,9 +54,8 @@ class Proof(Kept):
         title += f", unprotected any of {before}" if before != listed else ""
         add(title, listed, entry.worst_case_gallery, plain.worst_case_gallery)
         best = f"the best of {len(known.attackers)} who read the message and have these pictures: one guess"
-        for count, album in known.albums.items():
-            who = best if count == "1" else f"the same, by {count} pictures of a person together"
-            rows.append([who, "-", rate(album.named), one_guess, limited(album.bound)])
+        album = known.albums["1"]
+        rows.append([best, "-", rate(album.named), one_guess, limited(album.bound)])
         for key, own in entry.rulers.items():
             if own.eer is not None and own.tar is not None:
                 linked = plain.rulers[key].tar if key in plain.rulers else None
@@ -68,20 +67,19 @@ class Proof(Kept):
         return f"{Table(head, rows).markdown()}\n\n*{ends}, from [{name}](reports/{name}.json).*"
 
     def exposed(self) -> str:
-        """Of every certified defence on CelebA, who is named most often; and by group, where measured."""
+        """Of every certified defence on CelebA, who is named most often."""
         found: dict[str, Found] = {}
         for one in sorted(self.entries("celeba"), key=hardness):
             if one[2].certificate is not None:
                 found[short(one[2])] = one
         rows = []
-        for label, (_, report, entry) in found.items():
+        for label, (_, _, entry) in found.items():
             assert entry.certificate is not None
-            groups = ", ".join([*entry.certificate.groups, *report.groups]) or "not measured"
             own = entry.certificate
-            rows.append([label, percent(own.exposed), percent(own.most_exposed), groups])
+            rows.append([label, percent(own.exposed), percent(own.most_exposed)])
         head = ["features", "people named in half of their pictures or more", "the most exposed person"]
         names = ", ".join(f"[{name}](reports/{name}.json)" for name, _, _ in found.values())
-        return f"{Table([*head, 'by group'], rows).markdown()}\n\n*From {names}.*"
+        return f"{Table(head, rows).markdown()}\n\n*From {names}.*"
 
     def _certified(self) -> Found | None:
         return self.measured("certified, 5 bits")

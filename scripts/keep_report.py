@@ -1,4 +1,4 @@
-"""Keeps what the tables need of an audit's report: python scripts/keep_report.py REPORT NAME.
+"""Keeps what the tables need of an audit's report, or a certificate: python scripts/keep_report.py FILE NAME.
 
 Writes docs/reports/NAME.json, without pictures, single attributes, groups and paths of the machine; from it
 `scripts/figures.py` makes the tables. What made it stays: command, commit and date as far as the report says
@@ -101,11 +101,29 @@ def main() -> None:
     """Does what it says."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    report = from_json(Report, json.loads(Path(sys.argv[1]).read_text()))
-    text = json.dumps(unplaced(rounded(to_json(trimmed(report)))), indent=1, ensure_ascii=False)
+    plain, name = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
+    if "schema" in plain:
+        write(name, unplaced(to_json(trimmed(from_json(Report, plain)))))
+    else:
+        for part, rows in certificate(plain).items():
+            write(f"{name}-{part}", rows)
+
+
+def certificate(plain: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Of what `certify` wrote: several pictures of a person, and whom the message names by group."""
+    (own,) = plain.values()
+    return {
+        "pictures": [{"pictures": int(count), **one} for count, one in own["albums"].items()],
+        "groups": [{"group": group, **one} for group, one in own["groups"].items()],
+    }
+
+
+def write(name: str, content: Any) -> None:
+    """A file of docs/reports."""
+    text = json.dumps(rounded(content), indent=1, ensure_ascii=False)
     for _ in range(2):  # an estimate on one line, its interval in it
         text = re.sub(r"[\[{][^\[\]{}]*[\]}]|\{[^{}]*\}", lambda own: re.sub(r"\s+", " ", own[0]), text)
-    (ROOT / "docs" / "reports" / f"{sys.argv[2]}.json").write_text(text + "\n")
+    (ROOT / "docs" / "reports" / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
