@@ -1,6 +1,7 @@
 """Certified crafting: what leaves is a function of the message and of coins, and of nothing else."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,16 @@ def test_messages_are_read_back_and_nothing_else_passes(stage, faces):
 def test_settings_that_cannot_be_meant(tiny, settings, match):
     with pytest.raises(UserError, match=match):
         built(tiny, **settings)
+
+
+@pytest.mark.parametrize("there", [[], ["task"]])
+def test_needs_that_nobody_answers_are_refused_before_anything_is_trained(tiny, there, runs_dir, capsys):
+    for name in there:
+        shutil.copytree(tiny.folder / name, runs_dir / "synthetic" / name)
+    command = [*tiny.command("fit", "certified")[:3], "--runs_dir", str(runs_dir)]
+    assert main([*command, "--model.init_args.needs=[Nose]"]) == 2
+    assert "does not answer for Nose" in capsys.readouterr().err
+    assert {file.parents[1].name for file in runs_dir.rglob("*.ckpt")} == set(there)
 
 
 def test_all_must_be_asked_for_by_name(tiny):
