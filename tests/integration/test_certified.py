@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from crafter_pl.cli import main
 from crafter_pl.cloud.app import to_answers
 from crafter_pl.cloud.classifier import load_classifier
+from crafter_pl.data.pool import Pool
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Certified, load_defense
 from crafter_pl.edge.accountant import Accountant
@@ -179,14 +180,32 @@ def test_the_graph_does_the_same(stage, faces, epsilon):
     graph, images = stage.edge_graph(options), faces["image"][:6]
     noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     coins, z = torch.special.ndtr(noise).double().unbind(1)
-    assert torch.equal(graph(images, noise), stage.sent(stage.messages(images, coins, options), z, options))
+    messages, (features, place) = stage.messages(images, coins, options), graph(images, noise)
+    assert torch.equal(features, stage.sent(messages, z, options))
+    assert torch.equal(place // stage.pool.shape[1], messages) and torch.equal(
+        graph.place(images, noise), place
+    )
+    assert Pool(stage.pool).encode(features) == bytes(place.tolist()), "what a phone may post"
     assert stage.edge_graph(stage.options(way="optimisation")) is None
 
 
-def test_export_writes_the_defence(trained, tmp_path):
+def test_export_writes_the_defence(trained, stage, tmp_path):
     out = export(str(tmp_path / "graphs"), trained, format="torch")
     made = read_json(out / "export.json", "")
     assert made["protects"] and made["graphs"]["protect"]["inputs"]["noise"] == ["N", 2]
+    assert made["graphs"]["place"]["outputs"] == {"place": ["N"]}
+    assert list(made["graphs"]["protect"]["outputs"]) == ["features", "place"]
+    certificate, (messages, rows) = stage.certificate(stage.options()), stage.pool.shape[:2]
+    assert made["bits_a_picture"] == certificate.bits and made["messages"] == messages
+    about = {"features": messages * rows, "rows": rows, "place_bytes": 1, "byte_order": "big"}
+    assert made["pool"] == about and made["about"] == stage.about
+    features, place = torch.export.load(out / "protect.pt2").module()(
+        *(given := (torch.rand(3, 3, 32, 32), torch.randn(3, 2)))
+    )
+    assert torch.equal(features, stage.pool.flatten(0, 1)[place])
+    assert torch.equal(torch.export.load(out / "place.pt2").module()(*given), place)
+    text = (out / "README.md").read_text()
+    assert f"message * {rows} + row" in text and f"one of {messages} messages" in text
 
 
 def test_the_cloud_answers_for_what_is_needed_alone(trained, stage, faces):
