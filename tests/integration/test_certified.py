@@ -8,8 +8,10 @@ import pytest
 import torch
 from certified_lab import faces, stage, trained  # noqa: F401 (fixtures)
 from experiment import Told
+from PIL import Image
 from torch.nn import functional as F
 
+from crafter_pl.certificate import Certificate
 from crafter_pl.cli import main
 from crafter_pl.cloud.app import to_answers
 from crafter_pl.cloud.classifier import load_classifier
@@ -262,22 +264,27 @@ def test_without_an_account_nothing_is_sent(stage, faces):
         bare.craft((faces["image"][:1] * 255).byte(), torch.zeros(1, dtype=torch.int64))
 
 
-def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, tmp_path, faces, capsys):
-    from PIL import Image
-
-    (tmp_path / "photos").mkdir()
+@pytest.fixture
+def photographs(tiny, tmp_path, faces):
+    """Six photographs in two folders, and `protect` on them."""
     for number, image in enumerate(faces["image"][:6]):
+        file = tmp_path / "photos" / ("ann" if number < 4 else "bob") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+        Image.fromarray(pixels).save(file)
     command = ["protect", str(tmp_path / "photos"), "--out", str(tmp_path / "store"), "--faces", "none"]
     command += ["--runs_dir", str(tiny.runs_dir), "--account", str(tmp_path / "account.json")]
-    command += ["--batch_size", "2", "--device", "cpu"]
-    assert main([*command, "--budget", "5"]) == 2
+    return [*command, "--batch_size", "2", "--device", "cpu"]
+
+
+def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(trained, tmp_path, photographs, capsys):
+    assert main([*photographs, "--budget", "5"]) == 2
     said = capsys.readouterr()
-    assert "Smiling, Eyeglasses" in said.out and "--budget" in said.err
+    assert "Smiling, Eyeglasses" in said.out and "bits more" not in said.out
+    assert all(part in said.err for part in ("--person NAME", "--people folders", "--budget", "13.3"))
     assert not list((tmp_path / "store").glob("shard*")), "all are counted before one is charged"
     assert Accountant(tmp_path / "account.json").spent() == {}
-    assert main([*command, "--budget", "50"]) == 0
+    assert main([*photographs, "--budget", "50"]) == 0
     features, _, manifest = read_store(tmp_path / "store")
     defense = load_defense(trained)
     options = defense.options(draws="system")
@@ -285,3 +292,21 @@ def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, 
     assert "cost" not in manifest, "what it took says something of the pictures"
     bits = defense.certificate(options).bits
     assert Accountant(tmp_path / "account.json").spent() == {"owner": pytest.approx(6 * bits)}
+    said = capsys.readouterr().out
+    assert f"{6 * bits:g} bits more about owner" in said and "0 of 50 bits about owner" in said
+    assert f"{Certificate(6 * bits).naming(10_000):.2%}" in said, "what the proof says of all of them"
+
+
+def test_each_folder_may_be_a_person(trained, tmp_path, photographs, capsys):
+    bits = load_defense(trained).certificate(load_defense(trained).options()).bits
+    assert main([*photographs, "--people", "folders", "--person", "Ann"]) == 2
+    assert "--person and --people" in capsys.readouterr().err
+    assert main([*photographs, "--people", "folders", "--budget", f"{3 * bits}"]) == 2
+    assert "about ann 0 bits" in capsys.readouterr().err, "no person exceeds the budget"
+    assert Accountant(tmp_path / "account.json").spent() == {}
+    assert main([*photographs, "--people", "folders", "--budget", f"{4 * bits}"]) == 0
+    spent = Accountant(tmp_path / "account.json").spent()
+    assert spent == {"ann": pytest.approx(4 * bits), "bob": pytest.approx(2 * bits)}
+    assert "about ann, about whom most leaves" in capsys.readouterr().out
+    files = [json.dumps(read_json(file, "")) for file in (tmp_path / "store").glob("*.json")]
+    assert files and not any("ann" in text for text in files), "whose they are stays on the device"
