@@ -165,10 +165,8 @@ class Protector:
         self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
         bits, spent = self.defense.certificate(self.options).bits, accountant.spent().get(self.person, 0.0)
-        limit, person = f"{accountant.budget:g} bits", self.person
-        left = (
-            f"{spent:g} of {limit} about {person} have left this device; with the next {_says(spent + bits)}"
-        )
+        limit, one = f"{accountant.budget:g} bits", _says(spent + bits)
+        left = f"{spent:g} of {limit} about {self.person} have left this device; with the next picture {one}"
         if self.people == "folders":
             left = f"at most {limit} about a person, who has a folder; by a picture {_says(bits)}"
         text = f"{bits:.2f} bits a picture about {self.defense.about}; {left} (the account {accountant.file})"

@@ -1,6 +1,8 @@
 import builtins
+import importlib
 import io
 import sys
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -251,3 +253,22 @@ def test_options_of_the_finder():
             Finder(**wrong)
     with pytest.raises(Refused, match="--min_size 32"):
         Finder("none").find(Image.new("RGB", (31, 80)))
+
+
+def test_photographs_are_cut_for_a_training(folder, tmp_path, capsys):
+    """scripts/cut_faces.py: the same folders, a file for each, and what is there is kept."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    cut_faces = importlib.import_module("cut_faces").cut_faces
+    for name in ("ann/one.jpg", "bob/one.png"):
+        (folder / name).parent.mkdir()
+        Image.new("RGB", (90, 60), "teal").save(folder / name)
+    (folder / "bob" / "two.jpg").write_bytes(b"no picture")
+    assert cut_faces(folder, tmp_path / "out", 48, "none") == 2
+    made = {str(file.relative_to(tmp_path / "out")): file for file in (tmp_path / "out").rglob("*.*")}
+    assert sorted(made) == ["ann/one.jpg.png", "bob/one.png.png"]
+    assert Image.open(made["ann/one.jpg.png"]).size == (48, 48)
+    said = capsys.readouterr().out
+    assert "skipped" in said and "two.jpg" in said and "2 faces" in said and "1 files left out" in said
+    made["ann/one.jpg.png"].write_bytes(b"mine")
+    assert cut_faces(folder, tmp_path / "out", 48, "none") == 2
+    assert made["ann/one.jpg.png"].read_bytes() == b"mine"
