@@ -1,6 +1,8 @@
 import builtins
 import importlib
 import io
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from crafter_pl.data.decoding import decode
+from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.edge.faces import Finder, Place, cut
 from crafter_pl.edge.photos import Refused, open_photo, photographs, shown, to_picture
 from crafter_pl.errors import UserError
@@ -272,3 +275,16 @@ def test_photographs_are_cut_for_a_training(folder, tmp_path, capsys):
     made["ann/one.jpg.png"].write_bytes(b"mine")
     assert cut_faces(folder, tmp_path / "out", 48, "none") == 2
     assert made["ann/one.jpg.png"].read_bytes() == b"mine"
+
+
+def test_the_square_of_the_page_is_the_finders():
+    """docs/export.md, for who finds faces with a detector of their own."""
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (block,) = [one for one in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if "def square" in one]
+    exec(block, names := {})
+    points = np.array([[41, 60], [83, 52], [60, 80], [50, 103], [82, 97]], dtype=float)  # the third: the nose
+    place = Finder("none", frame=OFFICIAL)._place(np.array([20.0, 20.0, 110.0, 125.0]), points)
+    centre, side, angle = names["square"]([complex(*points[row]) for row in (0, 1, 3, 4)], OFFICIAL._asdict())
+    assert place.angle != 0, "by its points, and not by its box"
+    found = (centre.real, centre.imag, side, math.degrees(angle))
+    assert found == pytest.approx((place.x, place.y, place.side, place.angle))
