@@ -6,6 +6,7 @@ Multiply-adds are of convolutions and products of matrices. The seconds are of o
 half, the resizing included, on one core: the least of several.
 """
 
+import math
 import timeit
 
 import torch
@@ -26,8 +27,11 @@ def main(nets: list[str] = NETS, image_size: int = 64):
         image_size: of the faces, which the edge resizes to what the net takes.
     """
     torch.set_num_threads(1)
-    print("| net | takes | cut | feature | sent as | float16 | edge's share | edge, one picture |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| net | takes | cut | feature | sent as | float16 | pool of 256, float32 | edge's share | edge, one "
+        "picture |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in nets:
         whole = build_net(f"timm:{name}")
         side = expected(whole).side or image_size
@@ -38,7 +42,15 @@ def main(nets: list[str] = NETS, image_size: int = 64):
         with torch.no_grad():
             seconds = min(timeit.repeat(lambda run=encoder, x=picture: run(x), number=1, repeat=10))
         shapes = ("×".join(map(str, shape)) for shape in (cut.shape, net.feature_shape))
-        cells = [name, f"{side}×{side}", f"`{cut.name}`", *shapes, f"{cut.bytes / 1000:,.0f} kB"]
+        pool = 256 * 4 * math.prod(net.feature_shape) / 1e6
+        cells = [
+            name,
+            f"{side}×{side}",
+            f"`{cut.name}`",
+            *shapes,
+            f"{cut.bytes / 1000:,.0f} kB",
+            f"{pool:,.0f} MB",
+        ]
         print("|", " | ".join([*cells, f"{cut.share:.0%}", f"{1000 * seconds:.0f} ms"]), "|", flush=True)
 
 

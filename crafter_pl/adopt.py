@@ -25,7 +25,7 @@ from crafter_pl.nets import freeze
 from crafter_pl.nets.architectures import expected, folder_weights, lasting
 from crafter_pl.nets.encoder import MEAN, STD, Encoder, whole_net
 from crafter_pl.nets.layout import Resize
-from crafter_pl.nets.places import SHARE, TIMES, Place, places, propose
+from crafter_pl.nets.places import SHARE, TIMES, Place, fits, places, propose
 from crafter_pl.stages.task import TaskModel, agree
 
 _LIBRARIES = ("torch", "torchvision", "timm")  # a net's answers hang on
@@ -161,7 +161,12 @@ def _chosen(found: list[Place], cut: str | None, side: int) -> str:
         print(f"  {one.name:{width}}  {shape:>14}  {one.bytes:>8,} B  {one.share:6.1%}{mark}")
     if cut is None:
         rule = f"a share of at most {SHARE:.0%} and a feature of at most {TIMES} times the picture's numbers"
-        print(f"note: no --cut: {chosen}, the last with {rule}; or the least share", flush=True)
+        how = (
+            f"the last with {rule}"
+            if fits(propose(found, side), side)
+            else f"the least share; none has {rule}"
+        )
+        print(f"note: no --cut: {chosen}, {how}", flush=True)
     return chosen
 
 

@@ -173,8 +173,9 @@ class Commands:
     data: dict[str, Any] = field(default_factory=dict)
 
     def config(self, stage: str) -> Path | None:
-        """The config of a stage: the experiment's own, or the one for all; None: there is neither."""
-        folders = [CONFIGS / self.home.name, CONFIGS]
+        """The config of a stage: the experiment's own, for photographs CelebA's, or the one for all."""
+        photographs = self.data.get("source", "synthetic") != "synthetic"
+        folders = [CONFIGS / self.home.name, *[CONFIGS / "celeba"] * photographs, CONFIGS]
         files = (folder / part / f"{stage}.yaml" for folder in folders for part in (".", "attacks"))
         return next(filter(Path.is_file, files), None)
 

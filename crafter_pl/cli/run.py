@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from crafter_pl.nets import bf16_is_slow
 from crafter_pl.plugins import import_stages
 from crafter_pl.processes import rank
 from crafter_pl.stages.base import Stage, load_stage
+from crafter_pl.stages.task import TaskModel
 
 Loaded = dict[str, FacesDataModule]  # by their settings
 BATCHES = ("batch_size", "predict_batch_size", "predict_split")  # settings that no picture hangs on
@@ -49,18 +52,22 @@ def call(args: list[str]) -> None:
             head = "several processes cannot share the training of upstream stages: first run, in this order,"
             one = [without(job, "--trainer.devices", "--trainer.num_nodes") for job in todo]
             raise UserError("\n  ".join([head, *(command([*job, "--trainer.devices", "1"]) for job in one)]))
+        fits = partial(cli.stage.check_task, cli.options.model.get("init_args") or {})
+        if todo and Path(task := cli.options.model.get("init_args.task_ckpt") or "").is_file():
+            fits(load_stage(task, TaskModel))
         for number, job in enumerate(todo, 1):
             _say(f"[{number}/{len(todo)}] needed by {cli.name}, and missing: {command(job)}")
-            go(StageCLI(job), loaded)
+            go(StageCLI(job), loaded, fits)
     go(cli, loaded)
 
 
-def go(cli: StageCLI, loaded: Loaded) -> Stage | None:
+def go(cli: StageCLI, loaded: Loaded, fits: Callable[[TaskModel], None] | None = None) -> Stage | None:
     """Runs one command.
 
     Args:
         cli: the command.
         loaded: data of earlier stages, which are not loaded again; these data are added.
+        fits: refuses a task model, before it is trained, for a stage that comes after it.
 
     Returns:
         The stage as the run has left it; None: the run was finished before.
@@ -71,6 +78,8 @@ def go(cli: StageCLI, loaded: Loaded) -> Stage | None:
             _say(line)
             return None
         model, data, trainer = build(cli, start, loaded)
+        if fits is not None and isinstance(model, TaskModel):
+            fits(model)
         if cli.verb == "fit":
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
             if line := cli.finished():

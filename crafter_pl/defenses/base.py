@@ -102,7 +102,8 @@ class Defense(Stage, Generic[OptionsT]):
         Returns:
             Pictures ``(N, 3, S, S)`` in [0, 1], and where `edge_noise` is above 0 that many standard normal
             numbers for each, ``(N, edge_noise)``, -> features ``(N, C, h, w)``, with the settings in force.
-            By default None: protecting is no single forward pass.
+            A net that gives more names all that it gives in ``outputs``. By default None: protecting is no
+            single forward pass.
         """
         return None
 

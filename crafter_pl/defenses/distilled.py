@@ -1,5 +1,6 @@
 """What a defence shares that answers on the edge: a head for some attributes, distilled from the cloud."""
 
+from collections.abc import Mapping
 from typing import Any, Generic, Literal
 
 import torch
@@ -13,7 +14,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets import freeze
 from crafter_pl.nets.answer_head import fitting_head
 from crafter_pl.nets.certified import Columns
-from crafter_pl.stages import GanPrior, Upstream, load_stage
+from crafter_pl.stages import GanPrior, TaskModel, Upstream, load_stage
 from crafter_pl.stages.augment import flip, warp
 
 
@@ -37,7 +38,7 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         Raises:
             UserError: the needs are no attributes, or there is no room for a head.
         """
-        self.columns, self.head = self._columns(needs), None
+        self.columns, self.head = needed(self.task, needs), None
         self.automatic_optimization = work is not None
         if work is not None:
             task, size = self.task, self.task.hparams["image_size"]
@@ -47,28 +48,10 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         self.frozen = FrozenNets(self.task, self.prior)
         self.utility, self.cloud_utility = self.meaning.metric(), self.meaning.metric()
 
-    def _columns(self, needs: list[str] | str | None) -> list[int]:
-        """Where the needed attributes stand among the cloud's answers."""
-        names = list(self.task.hparams["attribute_names"])
-        needs = [needs] if isinstance(needs, str) and needs != "all" else needs
-        way = (
-            'give --model.init_args.needs "[Smiling, Eyeglasses]" or the like, or all; there are '
-            + ", ".join(names)
-        )
-        if not needs:
-            raise UserError(f"which attributes does the service need? The fewer, the less leaves: {way}")
-        if needs == "all":
-            return list(range(len(names)))
-        if not self.task.answers.separate:
-            raise UserError(
-                f"{', '.join(needs)} alone cannot be needed of {self.task.answers.served}, which are one "
-                "answer: give --model.init_args.needs all"
-            )
-        if strange := [name for name in needs if name not in names]:
-            raise UserError(f"the cloud does not answer for {', '.join(map(str, strange))}: {way}")
-        if len(set(needs)) < len(needs):
-            raise UserError(f"an attribute comes twice in needs {needs}")
-        return [names.index(name) for name in needs]
+    @classmethod
+    def check_task(cls, given: Mapping[str, Any], task: TaskModel) -> None:
+        """Refuses needs that the task model does not answer."""
+        needed(task, given.get("needs"))
 
     @property
     def meaning(self) -> Answers:
@@ -135,3 +118,30 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         if self.head is None:
             return nn.Sequential(nets.encoder, Columns(nets.classifier, self.columns))
         return nn.Sequential(nets.encoder, freeze(self.head).to(self.device))
+
+
+def needed(task: TaskModel, needs: list[str] | str | None) -> list[int]:
+    """Where the needed attributes stand among a task model's answers.
+
+    Raises:
+        UserError: there are none, or they are no answers of its own.
+    """
+    names = list(task.hparams["attribute_names"])
+    needs = [needs] if isinstance(needs, str) and needs != "all" else needs
+    way = 'give --model.init_args.needs "[Smiling, Eyeglasses]" or the like, or all; there are ' + ", ".join(
+        names
+    )
+    if not needs:
+        raise UserError(f"which attributes does the service need? The fewer, the less leaves: {way}")
+    if needs == "all":
+        return list(range(len(names)))
+    if not task.answers.separate:
+        raise UserError(
+            f"{', '.join(needs)} alone cannot be needed of {task.answers.served}, which are one "
+            "answer: give --model.init_args.needs all"
+        )
+    if strange := [name for name in needs if name not in names]:
+        raise UserError(f"the cloud does not answer for {', '.join(map(str, strange))}: {way}")
+    if len(set(needs)) < len(needs):
+        raise UserError(f"an attribute comes twice in needs {needs}")
+    return [names.index(name) for name in needs]

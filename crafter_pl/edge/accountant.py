@@ -28,6 +28,7 @@ _WAY = (
     "what has left cannot be known: bring the file back, or delete what is there of it and its .begun, which "
     "begins at 0 and does not undo what has left"
 )
+_NOTHING = math.log2(10_000)  # bits from which on the bound among so many people is 1
 BUDGET = 100.0  # bits a person, by default: twenty pictures of five bits
 
 
@@ -150,9 +151,9 @@ class Accountant:
         """
         return self._charge(person, pictures, bits, messages, keep=True)
 
-    def afford(self, person: str, pictures: Sequence[bytes], bits: float) -> None:
-        """Refuse, and charge nothing, if so many messages would exceed the budget; see `charge`."""
-        self._charge(person, pictures, bits, [0] * len(pictures), keep=False)
+    def afford(self, person: str, pictures: Sequence[bytes], bits: float) -> float:
+        """Refuse if so many messages would exceed the budget, see `charge`; else what `charge` will spend."""
+        return self._charge(person, pictures, bits, [0] * len(pictures), keep=False).spent
 
     def _charge(
         self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int], keep: bool
@@ -173,10 +174,13 @@ class Accountant:
                     entry["people"].append(person)
                     spent += bits
             if spent > self.budget + 1e-9:
+                more = f"{before:g} bits have left this device, and {spent - before:g} more would exceed"
                 raise UserError(
-                    f"about {person} {before:g} bits have left this device, and {spent - before:g} more "
-                    f"would exceed the budget of {self.budget:g} (the account {self.file}): send no more "
-                    "pictures of this person, say whom they show (--person), or allow more (--budget)"
+                    f"about {person} {more} the budget of {self.budget:g} (the account {self.file})\n"
+                    "  pictures of several people: --person NAME for those of each, or --people folders,\n"
+                    "  where each folder is one person's\n"
+                    "  all of one person: send fewer, or give a larger --budget; but bits add up, and from "
+                    f"{_NOTHING:.1f} on\n  the proof says nothing about one of 10,000 people"
                 )
             if keep and spent > before:
                 account["people"][person] = spent

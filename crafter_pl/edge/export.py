@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from crafter_pl.data.pictures import quiet, shown
+from crafter_pl.data.pool import Pool
 from crafter_pl.data.provenance import seedless
 from crafter_pl.defenses.base import load_defense
-from crafter_pl.defenses.certified import Certified
+from crafter_pl.defenses.certified import Certified, CertifiedOptions
+from crafter_pl.edge.export_readme import UNPROTECTED, figures, readme
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, read_json, sha256, tidy, to_json, write_file
+from crafter_pl.nets.certified import PoolPass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "export.json"
 OPSET = 18
 TOLERANCE = (
@@ -29,9 +32,8 @@ TOLERANCE = (
 )
 BATCHES = (1, 2, 5)  # pictures at a time with which graphs are checked
 _WARM_UP, _TIMED = 5, 30  # calls
-_UNPROTECTED = "THE ENCODER ALONE DOES NOT PROTECT: its features give the face away. Never send them."
 
-Graph = Callable[..., Tensor]
+Graph = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def export(
@@ -44,9 +46,10 @@ def export(
 ) -> Path:
     """Write the edge encoder, which ALONE DOES NOT PROTECT, and the defence if it is one forward pass.
 
-    OUT holds `encoder` and `protect`, each as `.pt2` (torch.export) and `.onnx`, export.json and a README.
-    The first dimension of every input and output is the number of pictures, from 1. Of a defence that
-    protects by an optimisation, as Crafter does, there is the encoder alone.
+    OUT holds `encoder` and `protect`, each as `.pt2` (torch.export) and `.onnx`, export.json and a README; of
+    a certified defence with a pool also `place`, which says where in the pool, without the pool in it. The
+    first dimension of every input and output is the number of pictures, from 1. Of a defence that protects
+    by an optimisation, as Crafter does, there is the encoder alone.
 
     Args:
         out: folder to be made; one that is there already is refused, unless it holds this very export.
@@ -92,29 +95,31 @@ def export(
             raise UserError(f"{shown(out)} holds something else: choose another --out, or delete it")
         print(f"{shown(out)} is complete already", flush=True)
         return Path(out)
-    size, shape = int(task.hparams["image_size"]), list(task.feature_shape)
+    size = int(task.hparams["image_size"])
     made |= {
         "protects": graph is not None,
-        **({} if graph else {"warning": _UNPROTECTED}),
+        **({} if graph else {"warning": UNPROTECTED}),
         "attribute_names": task.hparams["attribute_names"],
         **({} if task.answers.kind == "multilabel" else {"answers": task.answers.kind}),
         "input_range": [0, 1],
         "frame": task.frame and task.frame._asdict(),
+        **(_certified(defense, options) if graph and isinstance(defense, Certified) else {}),
         "tolerance": TOLERANCE,
         "torch": torch.__version__,
         "graphs": {},
     }
     plan: list[tuple[str, nn.Module, int]] = [("encoder", task.net.encoder_module(), 0)]
     plan += [] if graph is None else [("protect", graph, defense.edge_noise)]
+    plan += [("place", graph.place, defense.edge_noise)] if isinstance(graph, PoolPass) else []
     part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # see `tidy`
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a process of this number
         part.mkdir(parents=True)
         for name, net, noise in plan:
             inputs = {"images": [3, size, size], **({"noise": [noise]} if noise else {})}
-            made["graphs"][name] = _write(part, name, net.eval(), inputs, onnx) | {"output": ["N", *shape]}
+            made["graphs"][name] = _write(part, name, net.eval(), inputs, onnx)
         made["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
-        write_file(part / "README.md", _readme(made))
+        write_file(part / "README.md", readme(made))
         write_file(part / MANIFEST, to_json(made, indent=2))
         os.replace(part, folder)
     except OSError as error:
@@ -124,11 +129,23 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for name, about in made["graphs"].items():
-        print(f"{name}: {_figures(about)}", flush=True)
-    print(f"wrote {', '.join(made['files'])} to {shown(out)}", flush=True)
+        print(f"{name}: {figures(about)}", flush=True)
+    sizes = [f"{name} ({(folder / name).stat().st_size / 1e6:.1f} MB)" for name in made["files"]]
+    print(f"wrote {', '.join(sizes)} to {shown(out)}", flush=True)
     if graph is None:
-        print(f"warning: {_UNPROTECTED} {defense.stage_name} protects in Python (protect)", flush=True)
+        print(f"warning: {UNPROTECTED} {defense.stage_name} protects in Python (protect)", flush=True)
     return Path(out)
+
+
+def _certified(defense: Certified, options: CertifiedOptions) -> dict[str, Any]:
+    """What a device must know to keep the account, and to send places of the pool, if there is one."""
+    known = defense.manifest("", "", options)
+    made = {"about": defense.about, "messages": known["messages"], "bits_a_picture": known["bits"]}
+    if not defense.pool.numel():
+        return made
+    pool = Pool(defense.pool)
+    about = {"features": len(pool.features), "rows": pool.rows, "place_bytes": pool.width}
+    return {**made, "pool": {**about, "byte_order": "big"}}
 
 
 def _is(file: Path, made: dict[str, Any]) -> bool:
@@ -148,6 +165,7 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
     """
     dynamic = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
     example = _examples(inputs, 2)  # torch takes a size of 1 as fixed
+    outputs: tuple[str, ...] = getattr(net, "outputs", ("features",))
     with torch.no_grad():
         program = torch.export.export(net, example, dynamic_shapes=dynamic)
         torch.export.save(program, stream := io.BytesIO())
@@ -164,7 +182,7 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
                     dynamo=True,
                     opset_version=OPSET,
                     input_names=list(inputs),
-                    output_names=["features"],
+                    output_names=list(outputs),
                     dynamic_shapes=dynamic,
                     verbose=False,
                 )
@@ -184,6 +202,9 @@ def _write(part: Path, name: str, net: nn.Module, inputs: dict[str, list[int]], 
                 )
         return {
             "inputs": {key: ["N", *sizes] for key, sizes in inputs.items()},
+            "outputs": {
+                key: ["N", *made.shape[1:]] for key, made in zip(outputs, _all(net(*example)), strict=True)
+            },
             "weights": sum(value.numel() for value in net.state_dict().values()),
             "max_difference": differences,
             "latency_ms_one_core": {kind: _latency(run, _examples(inputs, 1)) for kind, run in runs.items()},
@@ -206,17 +227,25 @@ def _session(file: Path) -> Graph:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, given)[0])
+        return tuple(map(torch.from_numpy, session.run(None, given)))
 
     return run
 
 
+def _all(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a graph gives, as a tuple."""
+    return made if isinstance(made, tuple) else (made,)
+
+
 def _difference(net: nn.Module, run: Graph, inputs: tuple[Tensor, ...]) -> float:
-    """The largest absolute difference; of features above 1 as a share of the largest."""
-    expected = net(*inputs)
-    return float((run(*inputs) - expected).abs().max() / expected.abs().max().clamp(min=1))
+    """The largest absolute difference; of features above 1 as a share of the largest; places have none."""
+    found = 0.0
+    for expected, got in zip(_all(net(*inputs)), _all(run(*inputs)), strict=True):
+        scale = expected.abs().max().clamp(min=1) if expected.is_floating_point() else 1
+        found = max(found, float((got - expected).abs().max() / scale))
+    return found
 
 
 def _latency(run: Graph, inputs: tuple[Tensor, ...]) -> float:
@@ -228,38 +257,3 @@ def _latency(run: Graph, inputs: tuple[Tensor, ...]) -> float:
     finally:
         torch.set_num_threads(threads)
     return round(1000 * statistics.median(seconds[_WARM_UP:]), 3)
-
-
-def _figures(about: dict[str, Any]) -> str:
-    """What was measured of a graph, in a line."""
-    found = ", ".join(f"{kind} {value:.1g}" for kind, value in about["max_difference"].items())
-    times = ", ".join(f"{kind} {value:.2f} ms" for kind, value in about["latency_ms_one_core"].items())
-    return f"largest difference to torch: {found}; a picture on one core: {times}"
-
-
-def _readme(made: dict[str, Any]) -> str:
-    """What somebody must know who has this folder alone."""
-    sent = "`protect` gives what it sends; an audit says how much that hides"
-    blocks = [
-        "# Edge graphs by crafter_pl",
-        f"**{_UNPROTECTED}**",
-        f"The defence is `{made['defense']}`: {sent if made['protects'] else 'it is not in here'}.",
-    ]
-    for name, about in made["graphs"].items():
-        takes = ", ".join(f"`{key}` {tuple(sizes)}" for key, sizes in about["inputs"].items())
-        text = f"{takes} -> `features` {tuple(about['output'])}, float32, N from 1".replace("'", "")
-        blocks.append(f"`{name}`: {text}. {_figures(about)}.")
-    text = "`images`: aligned faces as in the encoder's training, RGB in [0, 1], not normalised"
-    if frame := made["frame"]:
-        text += (
-            f". There, in sides of the picture, the eyes are {2 * frame['eye']:.3f} apart and the corners of "
-            f"the mouth {2 * frame['mouth']:.3f}, {0.5 + frame['eye_height']:.3f} and "
-            f"{0.5 + frame['mouth_height']:.3f} below its upper edge (medians)"
-        )
-    blocks.append(f"{text}.")
-    if any("noise" in about["inputs"] for about in made["graphs"].values()):
-        blocks.append(
-            "`noise`: standard normal numbers, drawn on the device anew for every picture, from a source "
-            "that nobody can predict. Whoever knows them can undo or narrow down the protection."
-        )
-    return "\n\n".join([*blocks, f"The rest is in {MANIFEST}.\n"])

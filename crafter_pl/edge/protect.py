@@ -20,7 +20,7 @@ from crafter_pl.defenses import Certified
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.photos import open_photo, photographs
-from crafter_pl.edge.protector import Protector
+from crafter_pl.edge.protector import People, Protector
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock
 from crafter_pl.limits import AboveZero
@@ -38,6 +38,7 @@ def protect_photos(
     protect: dict[str, Any] | None = None,
     crafter: bool = False,
     person: str | None = None,
+    people: People = "one",
     budget: AboveZero | None = None,
     account: str | None = None,
     transport: Transport = "float32",
@@ -68,6 +69,7 @@ def protect_photos(
             hold better against attackers who adapt.
         person: whom the photographs show, by any name; a certified defence charges this person (default:
             owner).
+        people: one, or folders: each folder is one person's, by its name.
         budget: bits about one person at which a certified defence refuses (default: 100).
         account: file of the privacy account, one for a device (default: crafter_pl/account.json in
             XDG_STATE_HOME or ~/.local/state).
@@ -106,6 +108,7 @@ def protect_photos(
         account=account,
         budget=budget,
         person=person,
+        people=people,
         **{"transport": transport, **(protect or {})},
     )
     if protector.defense.trained_on[1] == "synthetic":
@@ -239,12 +242,12 @@ def _craft(protector: Protector, ledger: Ledger, batch_size: int, writer: StoreW
     return shards
 
 
-def _faces(protector: Protector, batch: list[tuple[str, Face]]) -> Iterator[Tensor]:
-    """Those that are not lost, cut; what cannot be opened any more is left for `_protect` to say."""
+def _faces(protector: Protector, batch: list[tuple[str, Face]]) -> Iterator[tuple[str, Tensor]]:
+    """Whose and cut, those that are not lost; what cannot be opened is left for `_protect` to say."""
     for path, face in batch:
         if face.lost is None:
             with suppress(Refused):
-                yield _cut(protector, path, face)
+                yield protector.whose(path), _cut(protector, path, face)
 
 
 def _cut(protector: Protector, path: str, face: Face) -> Tensor:
@@ -267,19 +270,20 @@ def _protect(
         face.lost = kind
         steps.say(f"skipped {shown(path)}: {why}")
 
-    pictures = []
+    pictures, people = [], []
     for path, face in there:
         try:
             if _stamp(path) != ledger.photos[path].stamp:
                 raise Refused("gone or changed", "since its face was found")
             pictures.append(_cut(protector, path, face))
+            people.append(protector.whose(path))
         except Refused as refused:
             lose(path, face, refused.kind, str(refused))
     index = _index(there)
     features = torch.empty(0, *protector.feature_shape)
     if pictures:
         try:
-            features = protector.craft(torch.stack(pictures), index)
+            features = protector.craft(torch.stack(pictures), index, people)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"no memory left on the device for {len(index)} faces: give a smaller --batch_size and "

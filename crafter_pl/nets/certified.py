@@ -24,8 +24,34 @@ def _uniform(noise: Tensor) -> Tensor:
     return torch.special.ndtr(noise).double()
 
 
+class PlacePass(nn.Module):
+    """Encoder, head, channel, and a row: what has to leave, without the pool.
+
+    Args:
+        answer: pictures -> logits of the needed attributes.
+        channel: from these and coins to messages.
+        rows: R, features in the pool for each message.
+    """
+
+    outputs = ("place",)
+
+    def __init__(self, answer: nn.Module, channel: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.answer, self.channel, self.rows = copy.deepcopy(answer), channel, rows
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Pictures ``(N, 3, S, S)`` in [0, 1], one at a time on a device; standard normal ``(N, 2)``.
+
+        Returns:
+            Places in the pool, ``message * R + row``, int64 ``(N,)``.
+        """
+        coins, z = _uniform(noise).unbind(1)
+        messages: Tensor = self.channel(self.answer(images), coins)
+        return messages * self.rows + (z * self.rows).long().clamp(max=self.rows - 1)
+
+
 class PoolPass(nn.Module):
-    """Encoder, head, channel, and a look-up.
+    """`PlacePass`, and a look-up.
 
     Args:
         answer: pictures -> logits of the needed attributes.
@@ -33,17 +59,17 @@ class PoolPass(nn.Module):
         pool: features ``(M, R, C, h, w)``.
     """
 
+    outputs = ("features", "place")
+
     def __init__(self, answer: nn.Module, channel: nn.Module, pool: Tensor) -> None:
         super().__init__()
-        self.answer, self.channel = copy.deepcopy(answer), channel
-        self.rows, self.pool = pool.shape[1], nn.Buffer(pool.flatten(0, 1))
+        self.place = PlacePass(answer, channel, pool.shape[1])
+        self.pool = nn.Buffer(pool.flatten(0, 1))
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Pictures ``(N, 3, S, S)`` in [0, 1], one at a time on a device; standard normal ``(N, 2)``."""
-        coins, z = _uniform(noise).unbind(1)
-        messages = self.channel(self.answer(images), coins)
-        rows = (z * self.rows).long().clamp(max=self.rows - 1)
-        return self.pool[messages * self.rows + rows]
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The features ``(N, C, h, w)`` and their places, see `PlacePass`."""
+        place = self.place(images, noise)
+        return self.pool[place], place
 
 
 class MessagePass(nn.Module):

@@ -101,5 +101,10 @@ def propose(found: list[Place], side: int) -> Place:
     """
     if not found:
         raise UserError("the net cannot be cut anywhere: behind every node something from before is needed")
-    fitting = [one for one in found if one.share <= SHARE and math.prod(one.shape) <= TIMES * 3 * side**2]
+    fitting = [one for one in found if fits(one, side)]
     return fitting[-1] if fitting else min(found, key=lambda one: one.share)
+
+
+def fits(place: Place, side: int) -> bool:
+    """Whether little enough work is before it, and the feature small enough."""
+    return place.share <= SHARE and math.prod(place.shape) <= TIMES * 3 * side**2

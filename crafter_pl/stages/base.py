@@ -86,6 +86,10 @@ class Stage(L.LightningModule):
         """
         return {}
 
+    @classmethod
+    def check_task(cls, given: Mapping[str, Any], task: Any) -> None:  # noqa: ANN401 (a stage)
+        """Refuses a task model that the init arguments ``given`` do not fit, before anything is trained."""
+
     def needs(self, name: str) -> Any:  # noqa: ANN401 (sizes, names, people)
         """An init argument that the command line takes from the data (`from_data`).
 

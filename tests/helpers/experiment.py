@@ -145,8 +145,8 @@ def make(folder: Path) -> Experiment:
     with pytest.MonkeyPatch.context() as patch:
         go = run.go
 
-        def watched(cli, loaded):
-            stage = go(cli, loaded)
+        def watched(cli, *more):
+            stage = go(cli, *more)
             stage.train()
             for key, upstream in stage.upstream.items():
                 fresh = load_stage(made.ckpt(key), type(upstream)).state_dict()

@@ -1,17 +1,21 @@
 """Certified crafting: what leaves is a function of the message and of coins, and of nothing else."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from certified_lab import faces, stage, trained  # noqa: F401 (fixtures)
 from experiment import Told
+from PIL import Image
 from torch.nn import functional as F
 
+from crafter_pl.certificate import Certificate
 from crafter_pl.cli import main
 from crafter_pl.cloud.app import to_answers
 from crafter_pl.cloud.classifier import load_classifier
+from crafter_pl.data.pool import Pool
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import Certified, load_defense
 from crafter_pl.edge.accountant import Accountant
@@ -113,6 +117,16 @@ def test_settings_that_cannot_be_meant(tiny, settings, match):
         built(tiny, **settings)
 
 
+@pytest.mark.parametrize("there", [[], ["task"]])
+def test_needs_that_nobody_answers_are_refused_before_anything_is_trained(tiny, there, runs_dir, capsys):
+    for name in there:
+        shutil.copytree(tiny.folder / name, runs_dir / "synthetic" / name)
+    command = [*tiny.command("fit", "certified")[:3], "--runs_dir", str(runs_dir)]
+    assert main([*command, "--model.init_args.needs=[Nose]"]) == 2
+    assert "does not answer for Nose" in capsys.readouterr().err
+    assert {file.parents[1].name for file in runs_dir.rglob("*.ckpt")} == set(there)
+
+
 def test_all_must_be_asked_for_by_name(tiny):
     stage = built(tiny, needs="all")
     assert stage.answered == stage.task.hparams["attribute_names"]
@@ -168,14 +182,32 @@ def test_the_graph_does_the_same(stage, faces, epsilon):
     graph, images = stage.edge_graph(options), faces["image"][:6]
     noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     coins, z = torch.special.ndtr(noise).double().unbind(1)
-    assert torch.equal(graph(images, noise), stage.sent(stage.messages(images, coins, options), z, options))
+    messages, (features, place) = stage.messages(images, coins, options), graph(images, noise)
+    assert torch.equal(features, stage.sent(messages, z, options))
+    assert torch.equal(place // stage.pool.shape[1], messages) and torch.equal(
+        graph.place(images, noise), place
+    )
+    assert Pool(stage.pool).encode(features) == bytes(place.tolist()), "what a phone may post"
     assert stage.edge_graph(stage.options(way="optimisation")) is None
 
 
-def test_export_writes_the_defence(trained, tmp_path):
+def test_export_writes_the_defence(trained, stage, tmp_path):
     out = export(str(tmp_path / "graphs"), trained, format="torch")
     made = read_json(out / "export.json", "")
     assert made["protects"] and made["graphs"]["protect"]["inputs"]["noise"] == ["N", 2]
+    assert made["graphs"]["place"]["outputs"] == {"place": ["N"]}
+    assert list(made["graphs"]["protect"]["outputs"]) == ["features", "place"]
+    certificate, (messages, rows) = stage.certificate(stage.options()), stage.pool.shape[:2]
+    assert made["bits_a_picture"] == certificate.bits and made["messages"] == messages
+    about = {"features": messages * rows, "rows": rows, "place_bytes": 1, "byte_order": "big"}
+    assert made["pool"] == about and made["about"] == stage.about
+    features, place = torch.export.load(out / "protect.pt2").module()(
+        *(given := (torch.rand(3, 3, 32, 32), torch.randn(3, 2)))
+    )
+    assert torch.equal(features, stage.pool.flatten(0, 1)[place])
+    assert torch.equal(torch.export.load(out / "place.pt2").module()(*given), place)
+    text = (out / "README.md").read_text()
+    assert f"message * {rows} + row" in text and f"one of {messages} messages" in text
 
 
 def test_the_cloud_answers_for_what_is_needed_alone(trained, stage, faces):
@@ -232,22 +264,27 @@ def test_without_an_account_nothing_is_sent(stage, faces):
         bare.craft((faces["image"][:1] * 255).byte(), torch.zeros(1, dtype=torch.int64))
 
 
-def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, tmp_path, faces, capsys):
-    from PIL import Image
-
-    (tmp_path / "photos").mkdir()
+@pytest.fixture
+def photographs(tiny, tmp_path, faces):
+    """Six photographs in two folders, and `protect` on them."""
     for number, image in enumerate(faces["image"][:6]):
+        file = tmp_path / "photos" / ("ann" if number < 4 else "bob") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+        Image.fromarray(pixels).save(file)
     command = ["protect", str(tmp_path / "photos"), "--out", str(tmp_path / "store"), "--faces", "none"]
     command += ["--runs_dir", str(tiny.runs_dir), "--account", str(tmp_path / "account.json")]
-    command += ["--batch_size", "2", "--device", "cpu"]
-    assert main([*command, "--budget", "5"]) == 2
+    return [*command, "--batch_size", "2", "--device", "cpu"]
+
+
+def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(trained, tmp_path, photographs, capsys):
+    assert main([*photographs, "--budget", "5"]) == 2
     said = capsys.readouterr()
-    assert "Smiling, Eyeglasses" in said.out and "--budget" in said.err
+    assert "Smiling, Eyeglasses" in said.out and "bits more" not in said.out
+    assert all(part in said.err for part in ("--person NAME", "--people folders", "--budget", "13.3"))
     assert not list((tmp_path / "store").glob("shard*")), "all are counted before one is charged"
     assert Accountant(tmp_path / "account.json").spent() == {}
-    assert main([*command, "--budget", "50"]) == 0
+    assert main([*photographs, "--budget", "50"]) == 0
     features, _, manifest = read_store(tmp_path / "store")
     defense = load_defense(trained)
     options = defense.options(draws="system")
@@ -255,3 +292,21 @@ def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(tiny, trained, 
     assert "cost" not in manifest, "what it took says something of the pictures"
     bits = defense.certificate(options).bits
     assert Accountant(tmp_path / "account.json").spent() == {"owner": pytest.approx(6 * bits)}
+    said = capsys.readouterr().out
+    assert f"{6 * bits:g} bits more about owner" in said and "0 of 50 bits about owner" in said
+    assert f"{Certificate(6 * bits).naming(10_000):.2%}" in said, "what the proof says of all of them"
+
+
+def test_each_folder_may_be_a_person(trained, tmp_path, photographs, capsys):
+    bits = load_defense(trained).certificate(load_defense(trained).options()).bits
+    assert main([*photographs, "--people", "folders", "--person", "Ann"]) == 2
+    assert "--person and --people" in capsys.readouterr().err
+    assert main([*photographs, "--people", "folders", "--budget", f"{3 * bits}"]) == 2
+    assert "about ann 0 bits" in capsys.readouterr().err, "no person exceeds the budget"
+    assert Accountant(tmp_path / "account.json").spent() == {}
+    assert main([*photographs, "--people", "folders", "--budget", f"{4 * bits}"]) == 0
+    spent = Accountant(tmp_path / "account.json").spent()
+    assert spent == {"ann": pytest.approx(4 * bits), "bob": pytest.approx(2 * bits)}
+    assert "about ann, about whom most leaves" in capsys.readouterr().out
+    files = [json.dumps(read_json(file, "")) for file in (tmp_path / "store").glob("*.json")]
+    assert files and not any("ann" in text for text in files), "whose they are stays on the device"

@@ -101,8 +101,8 @@ def test_a_lost_shard_is_made_again(go, folder):
 def test_faces_that_cannot_be_crafted(go, folder, monkeypatch, capsys):
     plain = Protector.craft
 
-    def craft(self, faces, index):
-        made = plain(self, faces, index)
+    def craft(self, faces, index, people):
+        made = plain(self, faces, index, people)
         made[index == 5] = float("nan")
         return made
 

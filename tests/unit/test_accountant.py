@@ -78,7 +78,7 @@ def test_a_person_has_one_name(file):
 
 def test_what_is_afforded_is_not_charged(file):
     accountant = Accountant(file, 12, begin=True)
-    accountant.afford("Ann", [b"1", b"2"], 5)
+    assert accountant.afford("Ann", [b"1", b"2"], 5) == 10
     with pytest.raises(UserError, match="budget"):
         accountant.afford("Ann", [b"1", b"2", b"3"], 5)
     assert accountant.spent() == {}

@@ -1,5 +1,7 @@
 import random
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ def test_what_is_sent_is_read(dtype, rows, numbered):
     array = read.array
     assert array.dtype == np.float32 and np.array_equal(array, features.reshape(-1, *SHAPE).float())
     assert read.index == index and read.metadata == {"encoder_sha256": HASH}
+
+
+def test_a_feature_that_was_written_as_the_page_says_is_read():
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    (block,) = [
+        one for one in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if "def safetensors" in one
+    ]
+    exec(block, names := {})
+    numbers = np.arange(np.prod(SHAPE), dtype="<f4").reshape(SHAPE)
+    read = read_features(names["safetensors"](numbers.tobytes(), list(SHAPE)), SHAPE)
+    assert np.array_equal(read.array, numbers[None]) and read.index is None
 
 
 def test_int8_is_read_as_a_store_reads_it():

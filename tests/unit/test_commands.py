@@ -38,6 +38,10 @@ def test_a_config_of_the_experiments_own_comes_first():
     assert Commands(Path("runs/celeba")).config("prior") == Path("configs/celeba/prior.yaml")
     assert Commands(Path("runs/demo")).config("black_box") == Path("configs/attacks/black_box.yaml")
     assert Commands(Path("runs/demo")).config("nothing") is None
+    mine = Commands(Path("runs/mine"), {"source": "folder"})
+    assert mine.config("prior") == Path("configs/celeba/prior.yaml"), "photographs are of CelebA's size"
+    assert mine.config("tune") == Path("configs/tune.yaml")
+    assert Commands(Path("runs/demo"), {"source": "synthetic"}).config("prior") == Path("configs/prior.yaml")
     args = ["fit", "--config", "configs/task.yaml"]
     assert Commands(Path("runs/synthetic")).args("fit", "task") == args
 

@@ -9,13 +9,18 @@ import pytest
 import torch
 from closeness import near
 from experiment import CONF, Told
+from torch import nn
 
+from crafter_pl.answers import ATTRIBUTES
 from crafter_pl.cli import main
+from crafter_pl.crafting.channel import Channel
+from crafter_pl.crafting.codebook import Codebook
 from crafter_pl.crafting.noise import keyed_normal
 from crafter_pl.defenses import load_defense
 from crafter_pl.defenses.baselines.noise import Noise
 from crafter_pl.edge import export as verb
 from crafter_pl.nets import ChannelPruner, Noisy
+from crafter_pl.nets.certified import PoolPass
 from crafter_pl.stages import sha256
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
@@ -76,7 +81,7 @@ def test_the_encoder_alone_is_exported_with_a_warning(go, runs, tmp_path, capsys
     assert about["files"] == {name: sha256(folder / name) for name in ("encoder.onnx", "encoder.pt2")}
     graph = about["graphs"]["encoder"]
     assert graph["inputs"] == {"images": ["N", 3, 32, 32]}
-    assert graph["output"] == ["N", *defense.task.feature_shape]
+    assert graph["outputs"] == {"features": ["N", *defense.task.feature_shape]}
     assert set(graph["max_difference"]) == {"torch.export", "onnxruntime"}
     assert max(graph["max_difference"].values()) <= about["tolerance"] == 1e-4
     assert set(graph["latency_ms_one_core"]) == {"torch", "torch.export", "onnxruntime"}
@@ -130,6 +135,26 @@ def test_a_net_that_prunes_is_exported(tmp_path):
     net = Noisy(ChannelPruner(6, 0.5), 0.1).eval().requires_grad_(False)
     about = verb._write(tmp_path, "disco", net, {"images": [6, 8, 8], "noise": [6 * 64]}, onnx=True)
     assert max(about["max_difference"].values()) < 1e-5
+
+
+def pool_pass():
+    torch.manual_seed(0)
+    answer = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    codebook = Codebook(torch.rand(5, 2).double(), torch.ones(2).double(), ATTRIBUTES)
+    return PoolPass(answer, Channel(codebook, 1.0), torch.randn(5, 3, 6, 2, 2)).eval().requires_grad_(False)
+
+
+@needs_onnx
+def test_a_place_in_the_pool_is_checked_as_the_feature_is(tmp_path):
+    net, inputs = pool_pass(), {"images": [3, 4, 4], "noise": [2]}
+    about = verb._write(tmp_path, "protect", net, inputs, onnx=True)
+    assert about["outputs"] == {"features": ["N", 6, 2, 2], "place": ["N"]}
+    given = verb._examples(inputs, 40)
+    features, place = verb._session(tmp_path / "protect.onnx")(*given)
+    assert torch.equal(features, net.pool[place]) and torch.equal(place, net(*given)[1])
+    assert len(place.unique()) > 5, "else this shows nothing"
+    beside = lambda *given: (net(*given)[0], net(*given)[1] + 1)  # noqa: E731
+    assert verb._difference(net, beside, given) >= 1
 
 
 def test_torch_alone(go, tmp_path, monkeypatch, capsys):

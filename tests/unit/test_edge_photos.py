@@ -1,6 +1,10 @@
 import builtins
+import importlib
 import io
+import math
+import re
 import sys
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from PIL import Image
 
 from crafter_pl.data.decoding import decode
+from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.edge.faces import Finder, Place, cut
 from crafter_pl.edge.photos import Refused, open_photo, photographs, shown, to_picture
 from crafter_pl.errors import UserError
@@ -251,3 +256,35 @@ def test_options_of_the_finder():
             Finder(**wrong)
     with pytest.raises(Refused, match="--min_size 32"):
         Finder("none").find(Image.new("RGB", (31, 80)))
+
+
+def test_photographs_are_cut_for_a_training(folder, tmp_path, capsys):
+    """scripts/cut_faces.py: the same folders, a file for each, and what is there is kept."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    cut_faces = importlib.import_module("cut_faces").cut_faces
+    for name in ("ann/one.jpg", "bob/one.png"):
+        (folder / name).parent.mkdir()
+        Image.new("RGB", (90, 60), "teal").save(folder / name)
+    (folder / "bob" / "two.jpg").write_bytes(b"no picture")
+    assert cut_faces(folder, tmp_path / "out", 48, "none") == 2
+    made = {str(file.relative_to(tmp_path / "out")): file for file in (tmp_path / "out").rglob("*.*")}
+    assert sorted(made) == ["ann/one.jpg.png", "bob/one.png.png"]
+    assert Image.open(made["ann/one.jpg.png"]).size == (48, 48)
+    said = capsys.readouterr().out
+    assert "skipped" in said and "two.jpg" in said and "2 faces" in said and "1 files left out" in said
+    made["ann/one.jpg.png"].write_bytes(b"mine")
+    assert cut_faces(folder, tmp_path / "out", 48, "none") == 2
+    assert made["ann/one.jpg.png"].read_bytes() == b"mine"
+
+
+def test_the_square_of_the_page_is_the_finders():
+    """docs/export.md, for who finds faces with a detector of their own."""
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (block,) = [one for one in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if "def square" in one]
+    exec(block, names := {})
+    points = np.array([[41, 60], [83, 52], [60, 80], [50, 103], [82, 97]], dtype=float)  # the third: the nose
+    place = Finder("none", frame=OFFICIAL)._place(np.array([20.0, 20.0, 110.0, 125.0]), points)
+    centre, side, angle = names["square"]([complex(*points[row]) for row in (0, 1, 3, 4)], OFFICIAL._asdict())
+    assert place.angle != 0, "by its points, and not by its box"
+    found = (centre.real, centre.imag, side, math.degrees(angle))
+    assert found == pytest.approx((place.x, place.y, place.side, place.angle))

@@ -9,11 +9,12 @@ from closeness import near
 from safetensors.torch import save_file
 from torch import nn
 
+from crafter_pl.adopt import _chosen
 from crafter_pl.errors import UserError
 from crafter_pl.nets import SplitClassifier, build_decoder, freeze
 from crafter_pl.nets.architectures import build_net, expected, folder_weights, lasting
 from crafter_pl.nets.cut import cut_at
-from crafter_pl.nets.places import places, propose
+from crafter_pl.nets.places import Place, places, propose
 from crafter_pl.nets.weights import load_whole
 
 OWN = '''
@@ -220,6 +221,14 @@ def test_places_and_what_they_cost(own):
     assert named["layer1"].share / named["layer1.0"].share == pytest.approx(ratio)
     found, answers = places(build_net(f"{own}:Net"), 16)
     assert answers == (5,) and {"relu", "add", "add_1"} <= {one.name for one in found}
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"), [((0.2, 0.4), "the last with"), ((0.6, 0.7), "the least share")]
+)
+def test_a_proposed_cut_says_by_which_rule(shares, words, capsys):
+    found = [Place(f"block{number}", (4, 8, 8), share) for number, share in enumerate(shares)]
+    assert _chosen(found, None, 64) == "block0" and f"block0, {words}" in capsys.readouterr().out
 
 
 def test_a_cut_inside_a_block_names_the_blocks_around_it():
