@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from crafter_pl.cli.stage import StageCLI
 from crafter_pl import commands
+from crafter_pl.cli.stage import StageCLI
 from crafter_pl.commands import Commands, origin, running, settings_of, shipped, trained
 from crafter_pl.data.datamodule import FacesDataModule
 
