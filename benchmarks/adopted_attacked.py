@@ -9,11 +9,13 @@ not done again.
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
+import yaml
 from jsonargparse import auto_cli
 from safetensors.torch import save_file
 from torch import nn
@@ -30,11 +32,7 @@ SIDE = 64  # that the nets take
 NETS = ["resnet18", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"]
 WHITE = {"steps": 100, "restarts": 1, "amortizer_ckpt": "none"}
 ATTACKS = [{"class_path": "WhiteBoxAttack", "init_args": WHITE}, {"class_path": "DecoderAttack"}]
-DATA: dict[str, dict[str, Any]] = {
-    "synthetic": {"people": 180, "private_people": 60},
-    "celeba": {"source": "celeba", "root": "$CRAFTER_DATA/celeba", "image_size": 64, "private_people": 100},
-}
-COMMON = {"min_private_images": 16, "test_images": 4, "batch_size": 64}
+FEWER = {"people": 180}  # of the drawn ones, whatever else their config says
 
 
 def build(name: str, answers: int = 1000) -> nn.Module:
@@ -120,7 +118,8 @@ def main(
         device: of the audits.
     """
     torch.set_num_threads(1)
-    settings = {**COMMON, **DATA[source]}
+    settings = yaml.safe_load(Path("configs", f"{source}.yaml").read_text())
+    settings |= FEWER if source == "synthetic" else {"root": os.path.expandvars(settings["root"])}
     data = FacesDataModule(**settings)
     data.setup("fit")
     file = str(write_file(runs / f"adopted-{source}.yaml", to_json(settings)))

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from crafter_pl.edge.protector import Protector
 
 __all__ = ["Protector"]
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (the protocol of modules)
