@@ -32,7 +32,7 @@ SIDE = 64  # that the nets take
 NETS = ["resnet18", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"]
 WHITE = {"steps": 100, "restarts": 1, "amortizer_ckpt": "none"}
 ATTACKS = [{"class_path": "WhiteBoxAttack", "init_args": WHITE}, {"class_path": "DecoderAttack"}]
-FEWER = {"people": 180}  # of the drawn ones, whatever else their config says
+FEWER = {"people": 150}  # of the drawn ones, whatever else their config says
 
 
 def build(name: str, answers: int = 1000) -> nn.Module:
@@ -103,7 +103,7 @@ def main(
     out: Path,
     source: Literal["synthetic", "celeba"] = "synthetic",
     nets: list[str] = NETS,
-    epochs: int = 4,
+    epochs: int = 3,
     runs: Path = Path("runs"),
     device: str = "auto",
 ):

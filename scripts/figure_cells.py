@@ -105,14 +105,6 @@ def gallery_readers(entry: DefenseResult) -> list[str]:
     return [*(name for name, own in entry.rulers.items() if own.suspects), *known]
 
 
-def listed_readers(entry: DefenseResult) -> str:
-    """The same in words; nothing where nobody has a gallery."""
-    own = [f"`{name}`" for name, one in entry.rulers.items() if one.suspects]
-    if entry.certificate is not None:
-        own.append(f"{len(entry.certificate.attackers)} who read the message")
-    return ", ".join(own)
-
-
 def strongest(own: list[Estimate]) -> Any:
     """The largest of some rates."""
     return rate(max(own, key=lambda one: one.value)) if own else "-"

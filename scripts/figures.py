@@ -21,7 +21,6 @@ from figure_cells import (
     figures,
     hardness,
     listed,
-    listed_readers,
     pictured,
     short,
     strongest,
@@ -44,18 +43,14 @@ PAGES = (
 class Figures(Proof):
     """All reports of the repository in a folder, and the tables that are made of them."""
 
-    def sources(self, found: list[Found], up: str = "", readers: bool = False) -> str:
-        """Which reports a table is of, with their attacks and, of every row, who has a gallery."""
+    def sources(self, found: list[Found], up: str = "") -> str:
+        """Which reports a table is of, with their attacks."""
         used = {name: report for name, report, _ in found}
         parts = [
             f"[{name}]({up}reports/{name}.json), {made_when(report)}, by {listed(report.attacks)}"
             for name, report in used.items()
         ]
-        text = f"From {'; '.join(parts)}." if parts else "No report yet."
-        known = [f"{short(entry)} by {own}" for _, _, entry in found if (own := listed_readers(entry))]
-        if readers and known:
-            text += f" With a gallery: {'; '.join(known)}."
-        return f"*{text}*"
+        return f"*From {'; '.join(parts)}.*" if parts else "*No report yet.*"
 
     def first(self) -> str:
         """The README's: five rows, five columns."""
@@ -70,7 +65,7 @@ class Figures(Proof):
             name, gallery = title + " (!)" * one[2].flagged, chanced(one[2].worst_case_gallery)
             rows.append([name, f"{number(auc)}{note}", pictured(one), gallery, limit])
         head = ["features", "utility ↑", "named by a picture ↓", "named with a gallery ↓", "bound ↓"]
-        return f"{Table(head, rows).markdown()}\n\n{self.sources(used, 'docs/', readers=True)}"
+        return f"{Table(head, rows).markdown()}\n\n{self.sources(used, 'docs/')}"
 
     def crafter(self) -> str:
         """Does it hold: every setting of Crafter, and the features unprotected, on all data."""
