@@ -26,7 +26,6 @@ from crafter_pl.data.store import MANIFEST, read_manifest
 from crafter_pl.edge.faces import cut
 from crafter_pl.edge.ledger import Ledger, private_file
 from crafter_pl.edge.photos import open_photo
-from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
 from crafter_pl.files import parse_json, read_json, to_json, write_file
 
@@ -126,6 +125,8 @@ def bodies(wire: bytes) -> list[bytes]:
 def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
     """What went over the wire and should not have, in words; empty: nothing."""
     ledger = Ledger(store, _ledger(store)["settings"], None)
+    from crafter_pl.edge.protector import Protector  # seconds, which `ask` need not wait
+
     protector = Protector.load(checkpoint, device="cpu", faces="none")
     leaks, faces = [], []
     for path, photo in ledger.photos.items():

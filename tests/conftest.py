@@ -10,11 +10,14 @@ from tiny_conf import conf  # noqa: F401 (a fixture)
 # Imported in functions: torch and what imports it, for xdist's own process needs neither.
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs do
 SLOWEST = (  # files by the time of a processor that they take: no worker is left with a long one at the end
-    *("benchmark", "edge_to_cloud", "adaptive_white_box", "adaptive_black_box_processes", "defenses"),
-    *("configs", "crafter_generator", "crafter_dependence", "crafter", "versions", "edge_protect"),
-    *("crafter_store", "adaptive_black_box", "pipeline", "resume", "bench_crafting", "cluster", "judges"),
-    *("through_defence_known_map", "through_defence", "cloaks", "docs", "edge_export", "docs_site"),
-    *("adversarial_learning", "attacks", "edge_real_faces", "attacks_layerwise", "tiprdc", "data_stream"),
+    *("benchmark", "resume"),  # two that do not wait for the same experiment to be trained
+    *("configs", "adaptive_black_box_processes", "edge_to_cloud", "adaptive_white_box", "certified"),
+    *("defenses", "answers_kinds", "crafter_generator", "pipeline", "crafter_dependence", "crafter_store"),
+    *("adaptive_black_box", "edge_export", "docs", "cluster", "through_defence_known_map", "attacks"),
+    *("watch_list", "versions", "cloud_startup", "look", "crafter", "certified_audit", "bench_crafting"),
+    *("backbones", "through_defence", "certified_account", "training_scenario", "cloaks", "audit_attacking"),
+    *("benchmark_jobs", "audit_audit", "tiprdc", "docs_site", "nets_parts", "tune", "stages", "sweep"),
+    *("adversarial_learning", "edge_protect", "attacks_layerwise", "edge_real_faces", "data_stream"),
 )
 
 

@@ -65,6 +65,8 @@ class StageCLI(LightningCLI):
         upstream: the runs of the same experiment that its checkpoint arguments mean, with their folders.
     """
 
+    _dumped: tuple[Any, str] | None = None
+
     def __init__(self, args: list[str]) -> None:
         """Parse a command, the verb first.
 
@@ -144,8 +146,11 @@ class StageCLI(LightningCLI):
         """Waits for `run.go`: upstream stages may have to be trained first."""
 
     def dump(self) -> str:
-        """All options as YAML, from which the command can be given again."""
-        return str(self.parser.dump(self.options, skip_unset=False))
+        """All options as YAML, for the command again; of those that were parsed only the seed may change."""
+        if self._dumped is None or self._dumped[0] != self.options.seed_everything:
+            text = str(self.parser.dump(self.options, skip_unset=False))
+            self._dumped = self.options.seed_everything, text
+        return self._dumped[1]
 
     def settings(self) -> dict[str, Any]:
         """All options as plain values, those of the data without their class."""

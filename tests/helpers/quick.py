@@ -42,18 +42,24 @@ def _once(measure: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
 def _drawn_once(make: Callable[[str], nn.Module]) -> Callable[[str], nn.Module]:
     """``make`` whose ResNet18 begins with the same weights every time: a checkpoint's mostly replace them."""
 
-    @functools.cache
-    def drawn() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return make("resnet18")
+    return lambda arch: copy.deepcopy(_drawn()) if arch == "resnet18" else make(arch)
 
-    return lambda arch: copy.deepcopy(drawn()) if arch == "resnet18" else make(arch)
+
+@functools.cache
+def _drawn() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torchvision.models.resnet18()
+
+
+@functools.cache
+def _slim() -> nn.Module:
+    net = copy.deepcopy(_drawn())
+    net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
+    net.fc = nn.Linear(64, 1000)
+    return net
 
 
 def slim() -> nn.Module:
     """ResNet18 with a thirtieth of the weights behind layer1: the tiny task model, by arch ``quick:slim``."""
-    net = torchvision.models.resnet18()
-    net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
-    net.fc = nn.Linear(64, 1000)
-    return net
+    return copy.deepcopy(_slim())

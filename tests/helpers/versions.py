@@ -180,7 +180,7 @@ class Lab:
 
     def attacks(self) -> Iterator[tuple[atk.Attack | atk.Reader, str, Tensor]]:
         """Every attack and ruler; the features that it is let at."""
-        plain = {**self.nets, "steps": 2, "restarts": 2}
+        plain = {**self.nets, "steps": 2, "lr": 0.05, "restarts": 2}
         decoder = {"task_ckpt": self.nets["task_ckpt"], "black_box_ckpt": self.ckpt["black_box"]}
         yield atk.WhiteBoxAttack(**plain), "white_box", self.features
         layers = {**plain, "radii": [0.2], "layer_steps": [2]}

@@ -209,7 +209,7 @@ def saved(file, root, kind):
     torch.manual_seed(0)
     scale = {"answer_mean": [30.0, 2.0, 0.0], "answer_std": [9.0, 0.1, 1.0]} if kind == "regression" else {}
     names = ["one", "two", "three"]
-    task = TaskModel(answers=kind, attribute_names=names, image_size=32, **scale)
+    task = TaskModel("quick:slim", answers=kind, attribute_names=names, image_size=32, **scale)
     images = data.rows("public_train")["image"]
     with torch.no_grad():
         for _ in range(20):

@@ -41,7 +41,7 @@ def toy(blocks=None, **settings):
     )
     attack.device, attack.amortizer, attack.enter = "cpu", None, nn.Identity()
     attack.encoder, attack.blocks, attack.latent_dim = Encoder(), blocks or flat_generator(), 4
-    attack.generator = nn.Sequential(*attack.blocks)
+    attack.generator, attack.step = nn.Sequential(*attack.blocks), 0.05
     return attack
 
 

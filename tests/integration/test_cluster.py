@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import bench_ddp
 import pytest
-from experiment import DATA, in_subprocess, shards
+from experiment import DATA, PATHS, in_subprocess, shards
 
 from crafter_pl.attacks import BlackBox, FeatureToIdentity
 from crafter_pl.cli import main
@@ -60,7 +60,7 @@ def slurm(tmp_path):
         for name, text in {"srun": srun, "scontrol": 'echo "$*" >> "$SCONTROL"', "python": python}.items():
             (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
             (folder / name).chmod(0o755)
-        env = {**os.environ, **SLURM, **more, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, **SLURM, **more, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
         env |= {"PATH": f"{folder}{os.pathsep}{env['PATH']}"}
         env |= {"RECORD": str(tmp_path / "record"), "SCONTROL": str(tmp_path / "scontrol")}
         return subprocess.Popen(

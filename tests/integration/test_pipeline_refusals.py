@@ -62,7 +62,7 @@ def test_audit_refuses_a_spoiled_store(how, tiny, tiny_store, tmp_path, capsys):
 
 def test_audit_refuses_another_encoder(tiny, tiny_store, tmp_path, capsys):
     content = torch.load(tiny.ckpt("task"), weights_only=True)
-    content["state_dict"]["net.edge.0.1.bias"] += 0.1
+    content["state_dict"]["net.edge.bn1.bias"] += 0.1
     torch.save(content, tmp_path / "task.ckpt")
     error = refused(tiny, capsys, tmp_path, "--task_ckpt", str(tmp_path / "task.ckpt"))
     assert "made with another encoder" in error and sha256(tmp_path / "task.ckpt") in error
