@@ -214,7 +214,7 @@ def saved(file, root, kind):
     with torch.no_grad():
         for _ in range(20):
             task.net(images)
-        outputs, last = task.eval().net(images), task.net.cloud[-1]
+        outputs, last = task.eval().net(images), task.net.cloud.get_submodule("fc")
         aim = (
             torch.tensor(scale.get("answer_mean", [0.0] * 3)),
             torch.tensor(scale.get("answer_std", [1.0] * 3)),
