@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tables of README and docs/results.md. After `make demo`: an attacker who adapts to its features. Then on CelebA: certified
-# crafting and `answers`, attacked by one decoder before and after adapting, read by whoever has a gallery; the curves over bits.
+# crafting, `answers` and Crafter, attacked by one decoder before and after adapting, read by whoever has a gallery; the curves over bits.
 # The pictures are yours: CelebA's official layout under $CRAFTER_DATA/celeba (default ../shared/data), see configs/celeba.yaml.
 # Hours on two cores; run again after an interruption, it goes on where it stopped.
 set -euo pipefail
@@ -25,10 +25,14 @@ fit certified $all
 run predict --config configs/celeba/certified.yaml $own $all
 fit answers
 run predict --config configs/celeba/answers.yaml $own
+fit crafter
+run predict --config configs/celeba/crafter.yaml $own
 fit attacks/black_box --trainer.max_epochs 2
 for name in certified answers; do
   fit attacks/adaptive_black_box --name "adaptive_black_box-$name" --model.init_args.defense_ckpt "$name"
 done
+fit attacks/adaptive_black_box --name adaptive_black_box-crafter --model.init_args.pairs_per_round 256 \
+  --model.init_args.epochs_per_round 40 --trainer.max_epochs 40
 fit attacks/student
 fit attacks/adaptive_student --name adaptive_student-certified --model.init_args.defense_ckpt certified \
   --model.init_args.epochs_per_round 5 --trainer.max_epochs 20
@@ -40,6 +44,7 @@ audit certified-adapted --features certified/bits5 --attacks "[$decoder, $adapte
   --rulers "[$lda, {class_path: WatchList}, {class_path: Link}]"
 audit certified-both --features "[certified/bits5, certified-all/bits8]" --attacks "[$decoder]" --rulers "[$lda]"
 audit answers-adapted --features answers/beta0 --attacks "[$decoder, $adapted]"
+audit crafter-adapted --features crafter/beta0.25 --attacks "[$decoder, $adapted]" --rulers "[]" # a gallery is crafted first
 
 curve() { python benchmarks/certificate_curve.py "runs/results/$1/checkpoints/best.ckpt" --data configs/celeba.yaml "${@:2}"; }
 curve certified --bits "[1,2,3,4,5,6,8,10]" --levels "[2,3]" --out runs/results/curve4.json
