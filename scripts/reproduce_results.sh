@@ -27,12 +27,16 @@ fit answers
 run predict --config configs/celeba/answers.yaml $own
 fit crafter
 run predict --config configs/celeba/crafter.yaml $own
+fit adversarial_learning --trainer.max_epochs 3
+run predict --config configs/celeba/adversarial_learning.yaml $own
 fit attacks/black_box --trainer.max_epochs 2
 for name in certified answers; do
   fit attacks/adaptive_black_box --name "adaptive_black_box-$name" --model.init_args.defense_ckpt "$name"
 done
 fit attacks/adaptive_black_box --name adaptive_black_box-crafter --model.init_args.pairs_per_round 256 \
   --model.init_args.epochs_per_round 40 --trainer.max_epochs 40
+fit attacks/adaptive_black_box --name adaptive_black_box-adversarial --model.init_args.defense_ckpt adversarial_learning \
+  --model.init_args.pairs_per_round 4000 --model.init_args.epochs_per_round 4 --trainer.max_epochs 4
 fit attacks/student
 fit attacks/adaptive_student --name adaptive_student-certified --model.init_args.defense_ckpt certified \
   --model.init_args.epochs_per_round 5 --trainer.max_epochs 20
@@ -44,6 +48,7 @@ audit certified-adapted --features certified/bits5 --attacks "[$decoder, $adapte
   --rulers "[$lda, {class_path: WatchList}, {class_path: Link}]"
 audit certified-both --features "[certified/bits5, certified-all/bits8]" --attacks "[$decoder]" --rulers "[$lda]"
 audit answers-adapted --features answers/beta0 --attacks "[$decoder, $adapted]"
+audit adversarial-adapted --features adversarial_learning/lambda0.5 --attacks "[$decoder, $adapted]"
 audit crafter-adapted --features crafter/beta0.25 --attacks "[$decoder, $adapted]" --rulers "[]" # a gallery is crafted first
 
 curve() { python benchmarks/certificate_curve.py "runs/results/$1/checkpoints/best.ckpt" --data configs/celeba.yaml "${@:2}"; }
