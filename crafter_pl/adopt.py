@@ -97,6 +97,14 @@ def adopt(
     called = _names(None if names is None else listed(names), answers, list(data.attribute_names))
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "answers": task}
     init |= {"image_size": data.image_size, "input_size": side, "mean": centre, "std": spread, "freeze": True}
+    why = (
+        "--size"
+        if size
+        else "timm's own figure; other: --size"
+        if given.side
+        else "as the faces come; other: --size"
+    )
+    print(f"the net takes {side}x{side} ({why}), mean {centre}, std {spread}", flush=True)
     if task == "regression":
         init |= _units(init, net, data)
     stage = TaskModel(**init)

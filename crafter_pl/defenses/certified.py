@@ -143,11 +143,12 @@ class Certified(Distilled[CertifiedOptions]):
         self._answering = {}
         for name, value in made.items():
             setattr(self, name, nn.Buffer(value.to(self.device)))
-        certificate = self.certificate(self.options())
-        self.final_metrics["bits"] = certificate.bits
+        self.final_metrics["bits"] = (certificate := self.certificate(self.options())).bits
         if self.trainer.is_global_zero:
-            about = f"{certificate.bits:.2f} bits a picture, about {self.about}"
-            print(f"{len(self.codewords)} messages, {about}; {self.pool.shape[1]} features each", flush=True)
+            sizes = f"{len(self.codewords)} messages with {self.pool.shape[1]} features each"
+            print(f"{sizes}: {certificate.bits:.2f} bits a picture, about {self.about}", flush=True)
+            if certificate.naming(people := len(self.data.private_identities)) >= 1:
+                print(f"note: that proves nothing of {people} private people: give fewer bits", flush=True)
 
     @torch.no_grad()
     def _learnt(self) -> dict[str, Tensor]:
