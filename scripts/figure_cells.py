@@ -15,7 +15,7 @@ PLACE = "docs/reports"
 FEATURES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {  # rows: the defence, and which setting
     "unprotected": ("none", lambda own: True),
     "Crafter, β 0.25": ("crafter", lambda own: own.get("beta") == 0.25 and own.get("task_weight") != 0),
-    "adversarial learning, λ 0.5": ("adversarial_learning", lambda own: own.get("lambda_") == 0.5),
+    "adversarial learning, λ 0.5": ("adversarial_learning", lambda own: own.get("lambda") == 0.5),
     "`answers`, β 0": ("answers", lambda own: own.get("beta") == 0),
     "certified, 5 bits": ("certified", lambda own: own.get("bits") == 5 and own.get("epsilon") is None),
 }
