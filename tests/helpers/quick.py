@@ -41,25 +41,20 @@ def _once(measure: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
 
 def _drawn_once(make: Callable[[str], nn.Module]) -> Callable[[str], nn.Module]:
     """``make`` whose ResNet18 begins with the same weights every time: a checkpoint's mostly replace them."""
-
     return lambda arch: copy.deepcopy(_drawn()) if arch == "resnet18" else make(arch)
 
 
 @functools.cache
-def _drawn() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+def _drawn(small: bool = False) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # the first that is made draws no more than the others
         torch.manual_seed(0)
-        return torchvision.models.resnet18()
-
-
-@functools.cache
-def _slim() -> nn.Module:
-    net = copy.deepcopy(_drawn())
-    net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
-    net.fc = nn.Linear(64, 1000)
-    return net
+        net = torchvision.models.resnet18()
+        if small:
+            net.layer2, net.layer3, net.layer4 = (BasicBlock(64, 64) for _ in range(3))
+            net.fc = nn.Linear(64, 1000)
+        return net
 
 
 def slim() -> nn.Module:
     """ResNet18 with a thirtieth of the weights behind layer1: the tiny task model, by arch ``quick:slim``."""
-    return copy.deepcopy(_slim())
+    return copy.deepcopy(_drawn(small=True))
