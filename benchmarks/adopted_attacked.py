@@ -76,7 +76,7 @@ def fit(name: str, data: FacesDataModule, epochs: int, out: Path) -> None:
 def row(name: str, place: Place, audit: Path) -> dict[str, Any]:
     """What the table says of a net."""
     clean, certified = record.read_report(audit).defenses
-    about = read_json(place.home / "task" / "config.json")
+    about = read_json(place.home / "task" / "config.json", "adopt it again")
     proof = certified.certificate
     assert clean.plain and proof is not None
 
