@@ -24,14 +24,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from crafter_pl.audit import record
 from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.benchmark.grid import Place
-from crafter_pl.benchmark.jobs import Job, Jobs
+from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.files import read_json, to_json, write_file
 
 SIDE = 64  # that the nets take
 NETS = ["resnet18", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"]
 WHITE = {"steps": 100, "restarts": 1, "amortizer_ckpt": "none"}
-ATTACKS = [{"class_path": "WhiteBoxAttack", "init_args": WHITE}, {"class_path": "DecoderAttack"}]
 FEWER = {"people": 150}  # of the drawn ones, whatever else their config says
 
 
@@ -129,8 +128,10 @@ def main(
     judges = ["oracle_resnet", "oracle_plain"] if source == "synthetic" else []
     shared = ["prior", *judges]
     panel = [base.checkpoint(name) for name in judges]
-    white = json.dumps(ATTACKS).replace('"none"', f'"none", "prior_ckpt": "{base.checkpoint("prior")}"')
-    given = ["--attacks", white, "--device", device, "--overwrite", "true"]
+    prior = base.checkpoint("prior")
+    white = {"class_path": "WhiteBoxAttack", "init_args": {**WHITE, "prior_ckpt": prior}}
+    attacks = json.dumps([white, {"class_path": "DecoderAttack"}])
+    given = ["--attacks", attacks, "--device", device, "--overwrite", "true"]
     given += ["--oracles", json.dumps(panel) if panel else "null"]
     jobs = [
         Job(f"fit-{name}", [base.command("fit", name, None, {})], [base.checkpoint(name)]) for name in shared
@@ -141,24 +142,15 @@ def main(
         if not weights.is_file():
             fit(name, data, epochs, weights)
         net = ["--arch", f"{__file__}:{name}", "--weights", str(weights), "--size", str(SIDE)]
-        prior = {"model.init_args.prior_ckpt": base.checkpoint("prior")}
         jobs.append(
             Job(
                 name,
                 [
                     ["adopt", *net, *place.shared],
                     place.command("fit", "attacks/black_box", None, {}),
-                    place.command("fit", "certified", None, prior),
+                    place.command("fit", "certified", None, {"model.init_args.prior_ckpt": prior}),
                     place.command("predict", "certified", None, {}),
-                    [
-                        "audit",
-                        "--config",
-                        str(place.config("audit")),
-                        *place.shared,
-                        *given,
-                        "--attacks",
-                        white,
-                    ],
+                    ["audit", "--config", str(place.config("audit")), *place.shared, *given],
                 ],
                 [str(place.home / "audit" / "report.json")],
                 [f"fit-{one}" for one in shared],
@@ -168,7 +160,7 @@ def main(
     work.run()
     print("\n".join(work.undone()), flush=True)
     rows = [
-        row(name, place, place.home / "audit") for name, place in places.items() if work.state[name] == "done"
+        row(name, place, place.home / "audit") for name, place in places.items() if work.state[name] == DONE
     ]
     write_file(out, to_json(record.to_json(rows)))
 

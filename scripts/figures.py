@@ -27,7 +27,7 @@ from figure_cells import (
     utility,
 )
 from figure_proof import Proof
-from made import kept, made_by, made_when, who
+from made import kept, made_by, who
 
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number, rate
@@ -44,12 +44,11 @@ class Figures(Proof):
     """All reports of the repository in a folder, and the tables that are made of them."""
 
     def sources(self, found: list[Found], up: str = "") -> str:
-        """Which reports a table is of, with their attacks."""
-        used = {name: report for name, report, _ in found}
-        parts = [
-            f"[{name}]({up}reports/{name}.json), {made_when(report)}, by {listed(report.attacks)}"
-            for name, report in used.items()
-        ]
+        """Which reports a table is of, those of the same attacks together."""
+        used: dict[str, list[str]] = {}
+        for name, report in {name: report for name, report, _ in found}.items():
+            used.setdefault(listed(report.attacks), []).append(f"[{name}]({up}reports/{name}.json)")
+        parts = [f"{', '.join(names)} by {attacks}" for attacks, names in used.items()]
         return f"*From {'; '.join(parts)}.*" if parts else "*No report yet.*"
 
     def first(self) -> str:

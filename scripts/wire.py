@@ -124,9 +124,9 @@ def bodies(wire: bytes) -> list[bytes]:
 
 def check(wire: bytes, store: Path, checkpoint: str) -> list[str]:
     """What went over the wire and should not have, in words; empty: nothing."""
-    ledger = Ledger(store, _ledger(store)["settings"], None)
     from crafter_pl.edge.protector import Protector  # seconds, which `ask` need not wait
 
+    ledger = Ledger(store, _ledger(store)["settings"], None)
     protector = Protector.load(checkpoint, device="cpu", faces="none")
     leaks, faces = [], []
     for path, photo in ledger.photos.items():
