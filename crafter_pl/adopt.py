@@ -97,13 +97,8 @@ def adopt(
     called = _names(None if names is None else listed(names), answers, list(data.attribute_names))
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "answers": task}
     init |= {"image_size": data.image_size, "input_size": side, "mean": centre, "std": spread, "freeze": True}
-    why = (
-        "--size"
-        if size
-        else "timm's own figure; other: --size"
-        if given.side
-        else "as the faces come; other: --size"
-    )
+    why = "timm's own figure" if given.side else "as the faces come"
+    why = "--size" if size else f"{why}; other: --size"
     print(f"the net takes {side}x{side} ({why}), mean {centre}, std {spread}", flush=True)
     if task == "regression":
         init |= _units(init, net, data)
@@ -169,11 +164,8 @@ def _chosen(found: list[Place], cut: str | None, side: int) -> str:
         print(f"  {one.name:{width}}  {shape:>14}  {one.bytes:>8,} B  {one.share:6.1%}{mark}")
     if cut is None:
         rule = f"a share of at most {SHARE:.0%} and a feature of at most {TIMES} times the picture's numbers"
-        how = (
-            f"the last with {rule}"
-            if fits(propose(found, side), side)
-            else f"the least share; none has {rule}"
-        )
+        fitting = any(fits(one, side) for one in found)
+        how = f"the last with {rule}" if fitting else f"the least share; none has {rule}"
         print(f"note: no --cut: {chosen}, {how}", flush=True)
     return chosen
 

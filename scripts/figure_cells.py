@@ -47,6 +47,10 @@ class Kept:
         found = [one for one in self.entries(data) if one[2].name == name and fits(one[2].settings)]
         return max(found, key=hardness, default=None)
 
+    def hardest(self) -> dict[str, Found]:
+        """Every set of features on CelebA once, by its label, from the report that attacks it hardest."""
+        return {short(one[2]): one for one in sorted(self.entries("celeba"), key=hardness)}
+
 
 def short(entry: DefenseResult) -> str:
     """How a row is called: a certified defence by its bits; one that is false security is marked."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from figure_cells import Found, Kept, gallery_readers, hardness, limited, short
+from figure_cells import Found, Kept, gallery_readers, limited, short
 
 from crafter_pl.audit.schema import WorstCase
 from crafter_pl.audit.show.sentences import percent
@@ -68,10 +68,7 @@ class Proof(Kept):
 
     def exposed(self) -> str:
         """Of every certified defence on CelebA, who is named most often."""
-        found: dict[str, Found] = {}
-        for one in sorted(self.entries("celeba"), key=hardness):
-            if one[2].certificate is not None:
-                found[short(one[2])] = one
+        found = {label: one for label, one in self.hardest().items() if one[2].certificate is not None}
         rows = []
         for label, (_, _, entry) in found.items():
             assert entry.certificate is not None

@@ -19,7 +19,6 @@ from figure_cells import (
     bound,
     chanced,
     figures,
-    hardness,
     listed,
     pictured,
     short,
@@ -89,10 +88,7 @@ class Figures(Proof):
 
     def holds(self) -> str:
         """Every set of features on CelebA once: attacks that draw, readers with a gallery, what is proved."""
-        found: dict[str, Found] = {}
-        for one in sorted(self.entries("celeba"), key=hardness):
-            found[short(one[2])] = one
-        rows = []
+        found, rows = self.hardest(), []
         for label, one in found.items():
             named, people = chanced(one[2].worst_case_gallery), one[1].data.identities
             limits = (bound(one[2], people), bound(one[2], 10_000))
@@ -152,7 +148,7 @@ def filled(text: str, made: Figures, up: str) -> str:
             *("pictures", "person", "exposed"),
         )
     }
-    tables["who"] = lambda: who({short(one[2]): one for one in sorted(made.entries("celeba"), key=hardness)})
+    tables["who"] = lambda: who(made.hardest())
     tables["kept"] = lambda: kept(made.reports)
     tables |= {name: lambda name=name: made.listed(name).replace("{up}", up) for name in made.rows}
     pattern = r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)"
