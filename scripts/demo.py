@@ -76,7 +76,7 @@ def demo() -> int:
         "out": PLACE.home / "audit",
         "features": STORES,
         "oracles": ["oracle_resnet", "oracle_plain"],
-        "gallery_images": 4,
+        "gallery_images": 2,
         "rulers": "[{class_path: GalleryLDA}, {class_path: GalleryLDA, init_args: {reads: answers}}]",
     }
     audit = PLACE.command("audit", "audit", None, options)

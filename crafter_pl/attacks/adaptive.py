@@ -165,7 +165,7 @@ class AdaptiveStage(Stage):
 
     def _keep_round(self) -> None:
         """Writes ``round-NN.ckpt``, and draws what the attack makes."""
-        if self.run_dir is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.run_dir is not None:
             file = self.run_dir / "checkpoints" / f"round-{self.plan.rounds(self.epochs_done):02d}.ckpt"
             self.trainer.save_checkpoint(file, weights_only=True)
         self.draw_round()

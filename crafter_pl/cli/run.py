@@ -172,7 +172,8 @@ def build(cli: StageCLI, start: Path | None, loaded: Loaded) -> tuple[Stage, Fac
         model_options = any(arg.startswith("--model") for arg in cli.args)
         for line in resume.check_evaluation(start, cli.settings(), model_options):
             _say(f"note: the checkpoint's own setting is used: {line}")
-    model.run_dir, model.experiment_dir = cli.run_dir, cli.experiment_dir
+    model.run_dir = None if init.trainer["fast_dev_run"] else cli.run_dir
+    model.experiment_dir = cli.experiment_dir
     return model, data, _trainer(cli, init.trainer, start, model.monitor)
 
 

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from crafter_pl.crafting.craft import outer_update
 from crafter_pl.crafting.noise import keyed_normal
+from crafter_pl.crafting.parts import Parts
 from crafter_pl.crafting.settings import CraftNets, CraftSettings, CraftState
 from crafter_pl.progress import Steps
 
 _TOGETHER = 64  # features that are crafted at a time
+_KEEP = 100  # steps of training one pass after which it is kept
 _PULL = 1e-3  # of a feature towards the prior face's, as a weight of the mean square, in one pass
 
 
@@ -73,7 +75,11 @@ def divergence_at(nets: CraftNets, features: Tensor, targets: Tensor, needed: Te
 
 
 def make_pool(
-    craft: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], codewords: Tensor, rows: int, latent_dim: int
+    craft: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    codewords: Tensor,
+    rows: int,
+    latent_dim: int,
+    parts: Parts | None = None,
 ) -> tuple[Tensor, float]:
     """Features for each message, of keyed prior faces: the same wherever it is made.
 
@@ -82,16 +88,21 @@ def make_pool(
         codewords: ``(M, S)``.
         rows: R, features for each.
         latent_dim: Z.
+        parts: of an earlier try, which are taken as they are.
 
     Returns:
         ``(M, R, C, h, w)`` on the CPU, and the mean divergence.
     """
-    count = len(codewords) * rows
+    count, parts = len(codewords) * rows, parts or Parts(None)
     shown, made, off = Steps("features for the pool", count, unit="features"), [], []
     for index in torch.arange(count).split(_TOGETHER):
-        features, far = craft(codewords[index // rows], keyed_normal(0, index, latent_dim))
-        made.append(features.cpu())
-        off.append(far.cpu())
+        name = f"pool-{int(index[0]):06d}"
+        if (part := parts.read(name)) is None:
+            latents = keyed_normal(0, index, latent_dim)
+            part = [own.cpu() for own in craft(codewords[index // rows], latents)]
+            parts.write(name, part)
+        made.append(part[0])
+        off.append(part[1])
         shown.step(len(index))
     shown.close()
     pool = torch.cat(made).float()
@@ -106,6 +117,7 @@ def train_pass(
     latent_dim: int,
     steps: int,
     need_weight: float = 10.0,
+    parts: Parts | None = None,
 ) -> float:
     """Train a net that does in one pass what `craft_message` does, on messages and prior faces alone.
 
@@ -117,15 +129,22 @@ def train_pass(
         latent_dim: of ``z``.
         steps: batches of 32.
         need_weight: see `craft_message`.
+        parts: of an earlier try, from which it goes on.
 
     Returns:
         The mean divergence over the last tenth of the steps, nats.
     """
     net.requires_grad_(True).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
-    shown, off = Steps("training the one pass", steps, unit="steps"), []
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
+    shown, off, parts = Steps("training the one pass", steps, unit="steps"), [], parts or Parts(None)
+    generator, begin = torch.Generator().manual_seed(0), 0
+    if (kept := parts.read("pass")) is not None:
+        begin, off = kept["step"], kept["off"]
+        net.load_state_dict(kept["net"])
+        optimizer.load_state_dict(kept["optimizer"])
+        generator.set_state(kept["generator"])
+        shown.step(begin)
+    for step in range(begin, steps):
         chosen = torch.randint(len(codewords), (32,), generator=generator).to(codewords.device)
         z = torch.randn(32, latent_dim, generator=generator).to(codewords.device)
         start, targets = _aims(nets, z, codewords[chosen], needed)
@@ -138,6 +157,9 @@ def train_pass(
         if step >= 0.9 * steps:
             off.append(float(divergence_at(nets, made.detach(), targets, needed).mean()))
         shown.step()
+        if (step + 1) % _KEEP == 0:
+            states = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+            parts.write("pass", {**states, "generator": generator.get_state(), "step": step + 1, "off": off})
     shown.close()
     net.requires_grad_(False).eval()
     return sum(off) / max(len(off), 1)

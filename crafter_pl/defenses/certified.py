@@ -12,6 +12,7 @@ from crafter_pl.crafting.channel import Channel
 from crafter_pl.crafting.codebook import Codebook, Quantiser, check_size, learn_messages
 from crafter_pl.crafting.message import craft_message, make_pool, train_pass
 from crafter_pl.crafting.noise import keyed_bits, keyed_normal, uniform
+from crafter_pl.crafting.parts import Parts
 from crafter_pl.crafting.settings import CraftSettings
 from crafter_pl.data.pool import Pool
 from crafter_pl.data.transport import received
@@ -22,7 +23,6 @@ from crafter_pl.errors import UserError
 from crafter_pl.limits import AboveZero, BelowOne, NonNegativeInt, PositiveInt
 from crafter_pl.nets import CraftingNet
 from crafter_pl.nets.certified import MessagePass, PoolPass
-from crafter_pl.progress import Steps
 
 Way = Literal["pool", "optimisation", "pass"]
 _COINS, _ROWS = 1, 2  # streams of keyed noise
@@ -154,29 +154,25 @@ class Certified(Distilled[CertifiedOptions]):
     def _learnt(self) -> dict[str, Tensor]:
         """The buffers, from public faces; trains the net of the one pass, if there is one."""
         self.eval()
-        faces, answer, h = self.data.dataset(self.train_split), self.answering(), self.hparams
-        seen = []
-        shown = Steps("answers for public faces", len(faces), unit="faces")
-        for part in faces.index.split(64):
-            seen.append(answer(faces.take(part)["image"].to(self.device)).cpu())
-            shown.step(len(part))
-        shown.close()
-        answers = torch.cat(seen)
+        answers, h = self.public_answers(), self.hparams
         known = self.meaning.statistic(answers.double())
         messages = learn_messages(known, h["bits"], h["levels"], h["floor"], self.meaning)
         words = messages.codewords
         counts = torch.bincount(messages(answers), minlength=len(words))
+        # An interrupted last epoch comes to the same words when it is run again.
+        parts = Parts(self.run_dir and self.run_dir / "parts", words, [dict(h), self.upstream_files])
         if self.net is not None:
             off = train_pass(
                 *(self.frozen(self.device), self.net, words.to(self.device), self._needed),
-                *(self.prior.latent_dim, h["pass_steps"], h["need_weight"]),
+                *(self.prior.latent_dim, h["pass_steps"], h["need_weight"], parts),
             )
             self.final_metrics["pass_divergence"] = off
         pool = self.pool.cpu()
         if h["way"] == "pool":
             rows = max(1, h["pool"] // len(words))
-            pool, off = make_pool(self._crafted, words, rows, self.prior.latent_dim)
+            pool, off = make_pool(self._crafted, words, rows, self.prior.latent_dim, parts)
             self.final_metrics["pool_divergence"] = off
+        parts.clear()
         made = {"codewords": words, "shares": counts / counts.sum(), "pool": pool}
         return {name: made.get(name, getattr(messages, name, getattr(self, name).cpu())) for name in _LEARNT}
 

@@ -14,6 +14,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets import freeze
 from crafter_pl.nets.answer_head import fitting_head
 from crafter_pl.nets.certified import Columns
+from crafter_pl.progress import Steps
 from crafter_pl.stages import GanPrior, TaskModel, Upstream, load_stage
 from crafter_pl.stages.augment import flip, warp
 
@@ -118,6 +119,17 @@ class Distilled(Defense[OptionsT], Generic[OptionsT]):
         if self.head is None:
             return nn.Sequential(nets.encoder, Columns(nets.classifier, self.columns))
         return nn.Sequential(nets.encoder, freeze(self.head).to(self.device))
+
+    @torch.no_grad()
+    def public_answers(self) -> Tensor:
+        """Outputs for the faces that it is trained on, ``(N, S)`` on the CPU."""
+        faces, answer, seen = self.data.dataset(self.train_split), self.answering(), []
+        shown = Steps("answers for public faces", len(faces), unit="faces")
+        for part in faces.index.split(64):
+            seen.append(answer(faces.take(part)["image"].to(self.device)).cpu())
+            shown.step(len(part))
+        shown.close()
+        return torch.cat(seen)
 
 
 def needed(task: TaskModel, needs: list[str] | str | None) -> list[int]:

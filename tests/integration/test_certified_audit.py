@@ -35,7 +35,10 @@ def test_an_audit_has_the_certificate(tiny, store, tmp_path, capsys):
     assert found["albums"]["1"]["named"]["value"] == pytest.approx(best)
     assert found["albums"]["2"]["bits"] == pytest.approx(2 * found["bits"])
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert "What is proved" in page and "proved" in capsys.readouterr().out + page
+    out = capsys.readouterr().out
+    assert "What is proved" in page and "bound, one guess" in page
+    (row,) = (line for line in out.splitlines() if line.startswith("certified  "))
+    assert "on the needs" in out and f" {found['needs_auc']['value']:.3f} " in row
     assert main(["report", "--folder", str(tmp_path / "audit")]) == 0, "and is written again from its json"
 
 
@@ -58,7 +61,7 @@ def test_certify_says_what_is_proved_and_what_audits_found(tiny, store, tmp_path
     assert main([*command, "--gallery_images", "2", "--out", str(tmp_path / "out")]) == 0
     made = read_json(tmp_path / "out" / "certificate.json", "")["certified"]
     out = capsys.readouterr().out
-    assert "by a picture" in out or "no bound for" in out
+    assert "By one guess a picture" in out or "no bound for" in out
     assert made["bounds"]["3"] <= 1 and made["albums"] and not made["guesses"] - 4
     page = (tmp_path / "out" / "certificate.md").read_text()
     assert page.startswith("# Certificate") and "bound, 1 of 1,000,000" in page

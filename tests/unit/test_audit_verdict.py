@@ -25,6 +25,20 @@ def test_the_verdict_names_the_best_affordable_setting() -> None:
     )
 
 
+def test_of_several_sets_the_verdict_says_why_it_is_about_this_one() -> None:
+    report = fake_report()
+    why = (
+        f"Of {len(report['defenses']) - 1} protected sets, all in the table, crafter (beta 1) has the lowest"
+    )
+    assert why in made(report).verdict
+    assert "protected sets" not in made(fake_report(((1.0, 0.9, 0.3),))).verdict
+    dear = made(fake_report(((0.1, 0.7, 0.1), (0.5, 0.85, 0.3)))).verdict
+    assert "crafter (beta 0.5) costs least" in dear
+    learnt = fake_report(((0.5, 0.91, 0.05), (1.0, 0.91, 0.2)))
+    learnt["defenses"][2]["attacks"]["white_box"]["learnt"] = True
+    assert chosen(made(learnt)).beta == 1.0, "what no attack has learnt from has no rate to be low"
+
+
 def test_the_verdict_does_not_flatter() -> None:
     assert made(fake_report(((1.0, 0.912, 0.67),))).verdict.startswith("No measurable protection")
     assert "no measured cost" in made(fake_report(((1.0, 0.915, 0.3),))).verdict

@@ -19,10 +19,15 @@ def proved(entries: Sequence[DefenseResult]) -> list[Named]:
     return [(entry.title, entry.certificate) for entry in entries if entry.certificate is not None]
 
 
-def bound(one: CertificateResult, people: int) -> str:
+def bound(one: CertificateResult, people: int, guesses: int = 1) -> str:
     """Of naming somebody among so many; a dash where it says nothing."""
-    known = one.bound(people)
+    known = Certificate(one.bits).naming(people, guesses)
     return percent(known) if known < 1 else "-"
+
+
+def needed(one: CertificateResult) -> Cell:
+    """Utility on what the defence answers for, and the same of unprotected features."""
+    return Cell(str(number(one.needs_kept)), notes=[f"{one.needs_kept_unprotected.value:.3f} unprotected"])
 
 
 def figures(one: CertificateResult | None, people: int) -> dict[str, Any]:
@@ -91,12 +96,14 @@ def sentences(found: Sequence[Named], people: int) -> Iterator[str]:
     """In words, a line or a few each."""
     for name, one in found:
         most, known = bound(one, people), Certificate(one.bits, one.epsilon)
-        limit = f"Whoever attacks names at most {most} of {people} people by a picture, on average"
+        limit = f"By one guess a picture, whoever attacks names at most {most} of {people} people on average"
         limit = f"So many bits are no bound for {people} people" if most == "-" else limit
         best, kept, clean = one.strongest, one.needs_kept.value, one.needs_kept_unprotected.value
         yield (
             f"{name}: {one.bits:.2f} bits a picture about {one.about}. {limit}; on these faces no "
-            f"use of the message alone exceeds {percent(one.ceiling)}, the best found names {rate(best)}. "
+            f"use of the message alone exceeds {percent(one.ceiling)} by one guess, or "
+            f"{percent(one.list_ceiling)} by the {one.guesses} that this audit makes; the best found names "
+            f"{rate(best)}. "
             f"{_sentence(title(one.figure, one.agreement))} on the needs {kept:.3f}, unprotected {clean:.3f}."
         )
         if one.exposed:

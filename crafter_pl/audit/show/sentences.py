@@ -49,13 +49,13 @@ def completed(report: Report) -> Report:
 def chosen(report: Report) -> DefenseResult | None:
     """Pick the protected features that the verdict is about.
 
-    Those with the lowest worst case among those that cost at most 0.02 of utility; if all cost more, those
-    that cost least; None if nothing protected was audited.
+    Those with the lowest worst case among those that cost at most 0.02 of utility, what no attack has learnt
+    from after all others; if all cost more, those that cost least; None if nothing protected was audited.
     """
     none, *protected = report.defenses
     affordable = [entry for entry in protected if cost(none, entry) <= UTILITY_BUDGET]
     if affordable:
-        return min(affordable, key=lambda entry: entry.rate)
+        return min(affordable, key=lambda entry: (entry.untested, entry.rate))
     return min(protected, key=lambda entry: cost(none, entry), default=None)
 
 
@@ -89,8 +89,14 @@ def verdict(report: Report) -> str:
             f"{'unprotected features' if entry.plain else entry.label} without drawing any "
             f"({percent_range(worst.eval_acc)}; {percent(worst.chance)} would be by chance)."
         )
+    others = ""
+    if len(report.defenses) > 2:
+        affordable = cost(report.defenses[0], entry) <= UTILITY_BUDGET
+        why = f"has the lowest worst case of those that cost {UTILITY_BUDGET:g} or less"
+        why = why if affordable else "costs least"
+        others = f" Of {len(report.defenses) - 1} protected sets, all in the table, {entry.label} {why}."
     return (
-        f"{_found(report)}{listed} The strongest judge, {best.name}, {kind}, names "
+        f"{_found(report)}{listed}{others} The strongest judge, {best.name}, {kind}, names "
         f"{percent(best.accuracy_on_originals)} of the originals."
     )
 

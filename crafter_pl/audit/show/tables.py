@@ -114,12 +114,14 @@ def summary(report: Report) -> Table:
     listed = any(entry.worst_case_gallery for entry in entries)
     certain, utility = any(entry.certificate for entry in entries), entries[0].utility
     head = [
-        *("features", utility.head, *[f"{utility.head}, training scenario"] * trained, "worst case"),
+        *("features", utility.head, *["on the needs"] * certain),
+        *([f"{utility.head}, training scenario"] * trained),
+        "worst case",
         *(
             *["without adaptive attacks"] * both,
             "by chance",
             *["with a gallery"] * listed,
-            *["bound"] * certain,
+            *["bound, one guess"] * certain,
         ),
         *(*(known(report, name) for name in attacks), "cost a face"),
     ]
@@ -127,6 +129,7 @@ def summary(report: Report) -> Table:
         [
             heading(entry),
             number(entry.utility.kept),
+            *[proof.needed(entry.certificate) if entry.certificate else "-"] * certain,
             *[or_dash(entry.utility_training.kept if entry.utility_training else None)] * trained,
             rate(entry.worst_case.eval_acc, "bad" if entry.plain or entry.flagged else ""),
             *[or_dash(entry.worst_case_basic.eval_acc if entry.worst_case_basic else None, None)] * both,
@@ -147,7 +150,7 @@ def summary(report: Report) -> Table:
             *rows,
             [
                 CHANCE,
-                *[utility.by_chance] * (1 + trained),
+                *[utility.by_chance] * (1 + certain + trained),
                 *[""] * (2 + both + listed + certain),
                 *chance,
                 "",
@@ -225,16 +228,20 @@ def text(report: Report) -> str:
     data, entries, attacks = report.data, report.defenses, list(report.defenses[0].attacks)
     adaptive = any(entry.false_security for entry in entries)
     trained = any(entry.utility_training for entry in entries)
+    certain = any(entry.certificate for entry in entries)
     several, utility = len(entries) > 1, entries[0].utility
-    head = ["features", utility.head, *["training"] * trained, *attacks, *["not adaptive"] * adaptive]
+    head = ["features", utility.head, *["on the needs"] * certain, *["training"] * trained, *attacks]
+    head += ["not adaptive"] * adaptive
     rows = []
     for entry in entries:
         other, basic, count = entry.utility_training, entry.worst_case_basic, len(entry.learnt)
+        proved = entry.certificate
         learnt = "" if entry.plain else f"{count} of {len(attacks)}" if count else "NO ATTACK"
         rows.append(
             [
                 entry.label,
                 f"{entry.kept:.3f}",
+                *[f"{proved.needs_kept.value:.3f}" if proved else "-"] * certain,
                 *[f"{other.kept.value:.3f}" if other else "-"] * trained,
                 *(percent(entry.attacks[name].eval_acc.value) for name in attacks),
                 *[percent(basic.eval_acc.value) if basic else "-"] * adaptive,
@@ -244,7 +251,7 @@ def text(report: Report) -> str:
                 *[learnt] * several,
             ]
         )
-    chance = [CHANCE, *[utility.by_chance] * (1 + trained), *[percent(data.chance)] * len(attacks)]
+    chance = [CHANCE, *[utility.by_chance] * (1 + certain + trained), *[percent(data.chance)] * len(attacks)]
     rows.append([*chance, *[""] * (3 + adaptive + several)])
     # How many attacks have learnt from the defence stands last.
     table = Table([*head, "worst case", "(95 %)", "by chance", *["learnt by"] * several], rows)
