@@ -29,7 +29,7 @@ from crafter_pl.audit.show.page import to_tensorboard, write_report
 from crafter_pl.audit.show.sentences import beyond, completed
 from crafter_pl.audit.show.tables import text
 from crafter_pl.audit.suspects import Suspects
-from crafter_pl.audit.yardstick import OWN, yardstick
+from crafter_pl.audit.yardstick import yardstick
 from crafter_pl.commands import Commands, listed, origin, settings_of
 from crafter_pl.defenses.certified import Certified
 from crafter_pl.errors import UserError
@@ -124,7 +124,7 @@ def audit(asked: Options) -> Path:
         yard = yardstick(
             task, data, rows["attributes"], lambda: panel.batched(task.cloud, sets[0].queries[0])
         )
-        notes += [OWN] * yard.agreement
+        notes += filter(None, [yard.note])
         judge = Judge(panel, boot, rows, names, yard, asked.lpips)
         read = [
             {

@@ -127,9 +127,7 @@ def certify(
     columns = messages.defense.columns
     needed = yardstick.part(columns)
     answers, main = needed.answers, needed.answers.main
-    found = [
-        answers.figures(boot, one[:, columns], needed.truth).figures.get(main) for one in (scores, plain)
-    ]
+    found = [needed.figures(boot, one).figures.get(main) for one in (scores, plain)]
     kept, clean = (Estimate(0, 0, 0) if one is None else one.estimate() for one in found)
     return CertificateResult(
         needs=messages.defense.answered,

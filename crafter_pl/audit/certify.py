@@ -18,7 +18,7 @@ from crafter_pl.audit.schema import DefenseResult
 from crafter_pl.audit.show import proof
 from crafter_pl.audit.show.sentences import beyond, percent
 from crafter_pl.audit.suspects import Suspects
-from crafter_pl.audit.yardstick import OWN, yardstick
+from crafter_pl.audit.yardstick import yardstick
 from crafter_pl.commands import Commands, listed, settings_of
 from crafter_pl.errors import UserError
 from crafter_pl.files import to_json as json_text
@@ -76,7 +76,7 @@ def certify_stores(asked: Options) -> Path:
         for line in _audited(home, str(loaded.about.store), found[loaded.about.label])
     ]
     table, more = proof.certificates(named, people), proof.albums(named)
-    lines = [*proof.sentences(named, people), *[OWN] * yard.agreement, *earlier, *missing]
+    lines = [*proof.sentences(named, people), *filter(None, [yard.note]), *earlier, *missing]
     text = "\n\n".join(["# Certificate", table.markdown(), *lines, more.markdown()]) + "\n"
     write_file(folder / "certificate.json", json_text(to_json(found)))
     write_file(folder / "certificate.png", proof.plot(named, people))

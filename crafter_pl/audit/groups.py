@@ -54,9 +54,9 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
         judge: the pictures and who judged them.
     """
     rows, attributes, panel, boot = judge.rows, judge.attributes, judge.panel, judge.boot
-    labels, own = rows["attributes"], attributes.index(name)
-    has = labels[:, own] > 0.5
-    by_attribute = judge.yardstick.answers.kind == "multilabel" and not judge.yardstick.agreement
+    has = rows["attributes"][:, attributes.index(name)] > 0.5
+    yard = judge.yardstick
+    truth, by_attribute = yard.truth, yard.answers.kind == "multilabel" and not yard.agreement
     masks = dict(zip(SIDES, (has, ~has), strict=True))
     counts = {
         side: {"images": int(mask.sum()), "identities": len(rows["identity"][mask].unique())}
@@ -65,18 +65,19 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
     shown = {side: mask for side, mask in masks.items() if counts[side]["identities"] >= MIN_PEOPLE}
     kept = [
         column
-        for column in range(len(attributes))
+        for column, known in enumerate(yard.names)
         if by_attribute
-        and column != own
-        and all(0 < float(labels[mask, column].mean()) < 1 for mask in shown.values())
+        and known != name
+        and all(0 < float(truth[mask, column].mean()) < 1 for mask in shown.values())
     ]
 
     def share(hits: Tensor) -> dict[str, Estimate]:
         return _estimates({side: boot.part(mask.numpy()).mean(hits[mask]) for side, mask in shown.items()})
 
     def auc(scores: Tensor) -> dict[str, Estimate]:
+        scores = scores if yard.columns is None else scores[:, yard.columns]
         parts = {
-            side: boot.part(mask.numpy()).auc(scores[mask][:, kept], labels[mask][:, kept])
+            side: boot.part(mask.numpy()).auc(scores[mask][:, kept], truth[mask][:, kept])
             for side, mask in shown.items()
         }
         return _estimates({side: mean_of(part) for side, part in parts.items() if part})
@@ -94,7 +95,7 @@ def by_group(name: str, judged: Sequence[Judged], judge: Judge) -> Group:
 
     known = share(panel.originals.hits.any(dim=0))
     return Group(
-        attributes=[attributes[column] for column in kept],
+        attributes=[yard.names[column] for column in kept],
         **counts,
         defenses={one.result.label: sides(one) for one in judged},
         originals={side: known.get(side) for side in _COMPARED},

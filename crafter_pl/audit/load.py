@@ -35,7 +35,7 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
         UserError: it is missing, or was made for other labels or another picture size.
     """
     task = load_stage(path, TaskModel)
-    has_truth(task, data, str(path))
+    has_truth(task, data, str(path), partly=True)
     if task.hparams["image_size"] != data.image_size:
         raise UserError(
             f"the task model {path} was trained on pictures of {task.hparams['image_size']} pixels, the data "

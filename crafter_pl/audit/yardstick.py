@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crafter_pl.answers import Answers
+from crafter_pl.answers import Answers, Figures
 from crafter_pl.audit.utility import AUC, TITLES, AttributeEstimate, Utility
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
@@ -45,25 +45,45 @@ class Yardstick:
         names: of the `A` attributes, classes or values.
         truth: of the audited pictures ``(N, A)``, without NaN.
         agreement: the truth is the unprotected model's own answers.
+        columns: which of the outputs these are; None: all.
+        unlabelled: names of the others.
     """
 
     answers: Answers
     names: Sequence[str]
     truth: Tensor
     agreement: bool = False
+    columns: list[int] | None = None
+    unlabelled: Sequence[str] = ()
 
     def part(self, columns: list[int]) -> Yardstick:
-        """Of some of the outputs alone."""
-        names, own = [self.names[column] for column in columns], self.answers.part(torch.tensor(columns))
-        return replace(self, answers=own, names=names, truth=self.truth[:, columns])
+        """Of some of the outputs alone, as far as there is a truth of them.
+
+        Raises:
+            UserError: there is none of any.
+        """
+        mine = [*range(len(self.names))] if self.columns is None else self.columns
+        if not (places := [mine.index(column) for column in columns if column in mine]):
+            raise UserError(
+                "the data label nothing that the service needs, so there is no utility to measure: give data "
+                "with such labels, or without any (--data.labels null)"
+            )
+        names, own = [self.names[place] for place in places], self.answers.part(torch.tensor(places))
+        kept = [mine[place] for place in places]
+        return replace(self, answers=own, names=names, truth=self.truth[:, places], columns=kept)
+
+    def figures(self, boot: IdentityBootstrap, outputs: Tensor) -> Figures:
+        """Of outputs ``(N, A)``, all of them."""
+        own = outputs if self.columns is None else outputs[:, self.columns]
+        return self.answers.figures(boot, own, self.truth)
 
     def measure(self, boot: IdentityBootstrap, outputs: Tensor) -> Measured:
-        """All figures of outputs ``(N, A)``.
+        """All figures of outputs ``(N, A)``, all of them.
 
         Raises:
             UserError: the pictures are such that the main figure is not defined.
         """
-        figures, each = self.answers.figures(boot, outputs, self.truth)
+        figures, each = self.figures(boot, outputs)
         if (main := self.answers.main) not in figures:
             raise UserError(
                 f"None of the {self.answers.served} {', '.join(self.names)} has two classes or values in the "
@@ -85,17 +105,29 @@ class Yardstick:
 
     @property
     def left_out(self) -> list[str]:
-        """Attributes and classes that all pictures have, or none."""
+        """Attributes and classes that all pictures have, or none, or that nobody labels."""
         if not bool(((self.truth == 0) | (self.truth == 1)).all()):
             return []
         shares = self.truth.double().mean(0)
-        return [name for name, share in zip(self.names, shares, strict=True) if not 0 < share < 1]
+        alike = [name for name, share in zip(self.names, shares, strict=True) if not 0 < share < 1]
+        return [*alike, *self.unlabelled]
+
+    @property
+    def note(self) -> str | None:
+        """What a report must say of it."""
+        if self.unlabelled:
+            count = len(self.names)
+            return (
+                f"The data label {count} of the {count + len(self.unlabelled)} attributes that the model "
+                "answers: utility is over these alone."
+            )
+        return OWN if self.agreement else None
 
 
 def yardstick(
     task: TaskModel, data: FacesDataModule, labels: Tensor, outputs: Callable[[], Tensor]
 ) -> Yardstick:
-    """The labels, if they are what the task model answers; else its own answers.
+    """The labels of what the task model answers, or of a part of it; else its own answers.
 
     Args:
         task: the model.
@@ -106,5 +138,12 @@ def yardstick(
     Raises:
         UserError: the labels are of something else.
     """
-    names, known = list(task.hparams["attribute_names"]), has_truth(task, data)
-    return Yardstick(task.answers, names, labels if known else task.answers.own(outputs()), not known)
+    names, theirs = list(task.hparams["attribute_names"]), list(data.attribute_names)
+    if not has_truth(task, data, partly=True):
+        return Yardstick(task.answers, names, task.answers.own(outputs()), agreement=True)
+    if names == theirs:
+        return Yardstick(task.answers, names, labels)
+    columns = [column for column, name in enumerate(names) if name in theirs]
+    known, unlabelled = [names[column] for column in columns], [one for one in names if one not in theirs]
+    truth, own = labels[:, [theirs.index(name) for name in known]], task.answers.part(torch.tensor(columns))
+    return Yardstick(own, known, truth, columns=columns, unlabelled=unlabelled)

@@ -245,13 +245,14 @@ class TaskModel(Scored):
             self.log_grid(f"lowest_highest/{name}", images[chosen], columns)
 
 
-def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
+def has_truth(task: TaskModel, data: FacesDataModule, path: str = "", partly: bool = False) -> bool:
     """Whether the data's labels are what a task model answers; False: they have none, or nobody labels that.
 
     Args:
         task: the model, from ``path`` if that is given.
         data: set up.
         path: for messages.
+        partly: labels of some of its attributes, by their names, will do.
 
     Raises:
         UserError: they are labels of something else.
@@ -259,6 +260,8 @@ def has_truth(task: TaskModel, data: FacesDataModule, path: str = "") -> bool:
     mine, theirs = list(task.hparams["attribute_names"]), list(data.attribute_names)
     if not theirs or not task.answers.labelled:
         return False
+    if partly and data.labels_kind == task.answers.kind == "multilabel" and {*mine} & {*theirs}:
+        return True
     if (data.labels_kind, theirs) != (task.answers.kind, mine):
         raise UserError(
             f"the task model {path} knows the {task.answers.served} {_few(mine)}, but the data have "
