@@ -1,20 +1,12 @@
 #!/usr/bin/env bash
-# The tables of README and docs/results.md. After `make demo`: an attacker who adapts to its features. Then on CelebA: certified
-# crafting, `answers` and Crafter, attacked by one decoder before and after adapting, read by whoever has a gallery; the curves over bits.
+# The tables of README and docs/results.md, but for the demo's own report. On CelebA: certified crafting,
+# `answers` and Crafter, attacked by one decoder before and after adapting, read by whoever has a gallery; the curves over bits.
 # The pictures are yours: CelebA's official layout under $CRAFTER_DATA/celeba (default ../shared/data), see configs/celeba.yaml.
 # Hours on two cores; run again after an interruption, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CRAFTER_DATA="${CRAFTER_DATA:-../shared/data}"
 run() { echo "+ python -m crafter_pl $*"; python -m crafter_pl "$@"; }
-
-small="--experiment demo --data configs/small.yaml"
-for name in crafter certified; do
-  run fit --config configs/attacks/adaptive_black_box.yaml $small --name "adaptive_black_box-$name" --ckpt_path last \
-    --trainer.max_epochs 40 --model.init_args.defense_ckpt "$name"
-done
-run audit --config configs/audit.yaml $small --budget benchmark --out runs/demo/audit-adaptive \
-  --features "[crafter/beta0.1, certified/bits5]" --oracles "[oracle_resnet, oracle_plain]" --gallery_images 4
 
 own="--experiment results" # the decoder has two epochs here, so it is no experiment that others share
 fit() { run fit --config "configs/celeba/$1.yaml" $own --ckpt_path last "${@:2}"; }
