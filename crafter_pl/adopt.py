@@ -95,6 +95,8 @@ def adopt(
     found, (answers,) = places(net, side)
     chosen = _chosen(found, cut, side)
     called = _names(None if names is None else listed(names), answers, list(data.attribute_names))
+    shown = ", ".join(called if answers <= 12 else [*called[:8], f"{answers - 8} more"])
+    print(f"the net's answers are taken to be, in this order: {shown}; other: --names", flush=True)
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "answers": task}
     init |= {"image_size": data.image_size, "input_size": side, "mean": centre, "std": spread, "freeze": True}
     why = "timm's own figure" if given.side else "as the faces come"

@@ -37,8 +37,8 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
 
     Args:
         file: the table.
-        kind: ``multilabel``, 0 and 1 or -1 and 1; ``multiclass``, one column of classes' names; or
-            ``regression``, finite numbers.
+        kind: ``multilabel``, 0 and 1 or -1 and 1; ``multiclass``, one column of classes' names, in whose
+            order they are counted; or ``regression``, finite numbers.
         chosen: the columns that are used, from 0; None: all.
         pictures: their names, ``<person>/<picture>``; a row may leave the person out where only one picture
             has that name.
@@ -66,7 +66,9 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
         )
     names, unused = [columns[one] for one in picked], len(table) - len(rows)
     if kind == "multiclass":
-        names = sorted({values[0] for _, values in rows.values()})
+        if nameless := next((at for at, values in rows.values() if not values[0]), None):
+            raise UserError(f"{nameless}: there is no class; leave the row out if nobody knows")
+        names = sorted({values[0] for _, values in rows.values()}, key=_in_order)
         return Labels(
             names, {key: [float(one == v[0]) for one in names] for key, (_, v) in rows.items()}, unused
         )
@@ -74,6 +76,12 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
     return Labels(
         names, {name: [number(cell, at) for cell in values] for name, (at, values) in rows.items()}, unused
     )
+
+
+def _in_order(name: str) -> tuple[bool, int, str]:
+    """Classes that are numbers in the order of numbers, as nets have them; others by their names."""
+    number = name.isascii() and name.isdecimal()
+    return (not number, int(name) if number else 0, name)
 
 
 def _table(file: Path) -> tuple[list[str], dict[str, tuple[str, list[str]]]]:

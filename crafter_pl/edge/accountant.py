@@ -20,8 +20,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from crafter_pl.data.pictures import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import read_json, to_json, write_file
+from crafter_pl.files import expand, read_json, to_json, write_file
 
 VERSION = 1
 _WAY = (
@@ -29,12 +30,17 @@ _WAY = (
     "begins at 0 and does not undo what has left"
 )
 _NOTHING = math.log2(10_000)  # bits from which on the bound among so many people is 1
+OWNER = "owner"  # who is charged where nobody is named: the device's
 BUDGET = 100.0  # bits a person, by default: twenty pictures of five bits
 
 
 def account_file() -> Path:
-    """Where a device keeps its account unless told otherwise: XDG_STATE_HOME/crafter_pl/account.json."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    """Where a device keeps its account unless told otherwise: XDG_STATE_HOME/crafter_pl/account.json.
+
+    A relative XDG_STATE_HOME counts for nothing, as its specification says: every folder would have its own.
+    """
+    home = os.environ.get("XDG_STATE_HOME", "")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.local/state")
     return Path(home) / "crafter_pl" / "account.json"
 
 
@@ -101,7 +107,7 @@ class Accountant:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
             raise UserError(f"the privacy budget is {budget!r} bits; give a number above 0")
         # One account and one lock, whatever link it was reached by.
-        self.file, self.budget = Path(os.path.realpath(file)), budget
+        self.file, self.budget = Path(os.path.realpath(expand(str(file)))), budget
         if begin and not self.file.is_file():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", mode=0o600):
@@ -176,7 +182,7 @@ class Accountant:
             if spent > self.budget + 1e-9:
                 more = f"{before:g} bits have left this device, and {spent - before:g} more would exceed"
                 raise UserError(
-                    f"about {person} {more} the budget of {self.budget:g} (the account {self.file})\n"
+                    f"about {shown(person)} {more} the budget of {self.budget:g} (the account {self.file})\n"
                     "  pictures of several people: --person NAME for those of each, or --people folders,\n"
                     "  where each folder is one person's\n"
                     "  all of one person: send fewer, or give a larger --budget; but bits add up, and from "

@@ -17,6 +17,7 @@ from crafter_pl.data.store import MANIFEST, shard_done, shard_name
 from crafter_pl.data.transport import Transport
 from crafter_pl.data.writer import StoreWriter
 from crafter_pl.defenses import Certified
+from crafter_pl.edge.accountant import OWNER
 from crafter_pl.edge.faces import NO_FACE, cut
 from crafter_pl.edge.ledger import Face, Ledger, Photo, private_file
 from crafter_pl.edge.photos import open_photo, photographs
@@ -37,7 +38,7 @@ def protect_photos(
     runs_dir: str = "runs",
     protect: dict[str, Any] | None = None,
     crafter: bool = False,
-    person: str | None = None,
+    person: str = OWNER,
     people: People = "one",
     budget: AboveZero | None = None,
     account: str | None = None,
@@ -67,8 +68,7 @@ def protect_photos(
             if not given.
         crafter: a Crafter's checkpoint protects by Crafter itself, not by the cloud's answers alone, which
             hold better against attackers who adapt.
-        person: whom the photographs show, by any name; a certified defence charges this person (default:
-            owner).
+        person: whom the photographs show, by any name; a certified defence charges this person.
         people: one, or folders: each folder is one person's, by its name.
         budget: bits about one person at which a certified defence refuses (default: 100).
         account: file of the privacy account, one for a device (default: crafter_pl/account.json in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from crafter_pl.defenses import (
 )
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
-from crafter_pl.edge.accountant import BUDGET, Accountant, account_file, named_person
+from crafter_pl.edge.accountant import BUDGET, OWNER, Accountant, account_file, named_person
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
@@ -59,7 +60,7 @@ class Protector:
     """
 
     accountant: Accountant | None = None
-    person = "owner"
+    person = OWNER
     people: People = "one"
 
     def __init__(
@@ -94,7 +95,7 @@ class Protector:
         crafter: bool = False,
         account: str | Path | None = None,
         budget: float | None = None,
-        person: str | None = None,
+        person: str = OWNER,
         people: People = "one",
         **protect: Any,  # noqa: ANN401 (numbers and names)
     ) -> Protector:
@@ -116,8 +117,7 @@ class Protector:
             account: file of the privacy account of a certified defence, one for a device (default:
                 `account_file`); begun where it is not there.
             budget: bits about one person at which a certified defence refuses (default: `BUDGET`).
-            person: whom the pictures show, by any name; a certified defence charges this one (default:
-                owner).
+            person: whom the pictures show, by any name; a certified defence charges this one.
             people: `folders`: whom they show, the folder's name says.
             protect: the defence's options, what `predict` has as `--protect.*`; its `seed` is from the
                 system's entropy if not given.
@@ -132,7 +132,7 @@ class Protector:
         device = pick_device(device)
         defense = load_defense(checkpoint)
         defense = Answers.of(defense) if isinstance(defense, Crafter) and not crafter else defense
-        given = {"account": account, "budget": budget, "person": person}
+        given = {"account": account, "budget": budget, "person": None if person == OWNER else person}
         given |= {"people": people} if people != "one" else {}
         if not isinstance(defense, Certified) and any(one is not None for one in given.values()):
             named = ", ".join(name for name, one in given.items() if one is not None)
@@ -140,7 +140,7 @@ class Protector:
                 f"{checkpoint} is of {defense.stage_name}, which has no bits to charge: leave out {named}, "
                 "or give the checkpoint of a certified defence"
             )
-        if person and "people" in given:
+        if person != OWNER and "people" in given:
             raise UserError("--person and --people folders: give one of them")
         if (frame := defense.task.frame) is None and faces != "none":
             print(
@@ -152,7 +152,7 @@ class Protector:
         if isinstance(defense, Certified):
             limit = BUDGET if budget is None else budget
             protector.people = people
-            protector.certify(Accountant(account or account_file(), limit, begin=True), person or "owner")
+            protector.certify(Accountant(account or account_file(), limit, begin=True), person)
             return protector
         leaves = _MOVED if isinstance(defense, Crafter | CrafterVariant) else _OTHER
         leaves = _ANSWERS if isinstance(defense, Answers | CrafterGenerator) else leaves
@@ -165,8 +165,8 @@ class Protector:
         self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
         bits, spent = self.defense.certificate(self.options).bits, accountant.spent().get(self.person, 0.0)
-        limit, one = f"{accountant.budget:g} bits", _says(spent + bits)
-        left = f"{spent:g} of {limit} about {self.person} have left this device; with the next picture {one}"
+        limit, one, who = f"{accountant.budget:g} bits", _says(spent + bits), shown(self.person)
+        left = f"{spent:g} of {limit} about {who} have left this device; with the next picture {one}"
         if self.people == "folders":
             left = f"at most {limit} about a person, who has a folder; by a picture {_says(bits)}"
         text = f"{bits:.2f} bits a picture about {self.defense.about}; {left} (the account {accountant.file})"
@@ -174,7 +174,7 @@ class Protector:
 
     def whose(self, photo: str | Path | None) -> str:
         """Who is charged for a photograph, or for pixels."""
-        return Path(photo).parent.name if self.people == "folders" and photo else self.person
+        return Path(os.path.abspath(photo)).parent.name if self.people == "folders" and photo else self.person
 
     @property
     def image_size(self) -> int:

@@ -12,7 +12,7 @@ from crafter_pl.certificate import Certificate
 from crafter_pl.cli import main
 from crafter_pl.data.store import read_store
 from crafter_pl.defenses import load_defense
-from crafter_pl.edge.accountant import Accountant
+from crafter_pl.edge.accountant import Accountant, account_file
 from crafter_pl.edge.protector import Protector
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
@@ -46,6 +46,21 @@ def test_messages_are_charged_before_they_leave(protector, faces, capsys):
     with pytest.raises(UserError, match="exceed the budget of 7"):
         protector.craft((faces["image"] * 255).byte(), torch.arange(len(faces["image"])))
     assert account.spent() == {"Ann": spent}
+
+
+def test_one_account_whatever_the_working_directory(protector, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos" / "ann").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos" / "ann")
+    assert Accountant("~/account.json").file == tmp_path / "account.json"
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert account_file() == tmp_path / ".local" / "state" / "crafter_pl" / "account.json"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert account_file() == tmp_path / "state" / "crafter_pl" / "account.json"
+    protector.people = "folders"
+    assert [protector.whose(one) for one in ("1.png", "../bob/1.png", "./1.png")] == ["ann", "bob", "ann"]
+    with pytest.raises(UserError, match="give a name"):
+        Protector.load(trained, device="cpu", faces="none", account=tmp_path / "account.json", person="")
 
 
 def test_without_an_account_nothing_is_sent(stage, faces):

@@ -44,6 +44,10 @@ def test_celebas_own_head(folder):
 def test_classes_are_one_hot(folder):
     faces = read(folder, "file,mood\nann/a.jpg,sad\nann/a.png,glad\nb.png,sad\n", "multiclass")
     assert faces.attribute_names == ["glad", "sad"] and faces.labels_kind == "multiclass"
+    numbers = "file,mood\nann/a.jpg,10\nann/a.png,9\nb.png,x\n"
+    assert read(folder, numbers, "multiclass").attribute_names == ["9", "10", "x"], "as nets count them"
+    with pytest.raises(UserError, match=r"line 3: there is no class"):
+        read(folder, "file,mood\nann/a.jpg,sad\nann/a.png,\nb.png,sad\n", "multiclass")
     assert faces.attributes[[1, 2, 4]].tolist() == [[0, 1], [1, 0], [0, 1]]
     assert faces.attributes[0].isnan().all()
     both = "file,mood,age\nann/a.jpg,sad,3\nb.png,glad,4\n"
