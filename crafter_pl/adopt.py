@@ -94,7 +94,7 @@ def adopt(
     spread = _three("std", given.std if std is None else listed(std))
     found, (answers,) = places(net, side)
     chosen = _chosen(found, cut, side)
-    called = _names(None if names is None else listed(names), answers, list(data.attribute_names))
+    called = _names(names, answers, list(data.attribute_names))
     shown = ", ".join(called if answers <= 12 else [*called[:8], f"{answers - 8} more"])
     print(f"the net's answers are taken to be, in this order: {shown}; other: --names", flush=True)
     init: dict[str, Any] = {"arch": arch, "cut": chosen, "attribute_names": called, "answers": task}
@@ -172,8 +172,10 @@ def _chosen(found: list[Place], cut: str | None, side: int) -> str:
     return chosen
 
 
-def _names(given: list[str] | None, answers: int, attributes: list[str]) -> list[str]:
-    """What the answers are called."""
+def _names(given: list[str] | str | None, answers: int, attributes: list[str]) -> list[str]:
+    """What the answers are called; a list of numbers, or of yes and no, has come as its text."""
+    if isinstance(given, str):
+        given = [one.strip() for one in given.removeprefix("[").removesuffix("]").split(",")]
     made = attributes if len(attributes) == answers else [f"output_{place}" for place in range(answers)]
     names = made if given is None else given
     if len(names) != answers or len(set(names)) < len(names):

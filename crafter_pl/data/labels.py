@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from crafter_pl.data.faces import UNKNOWN, LabelsKind
@@ -40,8 +40,8 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
         kind: ``multilabel``, 0 and 1 or -1 and 1; ``multiclass``, one column of classes' names, in whose
             order they are counted; or ``regression``, finite numbers.
         chosen: the columns that are used, from 0; None: all.
-        pictures: their names, ``<person>/<picture>``; a row may leave the person out where only one picture
-            has that name.
+        pictures: their names, ``<person>/<picture>``, of two roots ``<folder>/<person>/<picture>``; a row may
+            leave out what comes first where only one picture ends so.
 
     Raises:
         UserError: the file is missing, or a row is malformed, by file and line.
@@ -102,17 +102,19 @@ def _table(file: Path) -> tuple[list[str], dict[str, tuple[str, list[str]]]]:
 def _matched(
     table: dict[str, tuple[str, list[str]]], pictures: list[str]
 ) -> dict[str, tuple[str, list[str]]]:
-    """The rows by their pictures' names."""
+    """The rows by their pictures' names, of which the first folders may be left out."""
     whole, short = set(pictures), dict[str, list[str]]()
     for name in pictures:
-        short.setdefault(PurePosixPath(name).name, []).append(name)
+        parts = name.split("/")
+        for start in range(1, len(parts)):
+            short.setdefault("/".join(parts[start:]), []).append(name)
     found: dict[str, tuple[str, list[str]]] = {}
     for name, row in table.items():
         meant = [name] if name in whole else short.get(name, [])
         if len(meant) > 1:
             raise UserError(
                 f"{row[0]}: {shown(name)} is the name of {len(meant)} pictures, {shown(meant[0])} and "
-                "others: write <person>/<picture>"
+                "others: write the whole name"
             )
         if meant and meant[0] in found:
             raise UserError(f"{row[0]}: a second row for {shown(meant[0])}; remove one of them")

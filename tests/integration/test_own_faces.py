@@ -47,7 +47,7 @@ def mine(tmp_path_factory):
     }
     words = [f"--data.{key}={value}" for key, value in {**data, "image_size": 32, "batch_size": 4}.items()]
     words += ["--runs_dir", str(folder / "runs"), "--experiment", "mine"]
-    net = ["--arch", f"{folder / 'own.py'}:net", "--task", "regression", "--names", "[age, height]"]
+    net = ["--arch", f"{folder / 'own.py'}:net", "--task", "regression", "--names", "[0, height]"]
     assert main(["adopt", *net, *words]) == 0
     batch = {"images": {0: torch.export.Dim.AUTO}}
     program = torch.export.export(Mean(), (torch.rand(4, 3, 8, 8),), dynamic_shapes=batch)
@@ -58,7 +58,7 @@ def mine(tmp_path_factory):
 def test_a_regression_has_units_of_its_own_answers(mine):
     task = load_stage(mine[0] / "runs/mine/task/checkpoints/best.ckpt", TaskModel)
     assert len(task.hparams["answer_mean"]) == 2 and min(task.hparams["answer_std"]) > 0
-    assert task.hparams["attribute_names"] == ["age", "height"] and task.answers.kind == "regression"
+    assert task.hparams["attribute_names"] == ["0", "height"] and task.answers.kind == "regression"
 
 
 def test_an_audit_without_names_and_labels(mine):

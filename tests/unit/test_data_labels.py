@@ -1,5 +1,7 @@
 """A labels file of a folder's pictures: good ones, and what is said of bad ones."""
 
+import shutil
+
 import pytest
 import torch
 from sources_lab import HOW, folder  # noqa: F401
@@ -98,3 +100,17 @@ def test_settings_that_do_not_go_together(folder):
     data = FacesDataModule(source="folder", root=str(folder), labels=str(folder / "none.csv"))
     with pytest.raises(UserError, match=r"none\.csv"):
         data.setup()
+
+
+def test_of_two_folders_a_person_and_a_picture_are_enough(folder):
+    other = folder.parent / "others"
+    shutil.copytree(folder / "bob", other / "eve")
+    file = folder.parent / "labels.csv"
+    file.write_text(f"file,a\nann/a.jpg,1\neve/b.png,0\n{folder.name}/bob/b.png,1\n")
+    faces = load_folder(folder, HOW, file, "multilabel", None, public_root=other)
+    known = {name: row.item() for name, row in zip(faces.file_names, faces.attributes, strict=True)}
+    asked = [f"{folder.name}/ann/a.jpg", "others/eve/b.png", f"{folder.name}/bob/b.png"]
+    assert [known[name] for name in asked] == [1, 0, 1] and faces.notes["pictures_without_row"] == 3
+    file.write_text("file,a\nb.png,1\n")
+    with pytest.raises(UserError, match="2 pictures"):
+        load_folder(folder, HOW, file, "multilabel", None, public_root=other)
