@@ -8,7 +8,11 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 status=0
 for minor in $(seq 10 20); do
-    python=$(command -v "python3.$minor" || ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3."$minor".*/bin/python3 2>/dev/null | tail -1 || true)
+    python=
+    # pyenv puts a python3.10 on the path that may run nothing.
+    for one in "python3.$minor" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3."$minor".*/bin/python3; do
+        "$one" --version >/dev/null 2>&1 && python=$one
+    done
     [ -n "$python" ] || continue
     echo "== $("$python" --version)"
     "$python" -m venv "$folder/$minor"
