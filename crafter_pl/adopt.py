@@ -75,7 +75,7 @@ def adopt(
 
     Raises:
         UserError: there is such a run, the net cannot be built, cut or traced, the weights are of another, or
-            what was cut does not answer as the whole.
+            what was cut does not answer as the whole, or all labels of a value are alike.
     """
     folder, began = Path(runs_dir, experiment, name), time.perf_counter()
     if folder.exists() and any(folder.iterdir()):
@@ -87,6 +87,9 @@ def adopt(
     if weights is None and not download and arch.startswith(("timm:", "torchvision:")):
         print(f"note: no --weights: {arch} keeps the random ones that it begins with", flush=True)
     net = whole_net(arch, "download" if download else weights).eval()
+    for key, value in net.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"the weights are not finite, {key} first: give those of a net that answers")
     given, arch = expected(net), lasting(arch, net)
     data.setup("fit")
     side = int(size or given.side or data.image_size)
@@ -134,6 +137,11 @@ def _units(init: dict[str, Any], net: nn.Module, data: FacesDataModule) -> dict[
     """Mean and deviation of a regression's values: of the labels, else of its own for public faces."""
     if data.labels_kind == "regression" and list(data.attribute_names) == init["attribute_names"]:
         values = data.faces.attributes[data.dataset("labelled_train").index]
+        if not bool((values.std(0) > 0).all()):
+            raise UserError(
+                "a value's labels are the same for all public faces, and say nothing of it: leave it out "
+                "(--data.attribute_columns), or give no labels"
+            )
     else:
         centre, spread = (torch.tensor(init[key]).view(3, 1, 1) for key in ("mean", "std"))
         side = init["input_size"]

@@ -37,8 +37,9 @@ def new_file(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: the disk is full, the place is read-only, ...; it names `path`.
+        UserError: there is something that is no file, such as a device.
     """
-    path = Path(path)
+    path = ordinary(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,18 @@ def new_file(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file by itself
     finally:
         partial.unlink(missing_ok=True)
+
+
+def ordinary(path: str | Path) -> Path:
+    """A place where a file is, or nothing: one written there would take the place of whatever else is there.
+
+    Raises:
+        UserError: there is something else.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is there, and is no file: give another place")
+    return path
 
 
 def write_file(path: str | Path, content: bytes | str, mode: int = 0o666) -> Path:

@@ -47,9 +47,9 @@ class Kept:
         found = [one for one in self.entries(data) if one[2].name == name and fits(one[2].settings)]
         return max(found, key=hardness, default=None)
 
-    def hardest(self) -> dict[str, Found]:
-        """Every set of features on CelebA once, by its label, from the report that attacks it hardest."""
-        return {short(one[2]): one for one in sorted(self.entries("celeba"), key=hardness)}
+    def hardest(self, data: str = "celeba") -> dict[str, Found]:
+        """Every set of features on some data once, by its label, from the report that attacks it hardest."""
+        return {short(one[2]): one for one in sorted(self.entries(data), key=hardness)}
 
 
 def short(entry: DefenseResult) -> str:

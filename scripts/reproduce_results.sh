@@ -21,7 +21,7 @@ fit crafter
 run predict --config configs/celeba/crafter.yaml $own
 fit adversarial_learning --trainer.max_epochs 3
 run predict --config configs/celeba/adversarial_learning.yaml $own
-fit attacks/black_box --trainer.max_epochs 2
+for name in black_box black_box_answers; do fit "attacks/$name" --trainer.max_epochs 2; done
 for name in certified answers; do
   fit attacks/adaptive_black_box --name "adaptive_black_box-$name" --model.init_args.defense_ckpt "$name"
 done
@@ -30,16 +30,19 @@ fit attacks/adaptive_black_box --name adaptive_black_box-crafter --model.init_ar
 fit attacks/adaptive_black_box --name adaptive_black_box-adversarial --model.init_args.defense_ckpt adversarial_learning \
   --model.init_args.pairs_per_round 4000 --model.init_args.epochs_per_round 4 --trainer.max_epochs 4
 fit attacks/student
-fit attacks/adaptive_student --name adaptive_student-certified --model.init_args.defense_ckpt certified \
-  --model.init_args.epochs_per_round 5 --trainer.max_epochs 20
+for name in certified answers; do
+  fit attacks/adaptive_student --name "adaptive_student-$name" --model.init_args.defense_ckpt "$name" \
+    --model.init_args.epochs_per_round 5 --trainer.max_epochs 20
+done
 
 audit() { run audit --config configs/celeba/audit.yaml $own --oracles "[]" --out "runs/results/$1" "${@:2}"; }
 decoder="{class_path: DecoderAttack}" adapted="{class_path: AdaptiveDecoderAttack}"
 lda="{class_path: GalleryLDA}, {class_path: GalleryLDA, init_args: {reads: answers}}"
-audit certified-adapted --features certified/bits5 --attacks "[$decoder, $adapted]" \
-  --rulers "[$lda, {class_path: WatchList}, {class_path: Link}]"
+readers="$lda, {class_path: WatchList}, {class_path: Link}"
+audit certified-adapted --features certified/bits5 --attacks "[$decoder, $adapted]" --rulers "[$readers]"
 audit certified-both --features "[certified/bits5, certified-all/bits8]" --attacks "[$decoder]" --rulers "[$lda]"
-audit answers-adapted --features answers/beta0 --attacks "[$decoder, $adapted]"
+from_answers="{class_path: DecoderAttack, init_args: {name: black_box_answers}}"
+audit answers-adapted --features answers/beta0 --attacks "[$decoder, $from_answers, $adapted]" --rulers "[$readers]"
 audit adversarial-adapted --features adversarial_learning/lambda0.5 --attacks "[$decoder, $adapted]"
 audit crafter-adapted --features crafter/beta0.25 --attacks "[$decoder, $adapted]" --rulers "[]" # a gallery is crafted first
 

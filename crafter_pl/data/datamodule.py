@@ -51,6 +51,7 @@ class FacesDataModule(LightningDataModule):
         keep_unlabelled: bool = False,
         labels: str | None = None,
         labels_kind: LabelsKind = "multilabel",
+        classes: list[str] | None = None,
         public_root: str | None = None,
         identities: Literal["folder", "none"] = "folder",
     ) -> None:
@@ -88,6 +89,8 @@ class FacesDataModule(LightningDataModule):
                 picture, `<person>/<picture>` or the picture's own name. Without one there are none.
             labels_kind: what is in it: 0 and 1 (or -1 and 1) for each attribute, one column of classes'
                 names, or numbers.
+            classes: all classes in the order of a net's outputs, where the table lacks some of them or the
+                net counts them otherwise (default: those in the table, by number or name).
             public_root: a second folder, of all public faces; all people in `root` with `min_private_images`
                 are private then. Nobody can check that the two share no person.
             identities: a folder a person, or none: nothing says whose the pictures are, which lie straight in
@@ -117,6 +120,7 @@ class FacesDataModule(LightningDataModule):
         self.keep_unlabelled = keep_unlabelled
         self.labels = labels
         self.labels_kind = labels_kind
+        self.classes = classes
         self.public_root = public_root
         self.identities = identities
         self.predict_numbers: list[int] | None = None

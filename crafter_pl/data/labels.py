@@ -30,7 +30,13 @@ class Labels(NamedTuple):
         return [self.of.get(name, unknown) for name in pictures]
 
 
-def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures: Iterable[str]) -> Labels:
+def read_labels(
+    file: Path,
+    kind: LabelsKind,
+    chosen: list[int] | None,
+    pictures: Iterable[str],
+    classes: list[str] | None = None,
+) -> Labels:
     """Reads a table whose head names the columns, and whose rows begin with a picture's name.
 
     It is CSV, or parted by blanks; the head may also be CelebA's two lines, the number of rows and the names.
@@ -42,6 +48,7 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
         chosen: the columns that are used, from 0; None: all.
         pictures: their names, ``<person>/<picture>``, of two roots ``<folder>/<person>/<picture>``; a row may
             leave out what comes first where only one picture ends so.
+        classes: all of them, in the order in which they are counted; None: those that are there.
 
     Raises:
         UserError: the file is missing, or a row is malformed, by file and line.
@@ -49,6 +56,7 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
     if not file.is_file():
         raise UserError(f"{shown(file)} is missing: no file of labels (--data.labels)")
     columns, table = _table(file)
+    columns = [_text(file, column) for column in columns]
     picked = choose_columns(chosen, list(range(len(columns))), len(columns))
     if kind == "multiclass" and len(picked) != 1:
         raise UserError(
@@ -69,6 +77,10 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
         if nameless := next((at for at, values in rows.values() if not values[0]), None):
             raise UserError(f"{nameless}: there is no class; leave the row out if nobody knows")
         names = sorted({values[0] for _, values in rows.values()}, key=_in_order)
+        names = [_text(file, name) for name in names] if classes is None else classes
+        for at, values in rows.values():
+            if values[0] not in names:
+                raise UserError(f"{at}: {shown(values[0])} is none of the classes given (--data.classes)")
         return Labels(
             names, {key: [float(one == v[0]) for one in names] for key, (_, v) in rows.items()}, unused
         )
@@ -76,6 +88,13 @@ def read_labels(file: Path, kind: LabelsKind, chosen: list[int] | None, pictures
     return Labels(
         names, {name: [number(cell, at) for cell in values] for name, (at, values) in rows.items()}, unused
     )
+
+
+def _text(file: Path, name: str) -> str:
+    """A name that is text, whatever bytes the names of pictures may be."""
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise UserError(f"{shown(file)}: {shown(name)} is not UTF-8: save the file in UTF-8")
+    return name
 
 
 def _in_order(name: str) -> tuple[bool, int, str]:

@@ -30,6 +30,7 @@ class Source(Protocol):
     keep_unlabelled: bool
     labels: str | None
     labels_kind: LabelsKind
+    classes: list[str] | None
     public_root: str | None
     identities: Literal["folder", "none"]
 
@@ -49,6 +50,13 @@ def check_options(data: Source) -> None:
         raise UserError(
             f"labels_kind {data.labels_kind} is of a file of labels, and that of the source folder, not "
             f"{source}: give --data.source folder --data.labels FILE, or neither"
+        )
+    if data.classes is not None and (
+        data.labels_kind != "multiclass" or len(set(data.classes)) < max(2, len(data.classes))
+    ):
+        raise UserError(
+            f"classes {data.classes}: give two different names or more (--data.classes), and "
+            "--data.labels_kind multiclass"
         )
     if source != "folder" and (data.public_root is not None or data.identities == "none"):
         raise UserError(f"public_root and identities none are for --data.source folder, not {source}")
@@ -92,6 +100,7 @@ def load_faces(data: Source) -> Faces:
         None if data.labels is None else _path("labels", data.labels),
         data.labels_kind,
         data.attribute_columns,
+        data.classes,
         None if data.public_root is None else _path("public_root", data.public_root),
         data.identities == "folder",
     )

@@ -157,6 +157,7 @@ def load_folder(
     labels: Path | None = None,
     labels_kind: LabelsKind = "multilabel",
     label_columns: list[int] | None = None,
+    classes: list[str] | None = None,
     public_root: Path | None = None,
     named: bool = True,
 ) -> Faces:
@@ -170,6 +171,7 @@ def load_folder(
         labels: a file of labels, see `read_labels`; None: there are none (`A` = 0).
         labels_kind: what is in it.
         label_columns: which of its columns to use, from 0; None for all.
+        classes: all classes in their order; None: those that are there.
 
     Raises:
         UserError: a folder is missing, holds no such pictures or lies within the other one, or the labels are
@@ -193,7 +195,7 @@ def load_folder(
     names: list[str] = []
     rows: list[list[float]] = [[] for _ in files]
     if labels is not None:
-        found = read_labels(labels, labels_kind, label_columns, files)
+        found = read_labels(labels, labels_kind, label_columns, files, classes)
         names, rows = found.names, found.rows(files)
         notes |= {"rows_without_picture": found.unused, "pictures_without_row": len(files) - len(found.of)}
     faces = _assemble(

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from crafter_pl.data.pictures import shown
 from crafter_pl.errors import UserError
-from crafter_pl.files import expand, read_json, to_json, write_file
+from crafter_pl.files import expand, ordinary, read_json, to_json, write_file
 
 VERSION = 1
 _WAY = (
@@ -38,9 +38,14 @@ def account_file() -> Path:
     """Where a device keeps its account unless told otherwise: XDG_STATE_HOME/crafter_pl/account.json.
 
     A relative XDG_STATE_HOME counts for nothing, as its specification says: every folder would have its own.
+
+    Raises:
+        UserError: whoever runs this has no home folder.
     """
     home = os.environ.get("XDG_STATE_HOME", "")
     home = home if os.path.isabs(home) else os.path.expanduser("~/.local/state")
+    if not os.path.isabs(home):
+        raise UserError("there is no home folder to keep the account in: give --account FILE")
     return Path(home) / "crafter_pl" / "account.json"
 
 
@@ -100,23 +105,23 @@ class Accountant:
             nobody would know what has left: ``FILE.begun`` beside it says that there was one.
 
     Raises:
-        UserError: the budget is not above 0, or the account is lost.
+        UserError: the budget is not above 0, or the account is lost, or no file.
     """
 
     def __init__(self, file: str | Path, budget: float = BUDGET, begin: bool = False) -> None:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
             raise UserError(f"the privacy budget is {budget!r} bits; give a number above 0")
         # One account and one lock, whatever link it was reached by.
-        self.file, self.budget = Path(os.path.realpath(expand(str(file)))), budget
-        if begin and not self.file.is_file():
+        self.file, self.budget = ordinary(os.path.realpath(expand(str(file)))), budget
+        begun = self.file.with_name(f"{self.file.name}.begun")
+        if begin and not (self.file.is_file() and begun.is_file()):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.file}.lock", mode=0o600):
                 if not self.file.is_file():
-                    begun = self.file.with_name(f"{self.file.name}.begun")
                     if begun.exists():
                         raise UserError(f"the account {self.file} was begun, and is gone: {_WAY}")
                     self._write({"version": VERSION, "key": secrets.token_hex(32), "people": {}, "sent": {}})
-                    begun.touch()  # one that is lost does not begin anew by itself
+                begun.touch()  # one that is lost does not begin anew by itself
 
     def _write(self, account: dict[str, Any]) -> None:
         """On the disk, its name too, before anything leaves."""

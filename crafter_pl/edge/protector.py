@@ -289,7 +289,10 @@ class Protector:
             person = max(after, key=lambda one: after[one])
             most = ", about whom most leaves" * (len(after) > 1)
             new, bits = after[person] - before.get(person, 0.0), after[person]
-            print(f"note: {new:g} bits more about {person}{most}: by all {bits:g} {_says(bits)}", flush=True)
+            print(
+                f"note: {new:g} bits more about {shown(person)}{most}: by all {bits:g} {_says(bits)}",
+                flush=True,
+            )
 
 
 def _says(bits: float) -> str:

@@ -93,7 +93,7 @@ def rebuilt(
     settings = []
     for number, (one, path) in enumerate(certified):
         count, answered = len(one.codewords), len(one.answered)
-        settings.append(f"{_run(path)}, one of {count} messages about {answered} attributes")
+        settings.append(f"{_run(path)}, one of {count} messages about {answered} {one.task.answers.served}")
         more, lacking = _both("Certified", one, path, images, decoder, commands, device)
         shown += [Shown(own.title, own.note, own.images, own.said, number) for own in more]
         missing += lacking
@@ -134,7 +134,10 @@ def messages(defense: Certified, images: Tensor, index: Tensor) -> list[str]:
     options = defense.options()
     coins, _ = defense.draw(index, options)
     chosen: Sequence[int] = defense.messages(images, coins, options).tolist()
-    words = [in_words(defense.codewords[message].tolist(), defense.answered) for message in chosen]
+    told = defense.task.answers.part(torch.tensor(defense.columns)).told(defense.codewords.cpu())
+    words = [
+        in_words(told[message].tolist(), defense.answered, defense.task.answers.kind) for message in chosen
+    ]
     return [f"{one}: one of {len(defense.codewords)} messages" for one in words]
 
 

@@ -265,8 +265,9 @@ def has_truth(task: TaskModel, data: FacesDataModule, path: str = "", partly: bo
     if (data.labels_kind, theirs) != (task.answers.kind, mine):
         raise UserError(
             f"the task model {path} knows the {task.answers.served} {_few(mine)}, but the data have "
-            f"{data.labels_kind} labels {_few(theirs)}: train it on these data, or choose the same "
-            "--data.attribute_columns or --data.labels"
+            f"{data.labels_kind} labels {_few(theirs)}: train it on these data, choose the same "
+            "--data.attribute_columns or --data.labels, or name all classes in the model's order "
+            "(--data.classes)"
         )
     return True
 

@@ -136,6 +136,15 @@ def test_what_is_wrong_leaves_nothing(given, adopted, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+def test_weights_that_are_not_finite_are_refused(adopted, tmp_path, capsys):
+    state = {key: value.clone() for key, value in adopted[1].state_dict().items()}
+    state["bn1.running_var"][3] = float("inf")
+    save_file(state, tmp_path / "bad.safetensors")
+    given = ["--arch", "timm:resnet10t", "--weights", str(tmp_path / "bad.safetensors"), "--size", "64"]
+    assert main(words(tmp_path / "runs", *given)) == 2
+    assert "bn1.running_var" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def fit(runs, *settings):
     given = [f"--model.init_args.{one}" for one in settings]
     return main(["fit", "--config", str(CONF / "task.yaml"), "--runs_dir", str(runs), *given])

@@ -2,11 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import stat
 
 import pytest
 
-from crafter_pl.edge.accountant import Accountant, Charge
+from crafter_pl.edge.accountant import Accountant, Charge, account_file
 from crafter_pl.errors import UserError
 
 
@@ -145,3 +146,29 @@ def test_what_cannot_be_written_is_not_sent(file, monkeypatch):
         accountant.charge("Ann", [b"2"], 5, [3])
     monkeypatch.undo()
     assert accountant.spent() == {"Ann": 5}
+
+
+def test_one_that_was_moved_here_does_not_begin_anew_either(file):
+    Accountant(file, begin=True).charge("Ann", [b"1"], 5, [3])
+    moved = file.with_name("moved.json")
+    file.rename(moved)
+    assert Accountant(moved, begin=True).spent() == {"Ann": 5}
+    moved.unlink()
+    with pytest.raises(UserError, match="was begun, and is gone"):
+        Accountant(moved, begin=True)
+
+
+def test_what_is_no_file_is_left_as_it_is(file, tmp_path):
+    file.parent.mkdir()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="no file"):
+        Accountant(file, begin=True)
+    assert stat.S_ISFIFO(file.stat().st_mode) and [*file.parent.iterdir()] == [file]
+
+
+def test_who_has_no_home_is_told(monkeypatch):
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where no user has this number
+    with pytest.raises(UserError, match="--account"):
+        account_file()

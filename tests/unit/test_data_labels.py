@@ -63,6 +63,31 @@ def test_values(folder):
     assert faces.attributes[[1, 4], 0].tolist() == [31.5, -20.0] and faces.attributes.dtype == torch.float32
 
 
+def test_all_classes_can_be_named_in_the_order_of_a_net(folder):
+    file = folder.parent / "labels.csv"
+    file.write_text("file,mood\nann/a.jpg,sad\nann/a.png,glad\nb.png,sad\n")
+    faces = load_folder(folder, HOW, file, "multiclass", None, ["sad", "cross", "glad"])
+    assert faces.attribute_names == ["sad", "cross", "glad"]
+    assert faces.attributes[[1, 2]].tolist() == [[1, 0, 0], [0, 0, 1]]
+    with pytest.raises(UserError, match=r"line 3: glad is none of the classes"):
+        load_folder(folder, HOW, file, "multiclass", None, ["sad", "cross"])
+    for classes, kind in (
+        (["sad"], "multiclass"),
+        (["sad", "sad"], "multiclass"),
+        (["a", "b"], "regression"),
+    ):
+        with pytest.raises(UserError, match="give two different names"):
+            FacesDataModule(source="folder", labels=str(file), labels_kind=kind, classes=classes)
+
+
+def test_names_that_are_not_utf8_are_refused(folder):
+    file = folder.parent / "labels.csv"
+    for text, kind in (("file,m\xe4nnlich\nb.png,1\n", "multilabel"), ("file,a\nb.png,\xe4\n", "multiclass")):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match="not UTF-8"):
+            load_folder(folder, HOW, file, kind, None)
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "said"),
     [

@@ -1,5 +1,6 @@
 """A folder is one process's at a time, and shows nothing of that afterwards."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 
 from crafter_pl.errors import UserError
-from crafter_pl.files import LOCK, lock
+from crafter_pl.files import LOCK, lock, write_file
 
 HOLD = "import filelock, sys, time; file = filelock.FileLock(sys.argv[1])\n"
 HOLD += "with file: print('mine', flush=True); time.sleep(60)"
@@ -43,3 +44,11 @@ def test_an_empty_folder_is_not_left_behind(tmp_path):
     with lock(tmp_path / "a" / "b"):
         pass
     assert not (tmp_path / "a" / "b").exists()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="no file"):
+            write_file(place, "text")
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"] and not (tmp_path / "pipe").is_file()
