@@ -49,3 +49,20 @@ audit crafter-adapted --features crafter/beta0.25 --attacks "[$decoder, $adapted
 curve() { python benchmarks/certificate_curve.py "runs/results/$1/checkpoints/best.ckpt" --data configs/celeba.yaml "${@:2}"; }
 curve certified --bits "[1,2,3,4,5,6,8,10]" --levels "[2,3]" --out runs/results/curve4.json
 curve certified-all --bits "[4,6,8,10]" --out runs/results/curve40.json
+
+# The same nets on LFW's people, by the 37 attributes that both data sets have.
+lfw=(--experiment results-lfw --data configs/lfw.yaml --data.private_people 33 --data.attribute_columns "[0,9,10,11,12,14,16,17,19,20,26,27,28,
+  29,30,34,35,36,38,39,40,42,45,46,48,49,50,58,59,60,61,63,66,68,70,71,72]")
+best() { echo "runs/results/$1/checkpoints/best.ckpt"; }
+for name in certified answers crafter; do
+  run predict --config "configs/celeba/$name.yaml" "${lfw[@]}" --ckpt_path "$(best "$name")"
+done
+theirs="{class_path: DecoderAttack, init_args: {ckpt: $(best black_box)}}, {class_path: AdaptiveDecoderAttack, init_args: {black_box_ckpt: $(best black_box)}}"
+shift_audit() {
+  run audit --config configs/celeba/audit.yaml "${lfw[@]}" --oracles "[]" --task_ckpt "$(best task)" --attacks "[$theirs]" \
+    --defenses "[$(best certified), $(best answers), $(best crafter)]" \
+    --adapted "[$(best adaptive_black_box-certified), $(best adaptive_black_box-answers), $(best adaptive_black_box-crafter)]" "$@"
+}
+shift_audit --features "[certified/bits5, answers/beta0, crafter/beta0.25]" --rulers "[]" --out runs/results-lfw/shift
+shift_audit --features "[certified/bits5, answers/beta0]" --out runs/results-lfw/shift-gallery \
+  --rulers "[{class_path: GalleryLDA}, {class_path: GalleryLDA, init_args: {reads: answers, task_ckpt: $(best task)}}]"

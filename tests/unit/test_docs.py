@@ -99,7 +99,7 @@ def test_every_command_shown_parses(page, tmp_path, monkeypatch):
 def test_the_commands_behind_the_tables_parse(tmp_path, monkeypatch):
     text = (ROOT / "scripts" / "reproduce_results.sh").read_text().replace('cd "$(dirname "$0")/.."', "")
     commands = shown(text, tmp_path)
-    assert [words[0] for words in commands].count("audit") == 5 and len(commands) == 24
+    assert [words[0] for words in commands].count("audit") == 7 and len(commands) == 29
     parse(commands, tmp_path, monkeypatch)
 
 
