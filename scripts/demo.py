@@ -50,7 +50,7 @@ STAGES = {
     "oracle_plain": ([], ""),
     "attacks/black_box_answers": (["task"], f"{DECODER} 3"),
 }
-STORES = ["crafter/beta0.1", "certified/bits5"]
+STORES = {"crafter": "beta0.1", "certified": "bits5"}  # what is audited
 
 
 def jobs() -> list[Job]:
@@ -61,11 +61,10 @@ def jobs() -> list[Job]:
         run = Path(config).name + (f"-{against}" if against else "")
         fit = [*PLACE.command("fit", config, run if against else None, {}), *options.split()]
         made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs))
-    for store in STORES:
-        defense, name = store.split("/")
-        predict = PLACE.command("predict", defense, None, {"data.predict_batch_size": 32})
-        manifest = f"{PLACE.home}/{defense}/features/private_test-{name}/manifest.json"
-        made.append(Job(f"predict-{defense}", [predict], [manifest], [defense]))
+        if run in STORES:
+            predict = PLACE.command("predict", run, None, {"data.predict_batch_size": 32})
+            manifest = f"{PLACE.home}/{run}/features/private_test-{STORES[run]}/manifest.json"
+            made.append(Job(f"predict-{run}", [predict], [manifest], [run]))
     return made
 
 
@@ -82,9 +81,10 @@ def demo() -> int:
     options = {
         "budget": "benchmark",
         "out": PLACE.home / "audit",
-        "features": STORES,
+        "features": ["/".join(store) for store in STORES.items()],
         "oracles": ["oracle_resnet", "oracle_plain"],
         "gallery_images": 4,
+        "rulers": "[]",  # Crafter's gallery would have to be crafted first
     }
     audit = PLACE.command("audit", "audit", None, options)
     print(f"+ {command(audit)}", flush=True)
