@@ -99,8 +99,8 @@ def audit(asked: Options) -> Path:
     published = Published(asked.home, device, defenses)
     sets, remarks = load_features(stores, published, task, task_path, split_hash, rows["index"], clouds)
     targets = [one.target for one in sets]
-    bound, more, wrong = bind(attacks, targets, commands, adapted, split_hash)
-    reading, others, missed = bind(readers, targets, commands, adapted, split_hash)
+    bound, more, wrong = bind(attacks, targets, commands, adapted, data)
+    reading, others, missed = bind(readers, targets, commands, adapted, data)
     refuse([*wrong, *missed])
     sets[0] = replace(sets[0], queries=group.agree(encode(task, images, device, asked.batch_size)))
 

@@ -8,6 +8,7 @@ from crafter_pl.attacks.base import Adversary, Attack, Target
 from crafter_pl.attacks.reader import Reader, Ruler
 from crafter_pl.audit.load import trained_on
 from crafter_pl.commands import Commands
+from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.errors import UserError
 
 Moment = (
@@ -22,7 +23,7 @@ def bind(
     targets: Sequence[Target | None],
     commands: Commands,
     adapted: list[str] | None,
-    split_hash: str,
+    data: FacesDataModule,
 ) -> tuple[Bound[A], list[str], list[str]]:
     """Everybody bound to every target, what the report must note, and what is wrong.
 
@@ -31,7 +32,7 @@ def bind(
         targets: what made each set of features; None: they are unprotected.
         commands: of the experiment.
         adapted: see `Adversary.against`, ``among``.
-        split_hash: of the data.
+        data: that is audited.
     """
     bound: Bound[A] = {one.name: [] for one in adversaries}
     notes, wrong = [], []
@@ -42,7 +43,7 @@ def bind(
                 moments: list[tuple[Moment, A]] = [(None, one)]
                 if isinstance(one, Attack) and target is not None:
                     moments += one.history()  # type: ignore[arg-type]  # rulers have none
-                notes += [note for _, own in moments for note in check(own, split_hash)]
+                notes += [note for _, own in moments for note in check(own, data)]
                 bound[adversary.name].append(moments)
             except UserError as error:
                 wrong.append(str(error))
@@ -55,7 +56,7 @@ def refuse(wrong: Sequence[str]) -> None:
         raise UserError("\n- ".join(["the attacks are not ready:", *wrong]) if wrong[1:] else wrong[0])
 
 
-def check(adversary: Adversary, split_hash: str) -> list[str]:
+def check(adversary: Adversary, data: FacesDataModule) -> list[str]:
     """What the report must note about an attack or ruler that is bound.
 
     Raises:
@@ -68,7 +69,7 @@ def check(adversary: Adversary, split_hash: str) -> list[str]:
             assert adversary.commands is not None
             way = adversary.commands.fit(Path(path).absolute().parents[1].name)
             raise UserError(f"attack {adversary.name} needs {path}, which is missing: train it first: {way}")
-    others = [stage for stage, path in files.items() if trained_on(path) != split_hash]
+    others = [stage for stage, path in files.items() if not data.same_people(trained_on(path))]
     if others and isinstance(adversary, Ruler):
         raise UserError(
             f"ruler {adversary.name}: {files[others[0]]} was trained on another split and may have seen the "

@@ -44,7 +44,7 @@ def load_task(path: Path, data: FacesDataModule) -> tuple[TaskModel, list[str]]:
     note = (
         "The task model was trained on another split: make sure that it has seen none of the private people."
     )
-    return task, [] if trained_on(path) == data.split_hash else [note]
+    return task, [] if data.same_people(trained_on(path)) else [note]
 
 
 def load_oracles(paths: list[str], data: FacesDataModule, device: str) -> list[OracleJudge]:

@@ -162,6 +162,7 @@ class FacesDataModule(LightningDataModule):
             self.seed,
         )
         self.split_hash = split.split_hash(faces, self.splits)
+        self.public_hash = split.split_hash(faces, self.splits, split.UNIONS["public"])
         self.private_identities = torch.unique(faces.identity[self._rows("all_private")])
         self.public_identities = torch.unique(faces.identity[self._rows("public")])
         self.faces = faces
@@ -169,8 +170,13 @@ class FacesDataModule(LightningDataModule):
     def share(self, other: FacesDataModule) -> None:
         """Takes the faces that another one of the same settings has loaded, or will load first."""
         if hasattr(other, "faces"):
-            for name in ("faces", "splits", "split_hash", "private_identities", "public_identities"):
+            hashes = ("split_hash", "public_hash")
+            for name in ("faces", "splits", *hashes, "private_identities", "public_identities"):
                 setattr(self, name, getattr(other, name))
+
+    def same_people(self, digest: str | None) -> bool:
+        """Whether a checkpoint's hash is of this split, or of its public pictures, which are all it has seen."""
+        return digest in (self.split_hash, self.public_hash)
 
     def _rows(self, part: str) -> Tensor:
         if part in split.LABELLED:

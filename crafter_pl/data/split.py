@@ -8,6 +8,7 @@ the audit.
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -27,6 +28,7 @@ UNIONS = {
     "gallery": ("private_train",),  # what a suspect's pictures on the web are to whoever looks for a face
 }
 LABELLED = {"labelled_train": "public_train", "labelled_val": "public_val"}  # whose attributes are known
+PUBLIC = {"public", *UNIONS["public"], *LABELLED}
 
 Splits = dict[str, Tensor]
 
@@ -185,11 +187,11 @@ def check_split(faces: Faces, splits: Splits) -> None:
             )
 
 
-def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
-    """The split as sorted rows `(file name, person's name, part)`."""
+def split_rows(faces: Faces, splits: Splits, parts: Sequence[str] = PARTS) -> list[tuple[str, str, str]]:
+    """The split, or some of its parts, as sorted rows `(file name, person's name, part)`."""
     names, people = faces.names(), faces.identity.tolist()
     rows = sorted(
-        (faces.file_names[row], names[people[row]], part) for part in PARTS for row in splits[part].tolist()
+        (faces.file_names[row], names[people[row]], part) for part in parts for row in splits[part].tolist()
     )
     for one, other in pairwise(rows):
         if one[0] == other[0]:
@@ -199,9 +201,9 @@ def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
     return rows
 
 
-def split_hash(faces: Faces, splits: Splits) -> str:
+def split_hash(faces: Faces, splits: Splits, parts: Sequence[str] = PARTS) -> str:
     """SHA-256 over the rows `file,person,part`, sorted: equal on every machine for the same split."""
-    rows = "".join(",".join(row) + "\n" for row in split_rows(faces, splits))
+    rows = "".join(",".join(row) + "\n" for row in split_rows(faces, splits, parts))
     return hashlib.sha256(_bytes(rows)).hexdigest()
 
 

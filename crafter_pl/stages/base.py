@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.split import PUBLIC
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.limits import checked
@@ -100,6 +101,11 @@ class Stage(L.LightningModule):
             return given
         raise UserError(f"{type(self).__name__} needs {name}: give it, or what `from_data` has of the data")
 
+    @classmethod
+    def public_only(cls) -> bool:
+        """Whether it sees no picture of a private person in training."""
+        return {cls.train_split, cls.val_split} <= PUBLIC
+
     @property
     def data(self) -> FacesDataModule:
         """The data that it is trained or tried on."""
@@ -122,7 +128,9 @@ class Stage(L.LightningModule):
                     f"{self.upstream_files[key][0]} (stage {key}) was trained on pictures of {size} pixels, "
                     f"the data have {data.image_size}: give --data.image_size {size}, or another {key}_ckpt"
                 )
-        strangers = {key: one for key, one in self.upstream.items() if one.trained_on[0] != data.split_hash}
+        strangers = {
+            key: one for key, one in self.upstream.items() if not data.same_people(one.trained_on[0])
+        }
         for key, upstream in strangers.items() if stage == "fit" else ():
             file, source = self.upstream_files[key][0], upstream.trained_on[1]
             if source == data.source:
@@ -197,10 +205,11 @@ class Stage(L.LightningModule):
         return checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the stage's class, its upstream hashes and the split's hash into the checkpoint."""
+        """Writes the stage's class, its upstream hashes and the hash of what it may have seen of the split."""
         checkpoint["stage_class"] = type(self).__name__
         checkpoint["upstream"] = {key: list(entry) for key, entry in self.upstream_files.items()}
-        checkpoint["split_hash"] = getattr(getattr(self._trainer, "datamodule", None), "split_hash", None)
+        seen = "public_hash" if self.public_only() else "split_hash"
+        checkpoint["split_hash"] = getattr(getattr(self._trainer, "datamodule", None), seen, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another class, or one trained on other upstream checkpoints."""

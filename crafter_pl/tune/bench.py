@@ -58,7 +58,7 @@ class Bench:
         owner: ``(M,)``, whom the pictures show among which oracles look for a face: all of the split.
         boot: resamples of the people of `images`.
         commands: of the experiment.
-        split_hash: of the data.
+        data: of the audit.
         key: all that a score depends on besides the attack.
 
     Raises:
@@ -66,11 +66,10 @@ class Bench:
     """
 
     def __init__(self, asked: Options, faces: int) -> None:
-        data = asked.data
+        self.data = data = asked.data
         self.batch_size, self.seed = asked.batch_size, asked.seed
         self.device = pick_device(asked.device)
         data.setup("test")
-        self.split_hash = data.split_hash
         self.commands = Commands(asked.home, settings_of(data))
         task_path = find.find_task(self.commands, asked.task_ckpt)
         self._task, notes = load.load_task(task_path, data)
@@ -93,7 +92,7 @@ class Bench:
         self.boot = IdentityBootstrap(self.identity, asked.bootstrap, self.seed)
         hashes = [sha256(task_path), *map(sha256, files)]
         where = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
-        self.key = [self.split_hash, batch["index"].tolist(), hashes, where, self.batch_size, self.seed]
+        self.key = [data.split_hash, batch["index"].tolist(), hashes, where, self.batch_size, self.seed]
 
     @torch.no_grad()
     def _batched(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def search(bench: Bench, out: Path, settings: list[Setting], attacks: list[Attac
     keys, notes, bound = [], [], []
     for setting, attack in zip(settings, attacks, strict=True):
         bound.append(attack.against(None, bench.commands))
-        notes += bind.check(bound[-1], bench.split_hash)
+        notes += bind.check(bound[-1], bench.data)
         text = json.dumps([bound[-1].describe(), setting, bench.key], sort_keys=True)
         keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
     for note in dict.fromkeys(notes):

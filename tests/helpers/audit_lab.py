@@ -34,6 +34,7 @@ class FakeData:
     """Pictures are their person's colour with a little noise; two attributes, and one of a single class."""
 
     source, image_size, split_hash, private_people = "fake", SIZE, SPLIT_HASH, PEOPLE
+    same_people = SPLIT_HASH.__eq__
     attribute_names = ("reddish", "noisy", "always")
     labels_kind, identities = "multilabel", "folder"
 

@@ -54,7 +54,7 @@ def test_the_run_has_what_other_stages_look_for(adopted):
     with torch.no_grad():
         answers = task.cloud(task.edge(images))
         assert near(answers, source(shown), steps=3)
-    assert task.trained_on == (data.split_hash, "synthetic")
+    assert task.trained_on == (data.public_hash, "synthetic")
     assert task.hparams["attribute_names"] == list(data.attribute_names)
     about = json.loads((run / "config.json").read_text())
     assert about["features"]["shape"] == list(task.feature_shape) and 0 < about["edge_share"] < 0.5

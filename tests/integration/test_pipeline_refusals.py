@@ -129,6 +129,15 @@ def test_stages_of_other_splits_do_not_mix(tiny, tmp_path, capsys):
     assert not os.path.exists(tiny.folder / "other" / "checkpoints")
 
 
+def test_what_saw_public_people_alone_takes_any_number_of_private_pictures(tiny, capsys):
+    one = ("--data.test_images", "1")
+    assert main(tiny.command("validate", "task", *one)) == 0
+    quick = ("--name", "other", "--trainer.fast_dev_run", "true", *one)
+    assert main(tiny.command("fit", "amortizer", *quick)) == 0
+    assert main(tiny.command("validate", "oracle_plain", *one)) == 2  # may have learnt these very pictures
+    assert "data.test_images: 4 for training, 1 here" in capsys.readouterr().err
+
+
 def test_a_prior_of_another_source_is_noted(tiny, tmp_path, capsys):
     content = torch.load(tiny.ckpt("prior"), weights_only=True)
     content["split_hash"] = "0" * 64

@@ -97,7 +97,9 @@ def test_upstream_nets_are_frozen_and_elsewhere(name, tiny):
 
 def test_checkpoints_say_what_they_were_trained_on(tiny):
     content = torch.load(tiny.ckpt("amortizer"), weights_only=True)
-    assert content["stage_class"] == "Amortizer" and content["split_hash"] == tiny.data().split_hash
+    assert content["stage_class"] == "Amortizer" and content["split_hash"] == tiny.data().public_hash
+    oracle = torch.load(tiny.ckpt("oracle_plain"), weights_only=True)
+    assert oracle["split_hash"] == tiny.data().split_hash != tiny.data().public_hash
     digests = {key: sha256(tiny.ckpt(key)) for key in ("task", "prior")}
     assert {key: digest for key, (_, digest) in content["upstream"].items()} == digests
     for key, (file, _) in content["upstream"].items():

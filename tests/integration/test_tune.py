@@ -137,8 +137,8 @@ def result(values, seconds=1.0):
 
 def test_what_must_be_noted_of_any_setting_is_said(tmp_path, monkeypatch, capsys):
     found = iter([["first"], [], ["both", "first"]])
-    monkeypatch.setattr(tune.bind, "check", lambda attack, split_hash: next(found))
-    made = SimpleNamespace(split_hash="s", key=[], images=[0], boot=SimpleNamespace(people=2), features=[])
+    monkeypatch.setattr(tune.bind, "check", lambda attack, data: next(found))
+    made = SimpleNamespace(data=None, key=[], images=[0], boot=SimpleNamespace(people=2), features=[])
     made.device, made.commands = "cpu", SimpleNamespace(home=tmp_path)
     made.measure = lambda attack: result([0.5])
     attacks = [Mock(describe=lambda number=number: {"number": number}) for number in range(3)]
