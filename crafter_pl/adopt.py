@@ -224,7 +224,10 @@ def _write(stage: TaskModel, folder: Path, data: FacesDataModule, settings: dict
     stage.frame = measure_frame(data.dataset("public").spread(64)["image"])
     content: dict[str, Any] = {"state_dict": stage.state_dict(), "hyper_parameters": dict(stage.hparams)}
     stage.on_save_checkpoint(content)
-    content |= {"split_hash": data.split_hash, "config": {part: settings[part] for part in ("model", "data")}}
+    content |= {
+        "split_hash": data.public_hash,
+        "config": {part: settings[part] for part in ("model", "data")},
+    }
     content |= {"pytorch-lightning_version": lightning.__version__, "epoch": 0, "global_step": 0}
     for kept in ("last", "best"):
         AtomicCheckpointIO().save_checkpoint(content, folder / "checkpoints" / f"{kept}.ckpt")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from crafter_pl.data.datamodule import FacesDataModule
+from crafter_pl.data.split import PUBLIC
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json
 from crafter_pl.stages.base import Stage
@@ -93,7 +94,8 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
         return []
     lines = differences(saved, given)
     data = data_differences(saved, given, "training")
-    if issubclass(kind := resolve_name(saved["model"]["class_path"]), Stage) and kind.public_only():
+    kind: type[Stage] = resolve_name(saved["model"]["class_path"])
+    if PUBLIC.issuperset((kind.train_split, kind.val_split)):
         data = [line for line in data if not line.startswith("data.test_images:")]  # of private people alone
     if data and saved["data"]["source"] == given["data"]["source"]:
         message = (

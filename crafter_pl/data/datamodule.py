@@ -174,8 +174,12 @@ class FacesDataModule(LightningDataModule):
             for name in ("faces", "splits", *hashes, "private_identities", "public_identities"):
                 setattr(self, name, getattr(other, name))
 
+    def hash_of(self, *parts: str) -> str:
+        """What a stage that works on these parts has seen of the split: all of it, or its public pictures."""
+        return self.public_hash if split.PUBLIC.issuperset(parts) else self.split_hash
+
     def same_people(self, digest: str | None) -> bool:
-        """Whether a checkpoint's hash is of this split, or of its public pictures, which are all it has seen."""
+        """Whether a checkpoint's hash, see `hash_of`, says that it has seen nobody who is private here."""
         return digest in (self.split_hash, self.public_hash)
 
     def _rows(self, part: str) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from crafter_pl.data.datamodule import FacesDataModule
-from crafter_pl.data.split import PUBLIC
 from crafter_pl.errors import UserError
 from crafter_pl.files import sha256
 from crafter_pl.limits import checked
@@ -101,11 +100,6 @@ class Stage(L.LightningModule):
             return given
         raise UserError(f"{type(self).__name__} needs {name}: give it, or what `from_data` has of the data")
 
-    @classmethod
-    def public_only(cls) -> bool:
-        """Whether it sees no picture of a private person in training."""
-        return {cls.train_split, cls.val_split} <= PUBLIC
-
     @property
     def data(self) -> FacesDataModule:
         """The data that it is trained or tried on."""
@@ -128,17 +122,14 @@ class Stage(L.LightningModule):
                     f"{self.upstream_files[key][0]} (stage {key}) was trained on pictures of {size} pixels, "
                     f"the data have {data.image_size}: give --data.image_size {size}, or another {key}_ckpt"
                 )
-        strangers = {
-            key: one for key, one in self.upstream.items() if not data.same_people(one.trained_on[0])
-        }
-        for key, upstream in strangers.items() if stage == "fit" else ():
-            file, source = self.upstream_files[key][0], upstream.trained_on[1]
-            if source == data.source:
+        for key, upstream in self.upstream.items() if stage == "fit" else ():
+            file, (seen, source) = self.upstream_files[key][0], upstream.trained_on
+            if source == data.source and not data.same_people(seen):
                 raise UserError(
                     f"{file} (stage {key}) was trained on another split of {source}, whose public people may "
                     "be private here: give the --data settings that it was trained with, or train it again"
                 )
-            if self.trainer.is_global_zero:
+            if not data.same_people(seen) and self.trainer.is_global_zero:
                 print(f"note: {file} was trained on other faces; see that none is private here", flush=True)
 
     def use(self, key: str, path: str | None, cls: type[StageT] | Callable[[str], StageT]) -> StageT:
@@ -205,11 +196,11 @@ class Stage(L.LightningModule):
         return checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the stage's class, its upstream hashes and the hash of what it may have seen of the split."""
+        """Writes the stage's class, its upstream hashes and the hash of what it has seen of the split."""
         checkpoint["stage_class"] = type(self).__name__
         checkpoint["upstream"] = {key: list(entry) for key, entry in self.upstream_files.items()}
-        seen = "public_hash" if self.public_only() else "split_hash"
-        checkpoint["split_hash"] = getattr(getattr(self._trainer, "datamodule", None), seen, None)
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint["split_hash"] = data and data.hash_of(self.train_split, self.val_split)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another class, or one trained on other upstream checkpoints."""
@@ -304,6 +295,6 @@ def load_stage(path: str | Path, cls: type[StageT], checkpoint: dict[str, Any] |
             f"{path} does not fit this version's {cls.__name__} ({' '.join(lines[:2])[:200]}): "
             f"train the stage {cls.stage_name!r} again, or use the version of crafter_pl that wrote it"
         ) from error
-    source = checkpoint.get("config", {}).get("data", {}).get("source")
-    stage.trained_on = (checkpoint.get("split_hash"), source)
+    data = checkpoint.get("config", {}).get("data", {})
+    stage.trained_on = checkpoint.get("split_hash"), data.get("source")
     return stage.requires_grad_(False).eval()
