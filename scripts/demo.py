@@ -50,6 +50,7 @@ STAGES = {
     "oracle_plain": ([], ""),
     "attacks/black_box_answers": (["task"], f"{DECODER} 3"),
 }
+LOOK = ["look", "--experiment", PLACE.experiment, "--data", str(PLACE.data)]
 STORES = {"crafter": "beta0.1", "certified": "bits5"}  # what is audited
 
 
@@ -113,7 +114,7 @@ def closing(report: Report) -> str:
         f"{known.messages} messages about {', '.join(known.needs)}.",
         f"What the cloud still reads (AUC): {kept[0]} unprotected, {kept[1]} Crafter; of these attributes "
         f"certified {own}.",
-        f"The report: {PLACE.home}/audit/report.html; pictures: python -m crafter_pl look --experiment demo",
+        f"The report: {PLACE.home}/audit/report.html; pictures: {command(LOOK)}",
     ]
     return "\n".join(lines)
 

@@ -30,6 +30,7 @@ def test_it_ends_with_six_lines():
     report = from_json(Report, json.loads((ROOT / "docs" / "reports" / "demo.json").read_text()))
     lines = run_path(str(ROOT / "scripts" / "demo.py"))["closing"](report).splitlines()
     assert len(lines) == 6 and "report.html" in lines[-1]
+    assert lines[-1].endswith("look --experiment demo --data configs/small.yaml")  # the data of its nets
     for entry, line in zip(("none", "crafter", "certified"), lines[1:4], strict=True):
         (found,) = (one for one in report.defenses if one.name == entry)
         assert percent(found.worst_case.eval_acc.value) in line
