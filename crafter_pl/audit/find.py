@@ -1,12 +1,11 @@
 """What an audit finds by itself: attacks of a budget; stores, oracles and task model of the experiment."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from crafter_pl.attacks.base import Attack, checkpoint_of
 from crafter_pl.attacks.reader import Reader
 from crafter_pl.commands import Commands, listed, trained
-from crafter_pl.data.store import MANIFEST, read_manifest
+from crafter_pl.data.store import read_manifest
 from crafter_pl.errors import UserError
 from crafter_pl.stages.checkpoints import named_run
 from crafter_pl.stages.oracle import IdentityOracle
@@ -124,12 +123,16 @@ def find_stores(home: Path, given: list[str] | str | None) -> list[str]:
         UserError: none was given, and the experiment has none or several; or a name is not one store's.
     """
     there: dict[str, list[str]] = {}  # by name
-    for folder in sorted(file.parent for file in home.glob(f"*/features/*/{MANIFEST}")):
+    broken: dict[str, Exception] = {}
+    for folder in sorted(path for path in home.glob("*/features/*") if path.is_dir()):
         name, run = folder.name.removeprefix(f"{SPLIT}-"), folder.parent.parent.name
-        with suppress(UserError, OSError):  # one that cannot be read is none
+        names = {name, folder.name, f"{run}/{name}"}
+        try:
             if read_manifest(folder)["split"] == SPLIT:
-                for called in {name, folder.name, f"{run}/{name}"}:
+                for called in names:
                     there.setdefault(called, []).append(str(folder))
+        except (UserError, OSError) as error:  # is none, unless it is asked for
+            broken |= dict.fromkeys(names, error)
     stores = sorted({store for own in there.values() for store in own})
     has = "\n  ".join([f"{home} has", *stores]) if stores else f"{home} has no store of {SPLIT}"
     if given is None and len(stores) != 1:
@@ -138,6 +141,8 @@ def find_stores(home: Path, given: list[str] | str | None) -> list[str]:
     paths = []
     for one in stores if given is None else listed(given):
         own = [one] if Path(one).is_dir() else there.get(one, [])
+        if not own and one in broken:
+            raise broken[one]
         if len(own) != 1:
             raise UserError(f"--features {one}: there {'are several' if own else 'is no'} such store; {has}")
         paths += own

@@ -9,6 +9,7 @@ from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.errors import UserError
+from crafter_pl.files import ordinary
 from crafter_pl.judges import Recogniser
 from crafter_pl.limits import NonNegativeInt
 
@@ -121,6 +122,8 @@ class Options:
             raise UserError(
                 f"there is a report in {self.folder} already: give --overwrite true, or another --out"
             )
+        for name in ("report.json", "report.html", "table.csv"):
+            ordinary(self.folder / name)
         if (self.folder / "checkpoints").exists() or (self.folder / MANIFEST).exists():
             raise UserError(f"{self.folder} holds a run or a feature store: give another --out")
         names = [adversary.name for adversary in (*attacks, *rulers)]

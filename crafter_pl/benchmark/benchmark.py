@@ -1,6 +1,5 @@
 """The verb `benchmark`: trains, protects, attacks and audits a grid of defences, all alike."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 
 from crafter_pl.attacks.adapted import AdaptedAttack
 from crafter_pl.audit.find import find_attacks
-from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, flags, option
-from crafter_pl.benchmark.jobs import DONE, Job, Jobs
+from crafter_pl.benchmark.grid import SCENARIO, Cell, Defended, Place, cells, check_files, flags, option
+from crafter_pl.benchmark.jobs import DONE, Job, Jobs, workers_of
 from crafter_pl.benchmark.summary import summarise, write_summary
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.stage import StageCLI
@@ -18,7 +17,6 @@ from crafter_pl.commands import listed, pairs, shipped
 from crafter_pl.data.split import check_several
 from crafter_pl.data.store import MANIFEST
 from crafter_pl.defenses.base import Defense
-from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import lock, read_json
 from crafter_pl.nets import bf16_is_slow
@@ -85,14 +83,8 @@ def benchmark(
     defenses, oracles, attackers = listed(defenses), listed(oracles), listed(attackers)
     folder = Path(out) if out is not None else place.home / "benchmark"
     gpus = torch.cuda.device_count() if device != "cpu" else 0
-    workers = (gpus or os.cpu_count() or 1) if workers is None else workers
-    if workers < 1:
-        raise UserError(f"--workers is {workers}; give at least 1")
-    if not gpus:
-        check_processes(workers, "--workers")
-    for name, file in (("audit", audit), ("data", data)):
-        if file is not None and not Path(file).is_file():
-            raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
+    workers = workers_of(workers, gpus)
+    check_files(audit=audit, data=data)
     for stage in place.fit_options:
         place.config(stage)
     grid = cells(_quick(defenses, device), [0] if seeds is None else listed(seeds))

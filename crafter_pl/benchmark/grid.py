@@ -10,6 +10,17 @@ from crafter_pl.errors import UserError
 SCENARIO = "training_scenario"  # the config of the cloud classifier that learns from protected features
 
 
+def check_files(**given: str | None) -> None:
+    """Refuses configs, by their options, that are not there.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, file in given.items():
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"there is no config {file} of the {name} (--{name} FILE)")
+
+
 @dataclass
 class Defended:
     """One line of the grid: a defence and the values of its settings; every combination is a cell.

@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from crafter_pl.commands import command
+from crafter_pl.device import check_processes
 from crafter_pl.errors import UserError
 from crafter_pl.files import read_json, sha256, to_json, write_file
 
@@ -36,6 +37,20 @@ class Job:
     def made(self) -> bool:
         """Whether all that it makes is there."""
         return all(Path(path).is_file() for path in self.outputs)
+
+
+def workers_of(given: int | None, gpus: int = 0) -> int:
+    """Processes at a time: as given, else one for each GPU or, without any, for each processor core.
+
+    Raises:
+        UserError: none, or more than the machine bears.
+    """
+    workers = (gpus or os.cpu_count() or 1) if given is None else given
+    if workers < 1:
+        raise UserError(f"--workers is {workers}; give at least 1")
+    if not gpus:
+        check_processes(workers, "--workers")
+    return workers
 
 
 class Jobs:

@@ -1,7 +1,6 @@
 """The verb `sweep`: what unprotected features leak and a classifier keeps, at each depth of the cut."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +11,14 @@ from crafter_pl.audit.show.plots import save
 from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, rate
 from crafter_pl.audit.utility import AUC, head
-from crafter_pl.benchmark.grid import Place
-from crafter_pl.benchmark.jobs import Job, Jobs
+from crafter_pl.benchmark.grid import Place, check_files
+from crafter_pl.benchmark.jobs import Job, Jobs, workers_of
+from crafter_pl.cli.resume import finished
 from crafter_pl.commands import listed, shipped
 from crafter_pl.errors import UserError
-from crafter_pl.files import to_json, write_file
+from crafter_pl.files import lock, to_json, write_file
 from crafter_pl.metrics import Estimate
+from crafter_pl.nets import SplitClassifier
 from crafter_pl.stages import TaskModel, load_stage
 
 
@@ -62,7 +63,8 @@ def sweep(
     """Train and audit one task model for each cut, attacked by white-box and black-box attacks.
 
     Each cut has a task model, an amortizer and a decoder of its own, in RUNS_DIR/EXPERIMENT-ARCH-CUT; prior
-    and oracles are the experiment's. What is done is not done again.
+    and oracles are the experiment's. What is done is not done again; a prior or an oracle that is trained is
+    taken as it is.
 
     Args:
         cuts: nodes of the architecture, from shallow to deep (default: stem, layer1, layer2 and layer3).
@@ -82,24 +84,30 @@ def sweep(
         Path of RUNS_DIR/EXPERIMENT/cuts-ARCH/table.md, beside which are cuts.json and cuts.png.
 
     Raises:
-        UserError: a cut that the architecture does not have, or another job that failed.
+        UserError: before anything runs: no cut, one that the architecture does not have, a config that is not
+            there, or another sweep at work; or some jobs failed.
     """
+    asked = ["stem", "layer1", "layer2", "layer3"] if cuts is None else listed(cuts)
+    if not asked:
+        raise UserError('there is no cut to sweep over: give --cuts "[layer1, layer2]"')
+    workers, audit = workers_of(workers), shipped(audit)
+    check_files(audit=audit, data=data)
+    for cut in asked:
+        SplitClassifier(arch, cut, 1, size=64)
     base = Place(Path(shipped(configs)), experiment, Path(runs_dir), data)
     panel = ["oracle_resnet", "oracle_plain"] if oracles is None else listed(oracles)
     folder, prior = base.home / f"cuts-{arch}", base.checkpoint("prior")
     jobs = [
-        Job(f"fit-{stage}", [base.command("fit", stage, None, {})], [base.checkpoint(stage)])
+        Job(f"fit-{stage}", [] if finished(base.home / stage) else [fit], [base.checkpoint(stage)])
         for stage in ("prior", *panel)
+        for fit in [base.command("fit", stage, None, {})]
     ]
     shared = [job.name for job in jobs]
     white_box = {"steps": steps, "lr": lr, "restarts": 1, "prior_ckpt": prior}
     attacks = [{"class_path": "WhiteBoxAttack", "init_args": white_box}, {"class_path": "DecoderAttack"}]
     given = ["--features", "[]", "--attacks", json.dumps(attacks), "--out"]
     judges = ["--oracles", json.dumps([base.checkpoint(stage) for stage in panel])]
-    places = {
-        cut: replace(base, experiment=f"{experiment}-{arch}-{cut.replace('.', '_')}")
-        for cut in (["stem", "layer1", "layer2", "layer3"] if cuts is None else listed(cuts))
-    }
+    places = {cut: replace(base, experiment=f"{experiment}-{arch}-{cut.replace('.', '_')}") for cut in asked}
     for cut, place in places.items():
         out = str(folder / cut)
         commands = [
@@ -110,16 +118,17 @@ def sweep(
         ]
         outputs = [place.checkpoint(stage) for stage in ("task", "amortizer", "black_box")]
         jobs.append(Job(f"cut-{cut}", commands, [*outputs, str(folder / cut / "report.json")], shared))
-    work = Jobs(jobs, folder, workers or os.cpu_count() or 1)
-    work.run()
-    if failed := work.undone():
-        raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
-    rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
-    write_file(folder / "cuts.json", to_json(record.to_json(rows)))
-    write_file(folder / "cuts.png", _plot(rows, arch))
-    table = _table(rows)
-    print(table, flush=True)
-    return write_file(folder / "table.md", table)
+    with lock(folder, doing="sweeping"):
+        work = Jobs(jobs, folder, workers)
+        work.run()
+        if failed := work.undone():
+            raise UserError("some jobs are not done, see their logs:\n  " + "\n  ".join(failed))
+        rows = [_row(place, cut, folder / cut) for cut, place in places.items()]
+        write_file(folder / "cuts.json", to_json(record.to_json(rows)))
+        write_file(folder / "cuts.png", _plot(rows, arch))
+        table = _table(rows)
+        print(table, flush=True)
+        return write_file(folder / "table.md", table)
 
 
 def _row(place: Place, cut: str, audit: Path) -> Row:

@@ -109,8 +109,10 @@ def _fail(message: str) -> int:
 
 
 def _interrupted(what: str, args: list[str], code: int) -> int:
-    from crafter_pl.commands import command, resume_command
-
+    try:
+        from crafter_pl.commands import command, resume_command
+    except (ImportError, AttributeError):  # the end came while this was being imported: nothing had begun
+        args = [""]
     if args[0] == "fit":
         what += f"; finished epochs are kept, go on with: {resume_command(args)}"
     elif args[0] in ("predict", "protect", "audit", "benchmark", "sweep", "tune"):

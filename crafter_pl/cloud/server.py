@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,11 +17,28 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 HEAD_SECONDS = 30.0  # that the head of a request may take to arrive
 MAX_HEAD = 1 << 16  # bytes that arrive without a byte of a body among them
+LINGER_SECONDS = 10.0  # that a client who was answered may go on sending its body
+_OFFER = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+class _Lingering:
+    """A transport that is closed by `Protocol.linger`."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (of the transport)
+        return getattr(self._protocol.transport, name)
+
+    def close(self) -> None:
+        self._protocol.linger()
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with limits on heads and refusals in JSON."""
+    """HTTP/1.1 with limits on heads and refusals in JSON; offers of another protocol are passed over."""
 
+    _in_body = False
+    _lingers = False
     _deadline: asyncio.TimerHandle | None = None
     _head = 0
     _cycles: tuple[RequestResponseCycle, ...] = ()
@@ -32,6 +51,9 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """More of a head, or of a body."""
         self._head += len(data)
+        if not self._in_body:  # httptools would take what follows an offer, such as h2c, for another protocol
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _OFFER.sub(b"x-offer", head) + end + rest
         super().data_received(data)
         if self._head > MAX_HEAD:
             self._refuse(400, f"the head of the request is larger than {MAX_HEAD} bytes")
@@ -45,6 +67,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The end of a head."""
         super().on_headers_complete()
+        self._in_body = True
+        self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
         self._cycles = (*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle)
 
     def on_body(self, body: bytes) -> None:
@@ -54,8 +78,19 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The end of a request."""
-        self._head = 0
+        self._head, self._in_body = 0, False
         super().on_message_complete()
+        if self._lingers:
+            self.transport.close()
+
+    def linger(self) -> None:
+        """Hangs up, once a client that still sends has had time to: reset, it would not see its answer."""
+        if not self._in_body or self.transport.is_closing():
+            self.transport.close()
+        elif not self._lingers:
+            self._lingers = True
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended; uvicorn itself tells only the last one of requests in a row."""

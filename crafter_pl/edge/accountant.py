@@ -10,16 +10,18 @@ import math
 import os
 import re
 import secrets
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from filelock import FileLock
 
+from crafter_pl.certificate import Certificate
 from crafter_pl.data.pictures import shown
 from crafter_pl.errors import UserError
 from crafter_pl.files import expand, ordinary, read_json, to_json, write_file
@@ -83,10 +85,13 @@ def _sound(account: Any) -> bool:  # noqa: ANN401 (whatever JSON holds)
         isinstance(key, str)
         and re.fullmatch("[0-9a-f]{64}", key) is not None
         and isinstance(people, dict)
-        and all(type(bits) in (int, float) and bits >= 0 for bits in people.values())
+        and all(type(bits) in (int, float) and 0 <= bits < sys.float_info.max for bits in people.values())
         and isinstance(sent, dict)
         and all(
-            isinstance(one, dict) and type(one.get("message")) is int and isinstance(one.get("people"), list)
+            isinstance(one, dict)
+            and type(one.get("message")) is int
+            and one["message"] >= 0
+            and isinstance(one.get("people"), list)
             for one in sent.values()
         )
     )
@@ -109,10 +114,10 @@ class Accountant:
     """
 
     def __init__(self, file: str | Path, budget: float = BUDGET, begin: bool = False) -> None:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+        if isinstance(budget, bool) or not isinstance(budget, SupportsFloat) or not float(budget) > 0:
             raise UserError(f"the privacy budget is {budget!r} bits; give a number above 0")
         # One account and one lock, whatever link it was reached by.
-        self.file, self.budget = ordinary(os.path.realpath(expand(str(file)))), budget
+        self.file, self.budget = ordinary(os.path.realpath(expand(str(file)))), float(budget)
         begun = self.file.with_name(f"{self.file.name}.begun")
         if begin and not (self.file.is_file() and begun.is_file()):
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +152,9 @@ class Accountant:
                 raise UserError(f"{self.file} is no account of version {VERSION}: {_WAY}")
             yield account
 
-    def charge(self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int]) -> Charge:
+    def charge(
+        self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int], words: int = 2**63
+    ) -> Charge:
         """Charge messages before they leave: all of them, or none.
 
         Args:
@@ -155,19 +162,26 @@ class Accountant:
             pictures: of each its pixels, and all that the message depends on besides coins.
             bits: of the channel.
             messages: to be sent of each, if the picture never was.
+            words: that the channel has; no message that was sent can be another.
 
         Raises:
-            UserError: the person's budget would be exceeded; nothing is charged then.
+            UserError: the budget would be exceeded, or the account is damaged; nothing is charged then.
             ValueError: the bits are no number from 0 on.
         """
-        return self._charge(person, pictures, bits, messages, keep=True)
+        return self._charge(person, pictures, bits, messages, words, keep=True)
 
     def afford(self, person: str, pictures: Sequence[bytes], bits: float) -> float:
         """Refuse if so many messages would exceed the budget, see `charge`; else what `charge` will spend."""
-        return self._charge(person, pictures, bits, [0] * len(pictures), keep=False).spent
+        return self._charge(person, pictures, bits, [0] * len(pictures), 2**63, keep=False).spent
 
     def _charge(
-        self, person: str, pictures: Sequence[bytes], bits: float, messages: Sequence[int], keep: bool
+        self,
+        person: str,
+        pictures: Sequence[bytes],
+        bits: float,
+        messages: Sequence[int],
+        words: int,
+        keep: bool,
     ) -> Charge:
         if not 0 <= bits < math.inf:
             raise ValueError(f"a message of {bits} bits")
@@ -181,10 +195,13 @@ class Accountant:
                     hmac.new(key, picture, sha256).hexdigest(), {"message": int(message), "people": []}
                 )
                 made.append(int(entry["message"]))
+                if made[-1] >= words:
+                    what = f"that message {made[-1]} of {words} was sent"
+                    raise UserError(f"the account {self.file} says {what}: {_WAY}")
                 if person not in entry["people"]:
                     entry["people"].append(person)
                     spent += bits
-            if spent > self.budget + 1e-9:
+            if spent > before and spent > self.budget + 1e-9:  # what has left already costs nothing
                 more = f"{before:g} bits have left this device, and {spent - before:g} more would exceed"
                 raise UserError(
                     f"about {shown(person)} {more} the budget of {self.budget:g} (the account {self.file})\n"
@@ -202,3 +219,11 @@ class Accountant:
         """Bits that have left, by person."""
         with self._open() as account:
             return json.loads(json.dumps(account["people"]))
+
+
+def says(bits: float) -> str:
+    """What the proof says of so many bits about one person."""
+    bound = Certificate(bits).naming(10_000)
+    if bound >= 1:
+        return "the proof says nothing about one of 10,000 people"
+    return f"nobody names one of 10,000 people in more than {bound:.2%}, on average"

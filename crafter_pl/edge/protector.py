@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crafter_pl.certificate import Certificate
 from crafter_pl.data.framing import OFFICIAL
 from crafter_pl.data.pictures import MAX_PIXELS, PILLOWS_LIMIT, Refused, shown
 from crafter_pl.data.provenance import seedless
@@ -28,7 +27,7 @@ from crafter_pl.defenses import (
 )
 from crafter_pl.defenses.options import names
 from crafter_pl.device import pick_device
-from crafter_pl.edge.accountant import BUDGET, OWNER, Accountant, account_file, named_person
+from crafter_pl.edge.accountant import BUDGET, OWNER, Accountant, account_file, named_person, says
 from crafter_pl.edge.faces import Finder, cut
 from crafter_pl.edge.photos import open_photo, to_picture
 from crafter_pl.errors import UserError
@@ -165,16 +164,21 @@ class Protector:
         self.accountant, self.person = accountant, named_person(person)
         self._digest = self.defense.weights_hash()
         bits, spent = self.defense.certificate(self.options).bits, accountant.spent().get(self.person, 0.0)
-        limit, one, who = f"{accountant.budget:g} bits", _says(spent + bits), shown(self.person)
+        limit, one, who = f"{accountant.budget:g} bits", says(spent + bits), shown(self.person)
         left = f"{spent:g} of {limit} about {who} have left this device; with the next picture {one}"
         if self.people == "folders":
-            left = f"at most {limit} about a person, who has a folder; by a picture {_says(bits)}"
+            left = f"at most {limit} about a person, who has a folder; by a picture {says(bits)}"
         text = f"{bits:.2f} bits a picture about {self.defense.about}; {left} (the account {accountant.file})"
         print(f"note: protected by {self.defense.stage_name}: {text}", flush=True)
 
     def whose(self, photo: str | Path | None) -> str:
         """Who is charged for a photograph, or for pixels."""
-        return Path(os.path.abspath(photo)).parent.name if self.people == "folders" and photo else self.person
+        if self.people != "folders" or not photo:
+            return self.person
+        folder = Path(os.path.abspath(photo)).parent
+        if not folder.name.strip():
+            raise UserError(f"the folder {shown(str(folder))!r} is to be a person's name: rename it")
+        return folder.name
 
     @property
     def image_size(self) -> int:
@@ -263,7 +267,8 @@ class Protector:
         for person in sorted(set(people)):
             rows = [row for row, one in enumerate(people) if one == person]
             known = self._known_as(faces[rows])
-            charge = self.accountant.charge(person, known, bits, messages[rows].tolist())
+            words = len(self.defense.codewords)
+            charge = self.accountant.charge(person, known, bits, messages[rows].tolist(), words)
             messages[rows] = torch.tensor(charge.messages, device=messages.device)
         return self.defense.sent(messages, z, options)
 
@@ -290,14 +295,6 @@ class Protector:
             most = ", about whom most leaves" * (len(after) > 1)
             new, bits = after[person] - before.get(person, 0.0), after[person]
             print(
-                f"note: {new:g} bits more about {shown(person)}{most}: by all {bits:g} {_says(bits)}",
+                f"note: {new:g} bits more about {shown(person)}{most}: by all {bits:g} {says(bits)}",
                 flush=True,
             )
-
-
-def _says(bits: float) -> str:
-    """What the proof says of so many bits about one person."""
-    bound = Certificate(bits).naming(10_000)
-    if bound >= 1:
-        return "the proof says nothing about one of 10,000 people"
-    return f"nobody names one of 10,000 people in more than {bound:.2%}, on average"

@@ -13,7 +13,7 @@ from crafter_pl.attacks.base import Attack
 from crafter_pl.audit import bind, find, record
 from crafter_pl.audit.options import Options
 from crafter_pl.audit.show.table import Table
-from crafter_pl.benchmark.grid import flags
+from crafter_pl.benchmark.grid import check_files, flags
 from crafter_pl.cli.functions import parsed
 from crafter_pl.cli.parsing import Parser
 from crafter_pl.commands import listed
@@ -91,8 +91,7 @@ def tune(
         **{"experiment": experiment, "runs_dir": runs_dir, "device": device},
         **{"batch_size": batch_size, "bootstrap": bootstrap},
     }
-    if not Path(audit).is_file():
-        raise UserError(f"there is no config {audit} of the audit (--audit FILE)")
+    check_files(audit=audit)
     entry, place, asked = _find(attack, audit, {name: v for name, v in others.items() if v is not None})
     kind = entry["class_path"].rpartition(".")[2]
     grid = grid or (grids or {}).get(kind)

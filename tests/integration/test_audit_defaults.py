@@ -61,6 +61,11 @@ def test_stores_of_the_experiment(tmp_path, tiny_store):
     assert find.find_stores(home, ["crafter/a"]) == [str(first)]
     with pytest.raises(UserError, match=r"--features c: [\s\S]*private_test-b"):
         find.find_stores(home, ["c"])
+    half = home / "crafter" / "features" / "private_test-half"
+    half.mkdir()
+    with pytest.raises(UserError, match="not finished"):
+        find.find_stores(home, ["half"])
+    assert find.find_stores(home, ["crafter/a"]) == [str(first)]
     shutil.copytree(first, home / "other" / "features" / first.name)
     with pytest.raises(UserError, match="are several"):
         find.find_stores(home, ["a"])

@@ -105,6 +105,14 @@ def test_protect_refuses_beyond_the_budget_and_goes_on_with_more(trained, tmp_pa
     assert f"{Certificate(6 * bits).naming(10_000):.2%}" in said, "what the proof says of all of them"
 
 
+def test_a_folder_without_a_name_is_nobody(trained, tmp_path, photographs, capsys):
+    folder = next(tmp_path.rglob("ann"))
+    folder.rename(folder.with_name("  "))
+    assert main([*photographs, "--people", "folders"]) == 2
+    error = capsys.readouterr().err
+    assert str(folder.with_name("  ")) in error and "--person" not in error
+
+
 def test_each_folder_may_be_a_person(trained, tmp_path, photographs, capsys):
     bits = load_defense(trained).certificate(load_defense(trained).options()).bits
     assert main([*photographs, "--people", "folders", "--person", "Ann"]) == 2

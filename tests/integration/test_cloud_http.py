@@ -1,5 +1,6 @@
 """HTTP as it should not be: broken, endless, too large, cut off; and what is left of it in the server."""
 
+import json
 import logging
 import random
 import re
@@ -27,12 +28,12 @@ def test_large_bodies(server, cloud):
         for _ in range(40):
             yield bytes(2**16)
 
-    connection = server.connect()
-    try:
-        connection.request("POST", "/classify", chunks(), BEARER, encode_chunked=True)
-        assert connection.getresponse().status == 413
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it has hung up on us
+    for more in ({}, {"Connection": "close"}):  # as urllib asks
+        connection = server.connect()
+        connection.request("POST", "/classify", chunks(), BEARER | more, encode_chunked=True)
+        assert (answer := connection.getresponse()).status == 413 and answer.read()
+        connection.request("POST", "/classify", bytes(2**22), BEARER | more)
+        assert (answer := connection.getresponse()).status == 413 and answer.read()
     rows = (2**20 - 1000) // (4 * torch.Size(facts.shape).numel())
     status, answers, _ = ask(server, body(torch.randn(rows, *facts.shape), server.encoder))
     assert status == 200 and len(answers["answers"]) == rows
@@ -109,6 +110,24 @@ def test_what_has_no_end_is_refused(server, sent):
     said = server.say(*sent, pause=0.002, lines=1)
     assert not said or said.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 422 "))  # a body, whatever follows it
     assert counts(server)["body_bytes_held"] == 0
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+def test_an_offer_of_another_protocol_is_passed_over(server, cloud, offer):
+    more = BEARER | {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": offer, "HTTP2-Settings": "AAMAAABk"}
+    data = body(torch.zeros(cloud[0].shape), server.encoder)
+    connection = server.connect()
+    for _ in range(2):
+        connection.request("POST", "/classify", data, more)
+        answer = connection.getresponse()
+        assert answer.status == 200 and len(json.loads(answer.read())["answers"]) == 1
+
+
+def test_who_still_sends_after_the_answer_is_hung_up_on_in_the_end(server, monkeypatch):
+    monkeypatch.setattr(server_module, "LINGER_SECONDS", 0.3)
+    began = time.monotonic()
+    said = server.say(HEAD + b"Connection: close\r\nContent-Length: 9999999\r\n\r\nx")
+    assert said.startswith(b"HTTP/1.1 413 ") and time.monotonic() - began < 10
 
 
 def test_a_body_must_arrive_in_time(server, monkeypatch):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from crafter_pl.edge.accountant import Accountant, Charge, account_file
@@ -42,6 +43,23 @@ def test_the_same_picture_has_the_same_message_and_costs_nothing(file):
     for bits in (-5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="bits"):
             accountant.charge("Cy", [b"2"], bits, [1])
+
+
+def test_what_has_left_already_is_sent_again_under_a_lower_budget(file):
+    Accountant(file, begin=True).charge("Ann", [b"1", b"2"], 5, [3, 4])
+    less = Accountant(file, budget=np.float32(5))
+    assert less.afford("Ann", [b"1"], 5) == 10 and less.charge("Ann", [b"1"], 5, [9]) == Charge([3], 10)
+    with pytest.raises(UserError, match="budget of 5"):
+        less.charge("Ann", [b"1", b"3"], 5, [9, 9])
+
+
+def test_a_message_that_the_channel_does_not_have_is_damage(file):
+    accountant = Accountant(file, begin=True)
+    accountant.charge("Ann", [b"1"], 5, [32])
+    before = file.read_text()
+    with pytest.raises(UserError, match="message 32 of 32"):
+        accountant.charge("Ann", [b"2", b"1"], 5, [3, 3], words=32)
+    assert file.read_text() == before
 
 
 def test_an_account_that_was_lost_does_not_begin_anew(file):
@@ -104,7 +122,11 @@ def test_the_file_says_nothing_of_pictures(file):
         '{"version": 1}',
         '{"version": 1, "key": "no hex", "people": {}, "sent": {}}',
         '{"version": 1, "key": "%s", "people": {"Ann": -5}, "sent": {}}' % ("0" * 64),
+        '{"version": 1, "key": "%s", "people": {"Ann": 1e999}, "sent": {}}' % ("0" * 64),
+        json.dumps({"version": 1, "key": "0" * 64, "people": {"Ann": 10**400}, "sent": {}}),
         '{"version": 1, "key": "%s", "people": {}, "sent": []}' % ("0" * 64),
+        '{"version": 1, "key": "%s", "people": {}, "sent": {"a": {"message": -1, "people": []}}}'
+        % ("0" * 64),
     ],
 )
 def test_an_account_that_is_lost_refuses(file, content):
