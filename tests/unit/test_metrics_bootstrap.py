@@ -52,7 +52,8 @@ def test_auc_is_scikit_learns_in_written_out_resamples(sample: tuple[np.ndarray,
             np.testing.assert_allclose(value, expected, rtol=1e-12)
     assert np.isnan(found[2].replicates).any(), "the rare attribute should be missing from some resample"
     mean = mean_of(found)
-    assert not np.isnan(mean.replicates).any() and mean.value == np.mean([own.value for own in found])
+    assert not np.isnan(mean.replicates).any()
+    assert mean.value == pytest.approx(np.mean([own.value for own in found]), rel=1e-12)
     np.testing.assert_allclose(
         mean.replicates, np.nanmean([own.replicates for own in found], axis=0), rtol=1e-12
     )
