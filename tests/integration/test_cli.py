@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -172,6 +173,20 @@ def test_sigterm_names_the_resume_command(conf):
         and "--ckpt_path last" in ended.stderr
         and "Traceback" not in ended.stderr
     )
+
+
+class Ending(ModuleType):
+    """A module that is ended while it is imported."""
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+
+def test_what_is_ended_while_it_starts_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "crafter_pl.cli.options", Ending("crafter_pl.cli.options"))
+    monkeypatch.setitem(sys.modules, "crafter_pl.commands", None)  # half imported: it cannot be used
+    assert main(["fit"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_checkpoint_of_another_class(conf, capsys):
