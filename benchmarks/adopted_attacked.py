@@ -82,7 +82,9 @@ def row(name: str, place: Place, audit: Path) -> dict[str, Any]:
     def rates(entry: DefenseResult) -> dict[str, Any]:
         found = {key: own.eval_acc for key, own in entry.attacks.items()}
         assert entry.worst_case_gallery is not None
-        return {**found, "any": entry.worst_case.eval_acc, "gallery": entry.worst_case_gallery.eval_acc}
+        every = {"any": entry.worst_case, "gallery": entry.worst_case_gallery}
+        chance = {f"{who}_by_chance": one.chance for who, one in every.items()}
+        return {**found, **{who: one.eval_acc for who, one in every.items()}, **chance}
 
     return {
         "net": name,

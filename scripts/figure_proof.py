@@ -131,14 +131,23 @@ class Proof(Kept):
                 f"`{one['cut']}`",
                 "×".join(map(str, one["feature"])),
                 f"{one['share']:.0%}",
-                *(rate(interval(one["unprotected"][who])) for who in ("any", "gallery")),
-                *(rate(interval(one["certified"][who])) for who in ("any", "gallery")),
+                *(
+                    guessed(one[side], who)
+                    for side in ("unprotected", "certified")
+                    for who in ("any", "gallery")
+                ),
                 f"{one['auc_needs']['value']:.3f} → {one['auc_certified']['value']:.3f}",
             ]
             for one in rows
         ]
         head = ["net", "cut", "feature", "edge's share", "unprotected: drawn ↓", "with a gallery ↓"]
         return Table([*head, "certified: drawn ↓", "with a gallery ↓", "AUC on the needs"], lines)
+
+
+def guessed(own: dict[str, Any], who: str) -> str:
+    """A rate, and what guessing gives, where it is known."""
+    chance = own.get(f"{who}_by_chance")
+    return f"{rate(interval(own[who]))}" + (f", by chance {percent(chance)}" if chance is not None else "")
 
 
 def interval(own: dict[str, Any]) -> Estimate:
