@@ -26,6 +26,7 @@ from crafter_pl.errors import UserError
 BODIES_HELD = 8  # of the greatest size, together, in requests that are being read or wait
 READ_SECONDS = 30.0  # that a body may take to arrive
 _HOW = "send the file as it is: curl --data-binary @FILE -H 'Content-Type: application/octet-stream'"
+_FULL = "too much is waiting: send it again later"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": why}
     for status, why in {
@@ -95,6 +96,11 @@ def create_app(
             max_body,
         )
         read = await asyncio.to_thread(check_body, *args) if large else check_body(*args)
+        # Places and int8 stand for more bytes than they have, and wait as what they stand for.
+        more = max(read.array.nbytes - len(body), 0)
+        if metrics.held + more > BODIES_HELD * max_body:
+            raise HTTPException(503, _FULL, {"Retry-After": "1"})
+        metrics.held += more
         try:
             rows = await batcher.submit(torch.from_numpy(read.array), request.state.is_gone)
         except asyncio.TimeoutError:
@@ -104,6 +110,8 @@ def create_app(
             raise HTTPException(499, "the client has hung up") from None
         except ClassifierError:
             raise HTTPException(500, "the classifier has failed") from None
+        finally:
+            metrics.held -= more
         answers = rows, read.index, facts
         text = await asyncio.to_thread(to_answers, *answers) if large else to_answers(*answers)
         return Response(text, media_type="application/json")
@@ -146,7 +154,7 @@ async def read_body(request: Request, max_body: int, metrics: Metrics) -> bytes:
                 if total > max_body:
                     raise too_large
                 if metrics.held > BODIES_HELD * max_body:
-                    raise HTTPException(503, "too much is waiting: send it again later", {"Retry-After": "1"})
+                    raise HTTPException(503, _FULL, {"Retry-After": "1"})
                 parts.append(part)
     except TimeoutError:
         raise HTTPException(408, f"the body took longer than {READ_SECONDS:g} s to arrive") from None

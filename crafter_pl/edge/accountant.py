@@ -226,4 +226,4 @@ def says(bits: float) -> str:
     bound = Certificate(bits).naming(10_000)
     if bound >= 1:
         return "the proof says nothing about one of 10,000 people"
-    return f"nobody names one of 10,000 people in more than {bound:.2%}, on average"
+    return f"one guess names one of 10,000 equally likely people in at most {bound:.2%}, on average"

@@ -37,9 +37,7 @@ _ANSWERS = (
     "what leaves depends on the picture through the cloud's answers alone; whoever has a gallery of suspects "
     "reads about a third of the people from those, or more"
 )
-_MOVED = (
-    "an attacker who has learnt from public faces that it has crafted gets half of the people back, or more"
-)
+_MOVED = "an attacker who has learnt from public faces that it has crafted names many times as many people"
 _OTHER = "what an attacker who has learnt from faces that it has protected gets stands in docs/defenses.md"
 
 

@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cloud_lab import InThread, ask, body, counts
+from safetensors.torch import save
 
 from crafter_pl.cloud import app, middleware
 from crafter_pl.cloud.batching import Batcher, ClassifierError, ClientGoneError
 from crafter_pl.cloud.classifier import Facts
 from crafter_pl.cloud.metrics import Metrics
+from crafter_pl.data.transport import encode
 
 FACTS = Facts("TaskModel", ("a",), (1, 2, 2), "e" * 64, None)
 
@@ -208,3 +210,16 @@ def test_only_so_many_bytes_at_a_time(net, monkeypatch):
         assert sorted(answered) == [(200, 0.125), (200, 0.25), (200, 0.5)]
         until(lambda: server.metrics.held == 0)  # a moment after the answers
         assert ask(server, data)[0] == 200
+
+
+def test_what_a_body_stands_for_is_held_too(net, monkeypatch):
+    coded = encode(torch.rand(1000, 1, 2, 2), "int8")
+    data = save(coded, metadata={"encoder_sha256": FACTS.encoder_sha256})
+    assert len(data) < 16_000, "a third more as float32"
+    with InThread(net, FACTS, max_body=len(data)) as server:
+        monkeypatch.setattr(app, "BODIES_HELD", 1)
+        status, _, headers = ask(server, data)
+        assert status == 503 and headers["retry-after"]
+        monkeypatch.setattr(app, "BODIES_HELD", 2)
+        assert ask(server, data)[0] == 200
+        until(lambda: server.metrics.held == 0)
