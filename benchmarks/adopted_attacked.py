@@ -1,7 +1,8 @@
 """What attacks rebuild from nets of timm that were adopted, with and without a defence: a JSON list of rows.
 
     python benchmarks/adopted_attacked.py --out docs/reports/adopted-synthetic.json
-    python benchmarks/adopted_attacked.py --source celeba --nets "[resnet18, convnext_atto]" --out FILE
+    python benchmarks/adopted_attacked.py --source celeba --decoder_epochs 2 --out docs/reports/adopted-celeba.json
+      --nets "[resnet18, mobilenetv3_small_100]"
 
 Each net is fitted to public faces for a few epochs, saved, adopted, certified and attacked. What is done is
 not done again.
@@ -105,6 +106,7 @@ def main(
     source: Literal["synthetic", "celeba"] = "synthetic",
     nets: list[str] = NETS,
     epochs: int = 3,
+    decoder_epochs: int | None = None,
     runs: Path = Path("runs"),
     device: str = "auto",
 ):
@@ -115,6 +117,7 @@ def main(
         source: of the faces.
         nets: names of timm's models.
         epochs: that each is fitted for.
+        decoder_epochs: that the decoder is trained for; None: those of its config.
         runs: where everything else is written.
         device: of the audits.
     """
@@ -129,6 +132,7 @@ def main(
     )
     judges = ["oracle_resnet", "oracle_plain"] if source == "synthetic" else []
     shared = ["prior", *judges]
+    decoder = {} if decoder_epochs is None else {"trainer.max_epochs": decoder_epochs}
     panel = [base.checkpoint(name) for name in judges]
     prior = base.checkpoint("prior")
     white = {"class_path": "WhiteBoxAttack", "init_args": {**WHITE, "prior_ckpt": prior}}
@@ -149,7 +153,7 @@ def main(
                 name,
                 [
                     ["adopt", *net, *place.shared],
-                    place.command("fit", "attacks/black_box", None, {}),
+                    place.command("fit", "attacks/black_box", None, decoder),
                     place.command("fit", "certified", None, {"model.init_args.prior_ckpt": prior}),
                     place.command("predict", "certified", None, {}),
                     ["audit", "--config", str(place.config("audit")), *place.shared, *given],
