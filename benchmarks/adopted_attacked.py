@@ -1,7 +1,7 @@
 """What attacks rebuild from nets of timm that were adopted, with and without a defence: a JSON list of rows.
 
     python benchmarks/adopted_attacked.py --out docs/reports/adopted-synthetic.json
-    python benchmarks/adopted_attacked.py --source celeba --decoder_epochs 2 --out docs/reports/adopted-celeba.json
+    python benchmarks/adopted_attacked.py --source celeba --decoder_epochs 2 --out FILE
       --nets "[resnet18, mobilenetv3_small_100]"
 
 Each net is fitted to public faces for a few epochs, saved, adopted, certified and attacked. What is done is
