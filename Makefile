@@ -25,8 +25,8 @@ check: $(STAMP) ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: $(STAMP) ## the tests, on four processes, which wait now and then; a file's tests stay together
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## the tests, on three processes, which wait now and then; a file's tests stay together
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## those that train nothing and start nothing, for the edit loop
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
