@@ -90,7 +90,12 @@ def figures(one: Found) -> list[Any]:
 
 def chanced(own: WorstCase | None) -> str:
     """A worst case with its interval, and what as many guesses name by chance."""
-    return "-" if own is None else f"{rate(own.eval_acc)}, by chance {percent(own.chance)}"
+    return "-" if own is None else by_chance(own.eval_acc, own.chance)
+
+
+def by_chance(named: Estimate, chance: float) -> str:
+    """A rate, and beside it what guessing gives."""
+    return f"{rate(named)}, by chance {percent(chance)}"
 
 
 def pictured(one: Found) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from figure_cells import Found, Kept, gallery_readers, limited, short
+from figure_cells import Found, Kept, by_chance, gallery_readers, limited, short
 
 from crafter_pl.audit.schema import WorstCase
 from crafter_pl.audit.show.sentences import percent
@@ -147,7 +147,7 @@ class Proof(Kept):
 def guessed(own: dict[str, Any], who: str) -> str:
     """A rate, and what guessing gives, where it is known."""
     chance = own.get(f"{who}_by_chance")
-    return f"{rate(interval(own[who]))}" + (f", by chance {percent(chance)}" if chance is not None else "")
+    return f"{rate(interval(own[who]))}" if chance is None else by_chance(interval(own[who]), chance)
 
 
 def interval(own: dict[str, Any]) -> Estimate:

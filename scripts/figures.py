@@ -28,7 +28,6 @@ from figure_cells import (
 from figure_proof import Proof
 from made import kept, made_by, who
 
-from crafter_pl.audit.show.sentences import percent
 from crafter_pl.audit.show.table import Table, number, rate
 from crafter_pl.metrics import Estimate
 
@@ -80,7 +79,7 @@ class Figures(Proof):
                 sides[report.attacks[key]["adaptive"]].append(own.eval_acc)
             pairs = max((own.pairs or 0 for one in entry.history.values() for own in one), default="-")
             alone = [strongest(sides[False]), strongest(sides[True]), pairs]
-            worst = f"{rate(entry.worst_case.eval_acc)}, by chance {percent(entry.worst_case.chance)}"
+            worst = chanced(entry.worst_case)
             rows.append([name, short(entry), number(entry.utility.kept), *alone, worst])
         head = ["report", "features", "mean AUC ↑", "strongest, not adapting ↓", "strongest, adapting ↓"]
         table = Table([*head, "pairs seen", "any attack, any judge ↓"], rows)

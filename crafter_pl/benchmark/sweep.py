@@ -98,9 +98,12 @@ def sweep(
     panel = ["oracle_resnet", "oracle_plain"] if oracles is None else listed(oracles)
     folder, prior = base.home / f"cuts-{arch}", base.checkpoint("prior")
     jobs = [
-        Job(f"fit-{stage}", [] if finished(base.home / stage) else [fit], [base.checkpoint(stage)])
+        Job(
+            f"fit-{stage}",
+            [] if finished(base.home / stage) else [base.command("fit", stage, None, {})],
+            [base.checkpoint(stage)],
+        )
         for stage in ("prior", *panel)
-        for fit in [base.command("fit", stage, None, {})]
     ]
     shared = [job.name for job in jobs]
     white_box = {"steps": steps, "lr": lr, "restarts": 1, "prior_ckpt": prior}

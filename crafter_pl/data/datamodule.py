@@ -161,8 +161,9 @@ class FacesDataModule(LightningDataModule):
             self.public_val_fraction,
             self.seed,
         )
-        self.split_hash = split.split_hash(faces, self.splits)
-        self.public_hash = split.split_hash(faces, self.splits, split.UNIONS["public"])
+        rows = split.split_rows(faces, self.splits)
+        self.split_hash = split.rows_hash(rows)
+        self.public_hash = split.rows_hash([row for row in rows if row[2] in split.PUBLIC])
         self.private_identities = torch.unique(faces.identity[self._rows("all_private")])
         self.public_identities = torch.unique(faces.identity[self._rows("public")])
         self.faces = faces

@@ -187,11 +187,11 @@ def check_split(faces: Faces, splits: Splits) -> None:
             )
 
 
-def split_rows(faces: Faces, splits: Splits, parts: Sequence[str] = PARTS) -> list[tuple[str, str, str]]:
-    """The split, or some of its parts, as sorted rows `(file name, person's name, part)`."""
+def split_rows(faces: Faces, splits: Splits) -> list[tuple[str, str, str]]:
+    """The split as sorted rows `(file name, person's name, part)`."""
     names, people = faces.names(), faces.identity.tolist()
     rows = sorted(
-        (faces.file_names[row], names[people[row]], part) for part in parts for row in splits[part].tolist()
+        (faces.file_names[row], names[people[row]], part) for part in PARTS for row in splits[part].tolist()
     )
     for one, other in pairwise(rows):
         if one[0] == other[0]:
@@ -201,10 +201,9 @@ def split_rows(faces: Faces, splits: Splits, parts: Sequence[str] = PARTS) -> li
     return rows
 
 
-def split_hash(faces: Faces, splits: Splits, parts: Sequence[str] = PARTS) -> str:
-    """SHA-256 over the rows `file,person,part`, sorted: equal on every machine for the same split."""
-    rows = "".join(",".join(row) + "\n" for row in split_rows(faces, splits, parts))
-    return hashlib.sha256(_bytes(rows)).hexdigest()
+def rows_hash(rows: Sequence[tuple[str, str, str]]) -> str:
+    """SHA-256 over the rows of `split_rows`, or some of them: equal on every machine for the same split."""
+    return hashlib.sha256(_bytes("".join(",".join(row) + "\n" for row in rows))).hexdigest()
 
 
 def write_split_csv(path: str | Path, faces: Faces, splits: Splits) -> None:
