@@ -1,7 +1,8 @@
 """The main job on the embedded synthetic faces: all stages, crafted features, the audit. Minutes.
 
-Smaller than the configs, for the time: the people of configs/small.yaml (128 public, 32 private), most stages
-a quarter shorter, narrower decoders, Crafter's critic from two trajectories of 32 faces, not four of 64.
+Smaller than the configs, for the time: the people of configs/small.yaml (96 public, 32 private), most stages
+a quarter shorter, narrower decoders, Crafter in the few steps of CrafterFast, its critic from two paths of
+32 faces. No decoder of the cloud's answers: the report says that it is not among the attacks.
 A decoder learns from faces that each defence has crafted. So it is an experiment of its own, runs/demo. Two
 stages are trained at a time; what they print is in runs/demo/logs. Run again after an interruption, it goes
 on where it stopped: finished stages are kept.
@@ -19,6 +20,7 @@ from crafter_pl.benchmark.grid import Place
 from crafter_pl.benchmark.jobs import DONE, Job, Jobs
 from crafter_pl.cli import main
 from crafter_pl.commands import command
+from crafter_pl.defenses.crafter_variants import FAST
 
 PLACE = Place(Path("configs"), "demo", Path("runs"), "configs/small.yaml")
 DECODER = "--model.init_args.width 32 --trainer.max_epochs"
@@ -28,6 +30,8 @@ ADAPTIVE = (
     "--model.init_args.shard_size 32 --model.init_args.epochs_per_round 30 --trainer.max_epochs 30 "
     "--model.init_args.defense_ckpt"
 )
+LIGHT = " ".join(f"--model.init_args.craft.{name} {value}" for name, value in FAST.items())
+WHITE_BOX = "{class_path: WhiteBoxAttack, init_args: {steps: 100, restarts: 1}}"
 # Stages in the order in which they start as soon as there is room: what each needs, and its options. A name
 # behind a colon tells two runs of one config apart.
 STAGES = {
@@ -37,7 +41,7 @@ STAGES = {
     "crafter": (
         ["task", "prior", "amortizer"],
         "--data.batch_size 32 --trainer.max_epochs 1 --trainer.limit_train_batches 2 "
-        "--trainer.check_val_every_n_epoch 1",
+        f"--trainer.check_val_every_n_epoch 1 {LIGHT}",
     ),
     "attacks/black_box": (["task"], f"{DECODER} 4"),
     "attacks/adaptive_black_box:crafter": (["crafter", "black_box"], f"{ADAPTIVE} crafter"),
@@ -46,9 +50,8 @@ STAGES = {
         "--trainer.max_epochs 4 --model.init_args.pool 128 --model.init_args.steps 40",
     ),
     "attacks/adaptive_black_box:certified": (["certified", "black_box"], f"{ADAPTIVE} certified"),
-    "oracle_resnet": ([], "--trainer.max_epochs 5"),
+    "oracle_resnet": ([], ""),
     "oracle_plain": ([], ""),
-    "attacks/black_box_answers": (["task"], f"{DECODER} 3"),
 }
 LOOK = ["look", "--experiment", PLACE.experiment, "--data", str(PLACE.data)]
 STORES = {"crafter": "beta0.1", "certified": "bits5"}  # what is audited
@@ -80,7 +83,7 @@ def demo() -> int:
         print(f"error: not done: {', '.join(failed)}; make demo again goes on", file=sys.stderr)
         return 1
     options = {
-        "budget": "benchmark",
+        "attacks": f"[{WHITE_BOX}, {{class_path: DecoderAttack}}, {{class_path: AdaptiveDecoderAttack}}]",
         "out": PLACE.home / "audit",
         "features": ["/".join(store) for store in STORES.items()],
         "oracles": ["oracle_resnet", "oracle_plain"],

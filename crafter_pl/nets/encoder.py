@@ -10,6 +10,7 @@ from crafter_pl.errors import UserError
 from crafter_pl.nets.architectures import build_net
 from crafter_pl.nets.cut import cut_at, replace_head
 from crafter_pl.nets.layout import Layout, Resize, Undo
+from crafter_pl.nets.small_maps import quick_on_small_maps
 from crafter_pl.nets.weights import imagenet_weights, load_whole
 
 _VGG_CUTS = ("pool1", "pool2", "pool3", "pool4")
@@ -152,6 +153,7 @@ class SplitClassifier(nn.Module):
             if keep and weights is not None:
                 raise _other_head(arch, self.answers, num_attributes)
             replace_head(cloud, arch, num_attributes, self.answers)
+        quick_on_small_maps(self)
 
     def take(self, whole: nn.Module) -> None:
         """Copies the tensors of the whole net into both parts, which `cut_at` lets name them as it does."""

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crafter_pl.nets.cut import tracer
+from crafter_pl.nets.small_maps import SmallMapConv2d, reached
 
 
 def fold_batchnorm(net: nn.Module) -> nn.Module:
@@ -17,7 +18,7 @@ def fold_batchnorm(net: nn.Module) -> nn.Module:
     by torch.fx (no data-dependent control flow) and is not changed.
     """
     net = copy.deepcopy(net).eval().requires_grad_(False)
-    traced = fx.GraphModule(net, tracer().trace(net))
+    traced = fx.GraphModule(net, tracer(SmallMapConv2d).trace(net))
     for node in list(traced.graph.nodes):
         norm = _called(traced, node)
         if not isinstance(norm, nn.BatchNorm2d) or hasattr(norm, "act"):  # timm's are norm and more
@@ -77,7 +78,7 @@ class FrozenConv(nn.Module):
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
         self.conv = conv
-        self.how = (
+        self.how: tuple[Any, ...] = (
             list(conv.stride),
             list(conv.padding),
             list(conv.dilation),
@@ -90,7 +91,10 @@ class FrozenConv(nn.Module):
         """What ``conv`` returns."""
         if torch.is_grad_enabled() and x.requires_grad:
             x = x.to(self.conv.weight.dtype)  # autocast narrows what comes before, and not this
-            return _Convolve.apply(x, self.conv.weight, self.conv.bias, self.how)
+            weight, how, seen = self.conv.weight, self.how, reached(self.conv, x.shape[2:])
+            if seen is not None:
+                weight, how = weight[seen], (how[0], [0] * len(how[1]), *how[2:])
+            return _Convolve.apply(x, weight, self.conv.bias, how)
         return self.conv(x)
 
 

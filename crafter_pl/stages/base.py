@@ -174,7 +174,8 @@ class Stage(L.LightningModule):
     def new_optimizer(self) -> torch.optim.Optimizer:
         """What it is trained by: by default AdamW, by those of ``lr`` and ``weight_decay`` that it has."""
         given = {name: self.hparams[name] for name in ("lr", "weight_decay") if name in self.hparams}
-        return torch.optim.AdamW(self.parameters(), **given)
+        on_cpu = self.device.type == "cpu" or None  # an eighth of a step; on a GPU fp16 could not clip
+        return torch.optim.AdamW(self.parameters(), fused=on_cpu, **given)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union)
         """By default `new_optimizer` with a one-cycle schedule over the whole fit.
@@ -182,8 +183,7 @@ class Stage(L.LightningModule):
         The learning rate rises to the optimizer's own over the share `rise` of all steps, then falls to 0.
         """
         optimizer, steps = self.new_optimizer(), max(int(self.trainer.estimated_stepping_batches), 1)
-        lr = optimizer.param_groups[0]["lr"]
-        schedule = OneCycle(optimizer, lr, total_steps=steps, pct_start=self.rise)
+        schedule = OneCycle(optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=self.rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @classmethod

@@ -23,7 +23,7 @@ def test_every_job_comes_after_what_it_needs():
             assert set(cli.upstream) <= before[job.name]
             made = "features" if verb == "predict" else "checkpoints"
             assert Path(output).is_relative_to(cli.run_dir / made)
-    assert len(before) == 13
+    assert len(before) == 12
 
 
 def test_it_ends_with_six_lines():
