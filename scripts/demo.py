@@ -43,9 +43,9 @@ STAGES = {
     "crafter": (
         ["task", "prior", "amortizer"],
         "--data.batch_size 32 --trainer.max_epochs 1 --trainer.limit_train_batches 2 "
-        f"--trainer.check_val_every_n_epoch 1 {LIGHT}",
+        f"--trainer.limit_val_batches 0 {LIGHT}",
     ),
-    "attacks/black_box": (["task"], f"{DECODER} 3"),
+    "attacks/black_box": (["task"], f"{DECODER} 4"),
     "attacks/adaptive_black_box:crafter": (["crafter", "black_box"], f"{ADAPTIVE} crafter"),
     "certified": (
         ["task", "prior"],
