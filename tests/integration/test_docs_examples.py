@@ -128,7 +128,7 @@ def test_a_budget_and_a_line_of_ones_own_are_beside_the_others(dropped_in, tmp_p
     plan = capsys.readouterr().out
     cells = re.findall(r"^cell-(.*):$", plan, re.MULTILINE)
     assert cells == ["rounding-step0.5", "rounding-step1"] and "--budget mine" in plan
-    assert plan.count("--model.init_args.pairs_per_round 2300") == 2
+    assert plan.count("--model.init_args.pairs_per_round 1720") == 2
 
 
 def test_faces_of_ones_own_are_read_with_their_labels(tmp_path):
