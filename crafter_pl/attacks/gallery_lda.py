@@ -27,8 +27,10 @@ class Discriminant:
         values = values.double()
         self.mean = values.mean(0)
         centred = values - self.mean
-        rank = min(components, *centred.shape)
-        self.axes = torch.linalg.svd(centred, full_matrices=False)[2][:rank].T
+        _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+        varied = int((sizes > sizes[0] * max(centred.shape) * torch.finfo(torch.double).eps).sum())
+        rank = max(min(components, varied), 1)  # where nothing varies, rounding would choose the direction
+        self.axes = axes[:rank].T
         seen = centred @ self.axes
         self.people, place, self.means = person_means(seen, identity)
         within = (seen - self.means[place]).T @ (seen - self.means[place]) / len(seen)
@@ -62,6 +64,7 @@ class GalleryLDA(Reader):
         UserError: a number is out of range.
     """
 
+    version = 2
     adaptive = True
     suspects = True
 
@@ -127,6 +130,7 @@ class LinkLDA(Reader):
         name: how the report calls it.
     """
 
+    version = 2
     adaptive = True
     strangers = True
 

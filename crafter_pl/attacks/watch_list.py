@@ -54,6 +54,7 @@ class Matched(StudentReader):
     linear discriminant analysis (`Discriminant`). ``both``: the sum, each standardised over the suspects.
     """
 
+    version = 2
     suspects = True
     lists: list[Callable[[Tensor], Tensor]]
 

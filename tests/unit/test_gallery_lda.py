@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import near
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_curve
 
@@ -34,6 +35,17 @@ def test_with_fewer_pictures_than_numbers_it_still_names():
     values, identity = people(dims=300, spread=0.3)
     lda = Discriminant(values[::2], identity[::2], 200, 0.1)
     assert (lda.people[lda(values[1::2]).argmax(1)] == identity[1::2]).double().mean() > 0.9
+
+
+def test_what_does_not_vary_in_the_gallery_does_not_count():
+    """Features of a pool come again: rounding would choose the directions beyond their span."""
+    pool = torch.randn(5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gallery, identity = pool.repeat(4, 1), torch.arange(20) // 4
+    rounded = gallery * (1 + 1e-15 * torch.randn(20, 40, generator=torch.Generator().manual_seed(1)).sign())
+    seen = torch.randn(7, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    exact, other = (Discriminant(values, identity, 40, 0.1) for values in (gallery, rounded))
+    assert exact.axes.shape == (40, 4)
+    assert near(other(seen), exact(seen))
 
 
 def test_the_reader_knows_the_gallery():
