@@ -147,7 +147,8 @@ def filled(text: str, made: Figures, up: str) -> str:
             *("pictures", "person", "exposed"),
         )
     }
-    tables["shift"] = lambda: made.holds("lfw")
+    tables["shift"] = lambda: made.holds("lfw-shift")
+    tables["lfw"] = lambda: made.holds("lfw-own")
     tables["who"] = lambda: who(made.hardest())
     tables["kept"] = lambda: kept(made.reports)
     tables |= {name: lambda name=name: made.listed(name).replace("{up}", up) for name in made.rows}

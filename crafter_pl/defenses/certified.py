@@ -121,7 +121,7 @@ class Certified(Distilled[CertifiedOptions]):
         self.begin(needs, work)
         check_size(bits, levels, len(self.columns), self.task.answers)
         shape = self.task.feature_shape
-        self.net = CraftingNet(shape, len(self.columns), 48).requires_grad_(False) if way == "pass" else None
+        self.net = CraftingNet(shape, len(self.columns), 40).requires_grad_(False) if way == "pass" else None
         # Their sizes are known when they have been learnt.
         self.codewords = nn.Buffer(torch.empty(0, len(self.columns)).double())
         self.shares = nn.Buffer(torch.empty(0))
