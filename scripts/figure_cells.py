@@ -36,7 +36,7 @@ class Kept:
         self.rows = {name: own for name, own in plain.items() if isinstance(own, list)}
 
     def entries(self, data: str) -> Iterator[Found]:
-        """Every set of features of the reports about some data, or of those whose names begin so: ``lfw-shift``."""
+        """Every set of features of the reports about some data, or whose names begin so: ``lfw-shift``."""
         for name, report in self.reports.items():
             if name.startswith(data) if "-" in data else report.data.source == data:
                 yield from ((name, report, entry) for entry in report.defenses)
