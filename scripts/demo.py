@@ -45,7 +45,7 @@ STAGES = {
         "--data.batch_size 32 --trainer.max_epochs 1 --trainer.limit_train_batches 2 "
         f"--trainer.limit_val_batches 0 {LIGHT}",
     ),
-    "attacks/black_box": (["task"], f"{DECODER} 4"),
+    "attacks/black_box": (["task"], f"{DECODER} 6"),
     "attacks/adaptive_black_box:crafter": (["crafter", "black_box"], f"{ADAPTIVE} crafter"),
     "certified": (
         ["task", "prior"],
