@@ -34,26 +34,40 @@ LIGHT = " ".join(
     f"--model.init_args.craft.{name} {value}" for name, value in (FAST | {"polish_steps": 20}).items()
 )
 WHITE_BOX = "{class_path: WhiteBoxAttack, init_args: {steps: 100, restarts: 1}}"
-# Stages in the order in which they start as soon as there is room: what each needs, and its options. A name
-# behind a colon tells two runs of one config apart.
+# Stages in the order in which they start as soon as there is room: what each is for, what it needs, and its
+# options. A name behind a colon tells two runs of one config apart.
 STAGES = {
-    "task": ([], "--trainer.max_epochs 6"),
-    "prior": ([], "--model.init_args.warmup_epochs 7 --trainer.max_epochs 8"),
-    "amortizer": (["task", "prior"], ""),
+    "task": ("the phone's encoder and the cloud's classifier", [], "--trainer.max_epochs 6"),
+    "prior": (
+        "draws faces of nobody",
+        [],
+        "--model.init_args.warmup_epochs 7 --trainer.max_epochs 8",
+    ),
+    "amortizer": ("where the search for a face begins", ["task", "prior"], ""),
     "crafter": (
+        "the paper's defence",
         ["task", "prior", "amortizer"],
         "--data.batch_size 32 --trainer.max_epochs 1 --trainer.limit_train_batches 2 "
         f"--trainer.limit_val_batches 0 {LIGHT}",
     ),
-    "attacks/black_box": (["task"], f"{DECODER} 6"),
-    "attacks/adaptive_black_box:crafter": (["crafter", "black_box"], f"{ADAPTIVE} crafter"),
+    "attacks/black_box": ("an attacker who draws the face", ["task"], f"{DECODER} 6"),
+    "attacks/adaptive_black_box:crafter": (
+        "the same attacker, who has seen crafted features",
+        ["crafter", "black_box"],
+        f"{ADAPTIVE} crafter",
+    ),
     "certified": (
+        "the defence with a proof",
         ["task", "prior"],
         "--trainer.max_epochs 4 --model.init_args.pool 128 --model.init_args.steps 40",
     ),
-    "attacks/adaptive_black_box:certified": (["certified", "black_box"], f"{ADAPTIVE} certified"),
-    "oracle_resnet": ([], "--trainer.max_epochs 7"),
-    "oracle_plain": ([], ""),
+    "attacks/adaptive_black_box:certified": (
+        "the same attacker, who has seen certified features",
+        ["certified", "black_box"],
+        f"{ADAPTIVE} certified",
+    ),
+    "oracle_resnet": ("a judge who knows the people", [], "--trainer.max_epochs 7"),
+    "oracle_plain": ("another judge", [], ""),
 }
 LOOK = ["look", "--experiment", PLACE.experiment, "--data", str(PLACE.data)]
 STORES = {"crafter": "beta0.1", "certified": "bits5"}  # what is audited
@@ -62,15 +76,15 @@ STORES = {"crafter": "beta0.1", "certified": "bits5"}  # what is audited
 def jobs() -> list[Job]:
     """All that comes before the audit."""
     made = []
-    for stage, (needs, options) in STAGES.items():
+    for stage, (what, needs, options) in STAGES.items():
         config, _, against = stage.partition(":")
         run = Path(config).name + (f"-{against}" if against else "")
         fit = [*PLACE.command("fit", config, run if against else None, {}), *options.split()]
-        made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs))
+        made.append(Job(run, [fit], [PLACE.checkpoint(run)], needs, what=what))
         if run in STORES:
             predict = PLACE.command("predict", run, None, {"data.predict_batch_size": 32})
             manifest = f"{PLACE.home}/{run}/features/private_test-{STORES[run]}/manifest.json"
-            made.append(Job(f"predict-{run}", [predict], [manifest], [run]))
+            made.append(Job(f"predict-{run}", [predict], [manifest], [run], what="what it sends"))
     return made
 
 
@@ -79,7 +93,7 @@ def demo() -> int:
     began = time.monotonic()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     made = Jobs(jobs(), PLACE.home, workers=2, threads=(cores + 1) // 2)
-    print(f"what is done, and what it prints ({PLACE.home / 'logs'}):\n{made.plan()}", flush=True)
+    print(f"{len(made.jobs)} steps; each one's command, and what it says: {PLACE.home / 'logs'}", flush=True)
     made.run()
     if failed := [name for name, state in made.state.items() if state != DONE]:
         print(f"error: not done: {', '.join(failed)}; make demo again goes on", file=sys.stderr)

@@ -26,6 +26,7 @@ class Job:
         outputs: files that are there when it is done; their hashes tell whether it has to be done again.
         needs: names of the jobs whose outputs it works on.
         inputs: other files that it works on.
+        what: what it is for, in words.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Job:
     outputs: list[str]
     needs: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
+    what: str = ""
 
     def made(self) -> bool:
         """Whether all that it makes is there."""
@@ -154,7 +156,8 @@ class Jobs:
         left = len(self.jobs) - len(self.state)
         each = (time.monotonic() - began) / self.ran
         tail = f"; {left} to go, about {left * each / 60:.0f} min" if left else ""
-        print(f"[{len(self.state)}/{len(self.jobs)}] {job.name}: {took}{tail}", flush=True)
+        name = f"{job.name}, {job.what}" if job.what else job.name
+        print(f"[{len(self.state)}/{len(self.jobs)}] {name}: {took}{tail}", flush=True)
         return done
 
     # What is done

@@ -227,6 +227,7 @@ class Summary(Callback):
             "seconds": round(self.state_dict()["seconds"], 1),
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "best_sha256": sha256(best),
+            "monitor": getattr(pl_module, "monitor", None),
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         write_file(self.path, to_json(summary, indent=2))

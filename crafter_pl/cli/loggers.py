@@ -17,6 +17,15 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(metrics.items())}
 
 
+def shown(figures: dict[str, float], monitor: str | None, every: bool) -> str:
+    """What a person is shown: what picks the best checkpoint, or a loss; ``every``: all, by name."""
+    if every:
+        return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    names = [monitor, "val/loss", "train/loss", "val/kernel_distance", "emd", *figures]
+    main = next((name for name in names if name in figures), None)
+    return "" if main is None else f"{main.rpartition('/')[2].replace('_', ' ')} {figures[main]:.4g}"
+
+
 def whole_epoch(trainer: Trainer) -> bool:
     """Whether the epoch that ends saw all its batches: no limit, callback or signal has cut it short."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
@@ -36,8 +45,8 @@ class Board(TensorBoardLogger):
 class LineProgress(Callback):
     """One plain line at most every `interval` seconds, for logs and pipes, where a moving bar is noise."""
 
-    def __init__(self, name: str, interval: float = 10.0) -> None:
-        self.name, self.interval = name, interval
+    def __init__(self, name: str, interval: float = 10.0, every: bool = False) -> None:
+        self.name, self.interval, self.every = name, interval, every
         self.started = self.printed = time.perf_counter()
 
     def on_train_batch_end(
@@ -48,7 +57,7 @@ class LineProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports an epoch; the last one always."""
-        values = " ".join(f"{name} {value:.4g}" for name, value in scalars(trainer.callback_metrics).items())
+        values = shown(scalars(trainer.callback_metrics), getattr(pl_module, "monitor", None), self.every)
         always = trainer.current_epoch + 1 == trainer.max_epochs
         self._say(trainer, f"{self._epoch(trainer)} {values}", always)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from crafter_pl.cli.loggers import shown
 from crafter_pl.data.datamodule import FacesDataModule
 from crafter_pl.data.split import PUBLIC
 from crafter_pl.errors import UserError
@@ -109,8 +110,10 @@ def check_evaluation(path: Path, given: dict[str, Any], model_options: bool) -> 
     return [line for line in model if not line.endswith(", None here")]  # null leaves it to the checkpoint
 
 
-def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
+def finished(run_dir: Path, max_epochs: int | None = None, every: bool = False) -> str | None:
     """One line about a run that has reached `max_epochs` (None: whatever it was trained for), else None.
+
+    It has the main figure, or ``every`` one.
 
     Raises:
         UserError: its `summary.json` is damaged.
@@ -127,9 +130,9 @@ def finished(run_dir: Path, max_epochs: int | None = None) -> str | None:
     # Earlier versions wrote one where a limit had ended a run.
     if found["epochs"] < found["max_epochs"] or found["max_epochs"] < (max_epochs or 0):
         return None
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
+    figures = shown(found["metrics"], found.get("monitor"), every)
     took = f"{found['epochs']} epochs, {found['seconds']:.0f} s"
-    return f"{run_dir.name} is finished ({took}) in {run_dir}: {metrics}"
+    return f"{run_dir.name} is finished ({took}) in {run_dir}{figures and ': '}{figures}"
 
 
 def batches_done(checkpoint: Path) -> int:

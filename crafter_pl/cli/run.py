@@ -81,6 +81,7 @@ def go(cli: StageCLI, loaded: Loaded, fits: Callable[[TaskModel], None] | None =
         if fits is not None and isinstance(model, TaskModel):
             fits(model)
         if cli.verb == "fit":
+            _say(f"{cli.name}: {(type(model).__doc__ or 'a stage').strip().splitlines()[0]}")
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
             if line := cli.finished():
                 _say(line)
@@ -184,7 +185,9 @@ def _trainer(cli: StageCLI, given: dict[str, Any], start: Path | None, monitor: 
     bar = given["enable_progress_bar"] is not False
     callbacks: list[Callback] = [*listed(given["callbacks"])]
     if bar:
-        callbacks.append(TQDMProgressBar(10) if terminal else LineProgress(f"{cli.verb} {cli.name}"))
+        callbacks.append(
+            TQDMProgressBar(10) if terminal else LineProgress(f"{cli.verb} {cli.name}", every=cli.every)
+        )
     if fit and not dry:
         seed = cli.options.seed_everything
         extends = resume.finished(folder) is not None

@@ -114,6 +114,8 @@ class StageCLI(LightningCLI):
             else "checkpoint: a file, `last` or `best`; default: the run's best"
         )
         parser.add_argument("--ckpt_path", type=str | None, help=start)
+        if self.verb == "fit":
+            parser.add_argument("-v", "--verbose", action="store_true", help="print every figure by its name")
         if self.verb in ("validate", "test"):
             parser.add_argument("--verbose", type=bool, default=True, help="print the figures")
         if self.verb == "predict":
@@ -216,7 +218,13 @@ class StageCLI(LightningCLI):
 
     def finished(self) -> str | None:
         """One line about the run if `fit` has nothing left to do, else None."""
-        return resume.finished(self.run_dir, self.options.trainer.max_epochs) if self.verb == "fit" else None
+        epochs = self.options.trainer.max_epochs
+        return resume.finished(self.run_dir, epochs, self.every) if self.verb == "fit" else None
+
+    @property
+    def every(self) -> bool:
+        """Whether `fit` shows every figure."""
+        return self.verb == "fit" and bool(self.options.verbose)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to start from; None: train from the beginning.

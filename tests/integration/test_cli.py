@@ -81,7 +81,7 @@ def test_mistakes_are_one_message(args, words, conf, capsys):
 def test_fit_writes_its_run(conf, capsys):
     assert fit("tiny", "--trainer.max_epochs", "2") == 0
     out = capsys.readouterr().out
-    assert "epoch 2/2" in out and "tiny is finished" in out
+    assert "epoch 2/2" in out and "tiny is finished" in out and "/loss" not in out
     summary = json.load(open("runs/synthetic/tiny/summary.json"))
     assert summary["epochs"] == 2 and summary["metrics"]["val/loss"] > 0 and summary["peak_memory_mb"] > 10
     config = yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))
@@ -93,7 +93,10 @@ def test_fit_writes_its_run(conf, capsys):
     assert fit("tiny") == 2
     assert "--ckpt_path last" in capsys.readouterr().err
     assert fit("tiny", "--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
-    assert "is finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is finished" in said and f"loss {summary['metrics']['val/loss']:.4g}" in said
+    assert fit("tiny", "--trainer.max_epochs", "2", "--ckpt_path", "last", "-v") == 0
+    assert f"val/loss {summary['metrics']['val/loss']:.4g}" in capsys.readouterr().out
     # The written config trains the same run again.
     again = ["--experiment", "again", "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
     assert main(["fit", "--config", "runs/synthetic/tiny/fit.yaml", *again]) == 0
@@ -160,7 +163,7 @@ def test_killed_before_the_summary(conf, capsys):
         file.write("4,0,9,9\n")
     capsys.readouterr()
     assert fit("tiny", "--ckpt_path", "last") == 0
-    assert "val/loss" in capsys.readouterr().out
+    assert ": loss " in capsys.readouterr().out
     after = json.loads(path.read_text())
     assert after["metrics"] == pytest.approx(before["metrics"]) and after["epochs"] == before["epochs"] == 4
 
