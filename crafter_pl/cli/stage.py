@@ -59,6 +59,7 @@ class StageCLI(LightningCLI):
 
     Attributes:
         args, verb: the command, and its first word.
+        every: whether `fit` shows every figure.
         options: by name.
         stage: the class that it names.
         name, run_dir, experiment_dir: of its run.
@@ -129,6 +130,7 @@ class StageCLI(LightningCLI):
         """Parses and checks ``args``; unlike the inherited method, without a warning in a program."""
         self.config = self.options = options.expanded(parser.parse_args(args))
         self.options.base = None  # what is dumped has all of it
+        self.every = self.verb == "fit" and bool(self.options.pop("verbose"))  # no other verb takes it
         self.stage: type[Stage] = resolve_name(self.options.model.class_path)
         options.check(self.verb, self.options, self.stage.monitor)
 
@@ -220,11 +222,6 @@ class StageCLI(LightningCLI):
         """One line about the run if `fit` has nothing left to do, else None."""
         epochs = self.options.trainer.max_epochs
         return resume.finished(self.run_dir, epochs, self.every) if self.verb == "fit" else None
-
-    @property
-    def every(self) -> bool:
-        """Whether `fit` shows every figure."""
-        return self.verb == "fit" and bool(self.options.verbose)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to start from; None: train from the beginning.

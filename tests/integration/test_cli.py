@@ -86,6 +86,7 @@ def test_fit_writes_its_run(conf, capsys):
     assert summary["epochs"] == 2 and summary["metrics"]["val/loss"] > 0 and summary["peak_memory_mb"] > 10
     config = yaml.safe_load(open("runs/synthetic/tiny/fit.yaml"))
     assert config["data"]["init_args"]["people"] == 14 and config["trainer"]["max_epochs"] == 2
+    assert "verbose" not in config  # predict and validate take it as it is
     files = {path.name.split(".")[0] for path in (conf.parent / "runs/synthetic/tiny").iterdir()}
     assert files == {"checkpoints", "events", "fit", "metrics", "split", "summary"}
     before = open("runs/synthetic/tiny/fit.yaml").read()
